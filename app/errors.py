@@ -1,0 +1,117 @@
+"""The service's errors: what a client may see, separate from what went wrong inside.
+
+Each class is one row of the catalogue behind `type` (`GET /errors/{code}`); `app/api/problems.py` is the
+only place that turns one into a response.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldError:
+    """One offending field: a path such as `items[3].metadata` and a sentence."""
+
+    field: str
+    message: str
+
+
+class ServiceError(Exception):
+    """Base of all errors a client may see; `detail` is written for that client."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self, detail: str, *, errors: Sequence[FieldError] = (), retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.retry_after_s = retry_after_s
+
+
+class Malformed(ServiceError):
+    status, code, title = 400, "malformed", "Malformed request"
+
+
+class UndecodableImage(ServiceError):
+    status, code, title = 400, "undecodable-image", "The bytes are not a readable image"
+
+
+class Unauthenticated(ServiceError):
+    status, code, title = 401, "unauthenticated", "Missing or unknown API key"
+
+
+class Forbidden(ServiceError):
+    status, code, title = 403, "forbidden", "The API key lacks the scope"
+
+
+class NotFound(ServiceError):
+    status, code, title = 404, "not-found", "Not found"
+
+
+class MethodNotAllowed(ServiceError):
+    status, code, title = 405, "method-not-allowed", "Method not allowed"
+
+
+class NotAcceptable(ServiceError):
+    status, code, title = 406, "not-acceptable", "No representation fits Accept"
+
+
+class Conflict(ServiceError):
+    status, code, title = 409, "conflict", "Conflict with the present state"
+
+
+class FingerprintMismatch(ServiceError):
+    status, code, title = 409, "fingerprint-mismatch", "Features were made by another model"
+
+
+class PreconditionFailed(ServiceError):
+    status, code, title = 412, "precondition-failed", "The version differs from If-Match"
+
+
+class BodyTooLarge(ServiceError):
+    status, code, title = 413, "body-too-large", "The request body is too large"
+
+
+class ImageTooLarge(ServiceError):
+    status, code, title = 413, "image-too-large", "An image holds too many pixels"
+
+
+class TooMuchWork(ServiceError):
+    status, code, title = 413, "too-much-work", "The request asks for too much work"
+
+
+class UnsupportedMedia(ServiceError):
+    status, code, title = 415, "unsupported-media", "Format or content type outside the allow-list"
+
+
+class Invalid(ServiceError):
+    status, code, title = 422, "invalid", "A value is out of bounds or not in the schema"
+
+
+class PreconditionRequired(ServiceError):
+    status, code, title = 428, "precondition-required", "If-Match is required"
+
+
+class QueueFull(ServiceError):
+    status, code, title = 429, "queue-full", "The queue is full"
+
+
+class InferenceFailed(ServiceError):
+    status, code, title = 500, "inference-failed", "The model failed on this input"
+
+
+class EngineUnavailable(ServiceError):
+    status, code, title = 503, "unavailable", "Loading, draining or failed"
+
+
+class DeadlineExceeded(ServiceError):
+    status, code, title = 504, "deadline-exceeded", "The deadline passed"
+
+
+class DiskFull(ServiceError):
+    status, code, title = 507, "disk-full", "No space left to store this"

@@ -1,0 +1,63 @@
+"""Values that cross the border between `models` and `app`.
+
+Letters: B batch, C channels, H W pixels, h w features, D embedding, N classes, T tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageBatch:
+    """What one device pass over pictures takes.
+
+    Attributes:
+        pixels: [B, 3, H, W] float32 in [-1, 1], RGB, already at the bundle's resolution.
+        timesteps: [B] int64, the diffusion time step of each sample.
+        captions: B captions; None means the bundle's captioner (or the empty prompt) decides.
+    """
+
+    pixels: torch.Tensor
+    timesteps: torch.Tensor
+    captions: Sequence[str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFeatures:
+    """What one device pass over pictures gives.
+
+    Attributes:
+        pooled: [B, D] float32, unit length: the `global` feature, in the text space.
+        dense: [B, D, h, w] float32, not normalised: the fused high-resolution map.
+    """
+
+    pooled: torch.Tensor
+    dense: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFeatures:
+    """Embeddings of strings.
+
+    Attributes:
+        pooled: [B, D] float32, unit length, in the space of `ImageFeatures.pooled`.
+    """
+
+    pooled: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskProfile:
+    """How a bundle serves one task.
+
+    Attributes:
+        resolution: side of the square the encoder takes, px.
+        timestep: diffusion time step.
+        templates: prompt templates for names, each with one `{}`.
+    """
+
+    resolution: int
+    timestep: int
+    templates: tuple[str, ...]
