@@ -1,0 +1,53 @@
+# syntax=docker/dockerfile:1
+# Two targets of one file:
+#   docker build --target cpu  -t vermouth:cpu .     (also the default)
+#   docker build --target cuda -t vermouth:cuda .    (PyPI's torch brings its own CUDA libraries; the host needs the driver)
+ARG PYTHON_VERSION=3.11
+
+FROM python:${PYTHON_VERSION}-slim AS base
+# jemalloc keeps resident memory flat under varied image sizes.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libjemalloc2 \
+    && rm -rf /var/lib/apt/lists/*
+RUN useradd --create-home --uid 10001 vermouth \
+    && install --directory --owner=vermouth --group=vermouth /data
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    OMP_WAIT_POLICY=PASSIVE \
+    HF_HUB_OFFLINE=1 \
+    VERMOUTH_BUNDLE=/opt/vermouth/weights/mini \
+    VERMOUTH_DATA_DIR=/data \
+    VERMOUTH_HOST=0.0.0.0 \
+    VERMOUTH_PORT=8000
+WORKDIR /opt/vermouth
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY app ./app
+COPY models ./models
+
+FROM base AS cuda
+RUN pip install --constraint requirements.lock --editable '.[gpu]'
+COPY weights/mini ./weights/mini
+COPY docker/entrypoint.sh /usr/local/bin/vermouth-entrypoint
+ENV VERMOUTH_DEVICE=cuda
+USER vermouth
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"VERMOUTH_PORT\"]}/livez', timeout=2)"]
+ENTRYPOINT ["vermouth-entrypoint"]
+CMD ["serve"]
+
+FROM base AS cpu
+RUN pip install --constraint requirements.lock --editable '.[cpu]'
+COPY weights/mini ./weights/mini
+COPY docker/entrypoint.sh /usr/local/bin/vermouth-entrypoint
+ENV VERMOUTH_DEVICE=cpu
+USER vermouth
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"VERMOUTH_PORT\"]}/livez', timeout=2)"]
+ENTRYPOINT ["vermouth-entrypoint"]
+CMD ["serve"]

@@ -1,0 +1,51 @@
+# Two commands matter: `make serve` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+# torch's threads must not spin while they wait: two of them on a busy core ran 50 times slower.
+export OMP_WAIT_POLICY := PASSIVE
+export HF_HUB_OFFLINE := 1
+export VERMOUTH_PORT := $(PORT)
+
+.PHONY: serve test lint format lock clean
+.DELETE_ON_ERROR:
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Vermouth needs Python 3.11 or newer; try: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serve.stamp: pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[cpu]'
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[cpu,train,dev]'
+	@touch $@ $(VENV)/serve.stamp
+
+serve: $(VENV)/serve.stamp ## start on 127.0.0.1:$(PORT) and fill the demo gallery while it answers
+	@$(BIN)/vermouth gallery demo --url http://127.0.0.1:$(PORT) & demo=$$!; \
+	trap 'kill $$demo 2>/dev/null' EXIT INT TERM; \
+	$(BIN)/vermouth serve
+
+test: $(VENV)/test.stamp ## the whole suite, on the real mini bundle
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test.stamp ## style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(VENV)/test.stamp ## pin every extra anew, for every platform
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command 'make lock' \
+		--extra cpu --extra gpu --extra postgres --extra otel --extra ray --extra train --extra dev \
+		pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV)
