@@ -1,0 +1,111 @@
+"""The seen/unseen split of shared/data, and the names that count as an unseen class's own."""
+
+import gzip
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from models.errors import DataError
+
+Split = Literal["seen", "unseen", "none", "evaluation"]
+
+# Words that say how something is shown, not what it is; they never make a name unseen.
+_GENERIC_TOKENS = frozenset(
+    "a an and the of with without on in at for to by or no not is as from up down left right big small large "
+    "little black white red blue green yellow orange brown purple pink grey gray dark light face person man woman "
+    "men women people sign symbol button mark old new front back side open closed two three one top over under "
+    "circle square simple line fill half full plus minus x outline medium heavy hand eyes mouth smiling".split()
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """The contents of splits.json and concepts.json.
+
+    Attributes:
+        seen, unseen: OpenMoji hexcodes.
+        unseen_words: drawing words kept out of everything behind a zero-shot figure.
+        validation_drawings: `key_id`s kept out of all training.
+        concepts: drawing word → hexcodes that show the same thing.
+    """
+
+    seen: frozenset[str]
+    unseen: frozenset[str]
+    unseen_words: frozenset[str]
+    validation_drawings: frozenset[str]
+    concepts: dict[str, tuple[str, ...]]
+
+    def of_class(self, hexcode: str) -> Split:
+        """The split of an emoji class; `none` for one outside the protocol."""
+        if hexcode in self.unseen:
+            return "unseen"
+        return "seen" if hexcode in self.seen else "none"
+
+    def of_word(self, word: str) -> Split:
+        """The split of a drawing word."""
+        return "unseen" if word in self.unseen_words else "seen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """One person's drawing: strokes of ([x…], [y…]) in 0–255."""
+
+    word: str
+    key_id: str
+    strokes: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
+
+
+def load_splits(folder: Path) -> Splits:
+    """Reads splits.json and concepts.json. Raises DataError when one is missing."""
+    try:
+        splits = json.loads((folder / "splits.json").read_text())
+        concepts = json.loads((folder / "concepts.json").read_text())
+    except FileNotFoundError as err:
+        raise DataError(f"no {Path(err.filename).name} in {folder}: point --drawings at the shared data") from err
+    return Splits(
+        seen=frozenset(splits["seen"]),
+        unseen=frozenset(splits["unseen"]),
+        unseen_words=frozenset(splits["unseen_words"]),
+        validation_drawings=frozenset(str(key) for key in splits["validation_drawings"]),
+        concepts={word: tuple(codes) for word, codes in concepts.items()},
+    )
+
+
+def load_drawings(folder: Path) -> list[Drawing]:
+    """Reads every `*.ndjson` and `*.ndjson.gz` of a folder, Quick, Draw!'s own raw or simplified form.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    files = sorted([*folder.glob("*.ndjson"), *folder.glob("*.ndjson.gz")])
+    if not files:
+        raise DataError(f"no *.ndjson drawings in {folder}")
+    drawings = []
+    for file in files:
+        with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
+            for line in lines:
+                record = json.loads(line)
+                drawings.append(
+                    Drawing(
+                        word=record["word"],
+                        key_id=str(record["key_id"]),
+                        strokes=tuple((tuple(s[0]), tuple(s[1])) for s in record["drawing"]),
+                    )
+                )
+    return drawings
+
+
+def tokens(name: str) -> frozenset[str]:
+    """Lower-case word stems of a name or file name, plural 's' removed, generic words left out."""
+    words = re.findall(r"[a-z]+", name.lower())
+    stems = {w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in words}
+    return frozenset(stems - _GENERIC_TOKENS)
+
+
+def named_like(name: str, unseen: Iterable[frozenset[str]]) -> bool:
+    """Whether a file's name holds all the words of some unseen name: such a picture counts as unseen."""
+    own = tokens(name)
+    return any(words <= own for words in unseen if words)
