@@ -1,0 +1,105 @@
+"""`vermouth train`: the stages of the embedded default's training, each resumable."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from models.data.dataset import DEFAULT_FOLDER, load_dataset
+from models.errors import ModelError
+from models.training.loop import Schedule
+
+train_app = typer.Typer(no_args_is_help=True, help="Train the embedded default, stage by stage.")
+
+RUNS = Path("~/.cache/vermouth/runs")
+
+DataSetOption = Annotated[Path, typer.Option("--data-set", help="Folder written by `vermouth data build`.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints, curves and caches.")]
+MinutesOption = Annotated[float, typer.Option(help="Wall-clock budget; the next call goes on from there.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of initialisation, batches and augmentation.")]
+ThreadsOption = Annotated[int, typer.Option(help="Compute threads.")]
+StepsOption = Annotated[int, typer.Option(help="Steps in all, earlier calls included.")]
+
+
+@contextmanager
+def _stage(name: str, total: int, threads: int) -> Iterator[Callable[[int, float], None]]:
+    """Sets threads, shows progress, and turns a ModelError into one line and exit code 1."""
+    import torch
+
+    torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+    )
+    try:
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(name, total=total, loss="")
+            yield lambda step, loss: bar.update(task, completed=step, loss=f"loss {loss:.4f}")
+    except ModelError as err:
+        console.print(f"error: {err}", style="red")
+        raise typer.Exit(1) from err
+
+
+@train_app.command("vae")
+def train_vae_command(
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    runs: RunsOption = RUNS,
+    minutes: MinutesOption = 25.0,
+    steps: StepsOption = 20_000,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Trains the autoencoder on pictures, outlines, icons and drawings of what may be seen."""
+    from models.training.corpus import load_corpus
+    from models.training.pictures import save_reconstructions
+    from models.training.vae import train_vae
+
+    folder = runs.expanduser() / "vae"
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=1e-3)
+    with _stage("vae", steps, threads) as progress:
+        corpus = load_corpus(load_dataset(data_set))
+        vae = train_vae(corpus, schedule, folder=folder, seed=seed, progress=progress)
+        save_reconstructions(vae, corpus, folder / "reconstructions.png")
+        vae.save_pretrained(folder / "export")
+
+
+@train_app.command("unet")
+def train_unet_command(
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    runs: RunsOption = RUNS,
+    minutes: MinutesOption = 30.0,
+    steps: StepsOption = 100_000,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Trains the prior on cached latents and text states."""
+    import numpy as np
+    from diffusers import AutoencoderKL
+
+    from models.training.captions import cache_states
+    from models.training.corpus import load_corpus
+    from models.training.pictures import save_samples
+    from models.training.unet import cache_latents, new_scheduler, train_unet
+
+    folder = runs.expanduser() / "unet"
+    folder.mkdir(parents=True, exist_ok=True)
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=5e-4)
+    with _stage("unet", steps, threads) as progress:
+        corpus = load_corpus(load_dataset(data_set))
+        vae = AutoencoderKL.from_pretrained(runs.expanduser() / "vae" / "export").eval()
+        latents = cache_latents(vae, corpus, folder / "latents.npy", lambda _done, _total: None)
+        states, index = cache_states(corpus.captions, folder / "states.pt")
+        unet = train_unet(
+            latents, states, np.asarray(index), corpus, schedule, folder=folder, seed=seed, progress=progress
+        )
+        unet.save_pretrained(folder / "export")
+        new_scheduler().save_pretrained(folder / "scheduler")
+        save_samples(vae, unet, states, corpus.captions, np.asarray(index), folder / "samples.png")

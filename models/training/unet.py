@@ -1,0 +1,119 @@
+"""The prior: a small text-conditioned U-Net on cached latents, trained to predict the noise."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from models.training.corpus import Corpus, to_tensor
+from models.training.loop import Schedule, fit
+
+BATCH = 64
+VARIANTS = 3
+EMPTY_CAPTION_SHARE = 0.25
+
+
+def new_unet() -> UNet2DConditionModel:
+    """The mini bundle's U-Net, freshly initialised: four levels on 16×16 latents, cross-attention 384."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(32, 64, 96, 128),
+        layers_per_block=1,
+        cross_attention_dim=384,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+def new_scheduler() -> DDPMScheduler:
+    """Stable Diffusion's noise schedule: scaled linear, 1000 steps, epsilon prediction."""
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        clip_sample=False,
+    )
+
+
+@torch.inference_mode()
+def cache_latents(
+    vae: AutoencoderKL, corpus: Corpus, path: Path, progress: Callable[[int, int], None]
+) -> NDArray[np.float16]:
+    """Scaled latents of every picture: as it is, mirrored, and shrunk off-centre.
+
+    Returns:
+        [VARIANTS, N, 8, 16, 16] float16, memory-mapped from `path`, which is reused when it is complete.
+    """
+    if path.is_file():
+        return np.asarray(np.load(path, mmap_mode="r"))
+    count, scaling = len(corpus.pixels), float(vae.config["scaling_factor"])
+    part = path.with_suffix(".part.npy")
+    latents = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(VARIANTS, count, 8, 16, 16))
+    for start in range(0, count, 64):
+        pixels = to_tensor(corpus.pixels[start : start + 64])
+        variants = (pixels, pixels.flip(-1), _shrink(pixels, start))
+        for index, variant in enumerate(variants):
+            means = vae.encode(variant).latent_dist.mean * scaling
+            latents[index, start : start + 64] = means.numpy().astype(np.float16)
+        progress(min(start + 64, count), count)
+    latents.flush()
+    part.rename(path)
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def _shrink(pixels: torch.Tensor, seed: int) -> torch.Tensor:
+    """[B, 3, H, W] at 80 % on white, somewhere in the frame."""
+    side = pixels.shape[-1]
+    small = F.interpolate(pixels, scale_factor=0.8, mode="bilinear", antialias=True)
+    room = side - small.shape[-1]
+    left, top = (int(v) for v in np.random.default_rng(seed).integers(0, room + 1, 2))
+    return F.pad(small, (left, room - left, top, room - top), value=1.0)
+
+
+def train_unet(
+    latents: NDArray[np.float16],
+    states: torch.Tensor,
+    caption_index: NDArray[np.int64],
+    corpus: Corpus,
+    schedule: Schedule,
+    *,
+    folder: Path,
+    seed: int,
+    progress: Callable[[int, float], None],
+) -> UNet2DConditionModel:
+    """Trains or goes on training; returns the U-Net with averaged weights.
+
+    Args:
+        latents: [VARIANTS, N, 8, 16, 16] scaled latents.
+        states: [S, T, 384] text states of distinct captions; row 0 is the empty caption.
+        caption_index: [N] row of `states` of each picture.
+    """
+    torch.manual_seed(seed)
+    unet = new_unet()
+    scheduler = new_scheduler()
+
+    def loss(generator: torch.Generator) -> dict[str, torch.Tensor]:
+        rows = corpus.draw(BATCH, generator)
+        variants = torch.randint(0, len(latents), (BATCH,), generator=generator).numpy()
+        clean = torch.from_numpy(latents[variants, rows].astype(np.float32))
+        chosen = torch.from_numpy(caption_index[rows]).clone()
+        chosen[torch.rand(BATCH, generator=generator) < EMPTY_CAPTION_SHARE] = 0
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(0, 1000, (BATCH,), generator=generator)
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        predicted = unet(noisy, timesteps, encoder_hidden_states=states[chosen].float()).sample
+        return {"mse": F.mse_loss(predicted, noise)}
+
+    averaged = fit(unet, loss, schedule, folder=folder, seed=seed, progress=progress)
+    unet.load_state_dict(averaged)
+    return unet.eval().requires_grad_(False)
