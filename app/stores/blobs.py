@@ -1,0 +1,91 @@
+"""Content-addressed pictures behind fsspec: on disk before the row that names them."""
+
+import errno
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+import fsspec
+
+from app.errors import DiskFull, NotFound
+
+
+class Blobs:
+    """Bytes under their own SHA-256.
+
+    Args:
+        url: a folder or any fsspec URL; a local folder is written with temp, fsync, rename.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._is_local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+
+    def put(self, data: bytes) -> str:
+        """Store bytes durably; equal bytes are stored once.
+
+        Returns:
+            Their SHA-256, the name to read them by.
+
+        Raises:
+            DiskFull: no space left.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self._path(sha256)
+        if self._fs.exists(path):
+            return sha256
+        try:
+            if self._is_local:
+                _write_durably(Path(path), data)
+            else:
+                self._fs.pipe_file(path, data)
+        except OSError as err:
+            if err.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise DiskFull("No space left to store the image.") from err
+            raise
+        return sha256
+
+    def get(self, sha256: str) -> bytes:
+        """The bytes of that name.
+
+        Raises:
+            NotFound: none are stored.
+        """
+        try:
+            data: bytes = self._fs.cat_file(self._path(sha256))
+        except FileNotFoundError as err:
+            raise NotFound("The stored image is gone.") from err
+        return data
+
+    def delete(self, sha256: str) -> None:
+        """Remove bytes that nothing names any more; absent ones are fine."""
+        path = self._path(sha256)
+        if self._fs.exists(path):
+            self._fs.rm_file(path)
+
+    def count(self) -> int:
+        """How many blobs are stored."""
+        return len(self._fs.find(self._root)) if self._fs.exists(self._root) else 0
+
+    def _path(self, sha256: str) -> str:
+        return f"{self._root}/{sha256[:2]}/{sha256}"
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
