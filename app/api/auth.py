@@ -1,0 +1,155 @@
+"""API keys and scopes: every route declares what it needs, and a route that declares nothing is refused.
+
+Keys are kept as SHA-256 digests (they are random and long, so a slow hash adds nothing) and compared in
+constant time.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from fastapi.routing import APIRoute
+from starlette.requests import HTTPConnection
+from starlette.routing import BaseRoute
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from app.errors import Forbidden, Unauthenticated
+
+
+class Scope(StrEnum):
+    """What a route needs. A key with `write` may read, one with `admin` may do everything."""
+
+    OPEN = "open"
+    METRICS = "metrics"
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+
+_GRANTS: dict[Scope, frozenset[Scope]] = {
+    Scope.READ: frozenset({Scope.READ}),
+    Scope.WRITE: frozenset({Scope.READ, Scope.WRITE}),
+    Scope.ADMIN: frozenset({Scope.READ, Scope.WRITE, Scope.ADMIN, Scope.METRICS}),
+    Scope.METRICS: frozenset({Scope.METRICS}),
+}
+_LINE = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,64}):(?P<scopes>[a-z+]+):(?P<sha256>[0-9a-f]{64})")
+_ATTRIBUTE = "__vermouth_scope__"
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
+    """Declare the scope of an endpoint; stands under the route decorator."""
+
+    def declare(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _ATTRIBUTE, scope)
+        return endpoint
+
+    return declare
+
+
+def declared_scope(route: BaseRoute) -> Scope | None:
+    """The scope a route's endpoint declares, None where it declares none."""
+    found = getattr(getattr(route, "endpoint", None), _ATTRIBUTE, None)
+    return found if isinstance(found, Scope) else None
+
+
+class ScopedRoute(APIRoute):
+    """A route that checks the caller's key before it reads a byte of the body."""
+
+    async def handle(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        needed = declared_scope(self)
+        if needed is None:
+            raise Forbidden("This route declares no scope and is closed.")
+        keys = scope["app"].state.platform.keys
+        keys.authorise(HTTPConnection(scope), needed)
+        await super().handle(scope, receive, send)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """One key as it is stored: its digest, never the key."""
+
+    name: str
+    sha256: str
+    scopes: frozenset[Scope]
+
+
+class ApiKeys:
+    """All known keys. Without any, every caller may do everything (loopback, or `insecure`).
+
+    A metrics token is a key with the scope `metrics` alone; it does not switch keys on elsewhere.
+    """
+
+    def __init__(self, keys: Iterable[ApiKey]) -> None:
+        self._keys = tuple(keys)
+
+    @property
+    def are_on(self) -> bool:
+        """Whether callers need a key."""
+        return any(key.scopes - {Scope.METRICS} for key in self._keys)
+
+    def authorise(self, connection: HTTPConnection, needed: Scope) -> None:
+        """Let the connection pass or raise.
+
+        Raises:
+            Unauthenticated: a key is needed and none, or an unknown one, was sent.
+            Forbidden: the key lacks the scope.
+        """
+        if needed is Scope.OPEN or not self._keys or (needed is not Scope.METRICS and not self.are_on):
+            return
+        key = self._find(_presented(connection))
+        if key is None:
+            raise Unauthenticated("Send a known API key as `Authorization: Bearer …` or `X-API-Key: …`.")
+        if needed not in key.scopes:
+            raise Forbidden(f"The API key lacks the scope {needed.value!r}.")
+
+    def _find(self, presented: str | None) -> ApiKey | None:
+        if presented is None:
+            return None
+        digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).hexdigest()
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.sha256, digest):
+                found = key
+        return found
+
+
+def parse_keys(text: str) -> list[ApiKey]:
+    """Keys from lines (or comma-separated entries) `name:scope+scope:sha256-hex`; `#` starts a comment.
+
+    Raises:
+        ValueError: an entry has another form or an unknown scope; the entry itself is not repeated.
+    """
+    lines = [line.split("#", 1)[0] for line in text.splitlines()]
+    entries = [entry.strip() for line in lines for entry in line.split(",") if entry.strip()]
+    return [_parse_key(entry, number) for number, entry in enumerate(entries, start=1)]
+
+
+def new_key(name: str, scopes: Iterable[Scope]) -> tuple[str, str]:
+    """A fresh random key and the line that lets it in."""
+    key = "vm_" + secrets.token_urlsafe(32)
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return key, f"{name}:{'+'.join(scope.value for scope in scopes)}:{digest}"
+
+
+def _parse_key(entry: str, number: int) -> ApiKey:
+    match = _LINE.fullmatch(entry)
+    words = match["scopes"].split("+") if match else []
+    if match is None or not set(words) <= {scope.value for scope in _GRANTS}:
+        raise ValueError(f"API key entry {number} is not of the form name:read+write+admin:sha256-hex")
+    granted = frozenset[Scope]().union(*(_GRANTS[Scope(word)] for word in words))
+    return ApiKey(name=match["name"], sha256=match["sha256"], scopes=granted)
+
+
+def _presented(connection: HTTPConnection) -> str | None:
+    header = connection.headers.get("x-api-key")
+    if header:
+        return header.strip()
+    kind, _, value = connection.headers.get("authorization", "").partition(" ")
+    return value.strip() if kind.lower() == "bearer" and value.strip() else None

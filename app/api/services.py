@@ -1,0 +1,24 @@
+"""What routers work with once the bundle is loaded; built by `build_services` in `app/main.py`."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from app.domain import BundleInfo, FeatureEngine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything that exists only after the load.
+
+    Stores and tasks are fields of their own; a router reaches one by an `Annotated` dependency in its file:
+    `Galleries = Annotated[GalleryStore, Depends(lambda services: services.galleries)]` over `ServicesDep`.
+
+    Attributes:
+        on_start: awaited in order on the loop after the load (engine start, warm-up, stores).
+        on_stop: awaited in order after the last request was answered.
+    """
+
+    bundle: BundleInfo
+    engine: FeatureEngine
+    on_start: Sequence[Callable[[], Awaitable[None]]] = ()
+    on_stop: Sequence[Callable[[], Awaitable[None]]] = ()

@@ -1,0 +1,310 @@
+"""Untrusted bytes to pixels, and nothing else: the one grammar of image inputs of `api.md`.
+
+The format is told by content, pixels are counted from the header before anything is decoded, and the work runs
+in a bounded pool of threads.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import io
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from app.domain import Picture
+from app.errors import (
+    ImageTooLarge,
+    Invalid,
+    Malformed,
+    QueueFull,
+    ServiceError,
+    TooMuchWork,
+    UndecodableImage,
+    UnsupportedMedia,
+)
+from app.limits import MEGAPIXEL, Limits
+from app.svg import render_svg
+from app.telemetry import Telemetry
+from models.errors import InputError
+from models.transforms import Strokes, render_strokes
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_FOREIGN_FORMATS: tuple[tuple[int, bytes], ...] = (
+    (0, b"II*\x00"), (0, b"MM\x00*"), (0, b"8BPS"), (0, b"\x00\x00\x01\x00"), (0, b"\x00\x00\x02\x00"),
+    (4, b"ftyp"), (0, b"\x00\x00\x00\x0cjP  "), (0, b"\xff\x4f\xff\x51"), (0, b"\xff\x0a"), (0, b"DDS "),
+    (0, b"%PDF"), (0, b"%!PS"), (0, b"icns"), (0, b"P5\n"), (0, b"P6\n"), (0, b"P4\n"), (0, b"qoif"),
+    (0, b"gimp xcf"), (0, b"<svg"), (0, b"<?xml"), (0, b"\x76\x2f\x31\x01"), (0, b"\x00\x00\x00\x0cJXL "),
+)  # fmt: skip
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
+_EXIF_ORIENTATION = 0x0112
+_STORED_SKETCH_SIZE = 128
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedImage:
+    """A file as it came: PNG, JPEG, WebP, GIF or BMP bytes."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base64Image:
+    """A file as base64 text, with or without a data URI's prefix."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrokesImage:
+    """A drawing in the Quick, Draw! form on a canvas of `width` × `height`.
+
+    Attributes:
+        size: side of the picture it becomes, in the canonical form of sketches, px.
+    """
+
+    strokes: Strokes
+    width: float
+    height: float
+    size: int = _STORED_SKETCH_SIZE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SvgImage:
+    """An SVG document of paths and basic shapes."""
+
+    text: str
+
+
+ImageSource = EncodedImage | Base64Image | StrokesImage | SvgImage
+
+
+class PixelBudget:
+    """Counts images and pixels over one request; safe from several threads."""
+
+    def __init__(self, *, max_pixels: int, max_images: int) -> None:
+        self._pixels_left = max_pixels
+        self._images_left = max_images
+        self._max_pixels = max_pixels
+        self._max_images = max_images
+        self._lock = threading.Lock()
+
+    def charge(self, width: int, height: int) -> None:
+        """Count one image.
+
+        Raises:
+            ImageTooLarge: the request's pixels are used up.
+            TooMuchWork: the request's images are.
+        """
+        with self._lock:
+            self._images_left -= 1
+            self._pixels_left -= width * height
+            if self._images_left < 0:
+                raise TooMuchWork(f"A request may hold {self._max_images} images.")
+            if self._pixels_left < 0:
+                raise ImageTooLarge(f"A request may hold {self._max_pixels // MEGAPIXEL} megapixels in all.")
+
+
+class ImageDecoder:
+    """Decodes in a bounded pool; at most `max_waiting` callers wait for it."""
+
+    def __init__(self, *, limits: Limits, telemetry: Telemetry, workers: int = 2, max_waiting: int = 256) -> None:
+        self._limits = limits
+        self._telemetry = telemetry
+        self._max_waiting = max_waiting
+        self._callers = 0
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    async def decode(self, source: ImageSource, budget: PixelBudget) -> Picture:
+        """One picture.
+
+        Raises:
+            Malformed, UndecodableImage, UnsupportedMedia, ImageTooLarge, TooMuchWork, Invalid, QueueFull.
+        """
+        (outcome,) = await self.decode_many([source], budget)
+        if isinstance(outcome, ServiceError):
+            raise outcome
+        return outcome
+
+    async def decode_many(self, sources: Sequence[ImageSource], budget: PixelBudget) -> list[Picture | ServiceError]:
+        """Pictures in order; a bad one is an error in its own place.
+
+        All headers are read and charged before the first image is decoded.
+
+        Raises:
+            ImageTooLarge, TooMuchWork: the request as a whole is over its budget.
+            QueueFull: too many callers wait.
+        """
+        if self._callers >= self._max_waiting:
+            self._telemetry.requests_rejected.labels("decode_queue_full").inc()
+            raise QueueFull("Too many images wait to be decoded.", retry_after_s=1.0)
+        self._callers += 1
+        try:
+            opened = await self._run(partial(_each, self._open, sources))
+            for found in opened:
+                if isinstance(found, _Opened):
+                    budget.charge(found.width, found.height)
+            # One image at a time, so that requests take turns in the pool and the pixels of one are bounded.
+            return [
+                found if isinstance(found, ServiceError) else await self._run(partial(_caught, self._decode, found))
+                for found in opened
+            ]
+        finally:
+            self._callers -= 1
+
+    def stop(self) -> None:
+        """Wait for running decodes and end the pool."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _open(self, source: ImageSource) -> "_Opened":
+        if isinstance(source, StrokesImage):
+            return _open_strokes(source, self._limits)
+        if isinstance(source, SvgImage):
+            return _open_file(render_svg(source.text, self._limits), self._limits)
+        data = source.data if isinstance(source, EncodedImage) else decode_base64(source.text)
+        return _open_file(data, self._limits)
+
+    def _decode(self, opened: "_Opened") -> Picture:
+        started_s = time.perf_counter()
+        pixels = np.ascontiguousarray(opened.read())
+        digest = hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]}:".encode())
+        digest.update(pixels.data)
+        self._telemetry.decode.observe(time.perf_counter() - started_s)
+        return Picture(pixels=pixels, sha256=digest.hexdigest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """A source whose size is known and whose pixels are not decoded yet; `read` gives [H, W, 3] uint8."""
+
+    width: int
+    height: int
+    read: Callable[[], NDArray[np.uint8]]
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of base64 text or of a base64 data URI.
+
+    Raises:
+        Malformed: it is neither.
+    """
+    if text[:5].lower() == "data:":
+        prefix, _, text = text.partition(",")
+        if not prefix.lower().endswith(";base64"):
+            raise Malformed("A data URI must be base64.")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as err:
+        raise Malformed("The image is not valid base64.") from err
+
+
+def _caught(work: Callable[[A], T], argument: A) -> T | ServiceError:
+    try:
+        return work(argument)
+    except ServiceError as err:
+        return err
+
+
+def _each(work: Callable[[A], T], arguments: Sequence[A]) -> list[T | ServiceError]:
+    return [_caught(work, argument) for argument in arguments]
+
+
+def _open_strokes(source: StrokesImage, limits: Limits) -> _Opened:
+    if max(source.width, source.height) > limits.max_canvas_side:
+        raise ImageTooLarge(f"A canvas side is over {limits.max_canvas_side}.")
+    if not min(source.width, source.height) > 0:
+        raise Invalid("The canvas's width and height must be above zero.")
+    if sum(len(stroke[0]) if stroke else 0 for stroke in source.strokes) > limits.max_points:
+        raise TooMuchWork(f"The drawing holds more than {limits.max_points} points.")
+
+    def read() -> NDArray[np.uint8]:
+        try:
+            grey = render_strokes(source.strokes, source.size)
+        except InputError as err:
+            raise Invalid(f"The strokes cannot be drawn: {err}.") from err
+        return np.repeat(grey[:, :, None], 3, axis=2)
+
+    return _Opened(width=source.size, height=source.size, read=read)
+
+
+def _open_file(data: bytes, limits: Limits) -> _Opened:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise _too_large(limits) from err
+    except UnidentifiedImageError as err:
+        if _is_foreign_format(data):
+            raise UnsupportedMedia("Images must be PNG, JPEG, WebP, GIF or BMP.") from err
+        raise UndecodableImage("The bytes are not an image.") from err
+    except _BROKEN_IMAGE as err:
+        raise UndecodableImage("The image is damaged.") from err
+    width, height = image.size
+    if width * height > limits.max_image_pixels:
+        raise _too_large(limits)
+    return _Opened(width=width, height=height, read=lambda: _read_file(image, limits))
+
+
+def _read_file(image: Image.Image, limits: Limits) -> NDArray[np.uint8]:
+    try:
+        with image:
+            image.load()
+            pixels = _on_white(image)
+            orientation = _orientation(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise _too_large(limits) from err
+    except _BROKEN_IMAGE as err:
+        raise UndecodableImage("The image is truncated or damaged.") from err
+    return _oriented(pixels, orientation)
+
+
+def _on_white(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        paper = Image.new("RGB", image.size, (255, 255, 255))
+        paper.paste(layer, mask=layer.getchannel("A"))
+        return np.asarray(paper, dtype=np.uint8)
+    return np.asarray(image.convert("RGB"), dtype=np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _BROKEN_IMAGE:
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _oriented(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _is_foreign_format(data: bytes) -> bool:
+    head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n") if data[:64].lstrip()[:1] == b"<" else data[:64]
+    return any(head[offset : offset + len(magic)] == magic for offset, magic in _FOREIGN_FORMATS)
+
+
+def _too_large(limits: Limits) -> ImageTooLarge:
+    return ImageTooLarge(f"An image may hold {limits.max_image_pixels // MEGAPIXEL} megapixels.")
