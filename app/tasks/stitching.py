@@ -1,0 +1,115 @@
+"""Per-view probabilities to one label map of the input's size, in strips of bounded memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.tasks.masks import UNLABELLED
+from models.transforms import ViewBox, resample_rows, view_weights
+
+MAX_CELLS = 64_000_000
+"""Most (pixel, class) pairs whose probabilities are worked out; a larger input gets a coarser grid."""
+TEMPORARIES = 6
+"""Arrays of a strip's size that live at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewProbabilities:
+    """One view's answer: `values` [N + 1, h, w] float32, background first, over the square `box`."""
+
+    box: ViewBox
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stitched:
+    """The picture's answer.
+
+    Attributes:
+        labels: [H, W] uint8, the 1-based class, 0 background, 255 unlabelled.
+        scores: [N] float64, mean probability of each class over its own pixels, 0 without any.
+    """
+
+    labels: NDArray[np.uint8]
+    scores: NDArray[np.float64]
+
+
+def stitch(
+    views: Sequence[ViewProbabilities],
+    *,
+    height: int,
+    width: int,
+    has_background: bool,
+    threshold: float,
+    max_bytes: int,
+) -> Stitched:
+    """Blend views, take the best class of every pixel.
+
+    Args:
+        views: at least the whole view.
+        height: of the input, px.
+        width: of the input, px.
+        has_background: whether "none of the named" takes part; else probabilities are over the names.
+        threshold: pixels whose best probability is lower become background (or unlabelled).
+        max_bytes: bound on working memory.
+    """
+    channels = views[0].values.shape[0]
+    scale = min(1.0, float(np.sqrt(MAX_CELLS / (height * width * channels))))
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    scaled = [_scaled(view, rows / height, columns / width) for view in views]
+    labels = np.empty((rows, columns), np.uint8)
+    sums, counts = np.zeros(channels), np.zeros(channels)
+    strip = max(1, max_bytes // (columns * channels * 4 * TEMPORARIES))
+    for top in range(0, rows, strip):
+        bottom = min(rows, top + strip)
+        probabilities = _blend(scaled, top, bottom, columns)
+        if not has_background:
+            probabilities = probabilities[1:] / np.maximum(probabilities[1:].sum(axis=0), 1e-12)
+        best = probabilities.argmax(axis=0)
+        confidence = np.take_along_axis(probabilities, best[None], axis=0)[0]
+        index = best if has_background else best + 1
+        kept = (confidence >= threshold) & (index > 0)
+        fallback = 0 if has_background else UNLABELLED
+        labels[top:bottom] = np.where(kept, index, fallback)
+        sums += np.bincount(index[kept], weights=confidence[kept], minlength=channels)
+        counts += np.bincount(index[kept], minlength=channels)
+    if (rows, columns) != (height, width):
+        labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+    scores = np.divide(sums, counts, out=np.zeros(channels), where=counts > 0)[1:]
+    return Stitched(labels=labels, scores=np.minimum(scores, 1.0))
+
+
+def _scaled(view: ViewProbabilities, vertical: float, horizontal: float) -> ViewProbabilities:
+    """The same view in the coordinates of the working grid, whose cells are square but for rounding."""
+    box = ViewBox(
+        top=view.box.top * vertical,
+        left=view.box.left * horizontal,
+        side=view.box.side * (vertical + horizontal) / 2,
+        is_whole=view.box.is_whole,
+    )
+    return ViewProbabilities(box=box, values=view.values)
+
+
+def _blend(views: Sequence[ViewProbabilities], top: int, bottom: int, width: int) -> NDArray[np.float32]:
+    channels = views[0].values.shape[0]
+    total = np.zeros((channels, bottom - top, width), np.float32)
+    weight = np.zeros((bottom - top, width), np.float32)
+    for view in views:
+        box = view.box
+        first, last = max(top, int(np.floor(box.top))), min(bottom, int(np.ceil(box.top + box.side)))
+        left, right = max(0, int(np.floor(box.left))), min(width, int(np.ceil(box.left + box.side)))
+        if box.is_whole:
+            first, last, left, right = top, bottom, 0, width
+        if first >= last or left >= right:
+            continue
+        moved = ViewBox(top=box.top, left=box.left - left, side=box.side, is_whole=box.is_whole)
+        trust = view_weights(moved, top=first, bottom=last, width=right - left)
+        values = resample_rows(view.values, moved, top=first, bottom=last, width=right - left)
+        values *= trust
+        total[:, first - top : last - top, left:right] += values
+        weight[first - top : last - top, left:right] += trust
+    total /= weight
+    return total
