@@ -140,7 +140,18 @@ class ImageDecoder:
     async def decode_many(self, sources: Sequence[ImageSource], budget: PixelBudget) -> list[Picture | ServiceError]:
         """Pictures in order; a bad one is an error in its own place.
 
-        All headers are read and charged before the first image is decoded.
+        Raises:
+            As `convert_many`.
+        """
+        return await self.convert_many(sources, budget, lambda picture: picture)
+
+    async def convert_many(
+        self, sources: Sequence[ImageSource], budget: PixelBudget, convert: Callable[[Picture], T]
+    ) -> list[T | ServiceError]:
+        """What `convert` makes of each picture, in order; a bad one is an error in its own place.
+
+        All headers are read and charged before the first image is decoded. `convert` runs in the pool, so that
+        pictures that become small views are never all in memory.
 
         Raises:
             ImageTooLarge, TooMuchWork: the request as a whole is over its budget.
@@ -157,7 +168,9 @@ class ImageDecoder:
                     budget.charge(found.width, found.height)
             # One image at a time, so that requests take turns in the pool and the pixels of one are bounded.
             return [
-                found if isinstance(found, ServiceError) else await self._run(partial(_caught, self._decode, found))
+                found
+                if isinstance(found, ServiceError)
+                else await self._run(partial(_caught, lambda one: convert(self._decode(one)), found))
                 for found in opened
             ]
         finally:
