@@ -112,7 +112,7 @@ class ApiKeys:
     def _find(self, presented: str | None) -> ApiKey | None:
         if presented is None:
             return None
-        digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).hexdigest()
+        digest = sha256_hex(presented)
         found = None
         for key in self._keys:
             if hmac.compare_digest(key.sha256, digest):
@@ -134,8 +134,13 @@ def parse_keys(text: str) -> list[ApiKey]:
 def new_key(name: str, scopes: Iterable[Scope]) -> tuple[str, str]:
     """A fresh random key and the line that lets it in."""
     key = "vm_" + secrets.token_urlsafe(32)
-    digest = hashlib.sha256(key.encode()).hexdigest()
+    digest = sha256_hex(key)
     return key, f"{name}:{'+'.join(scope.value for scope in scopes)}:{digest}"
+
+
+def sha256_hex(key: str) -> str:
+    """The digest under which a key is stored."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _parse_key(entry: str, number: int) -> ApiKey:

@@ -14,11 +14,13 @@ class Services:
     `Galleries = Annotated[GalleryStore, Depends(lambda services: services.galleries)]` over `ServicesDep`.
 
     Attributes:
+        is_alive: whether the device makes progress; False ends the process's life.
         on_start: awaited in order on the loop after the load (engine start, warm-up, stores).
         on_stop: awaited in order after the last request was answered.
     """
 
     bundle: BundleInfo
     engine: FeatureEngine
+    is_alive: Callable[[], bool]
     on_start: Sequence[Callable[[], Awaitable[None]]] = ()
     on_stop: Sequence[Callable[[], Awaitable[None]]] = ()

@@ -1,0 +1,114 @@
+"""The only place that turns an error into a response (RFC 9457, `application/problem+json`)."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+from app import errors
+from app.errors import FieldError, ServiceError
+
+MEDIA_TYPE = "application/problem+json"
+_MAX_FIELD_ERRORS = 32
+_BY_STATUS: dict[int, tuple[type[ServiceError], str]] = {
+    400: (errors.Malformed, "The request is malformed."),
+    401: (errors.Unauthenticated, "Send a known API key."),
+    403: (errors.Forbidden, "The API key lacks the scope."),
+    404: (errors.NotFound, "There is nothing at this address."),
+    405: (errors.MethodNotAllowed, "The address does not take this method."),
+    406: (errors.NotAcceptable, "No representation fits the Accept header."),
+    413: (errors.BodyTooLarge, "The request body is too large."),
+    415: (errors.UnsupportedMedia, "The content type is outside the allow-list."),
+    422: (errors.Invalid, "A value is out of bounds or not in the schema."),
+    503: (errors.EngineUnavailable, "The service is not available."),
+}
+
+
+def service_error(error: Exception) -> ServiceError:
+    """What a client may see of an error; anything unknown becomes a bare internal error."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, (RequestValidationError, ValidationError)):
+        return _invalid(error.errors())
+    if isinstance(error, json.JSONDecodeError):
+        return errors.Malformed("The body is not valid JSON.")
+    if isinstance(error, HTTPException) and error.status_code in _BY_STATUS:
+        kind, detail = _BY_STATUS[error.status_code]
+        return kind(detail)
+    return ServiceError("Something went wrong inside the service; the request id finds it in the logs.")
+
+
+def problem_body(error: ServiceError, *, instance: str, request_id: str) -> dict[str, object]:
+    """The members of a problem document."""
+    body: dict[str, object] = {
+        "type": f"/errors/{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "instance": instance,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.errors:
+        body["errors"] = [{"field": field.field, "message": field.message} for field in error.errors]
+    return body
+
+
+def problem_response(error: ServiceError, connection: HTTPConnection) -> Response:
+    """The whole response, with the headers its status asks for."""
+    request_id = getattr(connection.state, "request_id", "")
+    body = problem_body(error, instance=connection.url.path, request_id=request_id)
+    headers: dict[str, str] = {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="vermouth"'
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    # ASCII escapes carry lone surrogates, which UTF-8 cannot.
+    return Response(json.dumps(body), status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def catalogue() -> Mapping[str, type[ServiceError]]:
+    """Every error a client may see, by its code."""
+    kinds: list[type[ServiceError]] = [ServiceError, *_subclasses(ServiceError)]
+    return {kind.code: kind for kind in kinds}
+
+
+def install(app: FastAPI) -> None:
+    """Route all known errors of an app through the mapping; unknown ones end in the outermost middleware."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        response = problem_response(service_error(error), request)
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            response.headers.update(error.headers or {})
+        return response
+
+    for kind in (ServiceError, RequestValidationError, ValidationError, json.JSONDecodeError, HTTPException):
+        app.add_exception_handler(kind, answer)
+
+
+def _invalid(found: Sequence[Any]) -> ServiceError:
+    if any(entry["type"] == "json_invalid" for entry in found):
+        return errors.Malformed("The body is not valid JSON.")
+    fields = [FieldError(field=_path(entry["loc"]), message=str(entry["msg"])) for entry in found[:_MAX_FIELD_ERRORS]]
+    names = ", ".join(dict.fromkeys(field.field or "the body" for field in fields))
+    return errors.Invalid(f"Out of bounds or not in the schema: {names[:500]}.", errors=fields)
+
+
+def _path(location: Sequence[int | str]) -> str:
+    path = ""
+    for part in location[1:] if location and location[0] == "body" else location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part[:100]}"
+    return path.removeprefix(".")
+
+
+def _subclasses(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)

@@ -1,0 +1,39 @@
+"""The `vermouth` command: one file a group, imported when the group is used, so that help stays quick."""
+
+import typer
+
+app = typer.Typer(name="vermouth", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.callback()
+def vermouth() -> None:
+    """Visual perception on a frozen diffusion backbone: the server, its bundles, training and evaluation."""
+
+
+@app.command("serve", context_settings=_PASS_ON)
+def serve(context: typer.Context) -> None:
+    """Start the server."""
+    from app.cli.serve import serve_app
+
+    _run(serve_app, context)
+
+
+@app.command("keys", context_settings=_PASS_ON)
+def keys(context: typer.Context) -> None:
+    """Make API keys."""
+    from app.cli.keys import keys_app
+
+    _run(keys_app, context)
+
+
+@app.command("data", context_settings=_PASS_ON)
+def data(context: typer.Context) -> None:
+    """Build the training data set."""
+    from app.cli.data import data_app
+
+    _run(data_app, context)
+
+
+def _run(group: typer.Typer, context: typer.Context) -> None:
+    group(args=context.args, prog_name=f"vermouth {context.info_name}")

@@ -1,0 +1,58 @@
+"""What an operator may set: environment variables `VERMOUTH_…`, each documented in `docs/settings.md`."""
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.limits import MIB, Limits
+
+GIB = 1024 * MIB
+
+
+class Settings(BaseSettings):
+    """Read once, by `main`, `server` and the command line."""
+
+    model_config = SettingsConfigDict(env_prefix="VERMOUTH_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    bundle: Path = Path("weights/mini")
+    profile: str | None = Field(None, max_length=64)
+    data_dir: Path = Path("data")
+    database_url: SecretStr | None = None
+    host: str = Field("127.0.0.1", min_length=1, max_length=255)
+    port: int = Field(8000, ge=0, le=65535)
+    device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    threads: int = Field(0, ge=0, le=512)
+
+    api_keys: SecretStr | None = None
+    api_keys_file: Path | None = None
+    metrics_token: SecretStr | None = Field(None, min_length=16)
+    insecure: bool = False
+
+    max_batch: int = Field(8, ge=1, le=256)
+    max_queue_cost: int = Field(512, ge=1, le=1_000_000)
+    feature_cache_bytes: int = Field(256 * MIB, ge=0, le=256 * GIB)
+    decode_workers: int = Field(2, ge=1, le=64)
+    max_decode_waiting: int = Field(256, ge=1, le=100_000)
+    deadline_s: float = Field(30.0, gt=0, le=3600)
+    keep_alive_s: float = Field(75.0, gt=0, le=3600)
+    drain_delay_s: float = Field(2.0, ge=0, le=600)
+    drain_timeout_s: float = Field(30.0, gt=0, le=3600)
+    stall_s: float = Field(60.0, gt=0, le=3600)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_json: bool = False
+    limits: Limits = Limits()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the server can be reached from this machine alone."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
