@@ -143,12 +143,12 @@ class ImageDecoder:
         Raises:
             As `convert_many`.
         """
-        return await self.convert_many(sources, budget, lambda picture: picture)
+        return await self.convert_many(sources, budget, lambda _source, picture: picture)
 
     async def convert_many(
-        self, sources: Sequence[ImageSource], budget: PixelBudget, convert: Callable[[Picture], T]
+        self, sources: Sequence[ImageSource], budget: PixelBudget, convert: Callable[[ImageSource, Picture], T]
     ) -> list[T | ServiceError]:
-        """What `convert` makes of each picture, in order; a bad one is an error in its own place.
+        """What `convert` makes of each source and its picture, in order; a bad one is an error in its own place.
 
         All headers are read and charged before the first image is decoded. `convert` runs in the pool, so that
         pictures that become small views are never all in memory.
@@ -170,8 +170,10 @@ class ImageDecoder:
             return [
                 found
                 if isinstance(found, ServiceError)
-                else await self._run(partial(_caught, lambda one: convert(self._decode(one)), found))
-                for found in opened
+                else await self._run(
+                    partial(_caught, lambda pair: convert(pair[0], self._decode(pair[1])), (source, found))
+                )
+                for source, found in zip(sources, opened, strict=True)
             ]
         finally:
             self._callers -= 1
@@ -182,6 +184,9 @@ class ImageDecoder:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _converted(self, convert: Callable[[ImageSource, Picture], T], source: ImageSource, opened: "_Opened") -> T:
+        return convert(source, self._decode(opened))
 
     def _open(self, source: ImageSource) -> "_Opened":
         if isinstance(source, StrokesImage):

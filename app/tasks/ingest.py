@@ -1,0 +1,145 @@
+"""Pictures into galleries: one bad image rejects itself, not its neighbours."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from app.domain import BundleInfo, FeatureEngine
+from app.errors import Conflict, NotFound, ServiceError
+from app.images import PixelBudget
+from app.stores.database import Database
+from app.stores.galleries import Galleries
+from app.stores.gallery_records import Item, NewItem
+from app.tasks.pictures import Pictures, Prepared, Source, pooled
+from app.tasks.timing import Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemRequest:
+    """One item to write; `id` None has one made up."""
+
+    id: str | None
+    source: Source
+    metadata: Mapping[str, object]
+    caption: str | None
+
+
+class Status(StrEnum):
+    CREATED = "created"
+    REPLACED = "replaced"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one item; `error` where it was rejected."""
+
+    id: str | None
+    status: Status
+    error: ServiceError | None
+
+
+class Ingest:
+    """Writes items: decode, encode, store."""
+
+    def __init__(
+        self,
+        *,
+        bundle: BundleInfo,
+        engine: FeatureEngine,
+        pictures: Pictures,
+        database: Database,
+        galleries: Galleries,
+    ) -> None:
+        self._bundle = bundle
+        self._engine = engine
+        self._pictures = pictures
+        self._database = database
+        self._galleries = galleries
+
+    async def add(
+        self, gallery: str, requests: Sequence[ItemRequest], budget: PixelBudget, *, timeout_s: float | None = None
+    ) -> tuple[int, Sequence[Outcome]]:
+        """Write items; of two equal ids the later is rejected.
+
+        Returns:
+            The last write's `seq`, and an outcome for each request, in order.
+
+        Raises:
+            NotFound: no such gallery.
+            As `Pictures.prepare` and `FeatureEngine`; nothing was written then.
+        """
+        await self._database.run(self._galleries.get, gallery)
+        ids = [request.id or f"i_{secrets.token_hex(12)}" for request in requests]
+        outcomes: dict[int, Outcome] = {}
+        prepared = await self._pictures.prepare(
+            [request.source for request in requests], budget, self._bundle.tasks["retrieval"]
+        )
+        seen: set[str] = set()
+        accepted: list[tuple[int, Prepared]] = []
+        for place, (item_id, one) in enumerate(zip(ids, prepared, strict=True)):
+            if item_id in seen:
+                duplicate = Conflict("Another item of this call has the same id.")
+                outcomes[place] = Outcome(id=item_id, status=Status.REJECTED, error=duplicate)
+            elif isinstance(one, ServiceError):
+                outcomes[place] = Outcome(id=requests[place].id, status=Status.REJECTED, error=one)
+            else:
+                accepted.append((place, one))
+            seen.add(item_id)
+        new = await self._encoded(requests, ids, accepted, timeout_s)
+        seq = await self._database.run(self._galleries.head_seq)
+        if new:
+            seq, replaced = await self._database.run(self._galleries.upsert, gallery, new)
+            for (place, _), was_there in zip(accepted, replaced, strict=True):
+                status = Status.REPLACED if was_there else Status.CREATED
+                outcomes[place] = Outcome(id=ids[place], status=status, error=None)
+        return seq, [outcomes[place] for place in range(len(requests))]
+
+    async def put(
+        self, gallery: str, request: ItemRequest, budget: PixelBudget, *, timeout_s: float | None = None
+    ) -> tuple[int, Item, bool]:
+        """Create or replace one item.
+
+        Returns:
+            The write's `seq`, the item, and whether it is new.
+
+        Raises:
+            As `add`, and the picture's own error.
+        """
+        seq, (outcome,) = await self.add(gallery, [request], budget, timeout_s=timeout_s)
+        if outcome.error is not None or outcome.id is None:
+            raise outcome.error or NotFound("The item is gone.")
+        item = await self._database.run(self._galleries.item, gallery, outcome.id)
+        return seq, item, outcome.status is Status.CREATED
+
+    async def _encoded(
+        self,
+        requests: Sequence[ItemRequest],
+        ids: Sequence[str],
+        accepted: Sequence[tuple[int, Prepared]],
+        timeout_s: float | None,
+    ) -> Sequence[NewItem]:
+        if not accepted:
+            return []
+        vectors = await pooled(
+            self._engine,
+            [one for _, one in accepted],
+            captions=[requests[place].caption for place, _ in accepted],
+            profile=self._bundle.tasks["retrieval"],
+            timeout_s=timeout_s,
+            timings=Timings(),
+        )
+        return [
+            NewItem(
+                id=ids[place],
+                data=one.data,
+                media_type=one.media_type,
+                width=one.width,
+                height=one.height,
+                metadata=requests[place].metadata,
+                caption=requests[place].caption,
+                vector=vector,
+            )
+            for (place, one), vector in zip(accepted, vectors, strict=True)
+        ]

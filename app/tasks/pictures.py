@@ -1,0 +1,207 @@
+"""Input images to encoder views, and back to bytes worth storing."""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.domain import FeatureEngine, Features, Picture, View
+from app.errors import ServiceError, UndecodableImage
+from app.images import (
+    Base64Image,
+    EncodedImage,
+    ImageDecoder,
+    ImageSource,
+    PixelBudget,
+    StrokesImage,
+    decode_base64,
+)
+from app.stores.database import Database
+from app.stores.galleries import Galleries
+from app.tasks.timing import Timings
+from models.errors import InputError
+from models.transforms import canonical_image, to_unit
+from models.types import TaskProfile
+
+CHUNK = 16
+"""Views submitted at once: a dense map is 1.5 MB, so features of many pictures are not held together."""
+
+_MEDIA_TYPES = (
+    (b"\x89PNG", "image/png"),
+    (b"\xff\xd8", "image/jpeg"),
+    (b"RIFF", "image/webp"),
+    (b"GIF8", "image/gif"),
+    (b"BM", "image/bmp"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemImage:
+    """The stored picture of a gallery item."""
+
+    gallery: str
+    id: str
+
+
+Source = ImageSource | ItemImage
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """One picture in the encoder's form.
+
+    Attributes:
+        square: [size, size, 3] uint8 RGB, canonical.
+        data: bytes to store: the file as it came, or a PNG of what was drawn.
+        media_type: of `data`.
+        width: of the oriented input, px.
+        height: of the oriented input, px.
+    """
+
+    square: NDArray[np.uint8]
+    data: bytes
+    media_type: str
+    width: int
+    height: int
+
+
+class Pictures:
+    """Reads input images for all tasks.
+
+    Args:
+        decoder: decodes untrusted bytes in its own pool.
+        database: runs blocking store work.
+        galleries: where item references lead.
+    """
+
+    def __init__(self, decoder: ImageDecoder, database: Database, galleries: Galleries) -> None:
+        self._decoder = decoder
+        self._database = database
+        self._galleries = galleries
+
+    async def prepare(
+        self, sources: Sequence[Source], budget: PixelBudget, profile: TaskProfile
+    ) -> list[Prepared | ServiceError]:
+        """Canonical squares in order; a bad picture is an error in its own place.
+
+        Raises:
+            ImageTooLarge, TooMuchWork, QueueFull: the request as a whole is refused.
+        """
+        return await self._convert(sources, budget, partial(_prepare, profile.resolution), profile.resolution)
+
+    async def prepare_all(self, sources: Sequence[Source], budget: PixelBudget, profile: TaskProfile) -> list[Prepared]:
+        """As `prepare`, but one bad picture refuses the request.
+
+        Raises:
+            The first picture's error, and those of `prepare`.
+        """
+        found: list[Prepared] = []
+        for outcome in await self.prepare(sources, budget, profile):
+            if isinstance(outcome, ServiceError):
+                raise outcome
+            found.append(outcome)
+        return found
+
+    async def convert(
+        self, source: Source, budget: PixelBudget, convert: Callable[[ImageSource, Picture], T], *, size: int
+    ) -> T:
+        """What `convert` makes of one picture, in the decoder's pool; drawings are `size` px wide.
+
+        Raises:
+            The picture's error, and those of `prepare`.
+        """
+        (outcome,) = await self._convert([source], budget, convert, size)
+        if isinstance(outcome, ServiceError):
+            raise outcome
+        return outcome
+
+    async def _convert(
+        self,
+        sources: Sequence[Source],
+        budget: PixelBudget,
+        convert: Callable[[ImageSource, Picture], T],
+        size: int,
+    ) -> list[T | ServiceError]:
+        files = [await self._file(source, size) for source in sources]
+        readable = [file for file in files if not isinstance(file, ServiceError)]
+        results = iter(await self._decoder.convert_many(readable, budget, convert))
+        return [file if isinstance(file, ServiceError) else next(results) for file in files]
+
+    async def _file(self, source: Source, size: int) -> ImageSource | ServiceError:
+        """The source as something the decoder takes, with its bytes at hand where it has any."""
+        try:
+            if isinstance(source, ItemImage):
+                _, data = await self._database.run(self._galleries.picture, source.gallery, source.id)
+                return EncodedImage(data=data)
+            if isinstance(source, Base64Image):
+                return EncodedImage(data=await self._database.run(decode_base64, source.text))
+            if isinstance(source, StrokesImage):
+                return StrokesImage(strokes=source.strokes, width=source.width, height=source.height, size=size)
+        except ServiceError as err:
+            return err
+        return source
+
+
+async def pooled(
+    engine: FeatureEngine,
+    prepared: Sequence[Prepared],
+    *,
+    captions: Sequence[str | None],
+    profile: TaskProfile,
+    timeout_s: float | None,
+    timings: Timings,
+) -> NDArray[np.float32]:
+    """Global features of pictures, in order.
+
+    Returns:
+        [B, D] float32, unit length.
+    """
+    rows: list[NDArray[np.float32]] = []
+    for start in range(0, len(prepared), CHUNK):
+        part = zip(prepared[start : start + CHUNK], captions[start : start + CHUNK], strict=True)
+        views = [view_of(one.square, caption, profile) for one, caption in part]
+        features = await engine.encode_views(views, timeout_s=timeout_s)
+        count_features(features, timings)
+        rows.extend(feature.pooled for feature in features)
+    return np.stack(rows)
+
+
+def view_of(square: NDArray[np.uint8], caption: str | None, profile: TaskProfile) -> View:
+    """An encoder input from [size, size, 3] uint8 RGB; equal pixels have equal keys."""
+    key = hashlib.sha256(square.tobytes()).hexdigest()
+    return View(pixels=to_unit(square), timestep=profile.timestep, caption=caption, key=key)
+
+
+def count_features(features: Sequence[Features], timings: Timings) -> None:
+    """Add the longest wait and the longest pass of one submission."""
+    timings.add("queue", max((feature.queue_ms for feature in features), default=0.0))
+    timings.add("inference", max((feature.inference_ms for feature in features), default=0.0))
+
+
+def media_type_of(data: bytes) -> str:
+    """The media type of a file that was decoded before."""
+    return next((kind for magic, kind in _MEDIA_TYPES if data.startswith(magic)), "application/octet-stream")
+
+
+def _prepare(size: int, source: ImageSource, picture: Picture) -> Prepared:
+    height, width = picture.pixels.shape[:2]
+    try:
+        # Strokes are drawn in the canonical form already.
+        square = picture.pixels if isinstance(source, StrokesImage) else canonical_image(picture.pixels, size)
+    except InputError as err:
+        raise UndecodableImage("The image holds nothing to look at.") from err
+    data = source.data if isinstance(source, EncodedImage) else _png(picture.pixels)
+    return Prepared(square=square, data=data, media_type=media_type_of(data), width=width, height=height)
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()

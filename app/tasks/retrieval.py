@@ -1,0 +1,158 @@
+"""Search by sketch, text or both, and embeddings in the space it searches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain import BundleInfo, FeatureEngine
+from app.errors import Invalid
+from app.images import PixelBudget
+from app.stores.database import Database
+from app.stores.galleries import Galleries
+from app.stores.gallery_records import Found
+from app.tasks.pictures import Pictures, Prepared, Source, pooled
+from app.tasks.timing import Timings
+from models.types import TaskProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrieveQuery:
+    """What to search for; at least one of `sketch` and `text`."""
+
+    sketch: Source | None
+    text: str | None
+    text_weight: float
+    gallery: str
+    k: int
+    min_score: float | None
+    caption: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrieveAnswer:
+    """Results, best first, as of `index_seq`."""
+
+    gallery: str
+    index_seq: int
+    fingerprint: str
+    results: Sequence[Found]
+    timings_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedAnswer:
+    """Unit vectors: `images` [B, D] and `texts` [T, D], float32."""
+
+    fingerprint: str
+    dimension: int
+    images: NDArray[np.float32]
+    texts: NDArray[np.float32]
+    timings_ms: Mapping[str, float]
+
+
+class Retrieval:
+    """The retrieval task."""
+
+    def __init__(
+        self,
+        *,
+        bundle: BundleInfo,
+        engine: FeatureEngine,
+        pictures: Pictures,
+        database: Database,
+        galleries: Galleries,
+    ) -> None:
+        self._bundle = bundle
+        self._engine = engine
+        self._pictures = pictures
+        self._database = database
+        self._galleries = galleries
+
+    @property
+    def _profile(self) -> TaskProfile:
+        return self._bundle.tasks["retrieval"]
+
+    async def retrieve(
+        self, query: RetrieveQuery, budget: PixelBudget, *, timeout_s: float | None = None
+    ) -> RetrieveAnswer:
+        """The nearest items of a gallery.
+
+        Raises:
+            NotFound: no such gallery.
+            Invalid: sketch and text cancel each other out.
+            As `Pictures.prepare_all` and `FeatureEngine`.
+        """
+        timings = Timings()
+        await self._database.run(self._galleries.get, query.gallery)
+        parts: list[tuple[float, NDArray[np.float32]]] = []
+        weight = query.text_weight if query.sketch is not None and query.text is not None else None
+        if query.sketch is not None:
+            with timings.phase("decode"):
+                prepared = await self._pictures.prepare_all([query.sketch], budget, self._profile)
+            features = await self._pooled(prepared, [query.caption], timeout_s, timings)
+            parts.append((1.0 if weight is None else 1.0 - weight, features[0]))
+        if query.text is not None:
+            parts.append((1.0 if weight is None else weight, (await self._texts([query.text], timeout_s, timings))[0]))
+        vector = _combined(parts)
+        with timings.phase("search"):
+            seq, found = await self._database.run(
+                self._galleries.search, query.gallery, vector, k=query.k, min_score=query.min_score
+            )
+        return RetrieveAnswer(
+            gallery=query.gallery,
+            index_seq=seq,
+            fingerprint=self._bundle.fingerprint,
+            results=found,
+            timings_ms=timings.totals_ms(),
+        )
+
+    async def embed(
+        self,
+        sources: Sequence[Source],
+        texts: Sequence[str],
+        budget: PixelBudget,
+        *,
+        timeout_s: float | None = None,
+    ) -> EmbedAnswer:
+        """Vectors of pictures and texts, in order. Raises as `retrieve`."""
+        timings = Timings()
+        dimension = self._bundle.dimension
+        images = np.empty((0, dimension), np.float32)
+        vectors = np.empty((0, dimension), np.float32)
+        if sources:
+            with timings.phase("decode"):
+                prepared = await self._pictures.prepare_all(sources, budget, self._profile)
+            images = await self._pooled(prepared, [None] * len(prepared), timeout_s, timings)
+        if texts:
+            vectors = await self._texts(texts, timeout_s, timings)
+        return EmbedAnswer(
+            fingerprint=self._bundle.fingerprint,
+            dimension=dimension,
+            images=images,
+            texts=vectors,
+            timings_ms=timings.totals_ms(),
+        )
+
+    async def _pooled(
+        self, prepared: Sequence[Prepared], captions: Sequence[str | None], timeout_s: float | None, timings: Timings
+    ) -> NDArray[np.float32]:
+        return await pooled(
+            self._engine, prepared, captions=captions, profile=self._profile, timeout_s=timeout_s, timings=timings
+        )
+
+    async def _texts(self, texts: Sequence[str], timeout_s: float | None, timings: Timings) -> NDArray[np.float32]:
+        answer = await self._engine.encode_texts(texts, timeout_s=timeout_s)
+        timings.add("queue", answer.queue_ms)
+        timings.add("inference", answer.inference_ms)
+        return answer.pooled
+
+
+def _combined(parts: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:
+    """normalise(Σ weight · vector), [D] float32."""
+    total = np.sum([weight * vector for weight, vector in parts], axis=0)
+    norm = float(np.linalg.norm(total))
+    if norm < 1e-6:
+        raise Invalid("Sketch and text cancel each other out.")
+    return np.asarray(total / norm, np.float32)

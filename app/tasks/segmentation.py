@@ -1,0 +1,212 @@
+"""Open-vocabulary masks: views to the engine, names to text, probabilities stitched to a label map."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from app.domain import BundleInfo, FeatureEngine, Features, Picture, View
+from app.errors import Invalid, TooMuchWork
+from app.images import ImageSource, PixelBudget, StrokesImage
+from app.limits import Limits
+from app.tasks.masks import Region, regions
+from app.tasks.pictures import Pictures, Source, count_features, view_of
+from app.tasks.stitching import Stitched, ViewProbabilities, stitch
+from app.tasks.timing import Timings
+from app.tasks.workers import Workers
+from models.transforms import ViewBox, cut_view, plan_views
+from models.types import TaskProfile
+
+CANVAS_LINE_WIDTH = 3 / 128
+
+
+class SegmentationHead(Protocol):
+    """The light head that turns dense features into class probabilities."""
+
+    def probabilities(self, dense: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[D, h, w] and [N, D] float32 → [N + 1, h, w] float32, background first, summing to one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassPrompt:
+    """A class by its name, other words for it, and templates with one `{}` each (empty: the bundle's)."""
+
+    name: str
+    synonyms: Sequence[str] = ()
+    templates: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentQuery:
+    """What to look for in which picture."""
+
+    source: Source
+    classes: Sequence[ClassPrompt]
+    has_background: bool
+    threshold: float
+    caption: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAnswer:
+    """One class: `region` is None where it was not found."""
+
+    index: int
+    name: str
+    score: float
+    region: Region | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentAnswer:
+    """The masks of one picture; `labels` is [H, W] uint8."""
+
+    labels: NDArray[np.uint8]
+    fingerprint: str
+    classes: Sequence[ClassAnswer]
+    timings_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    height: int
+    width: int
+    boxes: Sequence[ViewBox]
+    views: Sequence[View]
+
+
+class Segmentation:
+    """The segmentation task."""
+
+    def __init__(
+        self,
+        *,
+        bundle: BundleInfo,
+        engine: FeatureEngine,
+        head: SegmentationHead,
+        pictures: Pictures,
+        workers: Workers,
+        limits: Limits,
+    ) -> None:
+        self._bundle = bundle
+        self._engine = engine
+        self._head = head
+        self._pictures = pictures
+        self._workers = workers
+        self._limits = limits
+
+    async def segment(
+        self, query: SegmentQuery, budget: PixelBudget, *, timeout_s: float | None = None
+    ) -> SegmentAnswer:
+        """A mask for every class of the request.
+
+        Raises:
+            Invalid: names that are equal, or templates without one `{}`.
+            TooMuchWork: too many strings.
+            As `Pictures.convert` and `FeatureEngine`.
+        """
+        timings = Timings()
+        profile = self._bundle.tasks["segmentation"]
+        prompts = [self._strings(prompt, profile) for prompt in query.classes]
+        self._check(query, prompts)
+        plan = partial(_plan, profile, self._limits.max_tiles, query.caption)
+        with timings.phase("decode"):
+            planned = await self._pictures.convert(query.source, budget, plan, size=profile.resolution)
+        texts = await self._class_embeddings(prompts, timeout_s, timings)
+        features = await self._engine.encode_views(planned.views, timeout_s=timeout_s)
+        count_features(features, timings)
+        with timings.phase("head"):
+            stitched, found = await self._workers.run(self._masks, query, planned, features, texts)
+        answers = [
+            ClassAnswer(index=index, name=prompt.name, score=float(score), region=region)
+            for index, (prompt, score, region) in enumerate(
+                zip(query.classes, stitched.scores, found, strict=True), start=1
+            )
+        ]
+        return SegmentAnswer(
+            labels=stitched.labels,
+            fingerprint=self._bundle.fingerprint,
+            classes=answers,
+            timings_ms=timings.totals_ms(),
+        )
+
+    def _strings(self, prompt: ClassPrompt, profile: TaskProfile) -> list[str]:
+        templates = prompt.templates or profile.templates or ("{}",)
+        for template in templates:
+            if template.count("{}") != 1:
+                raise Invalid("A template must hold `{}` exactly once.")
+        return [template.replace("{}", name) for name in (prompt.name, *prompt.synonyms) for template in templates]
+
+    def _check(self, query: SegmentQuery, prompts: Sequence[Sequence[str]]) -> None:
+        names = [normalised_name(prompt.name) for prompt in query.classes]
+        if not all(names):
+            raise Invalid("A class name is blank.")
+        if len(set(names)) < len(names):
+            raise Invalid("Class names must be unique.")
+        if not query.has_background and len(names) > 254:
+            raise Invalid("Without a background at most 254 classes fit: 255 marks unlabelled pixels.")
+        if sum(map(len, prompts)) > self._limits.max_segment_strings:
+            raise TooMuchWork(f"Names and templates make more than {self._limits.max_segment_strings} strings.")
+
+    async def _class_embeddings(
+        self, prompts: Sequence[Sequence[str]], timeout_s: float | None, timings: Timings
+    ) -> NDArray[np.float32]:
+        """[N, D] float32, unit length: the mean over a class's strings."""
+        strings = [string for prompt in prompts for string in prompt]
+        answer = await self._engine.encode_texts(strings, timeout_s=timeout_s)
+        timings.add("queue", answer.queue_ms)
+        timings.add("inference", answer.inference_ms)
+        bounds = np.cumsum([0, *map(len, prompts)])[:-1]
+        means = np.add.reduceat(answer.pooled, bounds, axis=0)
+        return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.float32)
+
+    def _masks(
+        self,
+        query: SegmentQuery,
+        planned: _Planned,
+        features: Sequence[Features],
+        texts: NDArray[np.float32],
+    ) -> tuple[Stitched, list[Region | None]]:
+        views = [
+            ViewProbabilities(box=box, values=self._head.probabilities(feature.dense, texts))
+            for box, feature in zip(planned.boxes, features, strict=True)
+        ]
+        stitched = stitch(
+            views,
+            height=planned.height,
+            width=planned.width,
+            has_background=query.has_background,
+            threshold=query.threshold,
+            max_bytes=self._limits.max_stitch_bytes,
+        )
+        return stitched, regions(stitched.labels, len(texts))
+
+
+def normalised_name(name: str) -> str:
+    """A name without differences of case, width and spacing."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _plan(profile: TaskProfile, max_tiles: int, caption: str | None, source: ImageSource, picture: Picture) -> _Planned:
+    pixels = _on_canvas(source) if isinstance(source, StrokesImage) else picture.pixels
+    height, width = pixels.shape[:2]
+    boxes = plan_views(height, width, profile.resolution, max_tiles=max_tiles)
+    views = [view_of(cut_view(pixels, box, profile.resolution), caption, profile) for box in boxes]
+    return _Planned(height=height, width=width, boxes=boxes, views=views)
+
+
+def _on_canvas(source: StrokesImage) -> NDArray[np.uint8]:
+    """The drawing where it was drawn, [H, W, 3] uint8: masks are about the canvas, not about the ink's box."""
+    canvas = Image.new("RGB", (max(1, round(source.width)), max(1, round(source.height))), "white")
+    draw = ImageDraw.Draw(canvas)
+    width = max(1, round(max(canvas.size) * CANVAS_LINE_WIDTH))
+    for stroke in source.strokes:
+        points = [(float(x), float(y)) for x, y in zip(stroke[0], stroke[1], strict=False)]
+        draw.line(points * 2 if len(points) == 1 else points, fill="black", width=width, joint="curve")
+    return np.asarray(canvas, dtype=np.uint8)
