@@ -19,7 +19,7 @@ from PIL import Image
 
 from models.data.packages import Packages
 from models.data.render import SIDE, on_white, render_file
-from models.data.splits import Split, Splits, load_drawings, load_splits, named_like, tokens
+from models.data.splits import Split, Splits, load_drawings, load_splits, named_like, unseen_names
 from models.errors import DataError
 
 _PHOSPHOR_WEIGHTS = ("thin", "regular", "bold", "fill", "duotone", "light")
@@ -79,8 +79,7 @@ def build(packages: Packages, drawings_dir: Path, out: Path, progress: Callable[
 def list_sources(packages: Packages, splits: Splits) -> Iterator[Source]:
     """Every file that enters the data set, with its split."""
     emoji = _read_emoji(packages, splits)
-    unseen = [tokens(e.annotation) for e in emoji if splits.of_class(e.hexcode) == "unseen"]
-    unseen += [tokens(word) for word in splits.unseen_words]
+    unseen = unseen_names(splits, [e.annotation for e in emoji if splits.of_class(e.hexcode) == "unseen"])
     yield from _emoji_sources(packages, splits, emoji)
     for weight in _PHOSPHOR_WEIGHTS:
         for path in sorted((packages.npm / "@phosphor-icons/core/assets" / weight).glob("*.svg")):
@@ -153,7 +152,7 @@ def _render_all(sources: list[Source], out: Path, progress: Callable[[int, int],
         out / "pictures.part.npy", mode="w+", dtype=np.uint8, shape=(len(sources), SIDE, SIDE, 3)
     )
     alphas = np.zeros((len(sources), SIDE, SIDE), dtype=np.uint8)
-    seen_digests: set[bytes] = set()
+    first_rows: dict[bytes, int] = {}
     counts: dict[str, int] = {}
     records: list[dict[str, object]] = []
     with ThreadPoolExecutor(2) as pool:
@@ -163,9 +162,11 @@ def _render_all(sources: list[Source], out: Path, progress: Callable[[int, int],
                 continue
             picture = on_white(rgba)
             digest = hashlib.sha256(picture.tobytes()).digest()
-            if source.hexcode is None and (digest in seen_digests or float(picture.std()) < 2):
+            if source.hexcode is None and (digest in first_rows or float(picture.std()) < 2):
+                if source.split == "unseen" and records[first_rows.get(digest, -1)]["split"] == "none":
+                    records[first_rows[digest]]["split"] = "unseen"  # a copy's name counts too
                 continue  # clip art and icons come in copies; emoji are one file a class already
-            seen_digests.add(digest)
+            first_rows.setdefault(digest, len(records))
             pixels[len(records)] = picture
             alphas[len(records)] = rgba[..., 3]
             fields = asdict(source)

@@ -21,6 +21,33 @@ _GENERIC_TOKENS = frozenset(
 )
 
 
+_IRREGULAR = {
+    "children": "child",
+    "feet": "foot",
+    "geese": "goose",
+    "knives": "knife",
+    "leaves": "leaf",
+    "loaves": "loaf",
+    "men": "man",
+    "mice": "mouse",
+    "minus": "minus",
+    "scarves": "scarf",
+    "teeth": "tooth",
+    "wolves": "wolf",
+    "women": "woman",
+}
+_OTHER_NAMES = {
+    "car": ("automobile",),
+    "coffee cup": ("coffee",),
+    "hat": ("tophat",),
+    "house": ("home", "cottage"),
+    "moustache": ("whiskers",),
+    "rabbit": ("bunny",),
+    "speedboat": ("motorboat",),
+}
+_SPELLINGS = {"doughnut": "donut", "doughnuts": "donuts", "grey": "gray", "mustache": "moustache"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
     """The contents of splits.json and concepts.json.
@@ -99,13 +126,46 @@ def load_drawings(folder: Path) -> list[Drawing]:
 
 
 def tokens(name: str) -> frozenset[str]:
-    """Lower-case word stems of a name or file name, plural 's' removed, generic words left out."""
-    words = re.findall(r"[a-z]+", name.lower())
-    stems = {w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in words}
-    return frozenset(stems - _GENERIC_TOKENS)
+    """The words that tell an unseen name from others: stems without generic words, or all of them when all are."""
+    words = stems(name)
+    return words - _GENERIC_TOKENS or words
+
+
+def unseen_names(splits: Splits, annotations: Iterable[str]) -> list[frozenset[str]]:
+    """What makes a file's name that of an unseen class or word.
+
+    Args:
+        splits: the split.
+        annotations: names of the unseen emoji classes.
+    """
+    names = [*annotations, *splits.unseen_words]
+    names += [other for word in splits.unseen_words for other in _OTHER_NAMES.get(word, ())]
+    return [tokens(name) for name in names]
+
+
+def stems(name: str) -> frozenset[str]:
+    """Lower-case words of a name or file name, singular and in one spelling."""
+    return frozenset(_singular(_SPELLINGS.get(word, word)) for word in re.findall(r"[a-z]+", name.lower()))
 
 
 def named_like(name: str, unseen: Iterable[frozenset[str]]) -> bool:
-    """Whether a file's name holds all the words of some unseen name: such a picture counts as unseen."""
-    own = tokens(name)
-    return any(words <= own for words in unseen if words)
+    """Whether a file's name holds all the words of some unseen name: such a picture counts as unseen.
+
+    Words of four letters and more also count inside others and across spaces ("bluewhale", "fire truck"), so that
+    some pictures are left out for nothing ("train" holds "rain"), but none is let in.
+    """
+    own = stems(name)
+    joined = re.sub(r"[^a-z]", "", name.lower())
+    return any(
+        all(word in own or (len(word) > 3 and word in joined) for word in words) for words in unseen if words
+    )
+
+
+def _singular(word: str) -> str:
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    if word.endswith(("xes", "ches", "shes", "sses", "zzes")):
+        return word[:-2]
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
