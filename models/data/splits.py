@@ -156,9 +156,7 @@ def named_like(name: str, unseen: Iterable[frozenset[str]]) -> bool:
     """
     own = stems(name)
     joined = re.sub(r"[^a-z]", "", name.lower())
-    return any(
-        all(word in own or (len(word) > 3 and word in joined) for word in words) for words in unseen if words
-    )
+    return any(all(word in own or (len(word) > 3 and word in joined) for word in words) for words in unseen if words)
 
 
 def _singular(word: str) -> str:
