@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from app.domain import BundleInfo, FeatureEngine
+from app.tasks.assemble import Tasks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +16,7 @@ class Services:
 
     Attributes:
         is_alive: whether the device makes progress; False ends the process's life.
+        tasks: stores and tasks (`app.tasks.assemble.open_tasks`); None only where no route needs them.
         on_start: awaited in order on the loop after the load (engine start, warm-up, stores).
         on_stop: awaited in order after the last request was answered.
     """
@@ -22,5 +24,6 @@ class Services:
     bundle: BundleInfo
     engine: FeatureEngine
     is_alive: Callable[[], bool]
+    tasks: Tasks | None = None
     on_start: Sequence[Callable[[], Awaitable[None]]] = ()
     on_stop: Sequence[Callable[[], Awaitable[None]]] = ()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from app.tasks.pictures import Pictures, Source, pooled
 from app.tasks.timing import Timings
 from app.tasks.workers import Workers
 
-METHOD = "prototype"
+METHOD: Literal["prototype"] = "prototype"
 
 
 class PrototypeHead(Protocol):

@@ -1,10 +1,10 @@
 """Open-vocabulary masks: views to the engine, names to text, probabilities stitched to a label map."""
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from app.tasks.workers import Workers
 from models.transforms import ViewBox, cut_view, plan_views
 from models.types import TaskProfile
 
+P = ParamSpec("P")
+T = TypeVar("T")
 CANVAS_LINE_WIDTH = 3 / 128
 
 
@@ -135,6 +137,10 @@ class Segmentation:
             classes=answers,
             timings_ms=timings.totals_ms(),
         )
+
+    async def render(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the making of an answer's bytes in the worker pool."""
+        return await self._workers.run(function, *args, **kwargs)
 
     def _strings(self, prompt: ClassPrompt, profile: TaskProfile) -> list[str]:
         templates = prompt.templates or profile.templates or ("{}",)

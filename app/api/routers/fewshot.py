@@ -1,0 +1,223 @@
+"""Few-shot episodes: create, classify, read, delete."""
+
+from collections.abc import Sequence
+from typing import Annotated
+from urllib.parse import unquote
+
+from fastapi import Depends, Path, Query, Request, Response
+
+from app.api.auth import Scope, requires
+from app.api.body import JSON, MULTIPART, Form, form_model, parse_json, read_json, read_multipart
+from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
+from app.api.openapi_body import request_body
+from app.api.routers.fewshot_reports import created_report, episode_report, prediction_report
+from app.api.sources import source_of
+from app.api.task_deps import TasksDep, tell_timings
+from app.errors import Invalid, Malformed
+from app.limits import Limits
+from app.schemas.fewshot import (
+    ClassifyOptions,
+    ClassifyRequest,
+    ClassifyResponse,
+    EpisodeCreated,
+    EpisodeForm,
+    EpisodeOptions,
+    EpisodePage,
+    EpisodePageQuery,
+    EpisodeReport,
+    EpisodeRequest,
+    OptionsForm,
+    WayLabel,
+)
+from app.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
+from app.tasks.fewshot import EpisodeRequest as NewEpisode
+from app.tasks.fewshot import WayRequest
+from app.tasks.pictures import Source
+
+router = new_router("fewshot")
+EpisodePath = Annotated[str, Path(pattern=EPISODE_PATTERN, description="Id of an episode.")]
+SupportPath = Annotated[str, Path(pattern=SUPPORT_PATTERN, description="Id of a support image.")]
+SUPPORT = "support"
+
+
+async def read_episode(request: Request, limits: LimitsDep) -> NewEpisode:
+    """The new episode of either form of body."""
+    options: EpisodeOptions
+    queries: Sequence[Source]
+    if check_content_type(request, JSON, MULTIPART) == JSON:
+        wire = await read_json(request, EpisodeRequest)
+        options = wire
+        ways = [WayRequest(label=w.label, support=[source_of(i) for i in w.support]) for w in wire.ways]
+        queries = [source_of(image) for image in wire.queries]
+    else:
+        form = await read_multipart(request, limits, files={SUPPORT, f"{SUPPORT}:", "query"})
+        fields = form.scalars()
+        given = EpisodeForm.model_validate(parse_json(fields.pop("options", "{}")))
+        form_model(OptionsForm, fields)
+        options, ways, queries = given, _ways(form, given.labels), form.images("query")
+    _check(ways, queries, limits)
+    return NewEpisode(
+        name=options.name,
+        ways=ways,
+        queries=queries,
+        top_k=options.top_k,
+        abstain_below=options.abstain_below,
+        ttl_s=options.ttl_seconds,
+    )
+
+
+async def read_queries(request: Request, limits: LimitsDep) -> tuple[ClassifyOptions, Sequence[Source]]:
+    """The pictures to classify, of either form of body."""
+    if check_content_type(request, JSON, MULTIPART) == JSON:
+        wire = await read_json(request, ClassifyRequest)
+        return wire, [source_of(image) for image in wire.queries]
+    form = await read_multipart(request, limits, files={"query"})
+    options = form_model(ClassifyOptions, form.scalars())
+    queries = form.images("query")
+    if not 1 <= len(queries) <= limits.max_queries:
+        raise Invalid(f"Send 1 to {limits.max_queries} parts 'query'.")
+    return options, queries
+
+
+@router.post(
+    "/fewshot/episodes",
+    response_model=EpisodeCreated,
+    response_model_exclude_unset=True,
+    status_code=201,
+    summary="Create an episode from labelled examples",
+    openapi_extra=request_body(
+        json=EpisodeRequest, form=OptionsForm, files={SUPPORT: True, "support:<label>": True, "query": True}
+    ),
+)
+@requires(Scope.WRITE)
+async def create_episode(
+    request: Request,
+    response: Response,
+    tasks: TasksDep,
+    episode: Annotated[NewEpisode, Depends(read_episode)],
+    budget: PixelBudgetDep,
+    remaining_s: RemainingDep,
+) -> EpisodeCreated:
+    """2 to 512 ways; `predictions` come when `queries` did."""
+    created = await tasks.fewshot.create(episode, budget, timeout_s=remaining_s)
+    tell_timings(request, created.timings_ms)
+    response.headers["Location"] = f"/fewshot/episodes/{created.episode.id}"
+    response.headers["ETag"] = f'"{created.episode.version}"'
+    response.headers["X-Seq"] = str(created.seq)
+    return created_report(created)
+
+
+@router.post(
+    "/fewshot/episodes/{episode_id}/classify",
+    response_model=ClassifyResponse,
+    summary="Classify pictures by an episode",
+    openapi_extra=request_body(json=ClassifyRequest, form=ClassifyOptions, files={"query": True}),
+)
+@requires(Scope.READ)
+async def classify(
+    request: Request,
+    tasks: TasksDep,
+    episode_id: EpisodePath,
+    inputs: Annotated[tuple[ClassifyOptions, Sequence[Source]], Depends(read_queries)],
+    budget: PixelBudgetDep,
+    remaining_s: RemainingDep,
+) -> ClassifyResponse:
+    """Predictions in the queries' order; under `abstain_below` the label is null."""
+    options, queries = inputs
+    answer = await tasks.fewshot.classify(
+        episode_id,
+        queries,
+        budget,
+        top_k=options.top_k,
+        abstain_below=options.abstain_below,
+        timeout_s=remaining_s,
+    )
+    tell_timings(request, answer.timings_ms)
+    return ClassifyResponse(
+        episode=answer.episode.id,
+        version=answer.episode.version,
+        predictions=[prediction_report(prediction) for prediction in answer.predictions],
+        timings_ms=dict(answer.timings_ms),
+    )
+
+
+@router.get("/fewshot/episodes", response_model=EpisodePage, summary="Episodes by id, in pages")
+@requires(Scope.READ)
+async def list_episodes(tasks: TasksDep, query: Annotated[EpisodePageQuery, Query()]) -> EpisodePage:
+    """One page; pass `next_cursor` as `cursor` for the next."""
+    found = await tasks.database.run(tasks.support_sets.all, after=query.cursor, limit=query.limit + 1)
+    page = found[: query.limit]
+    return EpisodePage(
+        episodes=[episode_report(episode) for episode in page],
+        next_cursor=page[-1].id if len(found) > query.limit else None,
+    )
+
+
+@router.get("/fewshot/episodes/{episode_id}", response_model=EpisodeReport, summary="One episode")
+@requires(Scope.READ)
+async def get_episode(response: Response, tasks: TasksDep, episode_id: EpisodePath) -> EpisodeReport:
+    """Its ways and support images."""
+    episode = await tasks.database.run(tasks.support_sets.get, episode_id)
+    response.headers["ETag"] = f'"{episode.version}"'
+    return episode_report(episode)
+
+
+@router.get(
+    "/fewshot/episodes/{episode_id}/support/{support_id}/image",
+    summary="A support image",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+@requires(Scope.READ)
+async def get_support_image(tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath) -> Response:
+    """The stored picture."""
+    support, data = await tasks.database.run(tasks.support_sets.picture, episode_id, support_id)
+    return Response(data, media_type=support.media_type, headers={"ETag": f'"{support.sha256}"'})
+
+
+@router.delete("/fewshot/episodes/{episode_id}", status_code=204, summary="Delete an episode")
+@requires(Scope.WRITE)
+async def delete_episode(tasks: TasksDep, episode_id: EpisodePath) -> Response:
+    """With its support images."""
+    seq = await tasks.database.run(tasks.support_sets.delete, episode_id)
+    return Response(status_code=204, headers={"X-Seq": str(seq)})
+
+
+def _ways(form: Form, labels: Sequence[str] | None) -> list[WayRequest]:
+    """Ways in the order in which their labels first came."""
+    support: dict[str, list[Source]] = {}
+    unlabelled = iter(labels or ())
+    count = 0
+    for part in form.files:
+        if part.field == "query":
+            continue
+        if part.field == SUPPORT:
+            count += 1
+            label = next(unlabelled, None)
+            if label is None:
+                raise Invalid("options.labels needs a label for each part 'support'.")
+        else:
+            label = _label(part.field.removeprefix(f"{SUPPORT}:"))
+        support.setdefault(label, []).append(part.image)
+    if count != len(labels or ()):
+        raise Invalid(f"options.labels has {len(labels or ())} entries for {count} parts 'support'.")
+    return [WayRequest(label=label, support=images) for label, images in support.items()]
+
+
+def _label(text: str) -> str:
+    try:
+        return WayLabel(label=unquote(text, errors="strict")).label
+    except UnicodeDecodeError as err:
+        raise Malformed("A label is not percent-encoded UTF-8.") from err
+
+
+def _check(ways: Sequence[WayRequest], queries: Sequence[Source], limits: Limits) -> None:
+    labels = [way.label for way in ways]
+    if not 2 <= len(labels) <= limits.max_ways:
+        raise Invalid(f"An episode has 2 to {limits.max_ways} ways.")
+    if len(set(labels)) < len(labels):
+        raise Invalid("Labels must be unique.")
+    if max(len(way.support) for way in ways) > limits.max_support_per_way:
+        raise Invalid(f"A way has 1 to {limits.max_support_per_way} support images.")
+    if len(queries) > limits.max_queries:
+        raise Invalid(f"At most {limits.max_queries} queries a request.")

@@ -1,0 +1,66 @@
+"""Episodes and predictions in their wire format."""
+
+from app.schemas.fewshot import (
+    EpisodeCreated,
+    EpisodeReport,
+    LabelScore,
+    PredictionReport,
+    SupportReport,
+    WayReport,
+)
+from app.stores.support_sets import Episode
+from app.tasks.fewshot import METHOD, Created, Prediction
+
+
+def episode_report(episode: Episode) -> EpisodeReport:
+    """A stored episode."""
+    return EpisodeReport(
+        id=episode.id,
+        name=episode.name,
+        version=episode.version,
+        method=METHOD,
+        fingerprint=episode.fingerprint,
+        expires_at=episode.expires_at,
+        ways=_ways(episode),
+        leave_one_out=None,
+    )
+
+
+def created_report(created: Created) -> EpisodeCreated:
+    """A new episode; `predictions` is left unset where no queries came."""
+    report = EpisodeCreated(
+        **episode_report(created.episode).model_dump(exclude={"ways"}),
+        ways=_ways(created.episode),
+        timings_ms=dict(created.timings_ms),
+    )
+    if created.predictions is None:
+        return report
+    return report.model_copy(update={"predictions": [prediction_report(one) for one in created.predictions]})
+
+
+def prediction_report(prediction: Prediction) -> PredictionReport:
+    """One query's answer."""
+    return PredictionReport(
+        label=prediction.label,
+        probability=prediction.probability,
+        abstained=prediction.abstained,
+        scores=[LabelScore(label=score.label, probability=score.probability) for score in prediction.scores],
+    )
+
+
+def _ways(episode: Episode) -> list[WayReport]:
+    return [
+        WayReport(
+            label=way.label,
+            shots=len(way.support),
+            support=[
+                SupportReport(
+                    id=support.id,
+                    sha256=support.sha256,
+                    image_url=f"/fewshot/episodes/{episode.id}/support/{support.id}/image",
+                )
+                for support in way.support
+            ],
+        )
+        for way in episode.ways
+    ]

@@ -1,0 +1,90 @@
+"""Galleries: `GET /galleries`, `PUT|GET|DELETE /galleries/{name}`."""
+
+from typing import Annotated
+
+from fastapi import Path, Query, Request, Response
+
+from app.api.auth import Scope, requires
+from app.api.body import JSON, read_json
+from app.api.deps import BundleDep, check_content_type, new_router
+from app.api.openapi_body import request_body
+from app.api.task_deps import TasksDep
+from app.domain import BundleInfo
+from app.schemas.galleries import (
+    GalleryDeleteQuery,
+    GalleryFields,
+    GalleryList,
+    GalleryReport,
+    GallerySummary,
+    IndexReport,
+)
+from app.schemas.wire import GALLERY_PATTERN
+from app.tasks.assemble import Tasks
+
+router = new_router("galleries")
+GalleryPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of a gallery.")]
+
+
+@router.get("/galleries", response_model=GalleryList, summary="All galleries")
+@requires(Scope.READ)
+async def list_galleries(tasks: TasksDep) -> GalleryList:
+    """Every gallery and how many items it holds."""
+    found = await tasks.database.run(tasks.galleries.all)
+    return GalleryList(
+        galleries=[GallerySummary(name=one.name, description=one.description, count=one.count) for one in found]
+    )
+
+
+@router.put(
+    "/galleries/{name}",
+    response_model=GalleryReport,
+    summary="Create a gallery or change its fields",
+    responses={201: {"model": GalleryReport}},
+    openapi_extra=request_body(json=GalleryFields),
+)
+@requires(Scope.WRITE)
+async def put_gallery(
+    request: Request, response: Response, tasks: TasksDep, bundle: BundleDep, name: GalleryPath
+) -> GalleryReport:
+    """201 where the gallery is new; items are never touched. An empty body changes nothing."""
+    fields = GalleryFields()
+    if await request.body():
+        check_content_type(request, JSON)
+        fields = await read_json(request, GalleryFields)
+    seq, is_new = await tasks.database.run(tasks.galleries.put, name, fields.description)
+    response.headers["X-Seq"] = str(seq)
+    response.status_code = 201 if is_new else 200
+    return await tasks.database.run(_report, tasks, bundle, name)
+
+
+@router.get("/galleries/{name}", response_model=GalleryReport, summary="One gallery and its index")
+@requires(Scope.READ)
+async def get_gallery(tasks: TasksDep, bundle: BundleDep, name: GalleryPath) -> GalleryReport:
+    """Count, and the state of the index behind it."""
+    return await tasks.database.run(_report, tasks, bundle, name)
+
+
+@router.delete("/galleries/{name}", status_code=204, summary="Delete a gallery")
+@requires(Scope.WRITE)
+async def delete_gallery(tasks: TasksDep, name: GalleryPath, query: Annotated[GalleryDeleteQuery, Query()]) -> Response:
+    """One that holds items needs `?confirm={name}`; `default` cannot be deleted."""
+    seq = await tasks.database.run(tasks.galleries.delete, name, confirmed=query.confirm == name)
+    return Response(status_code=204, headers={"X-Seq": str(seq)})
+
+
+def _report(tasks: Tasks, bundle: BundleInfo, name: str) -> GalleryReport:
+    gallery = tasks.galleries.get(name)
+    state = tasks.galleries.index_state(name)
+    return GalleryReport(
+        name=gallery.name,
+        description=gallery.description,
+        count=gallery.count,
+        index=IndexReport(
+            kind=state.kind,
+            vectors=state.vectors,
+            applied_seq=state.applied_seq,
+            head_seq=tasks.galleries.head_seq(),
+            fingerprint=bundle.fingerprint,
+            digest=state.digest,
+        ),
+    )

@@ -1,0 +1,203 @@
+"""Items of a gallery: written one by one or many at once, read back with their pictures."""
+
+from typing import Annotated
+
+from fastapi import Depends, Path, Query, Request, Response
+
+from app.api.auth import Scope, requires
+from app.api.body import JSON, MULTIPART, check_metadata, form_model, parse_json, read_json, read_multipart
+from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
+from app.api.openapi_body import request_body
+from app.api.problems import problem_body
+from app.api.routers.galleries import GalleryPath
+from app.api.sources import source_of
+from app.api.task_deps import TasksDep
+from app.errors import Invalid, ServiceError
+from app.schemas.galleries import (
+    ImageQuery,
+    ItemFields,
+    ItemOutcome,
+    ItemPage,
+    ItemPageQuery,
+    ItemPut,
+    ItemPutOptions,
+    ItemReport,
+    ItemsForm,
+    ItemsWritten,
+    NewItem,
+)
+from app.schemas.wire import ITEM_PATTERN
+from app.stores.gallery_records import Item
+from app.tasks.ingest import ItemRequest, Outcome
+from app.tasks.pictures import Source
+
+router = new_router("items")
+ItemPath = Annotated[str, Path(pattern=ITEM_PATTERN, description="The caller's id of an item.")]
+
+
+async def read_items(request: Request, limits: LimitsDep) -> list[ItemRequest]:
+    """The items of either form of body, in order."""
+    if check_content_type(request, JSON, MULTIPART) == JSON:
+        wires = await read_json(request, list[NewItem])
+        pairs: list[tuple[ItemFields, Source]] = [(wire, source_of(wire.image)) for wire in wires]
+    else:
+        form = await read_multipart(request, limits, files={"image"})
+        images = form.images("image")
+        texts = form.scalars()
+        described = texts.pop("items", None)
+        entries = [{} for _ in images] if described is None else parse_json(described)
+        fields = form_model(ItemsForm, {"items": entries, **texts}).items
+        if len(fields) != len(images):
+            raise Invalid(f"The part 'items' has {len(fields)} entries for {len(images)} images.")
+        pairs = list(zip(fields, images, strict=True))
+    if not 1 <= len(pairs) <= limits.max_items_per_call:
+        raise Invalid(f"Send 1 to {limits.max_items_per_call} items a call.")
+    for place, (wire, _) in enumerate(pairs):
+        check_metadata(wire.metadata, f"items[{place}].metadata", limits)
+    return [
+        ItemRequest(id=wire.id, source=source, metadata=wire.metadata, caption=wire.caption) for wire, source in pairs
+    ]
+
+
+async def read_put(request: Request, limits: LimitsDep) -> tuple[ItemPut | ItemPutOptions, Source | None]:
+    """The fields and the image, if any, of either form of body."""
+    wire: ItemPut | ItemPutOptions
+    source: Source | None
+    if check_content_type(request, JSON, MULTIPART) == JSON:
+        wire = await read_json(request, ItemPut)
+        source = None if wire.image is None else source_of(wire.image)
+    else:
+        form = await read_multipart(request, limits, files={"image"})
+        fields: dict[str, object] = {**form.scalars()}
+        if "metadata" in fields:
+            fields["metadata"] = parse_json(str(fields["metadata"]))
+        wire, source = form_model(ItemPutOptions, fields), form.one_image("image")
+    check_metadata(wire.metadata, "metadata", limits)
+    return wire, source
+
+
+@router.post(
+    "/galleries/{name}/items",
+    response_model=ItemsWritten,
+    response_model_exclude_unset=True,
+    summary="Add or replace items",
+    openapi_extra=request_body(json=list[NewItem], form=ItemsForm, files={"image": True}),
+)
+@requires(Scope.WRITE)
+async def add_items(
+    request: Request,
+    response: Response,
+    tasks: TasksDep,
+    name: GalleryPath,
+    items: Annotated[list[ItemRequest], Depends(read_items)],
+    budget: PixelBudgetDep,
+    remaining_s: RemainingDep,
+) -> ItemsWritten:
+    """One bad image rejects itself, not its neighbours; of two equal ids the later is rejected."""
+    seq, outcomes = await tasks.ingest.add(name, items, budget, timeout_s=remaining_s)
+    response.headers["X-Seq"] = str(seq)
+    return ItemsWritten(seq=seq, results=[_outcome(outcome, request) for outcome in outcomes])
+
+
+@router.put(
+    "/galleries/{name}/items/{item_id}",
+    response_model=ItemReport,
+    summary="Create, replace or relabel one item",
+    responses={201: {"model": ItemReport}},
+    openapi_extra=request_body(json=ItemPut, form=ItemPutOptions, files={"image": False}),
+)
+@requires(Scope.WRITE)
+async def put_item(
+    response: Response,
+    tasks: TasksDep,
+    name: GalleryPath,
+    item_id: ItemPath,
+    inputs: Annotated[tuple[ItemPut | ItemPutOptions, Source | None], Depends(read_put)],
+    budget: PixelBudgetDep,
+    remaining_s: RemainingDep,
+) -> ItemReport:
+    """201 where the item is new; without an image only the metadata of an existing item changes."""
+    wire, source = inputs
+    if source is None:
+        seq, item = await tasks.database.run(tasks.galleries.set_fields, name, item_id, metadata=wire.metadata)
+        is_new = False
+    else:
+        one = ItemRequest(id=item_id, source=source, metadata=wire.metadata or {}, caption=wire.caption)
+        seq, item, is_new = await tasks.ingest.put(name, one, budget, timeout_s=remaining_s)
+    response.headers["X-Seq"] = str(seq)
+    response.status_code = 201 if is_new else 200
+    return _report(name, item)
+
+
+@router.get("/galleries/{name}/items", response_model=ItemPage, summary="Items by id, in pages")
+@requires(Scope.READ)
+async def list_items(tasks: TasksDep, name: GalleryPath, query: Annotated[ItemPageQuery, Query()]) -> ItemPage:
+    """One page; pass `next_cursor` as `cursor` for the next."""
+    found = await tasks.database.run(tasks.galleries.items, name, after=query.cursor, limit=query.limit + 1)
+    page = found[: query.limit]
+    return ItemPage(
+        items=[_report(name, item) for item in page],
+        next_cursor=page[-1].id if len(found) > query.limit else None,
+    )
+
+
+@router.get("/galleries/{name}/items/{item_id}", response_model=ItemReport, summary="One item")
+@requires(Scope.READ)
+async def get_item(tasks: TasksDep, name: GalleryPath, item_id: ItemPath) -> ItemReport:
+    """Its metadata and what is known of its picture."""
+    return _report(name, await tasks.database.run(tasks.galleries.item, name, item_id))
+
+
+@router.get(
+    "/galleries/{name}/items/{item_id}/image",
+    summary="An item's picture",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+@requires(Scope.READ)
+async def get_item_image(
+    tasks: TasksDep, name: GalleryPath, item_id: ItemPath, query: Annotated[ImageQuery, Query()]
+) -> Response:
+    """The stored picture, or a WebP thumbnail whose longest side is `size`."""
+    item, data = await tasks.database.run(tasks.galleries.picture, name, item_id)
+    if query.size is None:
+        return Response(data, media_type=item.media_type, headers={"ETag": f'"{item.sha256}"'})
+    thumbnail = await tasks.thumbnails.make(data, query.size)
+    return Response(thumbnail, media_type="image/webp", headers={"ETag": f'"{item.sha256}-{query.size}"'})
+
+
+@router.delete("/galleries/{name}/items/{item_id}", status_code=204, summary="Delete one item")
+@requires(Scope.WRITE)
+async def delete_item(tasks: TasksDep, name: GalleryPath, item_id: ItemPath) -> Response:
+    """Gone from search and storage once answered."""
+    seq = await tasks.database.run(tasks.galleries.remove, name, item_id)
+    return Response(status_code=204, headers={"X-Seq": str(seq)})
+
+
+def _outcome(outcome: Outcome, request: Request) -> ItemOutcome:
+    fields: dict[str, object] = {"id": outcome.id, "status": outcome.status.value}
+    if outcome.error is not None:
+        fields["problem"] = _problem(outcome.error, request)
+    return ItemOutcome.model_validate(fields)
+
+
+def _problem(error: ServiceError, request: Request) -> dict[str, object]:
+    return problem_body(error, instance=request.url.path, request_id=request.state.request_id)
+
+
+def _report(gallery: str, item: Item) -> ItemReport:
+    return ItemReport.model_validate(
+        {
+            "id": item.id,
+            "metadata": dict(item.metadata),
+            "caption": item.caption,
+            "sha256": item.sha256,
+            "media_type": item.media_type,
+            "width": item.width,
+            "height": item.height,
+            "fingerprint": item.fingerprint,
+            "created_at": item.created_at,
+            "seq": item.seq,
+            "image_url": f"/galleries/{gallery}/items/{item.id}/image",
+        }
+    )

@@ -1,0 +1,133 @@
+"""`POST /retrieve` and `POST /embed`."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.api.auth import Scope, requires
+from app.api.body import JSON, MULTIPART, form_model, read_json, read_multipart
+from app.api.deps import (
+    LimitsDep,
+    PixelBudgetDep,
+    RemainingDep,
+    check_content_type,
+    new_router,
+)
+from app.api.openapi_body import request_body
+from app.api.sources import source_of
+from app.api.task_deps import TasksDep, tell_timings
+from app.errors import Invalid
+from app.schemas.retrieval import (
+    EmbedRequest,
+    EmbedResponse,
+    RetrieveOptions,
+    RetrieveRequest,
+    RetrieveResponse,
+    RetrieveResult,
+)
+from app.tasks.pictures import Source
+from app.tasks.retrieval import RetrieveAnswer, RetrieveQuery
+
+router = new_router("retrieval")
+
+
+async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
+    """The search of either form of body."""
+    if check_content_type(request, JSON, MULTIPART) == JSON:
+        wire = await read_json(request, RetrieveRequest)
+        return _query(wire, None if wire.sketch is None else source_of(wire.sketch))
+    form = await read_multipart(request, limits, files={"sketch"})
+    return _query(form_model(RetrieveOptions, form.scalars()), form.one_image("sketch"))
+
+
+async def read_embed(request: Request, limits: LimitsDep) -> tuple[list[Source], list[str]]:
+    """The pictures and texts of either form of body."""
+    if check_content_type(request, JSON, MULTIPART) == JSON:
+        wire = await read_json(request, EmbedRequest)
+        sources = [source_of(image) for image in wire.images]
+    else:
+        form = await read_multipart(request, limits, files={"image"})
+        form.scalars(repeated={"texts"})
+        unknown = {name: value for name, value in form.texts if name != "texts"}
+        wire = form_model(EmbedRequest, {"texts": form.repeated("texts"), **unknown})
+        sources = [*form.images("image")]
+    if not sources and not wire.texts:
+        raise Invalid("Send at least one of images and texts.")
+    return sources, wire.texts
+
+
+@router.post(
+    "/retrieve",
+    response_model=RetrieveResponse,
+    summary="Search a gallery by sketch, text or both",
+    openapi_extra=request_body(json=RetrieveRequest, form=RetrieveOptions, files={"sketch": False}),
+)
+@requires(Scope.READ)
+async def retrieve(
+    request: Request,
+    tasks: TasksDep,
+    query: Annotated[RetrieveQuery, Depends(read_query)],
+    budget: PixelBudgetDep,
+    remaining_s: RemainingDep,
+) -> RetrieveResponse:
+    """The k nearest items, best first."""
+    answer = await tasks.retrieval.retrieve(query, budget, timeout_s=remaining_s)
+    tell_timings(request, answer.timings_ms)
+    return _response(answer)
+
+
+@router.post(
+    "/embed",
+    response_model=EmbedResponse,
+    summary="Vectors of pictures and texts",
+    openapi_extra=request_body(json=EmbedRequest, files={"image": True}),
+)
+@requires(Scope.READ)
+async def embed(
+    request: Request,
+    tasks: TasksDep,
+    inputs: Annotated[tuple[list[Source], list[str]], Depends(read_embed)],
+    budget: PixelBudgetDep,
+    remaining_s: RemainingDep,
+) -> EmbedResponse:
+    """Unit vectors in the space that `/retrieve` searches."""
+    answer = await tasks.retrieval.embed(*inputs, budget, timeout_s=remaining_s)
+    tell_timings(request, answer.timings_ms)
+    return EmbedResponse(
+        fingerprint=answer.fingerprint,
+        dimension=answer.dimension,
+        images=answer.images.tolist(),
+        texts=answer.texts.tolist(),
+    )
+
+
+def _query(wire: RetrieveOptions, sketch: Source | None) -> RetrieveQuery:
+    if sketch is None and wire.text is None:
+        raise Invalid("Send at least one of sketch and text.")
+    return RetrieveQuery(
+        sketch=sketch,
+        text=wire.text,
+        text_weight=wire.text_weight,
+        gallery=wire.gallery,
+        k=wire.k,
+        min_score=wire.min_score,
+        caption=wire.caption,
+    )
+
+
+def _response(answer: RetrieveAnswer) -> RetrieveResponse:
+    return RetrieveResponse(
+        gallery=answer.gallery,
+        index_seq=answer.index_seq,
+        fingerprint=answer.fingerprint,
+        results=[
+            RetrieveResult(
+                id=found.hit.external_id,
+                score=found.hit.score,
+                metadata=dict(found.metadata),
+                image_url=f"/galleries/{answer.gallery}/items/{found.hit.external_id}/image",
+            )
+            for found in answer.results
+        ],
+        timings_ms=dict(answer.timings_ms),
+    )

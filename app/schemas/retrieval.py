@@ -1,0 +1,68 @@
+"""Wire format of `/retrieve` and `/embed`."""
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, JsonValue
+
+from app.schemas.images import HOUSE, ImageInput
+from app.schemas.wire import Caption, GalleryName, Timings, Wire
+
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class RetrieveOptions(Wire):
+    """Everything but the sketch: the fields of the multipart form."""
+
+    text: Text | None = None
+    text_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    gallery: GalleryName = "default"
+    k: Annotated[int, Field(ge=1, le=1000)] = 10
+    min_score: float | None = None
+    caption: Caption | None = None
+
+
+class RetrieveRequest(RetrieveOptions):
+    """Search by sketch, text or both."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"sketch": HOUSE, "k": 5}, {"text": "a red fish", "k": 5}]}
+    )
+
+    sketch: ImageInput | None = None
+
+
+class RetrieveResult(Wire):
+    """One found item; `score` is the cosine similarity."""
+
+    id: str
+    score: float
+    metadata: dict[str, JsonValue]
+    image_url: str
+
+
+class RetrieveResponse(Wire):
+    """Results, best first; ties by id."""
+
+    gallery: str
+    index_seq: int
+    fingerprint: str
+    results: list[RetrieveResult]
+    timings_ms: Timings
+
+
+class EmbedRequest(Wire):
+    """Pictures and texts to embed."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["a house"], "images": [HOUSE]}]})
+
+    images: Annotated[list[ImageInput], Field(max_length=1000)] = Field(default_factory=list)
+    texts: Annotated[list[Text], Field(max_length=2048)] = Field(default_factory=list)
+
+
+class EmbedResponse(Wire):
+    """Unit vectors of the space that retrieval searches, in order."""
+
+    fingerprint: str
+    dimension: int
+    images: list[list[float]]
+    texts: list[list[float]]

@@ -1,0 +1,29 @@
+"""What all wire models share: nothing unknown, nothing that is not finite."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+GALLERY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+ITEM_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
+EPISODE_PATTERN = r"^ep_[0-9a-f]{24}$"
+SUPPORT_PATTERN = r"^s_[0-9a-f]{16}$"
+
+
+class Wire(BaseModel):
+    """Base of requests and answers."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+def _printable(text: str) -> str:
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in text):
+        raise ValueError("holds control characters")
+    return text
+
+
+GalleryName = Annotated[str, Field(pattern=GALLERY_PATTERN)]
+ItemId = Annotated[str, Field(pattern=ITEM_PATTERN)]
+Label = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+Caption = Annotated[str, Field(max_length=1000)]
+Timings = dict[str, float]
