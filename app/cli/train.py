@@ -63,7 +63,7 @@ def train_vae_command(
     from models.training.vae import train_vae
 
     folder = runs.expanduser() / "vae"
-    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=1e-3)
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=2e-3)
     with _stage("vae", steps, threads) as progress:
         corpus = load_corpus(load_dataset(data_set))
         vae = train_vae(corpus, schedule, folder=folder, seed=seed, progress=progress)

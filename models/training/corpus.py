@@ -18,6 +18,7 @@ _CAPTIONS = {
     "fluent-contrast/outline": "a bold black outline of {}",
     "openclipart/clipart": "clip art of {}",
 }
+_KIND_WEIGHTS = {"picture": 2.0, "clipart": 1.0, "outline": 1.0, "icon": 0.2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ def load_corpus(dataset: DataSet) -> Corpus:
     pixels = np.concatenate([dataset.pixels[[r.row for r in rows]], np.repeat(ink[..., None], 3, axis=-1)])
     captions = [_caption(r.source, r.kind, r.name) for r in rows]
     captions += [f"a drawing by hand of {d.word}" for d in drawings]
-    weights = [0.25 if r.kind == "icon" else 1.0 for r in rows] + [1.0] * len(drawings)
+    weights = [_KIND_WEIGHTS[r.kind] for r in rows] + [0.5] * len(drawings)
     return Corpus(pixels=pixels, captions=tuple(captions), weights=np.array(weights))
 
 

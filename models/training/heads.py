@@ -1,0 +1,174 @@
+"""Trains the U-head and the segmentation head on frozen features: what a sketch, a picture, a word and a pixel mean.
+
+Three losses on one batch: sketches find pictures of the same thing and back; both find their names; and the cells of
+composed scenes find theirs, or the background.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+from models.heads.segmentation import SegmentationHead
+from models.heads.uhead import UHead
+from models.training.feature_store import FeatureStore
+from models.training.loop import Schedule, fit
+from models.training.losses import contrastive_loss, symmetric_contrastive_loss
+from models.training.scene_views import SceneViews
+from models.training.views import ViewSet
+
+PAIRS = 96
+SCENES = 24
+SKETCH_SHARES = {"drawing": 0.45, "outline": 0.33, "edges": 0.12, "icon": 0.10}
+DENSE_WEIGHT = 0.7
+TEXT_WEIGHT = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """Every name training uses.
+
+    Attributes:
+        names: G distinct names.
+        embeddings: [G, D] float32, unit length.
+        concepts: [G, K] bool: the concepts a name stands for.
+    """
+
+    names: tuple[str, ...]
+    embeddings: torch.Tensor
+    concepts: torch.Tensor
+
+
+class HeadsModule(nn.Module):
+    """What is trained together: both heads and the logit scales of the two contrastive losses."""
+
+    def __init__(self, uhead: UHead, segmentation: SegmentationHead) -> None:
+        super().__init__()
+        self.uhead = uhead
+        self.segmentation = segmentation
+        self.log_pair_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.log_name_scale = nn.Parameter(torch.tensor(20.0).log())
+
+
+def concept_matrix(concepts: Sequence[tuple[str, ...]], vocabulary: dict[str, int]) -> torch.Tensor:
+    """[N, K] bool: which concepts of the vocabulary each entry names."""
+    matrix = torch.zeros((len(concepts), len(vocabulary)), dtype=torch.bool)
+    for row, codes in enumerate(concepts):
+        matrix[row, [vocabulary[code] for code in codes]] = True
+    return matrix
+
+
+def collect_names(
+    views: ViewSet, rows: NDArray[np.int64], vocabulary: dict[str, int], embed: Callable[[list[str]], torch.Tensor]
+) -> Names:
+    """The distinct names of some views, with all the concepts each is used for."""
+    concepts: dict[str, set[str]] = {}
+    for row in rows:
+        concepts.setdefault(views.names[row], set()).update(views.concepts[row])
+    names = tuple(sorted(concepts))
+    return Names(
+        names=names,
+        embeddings=embed(list(names)),
+        concepts=concept_matrix([tuple(concepts[name]) for name in names], vocabulary),
+    )
+
+
+class PairSampler:
+    """Draws (sketch, partner) rows that show the same thing; the partner is a picture where there is one."""
+
+    def __init__(self, views: ViewSet, rows: NDArray[np.int64]) -> None:
+        self._views = views
+        self._sketches = {
+            kind: np.array([row for row in rows if views.kinds[row] == kind], dtype=np.int64) for kind in SKETCH_SHARES
+        }
+        self._partners: dict[str, list[int]] = {}
+        pictured = {code for row in rows if views.kinds[row] == "picture" for code in views.concepts[row]}
+        for row in rows:
+            for code in views.concepts[row]:
+                if views.kinds[row] == "picture" or code not in pictured:
+                    self._partners.setdefault(code, []).append(int(row))
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`count` sketch rows and their partner rows."""
+        rng = np.random.default_rng(int(torch.randint(0, 2**62, (1,), generator=generator)))
+        kinds = [kind for kind, rows in self._sketches.items() if len(rows)]
+        shares = np.array([SKETCH_SHARES[kind] for kind in kinds])
+        chosen = rng.choice(len(kinds), size=count, p=shares / shares.sum())
+        sketches = np.array([rng.choice(self._sketches[kinds[kind]]) for kind in chosen])
+        partners = [rng.choice(self._partners[rng.choice(list(self._views.concepts[row]))]) for row in sketches]
+        return sketches, np.array(partners)
+
+
+def train_heads(
+    module: HeadsModule,
+    views: ViewSet,
+    store: FeatureStore,
+    scenes: SceneViews,
+    embed: Callable[[list[str]], torch.Tensor],
+    schedule: Schedule,
+    *,
+    with_unseen: bool,
+    folder: Path,
+    seed: int,
+    progress: Callable[[int, float], None],
+) -> HeadsModule:
+    """Trains or goes on training; returns the module with averaged weights.
+
+    Args:
+        views: all training views; `store` holds their frozen maps row by row.
+        scenes: composed scenes with frozen maps; those of unseen classes are used only `with_unseen`.
+        embed: names → [G, D] unit embeddings, as served.
+        with_unseen: release heads (True) or zero-shot heads (False).
+    """
+    rows = np.arange(len(views.kinds)) if with_unseen else np.flatnonzero(~views.is_unseen)
+    rows = rows[[views.concepts[row] != () for row in rows]]
+    vocabulary = {code: number for number, code in enumerate(sorted({c for row in rows for c in views.concepts[row]}))}
+    names = collect_names(views, rows, vocabulary, embed)
+    sampler = PairSampler(views, rows)
+
+    def loss(generator: torch.Generator) -> dict[str, torch.Tensor]:
+        sketches, partners = sampler.draw(PAIRS, generator)
+        both = np.concatenate([sketches, partners])
+        pooled, _ = module.uhead(*split_maps(store.read(both)))
+        shown = concept_matrix([views.concepts[row] for row in both], vocabulary).float()
+        left, right = pooled[:PAIRS], pooled[PAIRS:]
+        same = shown[:PAIRS] @ shown[PAIRS:].T > 0
+        pair_logits = module.log_pair_scale.exp().clamp(max=100) * left @ right.T
+        name_logits = module.log_name_scale.exp().clamp(max=100) * pooled @ names.embeddings.T
+        named = shown @ names.concepts.float().T > 0
+        return {
+            "pairs": symmetric_contrastive_loss(pair_logits, same),
+            "names": TEXT_WEIGHT * contrastive_loss(name_logits, named),
+            "dense": DENSE_WEIGHT * _dense_loss(module, scenes, with_unseen, generator),
+        }
+
+    torch.manual_seed(seed)
+    averaged = fit(module, loss, schedule, folder=folder, seed=seed, progress=progress)
+    module.load_state_dict(averaged)
+    return module.eval().requires_grad_(False)
+
+
+def split_maps(maps: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """A store's maps as the U-head takes them: taps by name, expert levels in order."""
+    taps = {name.removeprefix("sd."): values for name, values in maps.items() if name.startswith("sd.")}
+    levels = sorted(name for name in maps if name.startswith("expert."))
+    return taps, [maps[name] for name in levels]
+
+
+def _dense_loss(
+    module: HeadsModule, scenes: SceneViews, with_unseen: bool, generator: torch.Generator
+) -> torch.Tensor:
+    """Cross-entropy of every cell over background and prompts: some present names withheld, absent ones among them."""
+    rows = scenes.draw(SCENES, with_unseen, generator)
+    _, dense = module.uhead(*split_maps(scenes.store.read(rows)))
+    total = dense.new_zeros(())
+    for row, features in zip(rows, dense, strict=True):
+        prompts, targets = scenes.targets(int(row), generator)
+        logits = module.segmentation.logits(features[None], prompts)
+        total = total + F.cross_entropy(logits, targets[None])
+    return total / len(rows)

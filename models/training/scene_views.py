@@ -1,0 +1,133 @@
+"""Composed scenes as the encoder sees them in serving: the whole picture, or a tile of it, with a label a cell."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.data.dataset import DataSet
+from models.data.render import SIDE
+from models.data.scenes import Scene, ScenePool, build_pool, compose_training_scene, seen_training_pool
+from models.training.feature_store import FeatureStore
+from models.transforms import fit_square
+
+CELLS = 32
+WITHHELD_SHARE = 0.2
+UNSEEN_SEED_OFFSET = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneViews:
+    """Scenes with frozen maps.
+
+    Attributes:
+        labels: [N, 32, 32] uint8: 0 background, i + 1 the i-th present name.
+        present, absent: names of each view's scene.
+        is_unseen: [N] bool: scenes of unseen classes.
+        embeddings: name → [D] unit embedding.
+        store: frozen maps, row by row.
+    """
+
+    labels: NDArray[np.uint8]
+    present: tuple[tuple[str, ...], ...]
+    absent: tuple[tuple[str, ...], ...]
+    is_unseen: NDArray[np.bool_]
+    embeddings: dict[str, torch.Tensor]
+    store: FeatureStore
+
+    def draw(self, count: int, with_unseen: bool, generator: torch.Generator) -> NDArray[np.int64]:
+        """`count` row numbers, unseen scenes among them only on request."""
+        allowed = np.flatnonzero(~self.is_unseen) if not with_unseen else np.arange(len(self.is_unseen))
+        return allowed[torch.randint(0, len(allowed), (count,), generator=generator).numpy()]
+
+    def targets(self, row: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt embeddings [N, D] and the target of every cell [32, 32] int64, with some present names withheld."""
+        present = self.present[row]
+        keep = torch.rand(len(present), generator=generator) >= WITHHELD_SHARE
+        if not bool(keep.any()):
+            keep[0] = True
+        mapping = torch.zeros(len(present) + 1, dtype=torch.int64)
+        mapping[1:][keep] = torch.arange(1, int(keep.sum()) + 1)
+        names = [name for name, kept in zip(present, keep.tolist(), strict=True) if kept] + list(self.absent[row])
+        prompts = torch.stack([self.embeddings[name] for name in names])
+        return prompts, mapping[torch.from_numpy(self.labels[row].astype(np.int64))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenePixels:
+    """Scene views before encoding; fields as in `SceneViews`, pixels [N, 128, 128, 3] uint8."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    present: tuple[tuple[str, ...], ...]
+    absent: tuple[tuple[str, ...], ...]
+    is_unseen: NDArray[np.bool_]
+
+
+def build_scene_pixels(
+    dataset: DataSet, folder: Path, *, seen: int, unseen: int, progress: Callable[[int, float], None]
+) -> ScenePixels:
+    """Composes `seen` and `unseen` training scenes, two views each, or opens what an earlier call finished."""
+    file = folder / "scenes.npz"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        views = list(_scene_views(dataset, seen, unseen, progress))
+        np.savez(
+            file,
+            pixels=np.stack([v[0] for v in views]),
+            labels=np.stack([v[1] for v in views]),
+            is_unseen=np.array([v[3] for v in views]),
+        )
+        (folder / "scenes.json").write_text(json.dumps([[v[2].present, v[2].absent] for v in views]))
+    arrays = np.load(file)
+    names = json.loads((folder / "scenes.json").read_text())
+    return ScenePixels(
+        pixels=arrays["pixels"],
+        labels=arrays["labels"],
+        is_unseen=arrays["is_unseen"],
+        present=tuple(tuple(n[0]) for n in names),
+        absent=tuple(tuple(n[1]) for n in names),
+    )
+
+
+def _scene_views(
+    dataset: DataSet, seen: int, unseen: int, progress: Callable[[int, float], None]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], Scene, bool]]:
+    pools: list[tuple[ScenePool, int, bool]] = [(seen_training_pool(dataset), seen, False)]
+    if unseen:
+        records = dataset.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.hexcode is not None)
+        pools.append((build_pool(dataset, records), unseen, True))
+    done = 0
+    for pool, count, is_unseen in pools:
+        for index in range(count):
+            scene = compose_training_scene(pool, index + UNSEEN_SEED_OFFSET * is_unseen)
+            for pixels, labels in (_whole(scene), _tile(scene, index)):
+                yield pixels, labels, scene, is_unseen
+            done += 1
+            progress(done, 0.0)
+
+
+def _whole(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    return fit_square(scene.pixels, SIDE), _cells(scene.labels)
+
+
+def _tile(scene: Scene, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    top, left = np.random.default_rng(index).integers(0, scene.pixels.shape[0] - SIDE + 1, 2)
+    cut = np.s_[top : top + SIDE, left : left + SIDE]
+    return np.ascontiguousarray(scene.pixels[cut]), _cells(scene.labels[cut])
+
+
+def _cells(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[S, S] labels → [32, 32]: the most frequent one of each cell."""
+    block = labels.shape[0] // CELLS
+    counts = np.stack(
+        [
+            (labels == label).reshape(CELLS, block, CELLS, block).sum(axis=(1, 3))
+            for label in range(int(labels.max()) + 1)
+        ]
+    )
+    return counts.argmax(axis=0).astype(np.uint8)
