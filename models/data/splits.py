@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,7 @@ _OTHER_NAMES = {
     "rabbit": ("bunny",),
     "speedboat": ("motorboat",),
 }
+_POSSESSIVE = re.compile(r"[’']s?\b")
 _SPELLINGS = {"doughnut": "donut", "doughnuts": "donuts", "grey": "gray", "mustache": "moustache"}
 
 
@@ -145,7 +147,9 @@ def unseen_names(splits: Splits, annotations: Iterable[str]) -> list[frozenset[s
 
 def stems(name: str) -> frozenset[str]:
     """Lower-case words of a name or file name, singular and in one spelling."""
-    return frozenset(_singular(_SPELLINGS.get(word, word)) for word in re.findall(r"[a-z]+", name.lower()))
+    return frozenset(
+        _singular(_SPELLINGS.get(word, word)) for word in re.findall(r"[a-z]+", _POSSESSIVE.sub("", name.lower()))
+    )
 
 
 def named_like(name: str, unseen: Iterable[frozenset[str]]) -> bool:
@@ -156,7 +160,13 @@ def named_like(name: str, unseen: Iterable[frozenset[str]]) -> bool:
     """
     own = stems(name)
     joined = re.sub(r"[^a-z]", "", name.lower())
-    return any(all(word in own or (len(word) > 3 and word in joined) for word in words) for words in unseen if words)
+    return any(_holds(own, joined, words) for words in unseen if words)
+
+
+def _holds(own: frozenset[str], joined: str, words: frozenset[str]) -> bool:
+    if all(word in own or (len(word) > 3 and word in joined) for word in words):
+        return True
+    return 1 < len(words) < 4 and any("".join(order) in joined for order in permutations(words))
 
 
 def _singular(word: str) -> str:
