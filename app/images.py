@@ -185,9 +185,6 @@ class ImageDecoder:
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def _converted(self, convert: Callable[[ImageSource, Picture], T], source: ImageSource, opened: "_Opened") -> T:
-        return convert(source, self._decode(opened))
-
     def _open(self, source: ImageSource) -> "_Opened":
         if isinstance(source, StrokesImage):
             return _open_strokes(source, self._limits)

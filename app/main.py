@@ -13,7 +13,7 @@ from app.api import problems
 from app.api.auth import ApiKey, ApiKeys, Scope, declared_scope, parse_keys, sha256_hex
 from app.api.deps import Platform
 from app.api.middleware import BodyLimit, DisconnectWatch, PathGuard, RequestContext, RequestDeadline
-from app.api.routers import health, operation
+from app.api.routers import fewshot, galleries, health, items, operation, retrieval, segmentation
 from app.api.services import Services
 from app.build_services import build_services as build_default_services
 from app.images import ImageDecoder
@@ -22,6 +22,15 @@ from app.settings import Settings
 from app.telemetry import Telemetry, get_logger
 
 BuildServices = Callable[[Settings, Platform], Services]
+ROUTERS = (
+    health.router,
+    operation.router,
+    retrieval.router,
+    galleries.router,
+    items.router,
+    segmentation.router,
+    fewshot.router,
+)
 
 
 def create_app(settings: Settings, build_services: BuildServices = build_default_services) -> FastAPI:
@@ -66,7 +75,15 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
     return app
 
 
-ROUTERS = (health.router, operation.router)
+ROUTERS = (
+    health.router,
+    operation.router,
+    retrieval.router,
+    galleries.router,
+    items.router,
+    segmentation.router,
+    fewshot.router,
+)
 
 
 def check_scopes(app: FastAPI) -> None:

@@ -3,13 +3,13 @@
 import asyncio
 import signal
 import socket
-import sys
 from types import FrameType
 
 import uvicorn
 
+from app.build_services import build_services as build_default_services
 from app.lifecycle import EXIT_START_FAILED, Lifecycle
-from app.main import create_app, read_keys
+from app.main import BuildServices, create_app, read_keys
 from app.settings import Settings
 from app.telemetry import configure_logging, get_logger
 
@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, build_services: BuildServices = build_default_services) -> int:
     """Run the service until it is told to end.
 
     Returns:
@@ -50,7 +50,7 @@ def serve(settings: Settings) -> int:
         if not settings.is_loopback and not settings.insecure and not read_keys(settings):
             get_logger().error("refused", reason="no API keys beyond loopback; set them or say --insecure")
             return EXIT_START_FAILED
-        app = create_app(settings)
+        app = create_app(settings, build_services)
     except (ValueError, OSError) as err:
         get_logger().error("refused", reason=str(err))
         return EXIT_START_FAILED
@@ -81,8 +81,3 @@ def serve(settings: Settings) -> int:
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     del number, frame
-
-
-def main() -> None:
-    """Serve with the settings of the environment and exit with the code of `serve`."""
-    sys.exit(serve(Settings()))
