@@ -103,3 +103,20 @@ def train_unet_command(
         unet.save_pretrained(folder / "export")
         new_scheduler().save_pretrained(folder / "scheduler")
         save_samples(vae, unet, states, corpus.captions, np.asarray(index), folder / "samples.png")
+
+
+@train_app.command("export")
+def export_command(
+    runs: RunsOption = RUNS,
+    out: Annotated[Path, typer.Option(help="Bundle folder that receives vae/, unet/ and scheduler/.")] = Path(
+        "weights/mini"
+    ),
+) -> None:
+    """Writes what was trained into a bundle's folders, in half precision."""
+    from models.training.export import export_prior
+
+    with _stage("export", 1, threads=1) as progress:
+        counts = export_prior(runs.expanduser(), out)
+        progress(1, 0.0)
+    for name, count in counts.items():
+        Console(stderr=True).print(f"{name:5} {count / 1e6:6.2f} M parameters")
