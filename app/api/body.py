@@ -89,17 +89,20 @@ async def read_multipart(request: Request, limits: Limits, *, files: Collection[
     Raises:
         Invalid: a file under another name, or text where a file belongs.
     """
-    form = await read_form(request, limits)
     parts: list[Part] = []
     texts: list[tuple[str, str]] = []
-    for name, value in form.multi_items():
-        is_file = any(name == field or (field.endswith(":") and name.startswith(field)) for field in files)
-        if isinstance(value, UploadFile) != is_file:
-            raise _invalid(name, "must be a file" if is_file else "is no file field of this form")
-        if isinstance(value, UploadFile):
-            parts.append(Part(field=name, image=EncodedImage(data=await value.read())))
-        else:
-            texts.append((name, value))
+    form = await read_form(request, limits)
+    try:
+        for name, value in form.multi_items():
+            is_file = any(name == field or (field.endswith(":") and name.startswith(field)) for field in files)
+            if isinstance(value, UploadFile) != is_file:
+                raise _invalid(name, "must be a file" if is_file else "is no file field of this form")
+            if isinstance(value, UploadFile):
+                parts.append(Part(field=name, image=EncodedImage(data=await value.read())))
+            else:
+                texts.append((name, value))
+    finally:
+        await form.close()
     return Form(files=parts, texts=texts)
 
 

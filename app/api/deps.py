@@ -44,7 +44,7 @@ def new_router(tag: str) -> APIRouter:
     return APIRouter(tags=[tag], route_class=ScopedRoute, default_response_class=JSONResponse)
 
 
-def get_platform(connection: HTTPConnection) -> Platform:
+async def get_platform(connection: HTTPConnection) -> Platform:
     """The app's platform."""
     platform: Platform = connection.app.state.platform
     return platform
@@ -53,7 +53,7 @@ def get_platform(connection: HTTPConnection) -> Platform:
 PlatformDep = Annotated[Platform, Depends(get_platform)]
 
 
-def get_services(platform: PlatformDep) -> Services:
+async def get_services(platform: PlatformDep) -> Services:
     """The loaded services.
 
     Raises:
@@ -69,32 +69,32 @@ def get_services(platform: PlatformDep) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
-def get_limits(platform: PlatformDep) -> Limits:
+async def get_limits(platform: PlatformDep) -> Limits:
     """The bounds of one request."""
     return platform.limits
 
 
-def get_images(platform: PlatformDep) -> ImageDecoder:
+async def get_images(platform: PlatformDep) -> ImageDecoder:
     """The bounded decoder of input images."""
     return platform.images
 
 
-def get_pixel_budget(platform: PlatformDep) -> PixelBudget:
+async def get_pixel_budget(platform: PlatformDep) -> PixelBudget:
     """A fresh count of pixels and images for this request; one is shared within a request."""
     return PixelBudget(max_pixels=platform.limits.max_request_pixels, max_images=platform.limits.max_request_images)
 
 
-def get_bundle(services: ServicesDep) -> BundleInfo:
+async def get_bundle(services: ServicesDep) -> BundleInfo:
     """What the loaded bundle says of itself."""
     return services.bundle
 
 
-def get_engine(services: ServicesDep) -> FeatureEngine:
+async def get_engine(services: ServicesDep) -> FeatureEngine:
     """The batching engine."""
     return services.engine
 
 
-def get_remaining_s(request: Request) -> float:
+async def get_remaining_s(request: Request) -> float:
     """Seconds left until this request's deadline, as the middleware set it."""
     deadline: float = request.state.deadline_at_s
     return max(0.0, deadline - asyncio.get_running_loop().time())

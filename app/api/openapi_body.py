@@ -6,11 +6,7 @@ from pydantic import BaseModel, TypeAdapter
 
 
 def request_body(
-    *,
-    json: Any = None,
-    form: type[BaseModel] | None = None,
-    files: dict[str, bool] | None = None,
-    required: bool = True,
+    *, json: Any = None, form: type[BaseModel] | None = None, files: dict[str, bool] | None = None
 ) -> dict[str, Any]:
     """`openapi_extra` of a route that reads its own body.
 
@@ -18,19 +14,22 @@ def request_body(
         json: the type of the JSON form.
         form: the model of the multipart form's text fields.
         files: names of its file fields, and whether each may repeat.
-        required: whether a body must come.
     """
     content: dict[str, object] = {}
     if json is not None:
         content["application/json"] = {"schema": _inline(TypeAdapter(json).json_schema())}
     if files is not None:
-        schema = _inline(form.model_json_schema()) if form else {"type": "object", "properties": {}}
-        properties = schema["properties"]
-        binary = {"type": "string", "format": "binary"}
-        for name, repeats in files.items():
-            properties[name] = {"type": "array", "items": binary} if repeats else binary
-        content["multipart/form-data"] = {"schema": schema}
-    return {"requestBody": {"required": required, "content": content}}
+        content["multipart/form-data"] = {"schema": _form_schema(form, files)}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _form_schema(form: type[BaseModel] | None, files: dict[str, bool]) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object"}
+    if form is not None:
+        schema = _inline(form.model_json_schema())
+    binary = {"type": "string", "format": "binary"}
+    parts = {name: {"type": "array", "items": binary} if repeats else binary for name, repeats in files.items()}
+    return {**schema, "properties": {**schema.get("properties", {}), **parts}}
 
 
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:

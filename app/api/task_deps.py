@@ -10,7 +10,7 @@ from app.errors import EngineUnavailable
 from app.tasks.assemble import Tasks
 
 
-def get_tasks(services: ServicesDep) -> Tasks:
+async def get_tasks(services: ServicesDep) -> Tasks:
     """The loaded tasks. Raises EngineUnavailable where this process has none."""
     if services.tasks is None:
         raise EngineUnavailable("The stores are not open.", retry_after_s=5.0)

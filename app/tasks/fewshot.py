@@ -12,7 +12,8 @@ from app.errors import FingerprintMismatch
 from app.images import PixelBudget
 from app.stores.database import Database
 from app.stores.support_sets import Episode, NewSupport, NewWay, SupportSets
-from app.tasks.pictures import Pictures, Source, pooled
+from app.tasks.features import pooled_pictures
+from app.tasks.pictures import Pictures, Source
 from app.tasks.timing import Timings
 from app.tasks.workers import Workers
 
@@ -120,9 +121,9 @@ class FewShot:
         sources = [source for way in request.ways for source in way.support]
         with timings.phase("decode"):
             prepared = await self._pictures.prepare_all([*sources, *request.queries], budget, profile)
-        vectors = await pooled(
+        vectors = await pooled_pictures(
             self._engine,
-            prepared,
+            [one.square for one in prepared],
             captions=[None] * len(prepared),
             profile=profile,
             timeout_s=timeout_s,
@@ -174,9 +175,9 @@ class FewShot:
             raise FingerprintMismatch("The episode's features were made by another bundle.")
         with timings.phase("decode"):
             prepared = await self._pictures.prepare_all(queries, budget, profile)
-        vectors = await pooled(
+        vectors = await pooled_pictures(
             self._engine,
-            prepared,
+            [one.square for one in prepared],
             captions=[None] * len(prepared),
             profile=profile,
             timeout_s=timeout_s,

@@ -11,7 +11,8 @@ from app.images import PixelBudget
 from app.stores.database import Database
 from app.stores.galleries import Galleries
 from app.stores.gallery_records import Item, NewItem
-from app.tasks.pictures import Pictures, Prepared, Source, pooled
+from app.tasks.features import pooled_pictures
+from app.tasks.pictures import Pictures, Prepared, Source
 from app.tasks.timing import Timings
 
 
@@ -122,9 +123,9 @@ class Ingest:
     ) -> Sequence[NewItem]:
         if not accepted:
             return []
-        vectors = await pooled(
+        vectors = await pooled_pictures(
             self._engine,
-            [one for _, one in accepted],
+            [one.square for _, one in accepted],
             captions=[requests[place].caption for place, _ in accepted],
             profile=self._bundle.tasks["retrieval"],
             timeout_s=timeout_s,

@@ -1,6 +1,5 @@
 """Input images to encoder views, and back to bytes worth storing."""
 
-import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.domain import FeatureEngine, Features, Picture, View
+from app.domain import Picture
 from app.errors import ServiceError, UndecodableImage
 from app.images import (
     Base64Image,
@@ -24,13 +23,9 @@ from app.images import (
 )
 from app.stores.database import Database
 from app.stores.galleries import Galleries
-from app.tasks.timing import Timings
 from models.errors import InputError
-from models.transforms import canonical_image, to_unit
+from models.transforms import canonical_image
 from models.types import TaskProfile
-
-CHUNK = 16
-"""Views submitted at once: a dense map is 1.5 MB, so features of many pictures are not held together."""
 
 _MEDIA_TYPES = (
     (b"\x89PNG", "image/png"),
@@ -147,42 +142,6 @@ class Pictures:
         except ServiceError as err:
             return err
         return source
-
-
-async def pooled(
-    engine: FeatureEngine,
-    prepared: Sequence[Prepared],
-    *,
-    captions: Sequence[str | None],
-    profile: TaskProfile,
-    timeout_s: float | None,
-    timings: Timings,
-) -> NDArray[np.float32]:
-    """Global features of pictures, in order.
-
-    Returns:
-        [B, D] float32, unit length.
-    """
-    rows: list[NDArray[np.float32]] = []
-    for start in range(0, len(prepared), CHUNK):
-        part = zip(prepared[start : start + CHUNK], captions[start : start + CHUNK], strict=True)
-        views = [view_of(one.square, caption, profile) for one, caption in part]
-        features = await engine.encode_views(views, timeout_s=timeout_s)
-        count_features(features, timings)
-        rows.extend(feature.pooled for feature in features)
-    return np.stack(rows)
-
-
-def view_of(square: NDArray[np.uint8], caption: str | None, profile: TaskProfile) -> View:
-    """An encoder input from [size, size, 3] uint8 RGB; equal pixels have equal keys."""
-    key = hashlib.sha256(square.tobytes()).hexdigest()
-    return View(pixels=to_unit(square), timestep=profile.timestep, caption=caption, key=key)
-
-
-def count_features(features: Sequence[Features], timings: Timings) -> None:
-    """Add the longest wait and the longest pass of one submission."""
-    timings.add("queue", max((feature.queue_ms for feature in features), default=0.0))
-    timings.add("inference", max((feature.inference_ms for feature in features), default=0.0))
 
 
 def media_type_of(data: bytes) -> str:

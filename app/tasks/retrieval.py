@@ -12,7 +12,8 @@ from app.images import PixelBudget
 from app.stores.database import Database
 from app.stores.galleries import Galleries
 from app.stores.gallery_records import Found
-from app.tasks.pictures import Pictures, Prepared, Source, pooled
+from app.tasks.features import pooled_pictures, pooled_texts
+from app.tasks.pictures import Pictures, Prepared, Source
 from app.tasks.timing import Timings
 from models.types import TaskProfile
 
@@ -138,15 +139,17 @@ class Retrieval:
     async def _pooled(
         self, prepared: Sequence[Prepared], captions: Sequence[str | None], timeout_s: float | None, timings: Timings
     ) -> NDArray[np.float32]:
-        return await pooled(
-            self._engine, prepared, captions=captions, profile=self._profile, timeout_s=timeout_s, timings=timings
+        return await pooled_pictures(
+            self._engine,
+            [one.square for one in prepared],
+            captions=captions,
+            profile=self._profile,
+            timeout_s=timeout_s,
+            timings=timings,
         )
 
     async def _texts(self, texts: Sequence[str], timeout_s: float | None, timings: Timings) -> NDArray[np.float32]:
-        answer = await self._engine.encode_texts(texts, timeout_s=timeout_s)
-        timings.add("queue", answer.queue_ms)
-        timings.add("inference", answer.inference_ms)
-        return answer.pooled
+        return await pooled_texts(self._engine, texts, timeout_s=timeout_s, timings=timings)
 
 
 def _combined(parts: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:

@@ -14,8 +14,9 @@ from app.domain import BundleInfo, FeatureEngine, Features, Picture, View
 from app.errors import Invalid, TooMuchWork
 from app.images import ImageSource, PixelBudget, StrokesImage
 from app.limits import Limits
+from app.tasks.features import count_features, pooled_texts, view_of
 from app.tasks.masks import Region, regions
-from app.tasks.pictures import Pictures, Source, count_features, view_of
+from app.tasks.pictures import Pictures, Source
 from app.tasks.stitching import Stitched, ViewProbabilities, stitch
 from app.tasks.timing import Timings
 from app.tasks.workers import Workers
@@ -121,7 +122,7 @@ class Segmentation:
         with timings.phase("decode"):
             planned = await self._pictures.convert(query.source, budget, plan, size=profile.resolution)
         texts = await self._class_embeddings(prompts, timeout_s, timings)
-        features = await self._engine.encode_views(planned.views, timeout_s=timeout_s)
+        features = await self._engine.encode_views(planned.views, timeout_s=timings.left_s(timeout_s))
         count_features(features, timings)
         with timings.phase("head"):
             stitched, found = await self._workers.run(self._masks, query, planned, features, texts)
@@ -165,11 +166,9 @@ class Segmentation:
     ) -> NDArray[np.float32]:
         """[N, D] float32, unit length: the mean over a class's strings."""
         strings = [string for prompt in prompts for string in prompt]
-        answer = await self._engine.encode_texts(strings, timeout_s=timeout_s)
-        timings.add("queue", answer.queue_ms)
-        timings.add("inference", answer.inference_ms)
+        vectors = await pooled_texts(self._engine, strings, timeout_s=timeout_s, timings=timings)
         bounds = np.cumsum([0, *map(len, prompts)])[:-1]
-        means = np.add.reduceat(answer.pooled, bounds, axis=0)
+        means = np.add.reduceat(vectors, bounds, axis=0)
         return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.float32)
 
     def _masks(

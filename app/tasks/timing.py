@@ -26,6 +26,12 @@ class Timings:
         """Count time that was measured elsewhere."""
         self.phases_ms[name] = self.phases_ms.get(name, 0.0) + duration_ms
 
+    def left_s(self, timeout_s: float | None) -> float | None:
+        """What is left of a timeout that began with these timings."""
+        if timeout_s is None:
+            return None
+        return max(0.0, timeout_s - (time.perf_counter() - self.started_s))
+
     def totals_ms(self) -> dict[str, float]:
         """All phases and `total`, rounded to microseconds."""
         total = (time.perf_counter() - self.started_s) * 1e3

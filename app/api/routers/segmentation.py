@@ -46,7 +46,7 @@ async def read_segment(request: Request, limits: LimitsDep) -> SegmentInput:
     return form_model(SegmentOptions, {**form.scalars(repeated={"classes"}), "classes": classes}), image
 
 
-def wanted_type(request: Request) -> str:
+async def wanted_type(request: Request) -> str:
     """JSON, or the label map itself where `Accept` names it.
 
     Raises:

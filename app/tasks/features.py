@@ -1,0 +1,67 @@
+"""Features of many pictures and strings, submitted in parts that leave room for others."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain import FeatureEngine, Features, View
+from app.tasks.timing import Timings
+from models.transforms import to_unit
+from models.types import TaskProfile
+
+VIEWS_AT_ONCE = 16
+"""A dense map is 1.5 MB, so features of many pictures are not held together."""
+TEXTS_AT_ONCE = 128
+
+
+async def pooled_pictures(
+    engine: FeatureEngine,
+    squares: Sequence[NDArray[np.uint8]],
+    *,
+    captions: Sequence[str | None],
+    profile: TaskProfile,
+    timeout_s: float | None,
+    timings: Timings,
+) -> NDArray[np.float32]:
+    """Global features of canonical squares ([size, size, 3] uint8), in order.
+
+    Returns:
+        [B, D] float32, unit length.
+    """
+    rows: list[NDArray[np.float32]] = []
+    for start in range(0, len(squares), VIEWS_AT_ONCE):
+        stop = start + VIEWS_AT_ONCE
+        part = zip(squares[start:stop], captions[start:stop], strict=True)
+        views = [view_of(square, caption, profile) for square, caption in part]
+        features = await engine.encode_views(views, timeout_s=timings.left_s(timeout_s))
+        count_features(features, timings)
+        rows.extend(feature.pooled for feature in features)
+    return np.stack(rows)
+
+
+async def pooled_texts(
+    engine: FeatureEngine, texts: Sequence[str], *, timeout_s: float | None, timings: Timings
+) -> NDArray[np.float32]:
+    """Embeddings of strings, in order: [T, D] float32, unit length."""
+    parts: list[NDArray[np.float32]] = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        part = texts[start : start + TEXTS_AT_ONCE]
+        answer = await engine.encode_texts(part, timeout_s=timings.left_s(timeout_s))
+        timings.add("queue", answer.queue_ms)
+        timings.add("inference", answer.inference_ms)
+        parts.append(answer.pooled)
+    return np.concatenate(parts)
+
+
+def view_of(square: NDArray[np.uint8], caption: str | None, profile: TaskProfile) -> View:
+    """An encoder input from [size, size, 3] uint8 RGB; equal pixels have equal keys."""
+    key = hashlib.sha256(square.tobytes()).hexdigest()
+    return View(pixels=to_unit(square), timestep=profile.timestep, caption=caption, key=key)
+
+
+def count_features(features: Sequence[Features], timings: Timings) -> None:
+    """Add the longest wait and the longest pass of one submission."""
+    timings.add("queue", max((feature.queue_ms for feature in features), default=0.0))
+    timings.add("inference", max((feature.inference_ms for feature in features), default=0.0))

@@ -1,0 +1,131 @@
+"""The whole app in process over real stores; only the device is a fake."""
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from numpy.typing import NDArray
+
+from app.api.deps import Platform
+from app.api.services import Services
+from app.domain import BundleInfo, Embeddings, Features, View
+from app.main import create_app
+from app.settings import Settings
+from app.tasks.assemble import Tasks, open_tasks
+from models.types import TaskProfile
+
+D = 16
+SIZE = 128
+
+
+def unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
+
+
+def text_vector(text: str) -> NDArray[np.float32]:
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    return unit(np.random.default_rng(seed).standard_normal(D).astype(np.float32))
+
+
+class FakeEngine:
+    """Features that are plain functions of pixels: a coarse layout of ink for `pooled`, ink for `dense`."""
+
+    async def encode_views(self, views: Sequence[View], *, timeout_s: float | None = None) -> list[Features]:
+        del timeout_s
+        return [self._features(view) for view in views]
+
+    async def encode_texts(self, texts: Sequence[str], *, timeout_s: float | None = None) -> Embeddings:
+        del timeout_s
+        return Embeddings(pooled=np.stack([text_vector(text) for text in texts]), queue_ms=0.5, inference_ms=1.0)
+
+    def _features(self, view: View) -> Features:
+        assert view.pixels.shape == (3, SIZE, SIZE)
+        ink = (1 - view.pixels.mean(axis=0)) / 2
+        cells = ink.reshape(4, SIZE // 4, 4, SIZE // 4).mean(axis=(1, 3)).reshape(-1)
+        dense = np.broadcast_to(ink.reshape(32, 4, 32, 4).mean(axis=(1, 3)), (D, 32, 32))
+        return Features(
+            pooled=unit(cells.astype(np.float32) + 1e-3),
+            dense=np.asarray(dense, np.float32),
+            queue_ms=1.0,
+            inference_ms=2.0,
+        )
+
+
+class FakeSegmentationHead:
+    """The first class is ink, the others nothing, paper is background."""
+
+    def probabilities(self, dense: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float32]:
+        values = np.full((len(texts) + 1, *dense.shape[1:]), 1e-3, np.float32)
+        values[1] += dense[0]
+        values[0] += 1 - dense[0]
+        return np.asarray(values / values.sum(axis=0), np.float32)
+
+
+class FakePrototypeHead:
+    """Softmax over cosines with the mean."""
+
+    def probabilities(
+        self, support: Sequence[NDArray[np.float32]], queries: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        prototypes = np.stack([unit(way.mean(axis=0)) for way in support])
+        powers = np.exp(20 * queries @ prototypes.T)
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
+
+
+def bundle_info() -> BundleInfo:
+    profile = TaskProfile(resolution=SIZE, timestep=1, templates=("a drawing of a {}",))
+    return BundleInfo(
+        name="fake",
+        fingerprint="f" * 64,
+        dimension=D,
+        device="cpu",
+        dtype="float32",
+        captioner="none",
+        tasks={"retrieval": profile, "segmentation": profile, "fewshot": profile},
+        manifest={},
+    )
+
+
+def build_services(settings: Settings, platform: Platform) -> Services:
+    bundle, engine = bundle_info(), FakeEngine()
+    tasks = open_tasks(
+        bundle=bundle,
+        engine=engine,
+        images=platform.images,
+        limits=platform.limits,
+        data_dir=settings.data_dir,
+        segmentation_head=FakeSegmentationHead(),
+        prototype_head=FakePrototypeHead(),
+    )
+
+    async def close() -> None:
+        tasks.close()
+
+    return Services(bundle=bundle, engine=engine, is_alive=lambda: True, tasks=tasks, on_stop=[close])
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> AsyncIterator[FastAPI]:
+    app = create_app(Settings(data_dir=tmp_path / "data"), build_services)
+    async with app.router.lifespan_context(app):
+        await app.state.supervisor.settled()
+        yield app
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+@pytest.fixture
+def tasks(app: FastAPI) -> Tasks:
+    platform: Platform = app.state.platform
+    assert platform.services is not None
+    assert platform.services.tasks is not None
+    return platform.services.tasks

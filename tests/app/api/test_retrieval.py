@@ -1,0 +1,75 @@
+"""`/retrieve` and `/embed` over HTTP."""
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.app.api.conftest import D, text_vector
+from tests.app.api.pictures import BAR, CROSS, SQUARE, base64_image, png
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def filled(client: httpx.AsyncClient) -> httpx.AsyncClient:
+    items = [
+        {"id": "square", "image": SQUARE, "metadata": {"name": "square"}},
+        {"id": "cross", "image": CROSS},
+        {"id": "bar", "image": BAR},
+    ]
+    answer = await client.post("/galleries/default/items", json=items)
+    assert answer.status_code == 200
+    return client
+
+
+async def test_a_sketch_finds_itself_first(filled: httpx.AsyncClient) -> None:
+    answer = await filled.post("/retrieve", json={"sketch": SQUARE, "k": 2})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body["results"][0]["id"] == "square"
+    assert len(body["results"]) == 2
+    best = body["results"][0]
+    assert best["score"] == pytest.approx(1, abs=1e-5)
+    assert best["metadata"] == {"name": "square"}
+    assert (await filled.get(best["image_url"])).status_code == 200
+    assert {"decode", "queue", "inference", "search", "total"} <= body["timings_ms"].keys()
+    assert "inference;dur=" in answer.headers["server-timing"]
+    assert body["index_seq"] > 0
+
+
+async def test_json_and_multipart_give_the_same_results(filled: httpx.AsyncClient) -> None:
+    data = png(90, 70)
+    as_json = await filled.post("/retrieve", json={"sketch": base64_image(data), "k": 3})
+    as_form = await filled.post("/retrieve", files={"sketch": ("s.png", data)}, data={"k": "3"})
+    assert as_form.status_code == 200
+    assert as_json.json()["results"] == as_form.json()["results"]
+
+
+async def test_the_weight_moves_a_query_from_sketch_to_text(filled: httpx.AsyncClient) -> None:
+    async def results(**fields: object) -> list[object]:
+        answer = await filled.post("/retrieve", json=fields)
+        assert answer.status_code == 200
+        found: list[object] = answer.json()["results"]
+        return found
+
+    sketch, text = await results(sketch=SQUARE), await results(text="a fish")
+    assert await results(sketch=SQUARE, text="a fish", text_weight=0) == sketch
+    assert await results(sketch=SQUARE, text="a fish", text_weight=1) == text
+    assert await results(sketch=SQUARE, text="a fish") not in (sketch, text)
+
+
+async def test_min_score_drops_and_an_item_can_be_the_query(filled: httpx.AsyncClient) -> None:
+    query = {"sketch": {"item": {"gallery": "default", "id": "cross"}}, "min_score": 0.99}
+    answer = (await filled.post("/retrieve", json=query)).json()
+    assert [result["id"] for result in answer["results"]] == ["cross"]
+
+
+async def test_embed_gives_the_vectors_that_retrieval_searches(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/embed", json={"images": [SQUARE, CROSS], "texts": ["a", "b", "c"]})
+    body = answer.json()
+    assert answer.status_code == 200
+    assert (body["dimension"], len(body["images"]), len(body["texts"])) == (D, 2, 3)
+    assert np.linalg.norm(body["images"], axis=1) == pytest.approx([1, 1], abs=1e-5)
+    assert body["texts"][1] == pytest.approx(text_vector("b").tolist(), abs=1e-6)
+    form = await client.post("/embed", files=[("image", ("a.png", png()))], data={"texts": ["a"]})
+    assert (len(form.json()["images"]), len(form.json()["texts"])) == (1, 1)
