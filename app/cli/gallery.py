@@ -1,0 +1,157 @@
+"""`vermouth gallery`: fill galleries over the service's own API."""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.cli.openmoji import DemoPicture, demo_pictures
+
+gallery_app = typer.Typer(no_args_is_help=True, help="Fill galleries of a running service.")
+
+HOUSE = {
+    "strokes": [
+        [[40, 40, 210, 210, 40], [120, 230, 230, 120, 120]],
+        [[25, 125, 225], [120, 30, 120]],
+        [[105, 105, 145, 145], [230, 170, 170, 230]],
+    ],
+    "width": 256,
+    "height": 256,
+}
+MAX_BATCH = 64
+ATTEMPTS = 20
+_RETRY = frozenset({429, 503, 504})
+
+
+class ServiceRefused(Exception):
+    """The service did not take what was sent; the message says why."""
+
+
+@gallery_app.callback()
+def main() -> None:
+    """Keeps `demo` a sub-command while it is the only one."""
+
+
+@gallery_app.command("demo")
+def demo_command(
+    url: Annotated[str, typer.Option(help="Where the service answers.")] = "http://127.0.0.1:8000",
+    gallery: Annotated[str, typer.Option(help="Gallery to fill; made when absent.")] = "default",
+    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Pictures a request.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most pictures in all.")] = None,
+    wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for the service to be ready.")] = 600.0,
+    api_key: Annotated[str | None, typer.Option(envvar="VERMOUTH_API_KEY", help="Key with the scope write.")] = None,
+) -> None:
+    """Add OpenMoji's pictures, go on where an earlier run stopped, and end with a curl line that works."""
+    console = Console(stderr=True)
+    headers = {"X-API-Key": api_key} if api_key else {}
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=120.0) as client:
+            wait_until_ready(client, wait_s)
+            added, rejected = fill(client, gallery, demo_pictures()[:limit], batch, console)
+    except (ServiceRefused, httpx.HTTPError) as err:
+        console.print(f"error: {err}", style="red", markup=False)
+        raise typer.Exit(1) from err
+    for line in rejected:
+        console.print(f"rejected {line}", style="yellow", markup=False)
+    console.print(f"{added} pictures added to the gallery {gallery!r}. Draw a house and search:", markup=False)
+    typer.echo(curl_line(url, gallery, needs_key=api_key is not None))
+
+
+def curl_line(url: str, gallery: str, *, needs_key: bool = False) -> str:
+    """A search for a drawn house, to paste into a shell."""
+    key = ' -H "X-API-Key: $VERMOUTH_API_KEY"' if needs_key else ""
+    body = json.dumps({"sketch": HOUSE, "gallery": gallery, "k": 10}, separators=(",", ":"))
+    return f"curl -s {url.rstrip('/')}/retrieve{key} -H 'Content-Type: application/json' -d '{body}'"
+
+
+def wait_until_ready(client: httpx.Client, wait_s: float) -> None:
+    """Ask `/readyz` until it says yes.
+
+    Raises:
+        ServiceRefused: it did not within `wait_s`.
+    """
+    until_s = time.monotonic() + wait_s
+    while True:
+        try:
+            if client.get("/readyz", timeout=5.0).status_code == 200:
+                return
+        except httpx.TransportError:
+            # Not listening yet.
+            pass
+        if time.monotonic() > until_s:
+            raise ServiceRefused(f"the service was not ready within {wait_s:.0f} s")
+        time.sleep(0.5)
+
+
+def fill(
+    client: httpx.Client, gallery: str, pictures: Sequence[DemoPicture], batch: int, console: Console
+) -> tuple[int, list[str]]:
+    """Add the pictures whose ids the gallery lacks.
+
+    Returns:
+        How many were added, and a line for each rejected one.
+
+    Raises:
+        ServiceRefused: a request failed for good.
+    """
+    known = existing_ids(client, gallery)
+    missing = [picture for picture in pictures if picture.id not in known]
+    added, rejected = 0, list[str]()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"filling {gallery}", total=len(pictures), completed=len(pictures) - len(missing))
+        for start in range(0, len(missing), batch):
+            part = missing[start : start + batch]
+            for result in _add(client, gallery, part):
+                if result["status"] == "rejected":
+                    rejected.append(f"{result['id']}: {result['problem']['detail']}")
+                else:
+                    added += 1
+            bar.update(task, advance=len(part))
+    return added, rejected
+
+
+def existing_ids(client: httpx.Client, gallery: str) -> set[str]:
+    """Ids the gallery holds; the gallery is made when there is none."""
+    if _send(client, "GET", f"/galleries/{gallery}", accepted=(200, 404)).status_code == 404:
+        _send(client, "PUT", f"/galleries/{gallery}", accepted=(200, 201))
+    found: set[str] = set()
+    parameters: dict[str, str | int] = {"limit": 1000}
+    while True:
+        page = _send(client, "GET", f"/galleries/{gallery}/items", params=parameters).json()
+        found.update(item["id"] for item in page["items"])
+        if page["next_cursor"] is None:
+            return found
+        parameters["cursor"] = page["next_cursor"]
+
+
+def _add(client: httpx.Client, gallery: str, part: Sequence[DemoPicture]) -> list[dict[str, Any]]:
+    files = [("image", (f"{picture.id}.png", picture.render(), "image/png")) for picture in part]
+    items = [{"id": picture.id, "metadata": {"name": picture.name, "hexcode": picture.hexcode}} for picture in part]
+    answer = _send(client, "POST", f"/galleries/{gallery}/items", files=files, data={"items": json.dumps(items)})
+    results: list[dict[str, Any]] = answer.json()["results"]
+    return results
+
+
+def _send(
+    client: httpx.Client, method: str, url: str, *, accepted: Sequence[int] = (200,), **request: object
+) -> httpx.Response:
+    """One request, repeated while the service is busy.
+
+    Raises:
+        ServiceRefused: another answer than `accepted`, or busy for too long.
+    """
+    for attempt in range(ATTEMPTS):
+        answer = client.request(method, url, **request)  # type: ignore[arg-type]  # httpx's own keywords
+        if answer.status_code in accepted:
+            return answer
+        if answer.status_code not in _RETRY:
+            break
+        pause_s = answer.headers.get("retry-after", "")
+        time.sleep(min(30.0, float(pause_s) if pause_s.isdigit() else 0.5 * (attempt + 1)))
+    raise ServiceRefused(f"{method} {url} answered {answer.status_code}: {answer.text[:300]}")

@@ -1,0 +1,77 @@
+"""Filling the demo gallery against the app itself."""
+
+import io
+import shlex
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import httpx
+import pytest
+from fastapi import FastAPI
+from PIL import Image
+from rich.console import Console
+
+from app.cli.gallery import curl_line, existing_ids, fill
+from app.cli.openmoji import DemoPicture, demo_pictures
+from app.tasks.assemble import Tasks
+
+pytest_plugins: list[str] = []
+pytestmark = pytest.mark.anyio
+
+
+class LoopTransport(httpx.BaseTransport):
+    """A synchronous client's requests, answered by an app that lives on the test's loop."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._transport = httpx.ASGITransport(app)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        return anyio.from_thread.run(self._answer, request)
+
+    async def _answer(self, request: httpx.Request) -> httpx.Response:
+        twin = httpx.Request(request.method, request.url, headers=request.headers, content=request.content)
+        answer = await self._transport.handle_async_request(twin)
+        return httpx.Response(answer.status_code, headers=answer.headers, content=await answer.aread())
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[DemoPicture]:
+    return demo_pictures()
+
+
+def test_skin_tones_and_flags_are_left_out(pictures: list[DemoPicture]) -> None:
+    ids = {picture.id for picture in pictures}
+    assert len(ids) == len(pictures) > 1500
+    assert {"1f436", "1f3e0", "1f41f", "2b50"} <= ids
+    assert not any("1f3fb" in item_id or item_id.startswith(("1f1e6", "1f3f4")) for item_id in ids)
+    assert next(picture.name for picture in pictures if picture.id == "1f41f") == "fish"
+
+
+def test_pictures_are_rendered(pictures: list[DemoPicture]) -> None:
+    assert Image.open(io.BytesIO(pictures[0].render())).size == (256, 256)
+
+
+async def test_filling_resumes_where_it_stopped(app: FastAPI, tasks: Tasks, pictures: list[DemoPicture]) -> None:
+    console = Console(file=io.StringIO())
+
+    def run() -> tuple[int, int, set[str]]:
+        with httpx.Client(transport=LoopTransport(app), base_url="http://test") as client:
+            first, _ = fill(client, "emoji", pictures[:4], 3, console)
+            second, _ = fill(client, "emoji", pictures[:6], 3, console)
+            return first, second, existing_ids(client, "emoji")
+
+    first, second, ids = await anyio.to_thread.run_sync(run)
+    assert (first, second) == (4, 2)
+    assert ids == {picture.id for picture in pictures[:6]}
+    item = tasks.galleries.item("emoji", pictures[0].id)
+    assert item.metadata == {"name": pictures[0].name, "hexcode": pictures[0].hexcode}
+
+
+async def test_the_curl_line_is_a_valid_search(app: FastAPI) -> None:
+    words = shlex.split(curl_line("http://test", "default"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        headers = {"content-type": "application/json"}
+        answer = await client.post("/retrieve", content=words[words.index("-d") + 1], headers=headers)
+    assert answer.status_code == 200
