@@ -1,6 +1,7 @@
 """The process: listens before it loads, drains before it stops, and tells by its exit code how it ended."""
 
 import asyncio
+import os
 import signal
 import socket
 from types import FrameType
@@ -10,7 +11,7 @@ import uvicorn
 from app.build_services import build_services as build_default_services
 from app.lifecycle import EXIT_START_FAILED, Lifecycle
 from app.main import BuildServices, create_app, read_keys
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
 from app.telemetry import configure_logging, get_logger
 
 
@@ -46,6 +47,8 @@ def serve(settings: Settings, build_services: BuildServices = build_default_serv
         The exit code: 0 after a signal, 3 when the start failed, 70 after a fatal device error.
     """
     configure_logging(level=settings.log_level, as_json=settings.log_json)
+    for name in unknown_variables(os.environ):
+        get_logger().warning("unknown_setting", name=name)
     try:
         if not settings.is_loopback and not settings.insecure and not read_keys(settings):
             get_logger().error("refused", reason="no API keys beyond loopback; set them or say --insecure")

@@ -1,6 +1,8 @@
 """What an operator may set: environment variables `VERMOUTH_…`, each documented in `docs/settings.md`."""
 
 import ipaddress
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +12,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.limits import MIB, Limits
 
 GIB = 1024 * MIB
+
+
+OTHER_VARIABLES = frozenset({"VERMOUTH_DATA_SET"})
+"""Variables of other commands."""
 
 
 class Settings(BaseSettings):
@@ -33,7 +39,7 @@ class Settings(BaseSettings):
     insecure: bool = False
 
     max_batch: int = Field(8, ge=1, le=256)
-    max_queue_cost: int = Field(512, ge=1, le=1_000_000)
+    max_queue_cost: int = Field(4096, ge=1, le=1_000_000)
     feature_cache_bytes: int = Field(256 * MIB, ge=0, le=256 * GIB)
     decode_workers: int = Field(2, ge=1, le=64)
     max_decode_waiting: int = Field(256, ge=1, le=100_000)
@@ -56,3 +62,16 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def variables() -> list[str]:
+    """Names of all environment variables that are settings."""
+    flat = [name for name in Settings.model_fields if name != "limits"]
+    nested = [f"limits__{field.name}" for field in fields(Limits)]
+    return [f"VERMOUTH_{name.upper()}" for name in [*flat, *nested]]
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """Variables that look like settings and are none: a misspelt one would be ignored in silence."""
+    known = {*variables(), *OTHER_VARIABLES}
+    return sorted(name for name in environment if name.upper().startswith("VERMOUTH_") and name.upper() not in known)

@@ -1,0 +1,60 @@
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings, unknown_variables, variables
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
+    documented = re.findall(r"^\| `(VERMOUTH_[A-Z_]+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(documented) == sorted(variables())
+
+
+def test_settings_come_from_the_environment_nested_limits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERMOUTH_PORT", "8123")
+    monkeypatch.setenv("VERMOUTH_LIMITS__MAX_K", "7")
+    settings = Settings()
+    assert settings.port == 8123
+    assert settings.limits.max_k == 7
+    assert settings.limits.max_ways == 512
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("VERMOUTH_PORT", "70000", id="port"),
+        pytest.param("VERMOUTH_MAX_BATCH", "0", id="batch"),
+        pytest.param("VERMOUTH_DEADLINE_S", "nan", id="nan"),
+        pytest.param("VERMOUTH_DEVICE", "tpu", id="device"),
+        pytest.param("VERMOUTH_LIMITS__MAX_K", "0", id="limit"),
+        pytest.param("VERMOUTH_METRICS_TOKEN", "short", id="token"),
+    ],
+)
+def test_values_out_of_bounds_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+def test_settings_are_frozen_and_closed() -> None:
+    with pytest.raises(ValidationError):
+        Settings(colour="red")  # type: ignore[call-arg]  # the point of the test
+    with pytest.raises(ValidationError):
+        Settings().port = 1  # type: ignore[misc]  # the point of the test
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)],
+)
+def test_loopback(host: str, is_loopback: bool) -> None:
+    assert Settings(host=host).is_loopback is is_loopback
+
+
+def test_misspelt_variables_are_found() -> None:
+    names = ["VERMOUTH_PORT", "VERMOUTH_PROT", "VERMOUTH_DATA_SET", "PATH"]
+    assert unknown_variables(names) == ["VERMOUTH_PROT"]
