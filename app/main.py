@@ -10,7 +10,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.middleware import Middleware
 
 from app.api import problems
-from app.api.auth import ApiKey, ApiKeys, Scope, declared_scope, parse_keys, sha256_hex
+from app.api.auth import ApiKey, ApiKeys, Scope, ScopedRoute, declared_scope, parse_keys, sha256_hex
 from app.api.deps import Platform
 from app.api.middleware import BodyLimit, DisconnectWatch, PathGuard, RequestContext, RequestDeadline
 from app.api.routers import fewshot, galleries, health, items, operation, retrieval, segmentation
@@ -87,14 +87,15 @@ ROUTERS = (
 
 
 def check_scopes(app: FastAPI) -> None:
-    """Refuse an app with a route that declares no scope.
+    """Refuse an app with a route that no key guards; each declares a scope, and is of the kind that checks it.
 
     Raises:
         ValueError: naming the first such route.
     """
     for context in iter_route_contexts(app.routes):
-        if declared_scope(context.original_route) is None:
-            raise ValueError(f"the route {context.path} declares no scope")
+        route = context.original_route
+        if not isinstance(route, ScopedRoute) or declared_scope(route) is None:
+            raise ValueError(f"the route {context.path} declares no scope, or is not checked for it")
 
 
 class Supervisor:

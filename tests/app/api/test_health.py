@@ -1,0 +1,100 @@
+"""The health routes through the life of a process."""
+
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.api.deps import Platform
+from app.api.services import Services
+from app.lifecycle import EXIT_START_FAILED, Phase
+from app.main import create_app
+from app.settings import Settings
+from tests.app.api.conftest import build_services
+
+pytestmark = pytest.mark.anyio
+PATHS = ("/livez", "/startupz", "/readyz", "/healthz", "/health")
+
+
+async def statuses(client: httpx.AsyncClient) -> list[int]:
+    return [(await client.get(path)).status_code for path in PATHS]
+
+
+async def test_from_loading_to_ready_to_draining_to_failed(tmp_path: Path) -> None:
+    may_load = threading.Event()
+
+    def slow(settings: Settings, platform: Platform) -> Services:
+        may_load.wait(timeout=30)
+        return build_services(settings, platform)
+
+    app = create_app(Settings(data_dir=tmp_path), slow)
+    platform: Platform = app.state.platform
+    async with (
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        app.router.lifespan_context(app),
+    ):
+        assert await statuses(client) == [200, 503, 503, 503, 503]
+        loading = await client.get("/bundle")
+        assert loading.status_code == 503
+        assert int(loading.headers["retry-after"]) > 0
+        may_load.set()
+        assert await app.state.supervisor.settled() is Phase.READY
+        assert await statuses(client) == [200, 200, 200, 200, 200]
+        assert (await client.get("/bundle")).json()["fingerprint"] == "f" * 64
+        assert "vermouth_ready 1.0" in (await client.get("/metrics")).text
+        platform.lifecycle.drain()
+        assert await statuses(client) == [200, 200, 503, 503, 503]
+        assert (await client.get("/bundle")).status_code == 200
+        platform.lifecycle.fail(70)
+        assert await statuses(client) == [503, 503, 503, 503, 503]
+
+
+async def test_a_failed_load_fails_the_process_once(tmp_path: Path) -> None:
+    def broken(settings: Settings, platform: Platform) -> Services:
+        del settings, platform
+        raise ValueError("a damaged file")
+
+    app, told = create_app(Settings(data_dir=tmp_path), broken), list[str]()
+    platform: Platform = app.state.platform
+    platform.lifecycle.on_failure = lambda: told.append("failed")
+    async with app.router.lifespan_context(app):
+        assert await app.state.supervisor.settled() is Phase.FAILED
+        platform.lifecycle.fail(70)
+    assert platform.lifecycle.exit_code == EXIT_START_FAILED
+    assert told == ["failed"]
+
+
+async def test_a_failed_warm_up_fails_the_process(tmp_path: Path) -> None:
+    stopped = list[str]()
+
+    async def fail() -> None:
+        raise RuntimeError("no kernel for this device")
+
+    async def stop() -> None:
+        stopped.append("stopped")
+
+    def built(settings: Settings, platform: Platform) -> Services:
+        services = build_services(settings, platform)
+        return Services(
+            bundle=services.bundle,
+            engine=services.engine,
+            is_alive=services.is_alive,
+            tasks=services.tasks,
+            on_start=[fail],
+            on_stop=[*services.on_stop, stop],
+        )
+
+    app = create_app(Settings(data_dir=tmp_path), built)
+    async with app.router.lifespan_context(app):
+        assert await app.state.supervisor.settled() is Phase.FAILED
+    assert stopped == ["stopped"]
+
+
+async def test_version_and_contract(client: httpx.AsyncClient) -> None:
+    version = (await client.get("/version")).json()
+    assert version["name"] == "vermouth-perception"
+    assert "torch" in version["libraries"]
+    contract = (await client.get("/openapi.json")).json()
+    assert {"/retrieve", "/segment", "/fewshot/episodes", "/bundle"} <= contract["paths"].keys()
+    assert (await client.get("/docs")).status_code == 200
