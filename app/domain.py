@@ -1,13 +1,14 @@
 """The nouns of the service, free of web, SQL, FAISS and torch kernels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.types import ImageBatch, ImageFeatures, TaskProfile, TextFeatures
+from models.types import BundleInfo as BundleInfo
+from models.types import ImageBatch, ImageFeatures, TextFeatures
 
 
 class Encoder(Protocol):
@@ -102,17 +103,3 @@ class FeatureEngine(Protocol):
     async def encode_texts(self, texts: Sequence[str], *, timeout_s: float | None = None) -> Embeddings:
         """Embeddings of every string, in order. Raises as `encode_views`."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BundleInfo:
-    """What the service tells about its bundle (`GET /bundle`), and what tasks need of it."""
-
-    name: str
-    fingerprint: str
-    dimension: int
-    device: str
-    dtype: str
-    captioner: str
-    tasks: Mapping[str, TaskProfile]
-    manifest: Mapping[str, object]

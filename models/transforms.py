@@ -269,4 +269,5 @@ def _feature_positions(pixel: NDArray[np.int64], start: float, side: float, cell
 
 def _ramp(pixel: NDArray[np.int64], start: float, side: float, feather: float) -> NDArray[np.float32]:
     place = (pixel + 0.5 - start) / side
-    return np.clip(np.minimum(place, 1 - place) / feather, 0, 1).astype(np.float32)
+    ramp: NDArray[np.float32] = np.clip(np.minimum(place, 1 - place) / feather, 0, 1).astype(np.float32)
+    return ramp

@@ -3,7 +3,7 @@
 Letters: B batch, C channels, H W pixels, h w features, D embedding, N classes, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,3 +61,17 @@ class TaskProfile:
     resolution: int
     timestep: int
     templates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleInfo:
+    """What the service tells about its bundle (`GET /bundle`), and what tasks need of it."""
+
+    name: str
+    fingerprint: str
+    dimension: int
+    device: str
+    dtype: str
+    captioner: str
+    tasks: Mapping[str, TaskProfile]
+    manifest: Mapping[str, object]

@@ -62,7 +62,7 @@ def _paper(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
     )
     light = _octaves(generator, side, coarsest=2, octaves=1) * generator.uniform(5, 45)
     grey = (fibres - fibres.mean()) * generator.uniform(0.1, 0.4) - light
-    return (tone + grey[:, :, None]).astype(np.float32)
+    return np.asarray(tone + grey[:, :, None], dtype=np.float32)
 
 
 def _dots(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
@@ -101,7 +101,7 @@ def _bricks(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
     shade = generator.normal(0, 14, (rows + 1, columns + 2))[row, shifted.astype(np.int64)]
     mortar = ((y * rows) % 1 < 0.12) | (shifted % 1 < 0.06)
     brick, joint = _colours(generator, 2)
-    return np.where(mortar[:, :, None], joint, brick + shade[:, :, None]).astype(np.float32)
+    return np.asarray(np.where(mortar[:, :, None], joint, brick + shade[:, :, None]), dtype=np.float32)
 
 
 TRAINING_FAMILIES: tuple[Family, ...] = (_noise, _gradient, _stripes, _blobs, _paper, _dots)
@@ -148,4 +148,4 @@ def _ramp(field: NDArray[np.float64], colours: NDArray[np.float32]) -> NDArray[n
     place = np.clip(field, 0, 1) * (len(colours) - 1)
     below = np.minimum(place.astype(np.int64), len(colours) - 2)
     share = (place - below)[:, :, None]
-    return (colours[below] * (1 - share) + colours[below + 1] * share).astype(np.float32)
+    return np.asarray(colours[below] * (1 - share) + colours[below + 1] * share, dtype=np.float32)

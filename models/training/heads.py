@@ -160,15 +160,13 @@ def split_maps(maps: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], 
     return taps, [maps[name] for name in levels]
 
 
-def _dense_loss(
-    module: HeadsModule, scenes: SceneViews, with_unseen: bool, generator: torch.Generator
-) -> torch.Tensor:
+def _dense_loss(module: HeadsModule, scenes: SceneViews, with_unseen: bool, generator: torch.Generator) -> torch.Tensor:
     """Cross-entropy of every cell over background and prompts: some present names withheld, absent ones among them."""
     rows = scenes.draw(SCENES, with_unseen, generator)
     _, dense = module.uhead(*split_maps(scenes.store.read(rows)))
-    total = dense.new_zeros(())
+    total: torch.Tensor = dense.new_zeros(())
     for row, features in zip(rows, dense, strict=True):
         prompts, targets = scenes.targets(int(row), generator)
         logits = module.segmentation.logits(features[None], prompts)
-        total = total + F.cross_entropy(logits, targets[None])
-    return total / len(rows)
+        total = total + F.cross_entropy(logits, targets[None]) / len(rows)
+    return total

@@ -42,7 +42,8 @@ class SceneViews:
     def draw(self, count: int, with_unseen: bool, generator: torch.Generator) -> NDArray[np.int64]:
         """`count` row numbers, unseen scenes among them only on request."""
         allowed = np.flatnonzero(~self.is_unseen) if not with_unseen else np.arange(len(self.is_unseen))
-        return allowed[torch.randint(0, len(allowed), (count,), generator=generator).numpy()]
+        drawn: NDArray[np.int64] = allowed[torch.randint(0, len(allowed), (count,), generator=generator).numpy()]
+        return drawn
 
     def targets(self, row: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompt embeddings [N, D] and the target of every cell [32, 32] int64, with some present names withheld."""
@@ -130,4 +131,5 @@ def _cells(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
             for label in range(int(labels.max()) + 1)
         ]
     )
-    return counts.argmax(axis=0).astype(np.uint8)
+    cells: NDArray[np.uint8] = counts.argmax(axis=0).astype(np.uint8)
+    return cells

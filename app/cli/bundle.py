@@ -1,0 +1,64 @@
+"""`vermouth bundle`: write, check and inspect bundles."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from models.errors import ModelError
+
+bundle_app = typer.Typer(no_args_is_help=True, help="Write and check bundles.")
+
+LICENCE = "CC-BY-SA-4.0"
+ATTRIBUTION = "see ATTRIBUTION.md"
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[Console]:
+    console = Console(stderr=True, soft_wrap=True)
+    try:
+        yield console
+    except ModelError as err:
+        console.print(f"error: {err}", style="red", markup=False)
+        raise typer.Exit(1) from err
+
+
+@bundle_app.command("pack")
+def pack(
+    folder: Annotated[Path, typer.Argument(help="Holds heads/, and vae/, unet/, scheduler/ unless --shared says so.")],
+    name: Annotated[str, typer.Option(help="The bundle's name.")] = "mini",
+    shared: Annotated[str, typer.Option(help="Folder of vae/, unet/ and scheduler/, relative to FOLDER.")] = ".",
+) -> None:
+    """Writes bundle.json with the SHA-256 of every file."""
+    from models.pack import write_manifest
+
+    with _one_line_errors() as console:
+        write_manifest(folder, name=name, licence=LICENCE, attribution=ATTRIBUTION, shared=shared)
+        console.print(f"wrote {folder / 'bundle.json'}", markup=False)
+
+
+@bundle_app.command("verify")
+def verify(folder: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
+    """Checks every file and loads the bundle on the CPU, as the server would."""
+    from models.build import load_bundle
+
+    with _one_line_errors() as console:
+        loaded = load_bundle(folder, device="cpu")
+        console.print(f"{loaded.info.name} is whole, fingerprint {loaded.info.fingerprint}", markup=False)
+
+
+@bundle_app.command("random")
+def random(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    arch: Annotated[Literal["tiny", "sd15"], typer.Option(help="Shapes: small for tests, or SD 1.5's own.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+) -> None:
+    """Writes a bundle of random weights in the layout of a trained one."""
+    from models.pack import write_random
+
+    with _one_line_errors() as console:
+        write_random(out, arch=arch, seed=seed)
+        console.print(f"wrote {out / 'bundle.json'}", markup=False)

@@ -1,0 +1,56 @@
+"""Captions that condition the U-Net: BLIP, greedy, after a fixed prefix."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import BlipForConditionalGeneration, BlipProcessor
+
+
+class Captioner(Protocol):
+    """Anything that says what a batch of pictures shows."""
+
+    def captions(self, pixels: torch.Tensor) -> list[str]:
+        """[B, 3, H, W] in [-1, 1], RGB → B captions."""
+        ...
+
+
+class NoCaptioner:
+    """The empty prompt for every picture."""
+
+    def captions(self, pixels: torch.Tensor) -> list[str]:
+        """B empty strings."""
+        return [""] * len(pixels)
+
+
+class BlipCaptioner:
+    """BLIP-base as the paper uses it (Li et al. 2022): prefix, greedy decoding."""
+
+    def __init__(
+        self, model: BlipForConditionalGeneration, processor: BlipProcessor, *, prefix: str, max_tokens: int
+    ) -> None:
+        self._model = model
+        self._processor = processor
+        self._prefix = prefix
+        self._max_tokens = max_tokens
+
+    @torch.inference_mode()
+    def captions(self, pixels: torch.Tensor) -> list[str]:
+        """[B, 3, H, W] in [-1, 1], RGB → B captions, prefix included."""
+        images = self._processor.image_processor(((pixels + 1) / 2).cpu(), do_rescale=False, return_tensors="pt")
+        prefix = self._processor.tokenizer([self._prefix] * len(pixels), return_tensors="pt")
+        device = pixels.device
+        tokens = self._model.generate(
+            pixel_values=images["pixel_values"].to(device=device, dtype=pixels.dtype),
+            input_ids=prefix["input_ids"].to(device),
+            attention_mask=prefix["attention_mask"].to(device),
+            max_new_tokens=self._max_tokens,
+            do_sample=False,
+            num_beams=1,
+        )
+        return [text.strip() for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def load_processor(folder: Path) -> BlipProcessor:
+    """BLIP's processor from a folder, offline."""
+    return BlipProcessor.from_pretrained(folder, local_files_only=True)

@@ -1,0 +1,177 @@
+"""The bundle manifest, `bundle.json`."""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+SCHEMA_VERSION = 1
+MANIFEST = "bundle.json"
+LOCK = "bundle.lock.json"
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+TaskName = Literal["retrieval", "segmentation", "fewshot"]
+Tap = Annotated[str, Field(pattern=r"^(mid|up_[0-9])$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Source(_Model):
+    """Files below some folder, each with its SHA-256."""
+
+    files: dict[str, Digest]
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, Digest]) -> dict[str, Digest]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"'{name}' leaves its folder")
+        return files
+
+
+class PathSource(_Source):
+    """A folder relative to the bundle's."""
+
+    kind: Literal["path"] = "path"
+    path: str
+
+
+class PackageSource(_Source):
+    """A folder inside an installed Python package."""
+
+    kind: Literal["package"] = "package"
+    package: str
+    path: str = "."
+
+
+class HubSource(_Source):
+    """A folder of a hub repository; digests and the commit stand in `bundle.lock.json`, written by `bundle pull`."""
+
+    kind: Literal["hub"] = "hub"
+    repo: str
+    revision: str
+    path: str = "."
+    files: dict[str, Digest] = {}
+    wanted: tuple[str, ...]
+
+
+Source = Annotated[PathSource | PackageSource | HubSource, Field(discriminator="kind")]
+
+
+class Part(_Model):
+    """A component that needs nothing but its files (VAE, U-Net, scheduler)."""
+
+    source: Source
+
+
+class TextPart(_Model):
+    """A text encoder.
+
+    Attributes:
+        loader: `transformers` (folder with tokenizer) or `open_clip` (by name).
+        model: open_clip's model name.
+        max_length: T of conditioning states.
+        zero_padding: whether states at padding are zero.
+        key_map: named renaming of the file's tensors.
+    """
+
+    source: Source
+    loader: Literal["transformers", "open_clip"] = "transformers"
+    model: str = ""
+    max_length: int = Field(default=77, ge=1, le=512)
+    zero_padding: bool = False
+    key_map: str | None = None
+
+
+class CaptionerPart(_Model):
+    """BLIP: greedy, after a prefix."""
+
+    source: Source
+    prefix: str = "a picture of"
+    max_tokens: int = Field(default=20, ge=1, le=64)
+
+
+class ExpertPart(_Model):
+    """A frozen discriminative network; `levels` are timm's `out_indices` or the transformer's blocks."""
+
+    source: Source
+    loader: Literal["timm", "open_clip"]
+    model: str
+    levels: tuple[int, ...]
+    key_map: str | None = None
+
+
+class ScaleConfig(_Model):
+    """One scale of the U-head; see `models.heads.uhead.UHeadScale`."""
+
+    stride: int
+    taps: dict[Tap, int]
+    expert: int
+    width: int
+
+
+class UHeadPart(_Model):
+    """The U-head; see `models.heads.uhead.UHeadConfig`."""
+
+    source: Source
+    scales: tuple[ScaleConfig, ...]
+    dense_width: int = 128
+    pool_side: int = 4
+    pool_heads: int = 8
+    groups: int = 16
+
+
+class Components(_Model):
+    """What a bundle is made of; `names` embeds class names and queries and defaults to `text`."""
+
+    vae: Part
+    unet: Part
+    scheduler: Part
+    text: TextPart
+    names: TextPart | None = None
+    captioner: CaptionerPart | None = None
+    expert: ExpertPart | None = None
+    uhead: UHeadPart
+    segmentation: Part
+
+
+class TaskConfig(_Model):
+    """How one task is served: px, diffusion time step, templates with one `{}`."""
+
+    resolution: int = Field(ge=32, le=2048, multiple_of=8)
+    timestep: int = Field(ge=0, le=999)
+    templates: tuple[str, ...] = ("{}",)
+
+
+class Profile(_Model):
+    """Other taps of the same weights."""
+
+    taps: tuple[Tap, ...]
+
+
+class Manifest(_Model):
+    """`bundle.json`."""
+
+    schema_version: Literal[1]
+    name: str
+    licence: str
+    attribution: str
+    dimension: int = Field(ge=1)
+    noise_seed: int = Field(ge=0)
+    taps: tuple[Tap, ...] = Field(min_length=1)
+    tasks: dict[TaskName, TaskConfig]
+    components: Components
+    profiles: dict[str, Profile] = {}
+    metrics: dict[str, float] = {}
+
+    @field_validator("tasks")
+    @classmethod
+    def _all_tasks(cls, tasks: dict[TaskName, TaskConfig]) -> dict[TaskName, TaskConfig]:
+        missing = {"retrieval", "segmentation", "fewshot"} - set(tasks)
+        if missing:
+            raise ValueError(f"no task {', '.join(sorted(missing))}")
+        return tasks

@@ -1,0 +1,116 @@
+"""The two device operations: pictures to features, strings to embeddings."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from models.backbone import StableDiffusionBackbone
+from models.captioner import Captioner
+from models.heads.uhead import UHead
+from models.text import TextEncoder
+from models.types import ImageBatch, ImageFeatures, TextFeatures
+
+_CAPTION_CACHE = 1024
+
+
+class NameEncoder(Protocol):
+    """What embeds class names and queries."""
+
+    def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
+        """B strings → [B, D] float32, unit length."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenMaps:
+    """What the U-head reads: tap name → [B, C, h, w], and the expert's maps, high to low resolution."""
+
+    taps: dict[str, torch.Tensor]
+    expert: list[torch.Tensor]
+
+
+class FrozenExtractor(nn.Module):
+    """Everything before the heads: backbone, conditioning and expert; shared by serving and head training."""
+
+    def __init__(
+        self, backbone: StableDiffusionBackbone, text: TextEncoder, captioner: Captioner, expert: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.text = text
+        self.captioner = captioner
+        self.expert = expert
+        self._states: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    @torch.inference_mode()
+    def forward(self, pixels: torch.Tensor, timesteps: torch.Tensor, captions: Sequence[str | None]) -> FrozenMaps:
+        """One pass over [B, 3, H, W] in [-1, 1] with B time steps and B captions (None: the captioner's)."""
+        states = self._conditioning(pixels, captions)
+        taps = self.backbone(pixels, timesteps, states)
+        return FrozenMaps(taps=taps, expert=self.expert(pixels) if self.expert is not None else [])
+
+    def _conditioning(self, pixels: torch.Tensor, captions: Sequence[str | None]) -> torch.Tensor:
+        """[B, T, C] text states, computed once a caption."""
+        resolved = list(captions)
+        silent = [slot for slot, caption in enumerate(resolved) if caption is None]
+        if silent:
+            for slot, caption in zip(silent, self.captioner.captions(pixels[silent]), strict=True):
+                resolved[slot] = caption
+        words = [caption or "" for caption in resolved]
+        if new := [caption for caption in dict.fromkeys(words) if caption not in self._states]:
+            for caption, states in zip(new, self.text.states(new).to(pixels.dtype), strict=True):
+                self._states[caption] = states
+        for caption in words:
+            self._states.move_to_end(caption)
+        batch = torch.stack([self._states[caption] for caption in words])
+        while len(self._states) > _CAPTION_CACHE:
+            self._states.popitem(last=False)
+        return batch
+
+
+class Encoder:
+    """A loaded bundle's encoder; implements `app.domain.Encoder`."""
+
+    def __init__(
+        self,
+        extractor: FrozenExtractor,
+        uhead: UHead,
+        names: NameEncoder,
+        *,
+        fingerprint: str,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.extractor = extractor
+        self._uhead = uhead
+        self._names = names
+        self._fingerprint = fingerprint
+        self._device = device
+        self._dtype = dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of everything that shapes a feature."""
+        return self._fingerprint
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of `pooled`."""
+        return self._uhead.config.dimension
+
+    @torch.inference_mode()
+    def encode_images(self, batch: ImageBatch) -> ImageFeatures:
+        """One pass over B pictures."""
+        pixels = batch.pixels.to(device=self._device, dtype=self._dtype)
+        maps = self.extractor(pixels, batch.timesteps.to(self._device), batch.captions)
+        pooled, dense = self._uhead(maps.taps, maps.expert)
+        return ImageFeatures(pooled=pooled.float().cpu(), dense=dense.float().cpu())
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Embeddings of B strings."""
+        return TextFeatures(pooled=self._names.embeddings(texts).float().cpu())
