@@ -41,6 +41,7 @@ class Database:
         self.engine = engine
         self.write_lock = threading.RLock()
         self._pool = pool
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._lock_file = lock_file
         self._pending = 0
 
@@ -63,17 +64,23 @@ class Database:
                 yield writer
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking store work in the pool.
+        """Run blocking reads in the pool.
 
         Raises:
             QueueFull: too many calls wait for the store already.
         """
+        return await self._run(self._pool, lambda: function(*args, **kwargs))
+
+    async def run_write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking writes in their own thread, so that reads never queue behind them. Raises as `run`."""
+        return await self._run(self._writer, lambda: function(*args, **kwargs))
+
+    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         if self._pending >= MAX_PENDING:
             raise QueueFull("The store has too many requests waiting.", retry_after_s=1.0)
         self._pending += 1
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+            return await asyncio.get_running_loop().run_in_executor(pool, work)
         finally:
             self._pending -= 1
 
@@ -88,6 +95,7 @@ class Database:
 
     def close(self) -> None:
         """Finish what runs, close the connections and let go of the data folder."""
+        self._writer.shutdown(wait=True)
         self._pool.shutdown(wait=True)
         self.engine.dispose()
         if self._lock_file is not None:

@@ -138,7 +138,7 @@ class FewShot:
             NewWay(label=way.label, support=stored[starts[index] : starts[index + 1]])
             for index, way in enumerate(request.ways)
         ]
-        seq, episode = await self._database.run(
+        seq, episode = await self._database.run_write(
             self._support_sets.create,
             ways,
             name=request.name,

@@ -91,7 +91,7 @@ class Ingest:
         new = await self._encoded(requests, ids, accepted, timeout_s)
         seq = await self._database.run(self._galleries.head_seq)
         if new:
-            seq, replaced = await self._database.run(self._galleries.upsert, gallery, new)
+            seq, replaced = await self._database.run_write(self._galleries.upsert, gallery, new)
             for (place, _), was_there in zip(accepted, replaced, strict=True):
                 status = Status.REPLACED if was_there else Status.CREATED
                 outcomes[place] = Outcome(id=ids[place], status=status, error=None)

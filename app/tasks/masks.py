@@ -33,8 +33,8 @@ def regions(labels: NDArray[np.uint8], classes: int) -> list[Region | None]:
     height, width = labels.shape
     # COCO counts run down the columns.
     flat = np.ascontiguousarray(labels.T).reshape(-1)
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]).astype(np.int64)
-    ends = np.append(starts[1:], flat.size)
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]).astype(np.int32)
+    ends = np.append(starts[1:], np.int32(flat.size))
     values = flat[starts]
     order = np.argsort(values, kind="stable")
     first, last = (np.searchsorted(values[order], np.arange(classes + 2), side) for side in ("left", "right"))
@@ -69,7 +69,7 @@ def bit_png(mask: NDArray[np.bool_]) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def _region(starts: NDArray[np.int64], ends: NDArray[np.int64], height: int, width: int) -> Region:
+def _region(starts: NDArray[np.int32], ends: NDArray[np.int32], height: int, width: int) -> Region:
     counts = np.empty(2 * len(starts) + 1, np.int64)
     counts[0:-1:2] = starts - np.concatenate([[0], ends[:-1]])
     counts[1::2] = ends - starts

@@ -152,6 +152,8 @@ class Segmentation:
 
     def _check(self, query: SegmentQuery, prompts: Sequence[Sequence[str]]) -> None:
         names = [normalised_name(prompt.name) for prompt in query.classes]
+        if len(names) > self._limits.max_classes:
+            raise Invalid(f"At most {self._limits.max_classes} classes a request.")
         if not all(names):
             raise Invalid("A class name is blank.")
         if len(set(names)) < len(names):

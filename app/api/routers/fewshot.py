@@ -179,7 +179,7 @@ async def get_support_image(tasks: TasksDep, episode_id: EpisodePath, support_id
 @requires(Scope.WRITE)
 async def delete_episode(tasks: TasksDep, episode_id: EpisodePath) -> Response:
     """With its support images."""
-    seq = await tasks.database.run(tasks.support_sets.delete, episode_id)
+    seq = await tasks.database.run_write(tasks.support_sets.delete, episode_id)
     return Response(status_code=204, headers={"X-Seq": str(seq)})
 
 

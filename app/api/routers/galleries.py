@@ -51,7 +51,7 @@ async def put_gallery(
     if await request.body():
         check_content_type(request, JSON)
         fields = await read_json(request, GalleryFields)
-    seq, is_new = await tasks.database.run(tasks.galleries.put, name, fields.description)
+    seq, is_new = await tasks.database.run_write(tasks.galleries.put, name, fields.description)
     response.headers["X-Seq"] = str(seq)
     response.status_code = 201 if is_new else 200
     return await tasks.database.run(_report, tasks, bundle, name)
@@ -68,7 +68,7 @@ async def get_gallery(tasks: TasksDep, bundle: BundleDep, name: GalleryPath) -> 
 @requires(Scope.WRITE)
 async def delete_gallery(tasks: TasksDep, name: GalleryPath, query: Annotated[GalleryDeleteQuery, Query()]) -> Response:
     """One that holds items needs `?confirm={name}`; `default` cannot be deleted."""
-    seq = await tasks.database.run(tasks.galleries.delete, name, confirmed=query.confirm == name)
+    seq = await tasks.database.run_write(tasks.galleries.delete, name, confirmed=query.confirm == name)
     return Response(status_code=204, headers={"X-Seq": str(seq)})
 
 

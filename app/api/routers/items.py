@@ -119,7 +119,7 @@ async def put_item(
     """201 where the item is new; without an image only the metadata of an existing item changes."""
     wire, source = inputs
     if source is None:
-        seq, item = await tasks.database.run(tasks.galleries.set_fields, name, item_id, metadata=wire.metadata)
+        seq, item = await tasks.database.run_write(tasks.galleries.set_fields, name, item_id, metadata=wire.metadata)
         is_new = False
     else:
         one = ItemRequest(id=item_id, source=source, metadata=wire.metadata or {}, caption=wire.caption)
@@ -170,7 +170,7 @@ async def get_item_image(
 @requires(Scope.WRITE)
 async def delete_item(tasks: TasksDep, name: GalleryPath, item_id: ItemPath) -> Response:
     """Gone from search and storage once answered."""
-    seq = await tasks.database.run(tasks.galleries.remove, name, item_id)
+    seq = await tasks.database.run_write(tasks.galleries.remove, name, item_id)
     return Response(status_code=204, headers={"X-Seq": str(seq)})
 
 

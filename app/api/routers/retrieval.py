@@ -17,6 +17,7 @@ from app.api.openapi_body import request_body
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep, tell_timings
 from app.errors import Invalid
+from app.limits import Limits
 from app.schemas.retrieval import (
     EmbedRequest,
     EmbedResponse,
@@ -35,9 +36,9 @@ async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
     """The search of either form of body."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, RetrieveRequest)
-        return _query(wire, None if wire.sketch is None else source_of(wire.sketch))
+        return _query(wire, None if wire.sketch is None else source_of(wire.sketch), limits)
     form = await read_multipart(request, limits, files={"sketch"})
-    return _query(form_model(RetrieveOptions, form.scalars()), form.one_image("sketch"))
+    return _query(form_model(RetrieveOptions, form.scalars()), form.one_image("sketch"), limits)
 
 
 async def read_embed(request: Request, limits: LimitsDep) -> tuple[list[Source], list[str]]:
@@ -101,9 +102,11 @@ async def embed(
     )
 
 
-def _query(wire: RetrieveOptions, sketch: Source | None) -> RetrieveQuery:
+def _query(wire: RetrieveOptions, sketch: Source | None, limits: Limits) -> RetrieveQuery:
     if sketch is None and wire.text is None:
         raise Invalid("Send at least one of sketch and text.")
+    if wire.k > limits.max_k:
+        raise Invalid(f"k is at most {limits.max_k}.")
     return RetrieveQuery(
         sketch=sketch,
         text=wire.text,

@@ -1,0 +1,30 @@
+"""The largest segmentation of api.md stays within its memory, measured in a process of its own."""
+
+import subprocess
+import sys
+
+LIMIT_MIB = 800
+SCRIPT = """
+import resource
+import numpy as np
+from app.tasks.masks import palette_png, regions
+from app.tasks.stitching import ViewProbabilities, stitch
+from models.transforms import plan_views
+
+side, classes = 8000, 255
+generator = np.random.default_rng(0)
+views = []
+for box in plan_views(side, side, 128):
+    values = generator.random((classes + 1, 32, 32)).astype(np.float32)
+    views.append(ViewProbabilities(box=box, values=values / values.sum(axis=0)))
+stitched = stitch(views, height=side, width=side, has_background=True, threshold=0.0, max_bytes=1 << 28)
+assert stitched.labels.shape == (side, side)
+assert len(regions(stitched.labels, classes)) == classes
+palette_png(stitched.labels, ["x"] * classes)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_64_megapixels_of_255_classes_fit_in_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) < LIMIT_MIB
