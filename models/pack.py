@@ -64,6 +64,11 @@ def mini_uhead_shape() -> UHeadPart:
     )
 
 
+def prior_manifest(folder: Path) -> Manifest:
+    """A manifest for a folder that holds vae/, unet/ and scheduler/ but no heads yet, for training them."""
+    return _manifest(folder, heads=PathSource(path="heads", files={}), name="prior", shared=".", metrics={})
+
+
 def write_manifest(
     folder: Path, *, name: str, licence: str, attribution: str, shared: str = ".", metrics: Mapping[str, float] = {}
 ) -> Manifest:
@@ -75,7 +80,34 @@ def write_manifest(
         shared: folder of vae/, unet/ and scheduler/, relative to the bundle's.
         metrics: figures measured for it.
     """
-    manifest = Manifest(
+    manifest = _manifest(
+        folder,
+        heads=_files(folder, "heads", "uhead.safetensors", "segmentation.safetensors"),
+        name=name,
+        shared=shared,
+        metrics=metrics,
+        licence=licence,
+        attribution=attribution,
+    )
+    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n")
+    return manifest
+
+
+def _manifest(
+    folder: Path,
+    *,
+    heads: PathSource,
+    name: str,
+    shared: str,
+    metrics: Mapping[str, float],
+    licence: str = "",
+    attribution: str = "",
+) -> Manifest:
+    def head(file: str) -> PathSource:
+        return PathSource(path=heads.path, files={key: value for key, value in heads.files.items() if key == file})
+
+    return Manifest(
         schema_version=SCHEMA_VERSION,
         name=name,
         licence=licence,
@@ -94,14 +126,11 @@ def write_manifest(
             scheduler=Part(source=_files(folder, f"{shared}/scheduler", "scheduler_config.json")),
             text=TextPart(source=_minilm(), max_length=16, zero_padding=True),
             expert=_lite0(),
-            uhead=mini_uhead_shape().model_copy(update={"source": _files(folder, "heads", "uhead.safetensors")}),
-            segmentation=Part(source=_files(folder, "heads", "segmentation.safetensors")),
+            uhead=mini_uhead_shape().model_copy(update={"source": head("uhead.safetensors")}),
+            segmentation=Part(source=head("segmentation.safetensors")),
         ),
         metrics=dict(metrics),
     )
-    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n")
-    return manifest
 
 
 def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:

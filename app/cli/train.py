@@ -120,3 +120,43 @@ def export_command(
         progress(1, 0.0)
     for name, count in counts.items():
         Console(stderr=True).print(f"{name:5} {count / 1e6:6.2f} M parameters")
+
+
+@train_app.command("heads")
+def train_heads_command(
+    bundle: Annotated[Path, typer.Argument(help="Where heads/ go: weights/mini or weights/mini-zeroshot.")],
+    release: Annotated[bool, typer.Option(help="Train on unseen classes and words too.")] = False,
+    prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = Path("weights/mini"),
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    runs: RunsOption = RUNS,
+    minutes: MinutesOption = 10.0,
+    steps: StepsOption = 1200,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Trains both heads on frozen features: zero-shot heads, or release heads with --release."""
+    from models.build import new_uhead
+    from models.heads.segmentation import SegmentationHead
+    from models.pack import MINI_DIMENSION, mini_uhead_shape, save_heads
+    from models.text import load_minilm
+    from models.training.frozen import frozen_features
+    from models.training.heads import HeadsModule, train_heads
+
+    root = runs.expanduser() / "heads"
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=1e-3, decay=True, ema=0.99, weight_decay=0.05)
+    with _stage("heads", steps, threads) as progress:
+        features = frozen_features(load_dataset(data_set), prior, root, progress=progress)
+        module = HeadsModule(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION))
+        train_heads(
+            module,
+            features.views,
+            features.store,
+            features.scenes,
+            load_minilm().embeddings,
+            schedule,
+            with_unseen=release,
+            folder=root / f"{'release' if release else 'zeroshot'}-{seed}",
+            seed=seed,
+            progress=progress,
+        )
+        save_heads(module.uhead, module.segmentation, bundle / "heads")

@@ -131,7 +131,7 @@ def _grid(side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _rotated(x: NDArray[np.float64], y: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
-    return x * np.cos(angle) + y * np.sin(angle)
+    return np.asarray(x * np.cos(angle) + y * np.sin(angle))
 
 
 def _unit(field: NDArray[np.float64]) -> NDArray[np.float64]:
