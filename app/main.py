@@ -157,7 +157,9 @@ class Supervisor:
 
     def _fail(self, error: BaseException) -> None:
         get_logger().error("start_failed", error=str(error), exc_info=error)
-        self._platform.lifecycle.fail(EXIT_START_FAILED)
+        # Who was told to end while loading ends in peace, whatever becomes of the load.
+        if self._platform.lifecycle.phase is not Phase.DRAINING:
+            self._platform.lifecycle.fail(EXIT_START_FAILED)
         self._settled.set()
 
     async def _stop(self) -> None:

@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     host: str = Field("127.0.0.1", min_length=1, max_length=255)
     port: int = Field(8000, ge=0, le=65535)
-    device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: int = Field(0, ge=0, le=512)
 

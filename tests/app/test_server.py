@@ -1,0 +1,167 @@
+"""The process as an operator sees it: what it answers while it loads, how it drains, how it exits."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.lifecycle import EXIT_FATAL, EXIT_START_FAILED
+from app.server import serve
+from app.settings import Settings
+
+pytestmark = pytest.mark.server
+ROOT = Path(__file__).parents[2]
+WAIT_S = 60
+
+
+class Process:
+    """A server process and its structured log; reading the log is how a test waits, never a clock."""
+
+    def __init__(self, mode: str, data_dir: Path, **variables: str) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("VERMOUTH_")}
+        settings = {"DATA_DIR": str(data_dir), "PORT": "0", "LOG_JSON": "1", "DRAIN_DELAY_S": "0.5", **variables}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.app.server_process", mode],
+            cwd=ROOT,
+            env={
+                **inherited,
+                "OMP_NUM_THREADS": "1",
+                "OMP_WAIT_POLICY": "PASSIVE",
+                **{f"VERMOUTH_{name}": value for name, value in settings.items()},
+            },
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._limit = threading.Timer(WAIT_S, self._process.kill)
+        self._limit.start()
+        self.events: list[str] = []
+
+    def wait_for(self, text: str) -> str:
+        """The first log event from here on that starts with `text`."""
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with contextlib.suppress(ValueError):
+                self.events.append(json.loads(line)["event"])
+                if self.events[-1].startswith(text):
+                    return self.events[-1]
+        raise AssertionError(f"{text!r} was never logged, but {self.events}")
+
+    def connect(self) -> httpx.Client:
+        """A client of the server, once it listens."""
+        address = self.wait_for("Uvicorn running on ").split()[3]
+        return httpx.Client(base_url=address, timeout=WAIT_S)
+
+    def release(self) -> None:
+        """Let a held load go on."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def exit_code(self) -> int:
+        """Wait for the end."""
+        assert self._process.stderr is not None
+        rest = self._process.stderr.read()
+        self.events += [json.loads(line)["event"] for line in rest.splitlines() if line.startswith("{")]
+        return self._process.wait(timeout=WAIT_S)
+
+    def close(self) -> None:
+        self._limit.cancel()
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+
+@contextlib.contextmanager
+def started(mode: str, data_dir: Path, **variables: str) -> Iterator[Process]:
+    process = Process(mode, data_dir, **variables)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def test_it_answers_while_it_loads_serves_and_drains_to_zero(tmp_path: Path) -> None:
+    with started("held", tmp_path) as process, process.connect() as client:
+        assert client.get("/livez").status_code == 200
+        assert client.get("/startupz").status_code == 503
+        loading = client.post("/embed", json={"texts": ["cat"]})
+        assert (loading.status_code, loading.json()["code"]) == (503, "unavailable")
+        process.release()
+        process.wait_for("ready")
+        assert client.get("/startupz").status_code == 200
+        assert client.get("/readyz").status_code == 200
+        strokes = {"strokes": [[[0, 9], [0, 9]]], "width": 10, "height": 10}
+        answer = client.post("/embed", json={"texts": ["cat"], "images": [strokes]})
+        assert answer.status_code == 200
+        assert len(answer.json()["images"][0]) == 8
+        process.signal(signal.SIGTERM)
+        process.wait_for("draining")
+        # New connections are still taken: a load balancer needs time to hear of it.
+        base = str(client.base_url)
+        assert httpx.get(f"{base}/readyz").status_code == 503
+        assert httpx.post(f"{base}/embed", json={"texts": ["dog"]}).status_code == 200
+        client.close()
+        assert process.exit_code() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_does_not_wait_for_the_load(tmp_path: Path, number: signal.Signals) -> None:
+    with started("held", tmp_path, DRAIN_DELAY_S="0") as process, process.connect():
+        process.signal(number)
+        assert process.exit_code() == 0
+
+
+@pytest.mark.parametrize("mode", ["bad-load", "bad-warm-up"])
+def test_a_failed_start_ends_the_process(tmp_path: Path, mode: str) -> None:
+    with started(mode, tmp_path) as process:
+        process.wait_for("start_failed")
+        assert process.exit_code() == EXIT_START_FAILED
+        assert "ready" not in process.events
+
+
+def test_a_dead_device_answers_what_is_in_flight_and_ends_the_process(tmp_path: Path) -> None:
+    strokes = {"strokes": [[[0, 9], [0, 9]]], "width": 10, "height": 10}
+    with started("fatal", tmp_path) as process, process.connect() as client:
+        process.wait_for("ready")
+        answer = client.post("/embed", json={"images": [strokes]})
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+        client.close()
+        assert process.exit_code() == EXIT_FATAL
+
+
+def test_a_busy_port_ends_the_process(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with started("held", tmp_path, PORT=port) as process:
+            assert process.exit_code() == EXIT_START_FAILED
+
+
+def test_a_data_folder_in_use_ends_the_second_process(tmp_path: Path) -> None:
+    with started("held", tmp_path) as first, first.connect():
+        first.release()
+        first.wait_for("ready")
+        with started("held", tmp_path) as second:
+            second.release()
+            second.wait_for("start_failed")
+            assert second.exit_code() == EXIT_START_FAILED
+
+
+def test_beyond_loopback_without_keys_is_refused() -> None:
+    assert serve(Settings(host="0.0.0.0")) == EXIT_START_FAILED
+
+
+def test_malformed_keys_are_refused() -> None:
+    assert serve(Settings.model_validate({"api_keys": "nonsense"})) == EXIT_START_FAILED
