@@ -43,5 +43,21 @@ def gallery(context: typer.Context) -> None:
     _run(gallery_app, context)
 
 
+@app.command("bundle", context_settings=_PASS_ON)
+def bundle(context: typer.Context) -> None:
+    """Write and check bundles."""
+    from app.cli.bundle import bundle_app
+
+    _run(bundle_app, context)
+
+
+@app.command("train", context_settings=_PASS_ON)
+def train(context: typer.Context) -> None:
+    """Train the parts of a bundle."""
+    from app.cli.train import train_app
+
+    _run(train_app, context)
+
+
 def _run(group: typer.Typer, context: typer.Context) -> None:
     group(args=context.args, prog_name=f"vermouth {context.info_name}")
