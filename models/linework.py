@@ -17,6 +17,10 @@ _MAX_COVERAGE = 0.45
 _MAX_LINE_WIDTH = 0.13
 _MAX_COLOURED_LINE_WIDTH = 0.06
 _MAX_TINTED_PAPER = 0.06
+_MAX_FOREIGN_COLOUR = 0.02
+_FOREIGN_DISTANCE = 22.0
+_PEN_DISTANCE = 40.0
+_MAX_OTHER_PENS = 0.25
 
 Polyline = list[list[float]]
 
@@ -51,6 +55,8 @@ def trace_linework(pixels: NDArray[np.uint8]) -> list[Polyline] | None:
         return None
     if _tinted_share(contrast[box], ink[box], threshold, noise) > _MAX_TINTED_PAPER:
         return None
+    if _has_other_colours(low, high, ink, box):
+        return None
     work = _at_trace_scale(np.where(ink, contrast, np.minimum(contrast, threshold))[box], threshold)
     ink_colour_spread, ink_chroma = _ink_colour(low, high, contrast, ink)
     skeleton, line_width = _skeleton(work)
@@ -65,11 +71,20 @@ def _block_extremes(pixels: NDArray[np.uint8], side: int) -> tuple[NDArray[np.ui
     factor = -(-max(pixels.shape[:2]) // side)
     if factor == 1:
         return pixels, pixels
-    rows = np.arange(0, pixels.shape[0], factor)
-    columns = np.arange(0, pixels.shape[1], factor)
-    low = np.minimum.reduceat(np.minimum.reduceat(pixels, rows, axis=0), columns, axis=1)
-    high = np.maximum.reduceat(np.maximum.reduceat(pixels, rows, axis=0), columns, axis=1)
-    return low, high
+    return _reduced(pixels, factor, np.minimum), _reduced(pixels, factor, np.maximum)
+
+
+def _reduced(pixels: NDArray[np.uint8], factor: int, extreme: np.ufunc) -> NDArray[np.uint8]:
+    """`extreme` over blocks of `factor` × `factor`; slice by slice, which is ten times as fast as `reduceat`."""
+    rows = pixels[::factor].copy()
+    for offset in range(1, factor):
+        part = pixels[offset::factor]
+        extreme(rows[: len(part)], part, out=rows[: len(part)])
+    blocks = rows[:, ::factor].copy()
+    for offset in range(1, factor):
+        part = rows[:, offset::factor]
+        extreme(blocks[:, : part.shape[1]], part, out=blocks[:, : part.shape[1]])
+    return blocks
 
 
 def _contrast_to_paper(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -113,6 +128,34 @@ def _tinted_share(contrast: NDArray[np.float32], ink: NDArray[np.bool_], thresho
     near = ndimage.binary_dilation(ink, iterations=3)
     tinted = (contrast > max(14.0, 4 * noise, 0.35 * threshold)) & ~near
     return float(tinted.mean())
+
+
+def _has_other_colours(
+    low: NDArray[np.uint8], high: NDArray[np.uint8], ink: NDArray[np.bool_], box: tuple[slice, slice]
+) -> bool:
+    """Whether the drawing's box holds hues that are no mixture of one paper and one pen: the fills of a picture.
+
+    Hue is taken relative to brightness, so that shade on coloured paper does not count, and the paper's from the
+    border of the raster, since a fitted surface bends to large fills.
+    """
+    middle = (low.astype(np.float32) + high) / 2
+    mean = middle.mean(axis=2, keepdims=True)
+    hue = (middle - mean) * (128 / np.maximum(mean, 64))
+    edge = max(1, round(0.02 * max(ink.shape)))
+    border = ~ink
+    border[edge:-edge, edge:-edge] = False
+    paper = np.median(hue[border if bool(border.any()) else ~ink], axis=0)
+    core = ink & ndimage.binary_erosion(ink)
+    pens = hue[core if bool(core.any()) else ink]
+    pen = np.median(pens, axis=0)
+    if float((np.abs(pens - pen).max(axis=1) > _PEN_DISTANCE).mean()) > _MAX_OTHER_PENS:
+        return True
+    along = pen - paper
+    length = float(along @ along)
+    inside = hue[box].reshape(-1, 3) - paper
+    share = np.clip(inside @ along / length, 0, 1) if length > 1 else np.zeros(len(inside), dtype=np.float32)
+    distance = np.abs(inside - share[:, None] * along).max(axis=1)
+    return float((distance > _FOREIGN_DISTANCE).mean()) > _MAX_FOREIGN_COLOUR
 
 
 def _at_trace_scale(contrast: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
