@@ -35,14 +35,6 @@ def data(context: typer.Context) -> None:
     _run(data_app, context)
 
 
-@app.command("gallery", context_settings=_PASS_ON)
-def gallery(context: typer.Context) -> None:
-    """Fill galleries of a running service."""
-    from app.cli.gallery import gallery_app
-
-    _run(gallery_app, context)
-
-
 @app.command("bundle", context_settings=_PASS_ON)
 def bundle(context: typer.Context) -> None:
     """Write and check bundles."""
@@ -57,6 +49,14 @@ def train(context: typer.Context) -> None:
     from app.cli.train import train_app
 
     _run(train_app, context)
+
+
+@app.command("eval", context_settings=_PASS_ON)
+def evaluate(context: typer.Context) -> None:
+    """Measure a bundle by protocol."""
+    from app.cli.eval import eval_app
+
+    _run(eval_app, context)
 
 
 def _run(group: typer.Typer, context: typer.Context) -> None:

@@ -65,7 +65,7 @@ def stitch(
     strip = max(1, max_bytes // (columns * channels * 4 * TEMPORARIES))
     for top in range(0, rows, strip):
         bottom = min(rows, top + strip)
-        probabilities = _blend(scaled, top, bottom, columns)
+        probabilities = blend(scaled, top, bottom, columns)
         if not has_background:
             probabilities = probabilities[1:] / np.maximum(probabilities[1:].sum(axis=0), 1e-12)
         best = probabilities.argmax(axis=0)
@@ -93,7 +93,8 @@ def _scaled(view: ViewProbabilities, vertical: float, horizontal: float) -> View
     return ViewProbabilities(box=box, values=view.values)
 
 
-def _blend(views: Sequence[ViewProbabilities], top: int, bottom: int, width: int) -> NDArray[np.float32]:
+def blend(views: Sequence[ViewProbabilities], top: int, bottom: int, width: int) -> NDArray[np.float32]:
+    """Probabilities of the rows `top` to `bottom`, [N + 1, bottom - top, width], each view weighted by its trust."""
     channels = views[0].values.shape[0]
     total = np.zeros((channels, bottom - top, width), np.float32)
     weight = np.zeros((bottom - top, width), np.float32)

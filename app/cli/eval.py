@@ -1,0 +1,181 @@
+"""`vermouth eval`: the protocols of the embedded default, on the encoder that serves."""
+
+import datetime
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from app.tasks.stitching import ViewProbabilities, blend
+from models.build import LoadedBundle, load_bundle
+from models.data.dataset import DEFAULT_FOLDER, load_dataset
+from models.data.scenes import seen_evaluation_pool, unseen_evaluation_pool
+from models.evaluation import baselines, fewshot, retrieval, segmentation
+from models.transforms import cut_view, plan_views, to_unit
+from models.types import ImageBatch
+
+eval_app = typer.Typer(no_args_is_help=True, help="Measure a bundle by protocol.")
+
+ZeroShotOption = Annotated[Path, typer.Option("--bundle", help="Bundle with zero-shot heads.")]
+ReleaseOption = Annotated[Path, typer.Option("--release-bundle", help="Bundle with release heads.")]
+DataSetOption = Annotated[Path, typer.Option("--data-set", help="Folder written by `vermouth data build`.")]
+OutOption = Annotated[Path, typer.Option(help="Folder of the JSON and Markdown.")]
+ThreadsOption = Annotated[int, typer.Option(help="Compute threads.")]
+
+ZERO_SHOT = Path("weights/mini-zeroshot")
+RELEASE = Path("weights/mini")
+OUT = Path("docs/results")
+EPISODES = ((20, 1), (20, 5), (77, 1))
+
+Row = dict[str, Any]
+
+
+@eval_app.command("retrieval")
+def retrieval_command(
+    bundle: ZeroShotOption = ZERO_SHOT,
+    release_bundle: ReleaseOption = RELEASE,
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    out: OutOption = OUT,
+    threads: ThreadsOption = 2,
+) -> None:
+    """outline-zs, drawing-zs and drawing-release, beside HOG and the expert without training."""
+    torch.set_num_threads(threads)
+    data = load_dataset(data_set)
+    zero_shot = load_bundle(bundle, device="cpu")
+    contenders: list[tuple[str, retrieval.Embed]] = [
+        ("HOG", baselines.hog_embedding),
+        ("expert, no training", baselines.expert_embedding(zero_shot.encoder.extractor)),
+        (f"{zero_shot.info.name} (zero-shot heads)", embedder(zero_shot, "retrieval")),
+    ]
+    rows: list[Row] = []
+    for protocol in (retrieval.outline_zs(data), retrieval.drawing_zs(data)):
+        rows += [{"model": name, **asdict(retrieval.measure(protocol, embed))} for name, embed in contenders]
+    released = load_bundle(release_bundle, device="cpu")
+    contenders[-1] = (f"{released.info.name} (release heads)", embedder(released, "retrieval"))
+    protocol = retrieval.drawing_release(data)
+    rows += [{"model": name, **asdict(retrieval.measure(protocol, embed))} for name, embed in contenders]
+    report("retrieval", rows, [zero_shot, released], out)
+
+
+@eval_app.command("fewshot")
+def fewshot_command(
+    bundle: ZeroShotOption = ZERO_SHOT,
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    out: OutOption = OUT,
+    episodes: Annotated[int, typer.Option(help="Episodes a setting.")] = fewshot.EPISODES,
+    threads: ThreadsOption = 2,
+) -> None:
+    """fewshot-vendors and fewshot-drawings, beside HOG and the expert without training."""
+    torch.set_num_threads(threads)
+    data = load_dataset(data_set)
+    loaded = load_bundle(bundle, device="cpu")
+    contenders: list[tuple[str, retrieval.Embed]] = [
+        ("HOG", baselines.hog_embedding),
+        ("expert, no training", baselines.expert_embedding(loaded.encoder.extractor)),
+        (f"{loaded.info.name} (zero-shot heads)", embedder(loaded, "fewshot")),
+    ]
+    rows: list[Row] = []
+    for pool, settings in ((fewshot.vendors(data), ((20, 1), (100, 1))), (fewshot.drawings(data), EPISODES)):
+        for name, embed in contenders:
+            features = retrieval.in_batches(embed, pool.pixels)
+            rows += [
+                {"model": name, **asdict(fewshot.measure(pool, features, n_way=n, k_shot=k, episodes=episodes))}
+                for n, k in settings
+            ]
+    report("fewshot", rows, [loaded], out)
+
+
+@eval_app.command("segment")
+def segment_command(
+    bundle: ZeroShotOption = ZERO_SHOT,
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    out: OutOption = OUT,
+    scenes: Annotated[int, typer.Option(help="Scenes a pool.")] = 100,
+    threads: ThreadsOption = 2,
+) -> None:
+    """scenes: seen names in the style kept out, and unseen names."""
+    torch.set_num_threads(threads)
+    data = load_dataset(data_set)
+    loaded = load_bundle(bundle, device="cpu")
+    rows: list[Row] = []
+    for name, pool in (("scenes, seen", seen_evaluation_pool(data)), ("scenes, unseen", unseen_evaluation_pool(data))):
+        measured = segmentation.measure(pool, segmenter(loaded), name=name, scenes=scenes)
+        rows.append({"model": f"{loaded.info.name} (zero-shot heads)", **asdict(measured)})
+    report("segment", rows, [loaded], out)
+
+
+def embedder(loaded: LoadedBundle, task: str) -> retrieval.Embed:
+    """Pictures to the bundle's global features, at the task's time step, as served."""
+    timestep = loaded.info.tasks[task].timestep
+
+    def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        views = torch.from_numpy(np.stack([to_unit(picture) for picture in pixels]))
+        return loaded.encoder.encode_images(_batch(views, timestep)).pooled.numpy()
+
+    return embed
+
+
+def segmenter(loaded: LoadedBundle) -> segmentation.Segment:
+    """Pictures and names to labels, through the views and the stitching that serve `/segment`."""
+    profile = loaded.info.tasks["segmentation"]
+
+    def segment(pixels: NDArray[np.uint8], names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        height, width = pixels.shape[:2]
+        boxes = plan_views(height, width, profile.resolution)
+        views = torch.from_numpy(np.stack([to_unit(cut_view(pixels, box, profile.resolution)) for box in boxes]))
+        dense = loaded.encoder.encode_images(_batch(views, profile.timestep)).dense.numpy()
+        texts = loaded.encoder.encode_texts([profile.templates[0].format(name) for name in names]).pooled.numpy()
+        probabilities = [
+            ViewProbabilities(box=box, values=loaded.segmentation_head.probabilities(values, texts))
+            for box, values in zip(boxes, dense, strict=True)
+        ]
+        blended = blend(probabilities, 0, height, width)
+        return blended.argmax(axis=0).astype(np.uint8), blended.max(axis=0).astype(np.float64)
+
+    return segment
+
+
+def _batch(views: torch.Tensor, timestep: int) -> ImageBatch:
+    return ImageBatch(pixels=views, timesteps=torch.full((len(views),), timestep), captions=[None] * len(views))
+
+
+def report(name: str, rows: Sequence[Row], bundles: Sequence[LoadedBundle], out: Path) -> None:
+    """Prints a table; writes it as JSON and Markdown with what it takes to repeat it."""
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "command": f"vermouth eval {name}",
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "commit": _commit(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "fingerprints": {loaded.info.name: loaded.info.fingerprint for loaded in bundles},
+    }
+    (out / f"{name}.json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(key, "")) for key in columns] for row in rows]
+    table = Table(*columns)
+    for line in cells:
+        table.add_row(*line)
+    Console().print(table)
+    lines = ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *cells)]
+    head = f"`{facts['command']}`, {facts['date']}, commit {facts['commit']}, {facts['machine']}"
+    (out / f"{name}.md").write_text("\n".join([head, "", *lines]) + "\n")
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _commit() -> str:
+    run: Callable[..., Any] = subprocess.run
+    found = run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
