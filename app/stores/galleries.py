@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import sqlalchemy as sa
@@ -82,8 +83,14 @@ class Galleries:
         return self._list(sa.true())
 
     def index_state(self, name: str) -> IndexState:
-        """The index behind a gallery. Raises NotFound."""
-        return self._index(name).state()
+        """The index behind a gallery and the whole log's position it is at. Raises NotFound."""
+        # With the lock held no committed write waits to be applied, whatever it was about.
+        with self._database.write_lock:
+            return replace(self._index(name).state(), applied_seq=self.head_seq())
+
+    def vector_counts(self) -> Mapping[str, int]:
+        """Searchable vectors of every gallery, read from memory; safe on the event loop."""
+        return {name: len(index) for name, index in self._indexes.copy().items()}
 
     def head_seq(self) -> int:
         """The last `seq` of the change log."""

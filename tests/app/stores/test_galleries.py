@@ -106,6 +106,12 @@ def test_items_survive_a_restart_with_equal_digest(store: Galleries, database: D
     assert after.applied_seq == again.head_seq()
 
 
+def test_writes_elsewhere_leave_no_index_behind(store: Galleries) -> None:
+    store.put("pets", "")
+    state = store.index_state("default")
+    assert state.applied_seq == store.head_seq()
+
+
 def test_another_bundles_vectors_are_refused(store: Galleries, database: Database, blobs: Blobs) -> None:
     store.upsert("default", [new_item("a", unit(1))])
     with pytest.raises(FingerprintMismatch):
