@@ -79,6 +79,7 @@ def train_unet_command(
     steps: StepsOption = 100_000,
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
+    variants: Annotated[int, typer.Option(min=1, max=3, help="Latents a picture: plain, mirrored, shrunk.")] = 3,
 ) -> None:
     """Trains the prior on cached latents and text states."""
     import numpy as np
@@ -95,7 +96,7 @@ def train_unet_command(
     with _stage("unet", steps, threads) as progress:
         corpus = load_corpus(load_dataset(data_set))
         vae = AutoencoderKL.from_pretrained(runs.expanduser() / "vae" / "export").eval()
-        latents = cache_latents(vae, corpus, folder / "latents.npy", lambda _done, _total: None)
+        latents = cache_latents(vae, corpus, folder / "latents.npy", variants=variants, progress=progress)
         states, index = cache_states(corpus.captions, folder / "states.pt")
         unet = train_unet(
             latents, states, np.asarray(index), corpus, schedule, folder=folder, seed=seed, progress=progress

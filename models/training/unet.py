@@ -13,7 +13,6 @@ from models.training.corpus import Corpus, to_tensor
 from models.training.loop import Schedule, fit
 
 BATCH = 64
-VARIANTS = 3
 EMPTY_CAPTION_SHARE = 0.25
 
 
@@ -47,25 +46,29 @@ def new_scheduler() -> DDPMScheduler:
 
 @torch.inference_mode()
 def cache_latents(
-    vae: AutoencoderKL, corpus: Corpus, path: Path, progress: Callable[[int, int], None]
+    vae: AutoencoderKL, corpus: Corpus, path: Path, *, variants: int, progress: Callable[[int, float], None]
 ) -> NDArray[np.float16]:
     """Scaled latents of every picture: as it is, mirrored, and shrunk off-centre.
 
+    Args:
+        variants: how many of these three, from the first.
+        path: cache, reused when it is complete.
+        progress: called with (pictures done, 0).
+
     Returns:
-        [VARIANTS, N, 8, 16, 16] float16, memory-mapped from `path`, which is reused when it is complete.
+        [variants, N, 8, 16, 16] float16, memory-mapped from `path`.
     """
     if path.is_file():
         return np.asarray(np.load(path, mmap_mode="r"))
     count, scaling = len(corpus.pixels), float(vae.config["scaling_factor"])
     part = path.with_suffix(".part.npy")
-    latents = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(VARIANTS, count, 8, 16, 16))
+    latents = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(variants, count, 8, 16, 16))
     for start in range(0, count, 64):
         pixels = to_tensor(corpus.pixels[start : start + 64])
-        variants = (pixels, pixels.flip(-1), _shrink(pixels, start))
-        for index, variant in enumerate(variants):
+        for index, variant in enumerate((pixels, pixels.flip(-1), _shrink(pixels, start))[:variants]):
             means = vae.encode(variant).latent_dist.mean * scaling
             latents[index, start : start + 64] = means.numpy().astype(np.float16)
-        progress(min(start + 64, count), count)
+        progress(min(start + 64, count), 0.0)
     latents.flush()
     part.rename(path)
     return np.asarray(np.load(path, mmap_mode="r"))
@@ -94,7 +97,7 @@ def train_unet(
     """Trains or goes on training; returns the U-Net with averaged weights.
 
     Args:
-        latents: [VARIANTS, N, 8, 16, 16] scaled latents.
+        latents: [variants, N, 8, 16, 16] scaled latents.
         states: [S, T, 384] text states of distinct captions; row 0 is the empty caption.
         caption_index: [N] row of `states` of each picture.
     """

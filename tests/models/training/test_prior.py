@@ -42,10 +42,13 @@ def test_the_prior_learns_from_cached_latents(
     monkeypatch.setattr(unet_stage, "BATCH", 4)
     corpus = load_corpus(dataset)
     vae = vae_stage.new_vae().eval()
-    latents = unet_stage.cache_latents(vae, corpus, tmp_path / "latents.npy", lambda _done, _total: None)
-    assert latents.shape == (unet_stage.VARIANTS, len(corpus.pixels), 8, 16, 16)
+    latents = unet_stage.cache_latents(
+        vae, corpus, tmp_path / "latents.npy", variants=2, progress=lambda _done, _loss: None
+    )
+    assert latents.shape == (2, len(corpus.pixels), 8, 16, 16)
     assert np.array_equal(
-        latents, unet_stage.cache_latents(vae, corpus, tmp_path / "latents.npy", lambda _done, _total: None)
+        latents,
+        unet_stage.cache_latents(vae, corpus, tmp_path / "latents.npy", variants=2, progress=lambda _done, _loss: None),
     )
     states = torch.randn(2, 16, 384, generator=torch.Generator().manual_seed(0))
     schedule = Schedule(steps=20, minutes=2, learning_rate=1e-3, warmup_steps=5)
