@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from app.engine.work import Group, Work
+from app.engine.work import VIEW_COST, Group, Work
 
 
 class WorkQueue:
@@ -35,7 +35,7 @@ class WorkQueue:
 
         Args:
             max_batch: the most samples of a group where a cap was learnt.
-            default: the most samples of any other.
+            default: the most views of any other; strings cost less and more of them go together.
         """
         for line in self._lines.values():
             while line and line[0].has_left_queue:
@@ -45,7 +45,8 @@ class WorkQueue:
             return []
         group = min(self._lines, key=lambda found: self._lines[found][0].arrived_s)
         line, batch = self._lines[group], list[Work]()
-        while line and len(batch) < max_batch.get(group, default):
+        most = max_batch.get(group, default * VIEW_COST // line[0].cost)
+        while line and len(batch) < most:
             work = line.popleft()
             if not work.has_left_queue:
                 self.drop(work)

@@ -231,7 +231,7 @@ class BatchingEngine:
         kind, cost = part[0].key.group.kind.value, sum(work.cost for work in part)
         self._rate.observe(cost, duration_s)
         self._telemetry.batch_size.labels(kind).observe(len(part))
-        self._telemetry.batch_cost_ratio.observe(len(part) / self._max_batch)
+        self._telemetry.batch_cost_ratio.observe(cost / (self._max_batch * VIEW_COST))
         self._telemetry.batch_execution.labels(kind).observe(duration_s)
         for work, output in zip(part, outputs, strict=True):
             if not np.isfinite(output.pooled).all():
