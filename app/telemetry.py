@@ -36,13 +36,9 @@ class Telemetry:
         self.batch_failures = self._counter("vermouth_batch_failures", "Failed batches.", ("kind",))
         self.cache_lookups = self._counter("vermouth_feature_cache_lookups", "Cache lookups.", ("outcome",))
         self.cache_bytes = self._gauge("vermouth_feature_cache_bytes", "Bytes held by the feature cache.")
-        self.device_memory = self._gauge("vermouth_device_memory_bytes", "Device memory.", ("kind",))
         self.bundle_info = self._gauge("vermouth_bundle_info", "Always 1.", ("name", "fingerprint"))
         self.index_vectors = self._gauge("vermouth_index_vectors", "Searchable vectors.", ("gallery",))
-        self.index_applied_seq = self._gauge("vermouth_index_applied_seq", "Last change the index holds.", ("gallery",))
-        self.index_lag = self._gauge("vermouth_index_lag", "Changes not yet in the index.", ("gallery",))
         self.is_ready = self._gauge("vermouth_ready", "1 while the service is ready.")
-        self.loop_lag = self._gauge("vermouth_event_loop_lag_seconds", "Delay of the event loop.")
 
     def exposition(self) -> bytes:
         """All metrics in the Prometheus text format."""

@@ -8,29 +8,33 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from app.lifecycle import EXIT_FATAL, EXIT_START_FAILED
 from app.server import serve
 from app.settings import Settings
+from models.pack import write_random
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]
+FAKE = (sys.executable, "-m", "tests.app.server_process")
+COMMAND = (sys.executable, "-c", "from app.cli.main import app; app(['serve'])")
 WAIT_S = 60
 
 
 class Process:
     """A server process and its structured log; reading the log is how a test waits, never a clock."""
 
-    def __init__(self, mode: str, data_dir: Path, **variables: str) -> None:
+    def __init__(self, mode: str, data_dir: Path, command: Sequence[str], variables: Mapping[str, str]) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("VERMOUTH_")}
         settings = {"DATA_DIR": str(data_dir), "PORT": "0", "LOG_JSON": "1", "DRAIN_DELAY_S": "0.5", **variables}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.app.server_process", mode],
+            [*command, *([mode] if mode else [])],
             cwd=ROOT,
             env={
                 **inherited,
@@ -85,8 +89,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def started(mode: str, data_dir: Path, **variables: str) -> Iterator[Process]:
-    process = Process(mode, data_dir, **variables)
+def started(mode: str, data_dir: Path, command: Sequence[str] = FAKE, **variables: str) -> Iterator[Process]:
+    process = Process(mode, data_dir, command, variables)
     try:
         yield process
     finally:
@@ -165,3 +169,29 @@ def test_beyond_loopback_without_keys_is_refused() -> None:
 
 def test_malformed_keys_are_refused() -> None:
     assert serve(Settings.model_validate({"api_keys": "nonsense"})) == EXIT_START_FAILED
+
+
+def test_a_bundle_is_served_and_a_damaged_one_ends_the_process(tmp_path: Path) -> None:
+    """The shipped command over a real bundle of random weights."""
+    bundle = tmp_path / "bundle"
+    write_random(bundle, arch="tiny", seed=0)
+    with started("", tmp_path / "data", COMMAND, BUNDLE=str(bundle), FEATURE_CACHE_BYTES="0") as process:
+        with process.connect() as client:
+            assert client.get("/startupz").status_code == 503
+            process.wait_for("ready")
+            manifest = client.get("/bundle").json()
+            assert (manifest["name"], manifest["device"]) == ("random-tiny", "cpu")
+            drawings = [{"strokes": [[[0, 9 + n, 4], [0, 9, n]]], "width": 40, "height": 40} for n in range(8)]
+            together = client.post("/embed", json={"images": drawings}).json()["images"]
+            alone = [client.post("/embed", json={"images": [one]}).json()["images"][0] for one in drawings]
+            np.testing.assert_allclose(alone, together, rtol=0, atol=1e-4)
+        process.signal(signal.SIGTERM)
+        assert process.exit_code() == 0
+
+    weights = bundle / "heads" / "uhead.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with started("", tmp_path / "data", COMMAND, BUNDLE=str(bundle)) as process:
+        process.wait_for("start_failed")
+        assert process.exit_code() == EXIT_START_FAILED

@@ -97,8 +97,13 @@ async def error_kind(code: str) -> ErrorKind:
 @requires(Scope.METRICS)
 async def metrics(platform: PlatformDep) -> Response:
     """All metrics in the Prometheus text format."""
-    platform.telemetry.is_ready.set(platform.lifecycle.phase is Phase.READY)
-    return Response(platform.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+    telemetry, services = platform.telemetry, platform.services
+    telemetry.is_ready.set(platform.lifecycle.phase is Phase.READY)
+    telemetry.index_vectors.clear()
+    if services is not None and services.tasks is not None:
+        for gallery, count in services.tasks.galleries.vector_counts().items():
+            telemetry.index_vectors.labels(gallery).set(count)
+    return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/openapi.json", include_in_schema=False)

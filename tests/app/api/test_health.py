@@ -42,7 +42,10 @@ async def test_from_loading_to_ready_to_draining_to_failed(tmp_path: Path) -> No
         assert await app.state.supervisor.settled() is Phase.READY
         assert await statuses(client) == [200, 200, 200, 200, 200]
         assert (await client.get("/bundle")).json()["fingerprint"] == "f" * 64
-        assert "vermouth_ready 1.0" in (await client.get("/metrics")).text
+        metrics = (await client.get("/metrics")).text
+        assert "vermouth_ready 1.0" in metrics
+        assert 'vermouth_index_vectors{gallery="default"} 0.0' in metrics
+        assert 'vermouth_bundle_info{fingerprint="ffff' in metrics
         platform.lifecycle.drain()
         assert await statuses(client) == [200, 200, 503, 503, 503]
         assert (await client.get("/bundle")).status_code == 200
