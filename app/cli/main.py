@@ -59,5 +59,13 @@ def evaluate(context: typer.Context) -> None:
     _run(eval_app, context)
 
 
+@app.command("gallery", context_settings=_PASS_ON)
+def gallery(context: typer.Context) -> None:
+    """Fill galleries of a running service."""
+    from app.cli.gallery import gallery_app
+
+    _run(gallery_app, context)
+
+
 def _run(group: typer.Typer, context: typer.Context) -> None:
     group(args=context.args, prog_name=f"vermouth {context.info_name}")

@@ -8,11 +8,14 @@ import anyio.from_thread
 import anyio.to_thread
 import httpx
 import pytest
+from click import unstyle
 from fastapi import FastAPI
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
 from app.cli.gallery import curl_line, existing_ids, fill
+from app.cli.main import app as vermouth_app
 from app.cli.openmoji import DemoPicture, demo_pictures
 from app.tasks.assemble import Tasks
 
@@ -47,6 +50,12 @@ def test_skin_tones_and_flags_are_left_out(pictures: list[DemoPicture]) -> None:
     assert {"1f436", "1f3e0", "1f41f", "2b50"} <= ids
     assert not any("1f3fb" in item_id or item_id.startswith(("1f1e6", "1f3f4")) for item_id in ids)
     assert next(picture.name for picture in pictures if picture.id == "1f41f") == "fish"
+
+
+def test_the_command_is_mounted() -> None:
+    result = CliRunner().invoke(vermouth_app, ["gallery", "demo", "--help"])
+    assert result.exit_code == 0
+    assert "--limit" in unstyle(result.output)
 
 
 def test_pictures_are_rendered(pictures: list[DemoPicture]) -> None:
