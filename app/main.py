@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from starlette.middleware import Middleware
 
-from app.api import problems
+from app.api import contract, problems
 from app.api.auth import ApiKey, ApiKeys, Scope, ScopedRoute, declared_scope, parse_keys, sha256_hex
 from app.api.deps import Platform
 from app.api.middleware import BodyLimit, DisconnectWatch, PathGuard, RequestContext, RequestDeadline
@@ -72,6 +72,7 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
     for router in ROUTERS:
         app.include_router(router)
     check_scopes(app)
+    contract.install(app)
     return app
 
 

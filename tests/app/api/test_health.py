@@ -100,4 +100,10 @@ async def test_version_and_contract(client: httpx.AsyncClient) -> None:
     assert "torch" in version["libraries"]
     contract = (await client.get("/openapi.json")).json()
     assert {"/retrieve", "/segment", "/fewshot/episodes", "/bundle"} <= contract["paths"].keys()
+    assert "HTTPValidationError" not in contract["components"]["schemas"]
+    retrieve, livez = contract["paths"]["/retrieve"]["post"], contract["paths"]["/livez"]["get"]
+    assert "application/problem+json" in retrieve["responses"]["default"]["content"]
+    assert retrieve["security"]
+    assert "security" not in livez
+    assert contract == (await client.get("/openapi.json")).json()
     assert (await client.get("/docs")).status_code == 200
