@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from app.api import contract, problems
 from app.api.auth import ApiKey, ApiKeys, Scope, ScopedRoute, declared_scope, parse_keys, sha256_hex
 from app.api.deps import Platform
-from app.api.middleware import BodyLimit, DisconnectWatch, PathGuard, RequestContext, RequestDeadline
+from app.api.middleware import BodyLimit, DisconnectWatch, InFlightLimit, PathGuard, RequestContext, RequestDeadline
 from app.api.routers import fewshot, galleries, health, items, operation, retrieval, segmentation
 from app.api.services import Services
 from app.build_services import build_services as build_default_services
@@ -61,6 +61,7 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
         middleware=[
             Middleware(RequestContext, telemetry=platform.telemetry),
             Middleware(PathGuard),
+            Middleware(InFlightLimit, max_in_flight=settings.max_in_flight, telemetry=platform.telemetry),
             Middleware(RequestDeadline, deadline_s=settings.deadline_s),
             Middleware(BodyLimit, max_body_bytes=settings.limits.max_body_bytes),
             Middleware(DisconnectWatch),

@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     feature_cache_bytes: int = Field(256 * MIB, ge=0, le=256 * GIB)
     decode_workers: int = Field(2, ge=1, le=64)
     max_decode_waiting: int = Field(256, ge=1, le=100_000)
+    max_in_flight: int = Field(128, ge=1, le=100_000)
     deadline_s: float = Field(30.0, gt=0, le=3600)
     keep_alive_s: float = Field(75.0, gt=0, le=3600)
     drain_delay_s: float = Field(2.0, ge=0, le=600)

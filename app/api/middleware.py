@@ -1,7 +1,7 @@
 """Pure ASGI layers round every request; `BaseHTTPMiddleware` would hide disconnects.
 
-Outermost first: `RequestContext` (id, log, metrics, last resort), `PathGuard`, `RequestDeadline`, `BodyLimit`,
-`DisconnectWatch`.
+Outermost first: `RequestContext` (id, log, metrics, last resort), `PathGuard`, `InFlightLimit`,
+`RequestDeadline`, `BodyLimit`, `DisconnectWatch`.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response, service_error
-from app.errors import BodyTooLarge, DeadlineExceeded, Malformed
+from app.errors import BodyTooLarge, DeadlineExceeded, Malformed, QueueFull
 from app.telemetry import Telemetry, bind_request, get_logger
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -94,6 +94,32 @@ class PathGuard:
             await problem_response(error, HTTPConnection(scope))(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+class InFlightLimit:
+    """Bounds the requests at work, and with them the memory of their bodies; health and metrics always pass."""
+
+    def __init__(self, app: ASGIApp, *, max_in_flight: int, telemetry: Telemetry) -> None:
+        self._app = app
+        self._free = max_in_flight
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _QUIET_ROUTES:
+            await self._app(scope, receive, send)
+            return
+        if self._free <= 0:
+            self._telemetry.requests_rejected.labels("in_flight").inc()
+            error = QueueFull("Too many requests are at work.", retry_after_s=1.0)
+            response = problem_response(error, HTTPConnection(scope))
+            response.headers["Connection"] = "close"
+            await response(scope, receive, send)
+            return
+        self._free -= 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._free += 1
 
 
 class RequestDeadline:

@@ -31,7 +31,7 @@ def make_app(seen: Seen) -> FastAPI:
         del settings, platform
         raise AssertionError
 
-    app = create_app(Settings(limits=Limits(max_body_bytes=1024)), never_loads)
+    app = create_app(Settings(limits=Limits(max_body_bytes=1024), max_in_flight=2), never_loads)
     router = new_router("test")
 
     @router.post("/echo")
@@ -132,6 +132,23 @@ async def test_a_client_that_goes_away_cancels_its_work(app: FastAPI, seen: Seen
     assert sent == []
     metrics = app.state.platform.telemetry.exposition().decode()
     assert 'http_requests_total{method="POST",route="/wait",status="499"} 1.0' in metrics
+
+
+async def test_requests_at_work_are_bounded_and_health_is_not(
+    app: FastAPI, client: httpx.AsyncClient, seen: Seen
+) -> None:
+    held = [asyncio.create_task(client.post("/wait")) for _ in range(2)]
+    await seen.waits.wait()
+    await asyncio.sleep(0)
+    answer = await client.post("/echo")
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue-full")
+    assert answer.headers["retry-after"] == "1"
+    assert (await client.get("/livez")).status_code == 200
+    for task in held:
+        task.cancel()
+    await asyncio.gather(*held, return_exceptions=True)
+    assert (await client.post("/echo")).status_code == 200
+    assert 'rejected_total{reason="in_flight"} 1.0' in app.state.platform.telemetry.exposition().decode()
 
 
 async def test_a_stream_is_sent_whole(client: httpx.AsyncClient) -> None:
