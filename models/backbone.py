@@ -109,7 +109,17 @@ class StableDiffusionBackbone(nn.Module):
         Returns:
             Tap name → [B, C, h, w].
         """
-        latents = self.vae.encode(pixels).latent_dist.mean * self.scaling_factor
+        return self.taps_of(self.latents(pixels), timesteps, encoder_hidden_states)
+
+    def latents(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The scaled posterior mean, [B, C, h, w], of [B, 3, H, W] in [-1, 1]."""
+        mean: torch.Tensor = self.vae.encode(pixels).latent_dist.mean
+        return mean * self.scaling_factor
+
+    def taps_of(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The second half of `forward`, for latents that are kept: head training encodes each picture once."""
         noisy = add_noise(latents, self._noise_like(latents), timesteps, self.alphas_cumprod)
         self._tapped.clear()
         self.unet(noisy, timesteps, encoder_hidden_states=encoder_hidden_states)

@@ -85,7 +85,7 @@ def load_extractor(
     """Everything before the heads. Raises as `load_bundle`."""
     parts = manifest.components
     backbone = StableDiffusionBackbone(
-        _load_vae(parts.vae, folder),
+        load_vae(parts.vae, folder),
         _load_unet(parts.unet, folder, taps),
         read_json(only_file(parts.scheduler.source, verified(parts.scheduler.source, folder), ".json")),
         taps=taps,
@@ -95,7 +95,7 @@ def load_extractor(
         backbone,
         _load_text(parts.text, folder),
         _load_captioner(parts.captioner, folder, device, dtype),
-        _load_expert(parts.expert, folder) if parts.expert else None,
+        load_expert(parts.expert, folder) if parts.expert else None,
     )
     extractor.backbone.to(memory_format=torch.channels_last)
     ready: FrozenExtractor = _ready(extractor, device, dtype)
@@ -130,7 +130,8 @@ def _ready(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return module.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
-def _load_vae(part: Part, bundle: Path) -> AutoencoderKL:
+def load_vae(part: Part, bundle: Path) -> AutoencoderKL:
+    """The VAE's encoder alone. Raises as `load_bundle`."""
     folder = verified(part.source, bundle)
     config = read_json(only_file(part.source, folder, ".json"))
     with torch.device("meta"):
@@ -200,7 +201,8 @@ def _load_captioner(part: CaptionerPart | None, bundle: Path, device: torch.devi
     )
 
 
-def _load_expert(part: ExpertPart, bundle: Path) -> nn.Module:
+def load_expert(part: ExpertPart, bundle: Path) -> nn.Module:
+    """The expert alone. Raises as `load_bundle`."""
     folder = verified(part.source, bundle)
     if part.key_map == "efficientnet-lite0-package":
         lite0 = TimmExpert(part.model, part.levels)

@@ -94,6 +94,11 @@ def write_manifest(
     return manifest
 
 
+def vae_part(folder: Path, shared: str = ".") -> Part:
+    """The VAE of a folder that holds a prior."""
+    return Part(source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS))
+
+
 def _manifest(
     folder: Path,
     *,
@@ -121,11 +126,11 @@ def _manifest(
             "fewshot": TaskConfig(resolution=MINI_SIDE, timestep=MINI_TIMESTEP),
         },
         components=Components(
-            vae=Part(source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS)),
+            vae=vae_part(folder, shared),
             unet=Part(source=_files(folder, f"{shared}/unet", "config.json", WEIGHTS)),
             scheduler=Part(source=_files(folder, f"{shared}/scheduler", "scheduler_config.json")),
             text=TextPart(source=_minilm(), max_length=16, zero_padding=True),
-            expert=_lite0(),
+            expert=lite0_part(),
             uhead=mini_uhead_shape().model_copy(update={"source": head("uhead.safetensors")}),
             segmentation=Part(source=head("segmentation.safetensors")),
         ),
@@ -181,7 +186,8 @@ def _minilm() -> PackageSource:
     return PackageSource(package=MINILM_PACKAGE, path="model", files={"model.safetensors": MINILM_SHA256, **files})
 
 
-def _lite0() -> ExpertPart:
+def lite0_part() -> ExpertPart:
+    """The frozen expert of the mini bundle."""
     files = {"efficientnet-lite0-57934424.pth": LITE0_SHA256}
     return ExpertPart(
         source=PackageSource(package=LITE0_PACKAGE, path="models", files=files),

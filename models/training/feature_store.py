@@ -1,8 +1,9 @@
 """Frozen features on disk: one memory-mapped array a map, float16."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,23 @@ class FeatureStore:
     def __init__(self, arrays: Mapping[str, NDArray[np.float16]]) -> None:
         self._arrays = dict(arrays)
 
+    def __len__(self) -> int:
+        return len(next(iter(self._arrays.values())))
+
+    def __or__(self, other: "FeatureStore") -> "FeatureStore":
+        """Both stores' maps of the same rows."""
+        return FeatureStore({**self._arrays, **other._arrays})
+
+    def batches(self, name: str) -> Iterator[NDArray[np.float16]]:
+        """One map, row by row in batches."""
+        array = self._arrays[name]
+        for start in range(0, len(array), _BATCH):
+            yield array[start : start + _BATCH]
+
+    def without(self, name: str) -> "FeatureStore":
+        """The store less one map."""
+        return FeatureStore({key: array for key, array in self._arrays.items() if key != name})
+
     def read(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """The maps of some rows, [len(rows), C, h, w] float32 each."""
         return {name: torch.from_numpy(array[rows].astype(np.float32)) for name, array in self._arrays.items()}
@@ -27,18 +45,18 @@ class FeatureStore:
 
 def build_store(
     folder: Path,
-    pixels: Iterator[NDArray[np.uint8]],
+    batches: Iterable[NDArray[Any]],
     limit: int,
-    extract: Callable[[NDArray[np.uint8]], Maps],
+    extract: Callable[[NDArray[Any]], Maps],
     progress: Callable[[int, float], None],
 ) -> FeatureStore:
-    """Encodes every picture once, or opens what an earlier call finished.
+    """Encodes every batch once, or opens what an earlier call finished.
 
     Args:
         folder: of this store; finished when it holds index.json.
-        pixels: [128, 128, 3] uint8 pictures, at most `limit`.
+        batches: inputs of the frozen network, at most `limit` rows in all.
         limit: rows to reserve.
-        extract: the frozen encoder: [B, 128, 128, 3] uint8 → maps.
+        extract: the frozen network: [B, …] → maps.
         progress: called with (rows done, 0).
     """
     index = folder / "index.json"
@@ -46,7 +64,7 @@ def build_store(
         folder.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, NDArray[np.float16]] = {}
         done = 0
-        for batch in _batches(pixels):
+        for batch in batches:
             maps = extract(batch)
             for name, values in maps.items():
                 if name not in arrays:
@@ -57,6 +75,8 @@ def build_store(
                 arrays[name][done : done + len(batch)] = values.numpy().astype(np.float16)
             done += len(batch)
             progress(done, 0.0)
+        for array in arrays.values():
+            array.flush()  # type: ignore[attr-defined]  # it is a memmap
         index.write_text(json.dumps({"rows": done, "maps": sorted(arrays)}))
     facts = json.loads(index.read_text())
     return FeatureStore(
@@ -64,12 +84,7 @@ def build_store(
     )
 
 
-def _batches(pixels: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    batch: list[NDArray[np.uint8]] = []
-    for picture in pixels:
-        batch.append(picture)
-        if len(batch) == _BATCH:
-            yield np.stack(batch)
-            batch = []
-    if batch:
-        yield np.stack(batch)
+def in_batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Rows of an array, some at a time."""
+    for start in range(0, len(pixels), _BATCH):
+        yield pixels[start : start + _BATCH]

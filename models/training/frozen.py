@@ -1,25 +1,33 @@
-"""Frozen features of everything heads are trained on, computed once for a prior."""
+"""Frozen features of everything heads are trained on, each computed once.
+
+In two steps, because the prior changes most often: what needs only the VAE and the expert (most of the time), then
+the U-Net's taps, from kept latents.
+"""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.build import load_extractor
+from models.build import load_expert, load_extractor, load_vae
+from models.config import Part
 from models.data.dataset import DataSet
-from models.pack import MINI_TIMESTEP, prior_manifest
+from models.pack import MINI_TIMESTEP, lite0_part, prior_manifest, vae_part
 from models.text import load_minilm
 from models.training.corpus import to_tensor
-from models.training.feature_store import FeatureStore, Maps, build_store
-from models.training.scene_views import SceneViews, build_scene_pixels
+from models.training.feature_store import FeatureStore, Maps, build_store, in_batches
+from models.training.scene_views import ScenePixels, SceneViews, build_scene_pixels
 from models.training.views import ViewSet, build_views
 
 SEEN_SCENES = 1000
 UNSEEN_SCENES = 250
+LATENTS = "latents"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +39,16 @@ class HeadData:
     scenes: SceneViews
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadInputs:
+    """Views and scenes with what does not depend on the U-Net: latents and the expert's maps."""
+
+    views: ViewSet
+    view_store: FeatureStore
+    scenes: ScenePixels
+    scene_store: FeatureStore
+
+
 def frozen_features(
     dataset: DataSet, prior: Path, folder: Path, *, seed: int = 0, progress: Callable[[int, float], None]
 ) -> HeadData:
@@ -39,40 +57,65 @@ def frozen_features(
     Args:
         dataset: the data set.
         prior: folder of vae/, unet/ and scheduler/.
-        folder: of the caches; those of features carry the prior's digest in their name.
+        folder: of the caches; those of features carry the digest of the weights they depend on in their name.
         seed: of the augmentation.
         progress: called with (rows done, 0).
     """
-    views = relabelled(build_views(dataset, folder, seed, progress), dataset)
+    inputs = frozen_inputs(dataset, prior, folder, seed=seed, progress=progress)
     manifest = prior_manifest(prior)
     extractor = load_extractor(prior, manifest, device=torch.device("cpu"), dtype=torch.float32, taps=manifest.taps)
+    nothing = extractor.text.states([""])
 
-    def extract(pixels: NDArray[np.uint8]) -> Maps:
-        count = len(pixels)
-        timesteps = torch.full((count,), MINI_TIMESTEP)
-        maps = extractor(to_tensor(pixels), timesteps, [""] * count)
-        return {
-            **{f"sd.{tap}": values for tap, values in maps.taps.items()},
-            **{f"expert.{level}": values for level, values in enumerate(maps.expert)},
-        }
+    @torch.inference_mode()
+    def tap(latents: NDArray[Any]) -> Maps:
+        kept = torch.from_numpy(latents.astype(np.float32))
+        timesteps = torch.full((len(kept),), MINI_TIMESTEP)
+        taps = extractor.backbone.taps_of(kept, timesteps, nothing.expand(len(kept), -1, -1))
+        return {f"sd.{name}": values for name, values in taps.items()}
 
-    digest = next(iter(manifest.components.unet.source.files.values()))[:12]
-    scenes = build_scene_pixels(dataset, folder, seen=SEEN_SCENES, unseen=UNSEEN_SCENES, progress=progress)
-    scene_store = build_store(folder / f"scenes-{digest}", iter(scenes.pixels), len(scenes.pixels), extract, progress)
-    store = build_store(folder / f"views-{digest}", iter(views.pixels), len(views.pixels), extract, progress)
+    def taps_of(kind: str, store: FeatureStore) -> FeatureStore:
+        digest = _digest(manifest.components.vae) + _digest(manifest.components.unet)
+        tapped = build_store(folder / f"{kind}-taps-{digest}", store.batches(LATENTS), len(store), tap, progress)
+        return store.without(LATENTS) | tapped
+
+    scenes = inputs.scenes
     names = sorted({name for group in (*scenes.present, *scenes.absent) for name in group})
     return HeadData(
-        views=views,
-        store=store,
+        views=inputs.views,
+        store=taps_of("views", inputs.view_store),
         scenes=SceneViews(
             labels=scenes.labels,
             present=scenes.present,
             absent=scenes.absent,
             is_unseen=scenes.is_unseen,
             embeddings=dict(zip(names, load_minilm().embeddings(names), strict=True)),
-            store=scene_store,
+            store=taps_of("scenes", inputs.scene_store),
         ),
     )
+
+
+def frozen_inputs(
+    dataset: DataSet, prior: Path, folder: Path, *, seed: int = 0, progress: Callable[[int, float], None]
+) -> HeadInputs:
+    """The first step of `frozen_features`; needs only the prior's vae/, so it can run while the U-Net trains."""
+    views = relabelled(build_views(dataset, folder, seed, progress), dataset)
+    scenes = build_scene_pixels(dataset, folder, seen=SEEN_SCENES, unseen=UNSEEN_SCENES, progress=progress)
+    part = vae_part(prior)
+    vae = load_vae(part, prior).eval()
+    expert = load_expert(lite0_part(), prior).eval()
+    scaling = float(vae.config["scaling_factor"])
+
+    @torch.inference_mode()
+    def encode(pixels: NDArray[Any]) -> Maps:
+        batch = to_tensor(pixels).contiguous(memory_format=torch.channels_last)
+        levels = {f"expert.{level}": values for level, values in enumerate(expert(batch))}
+        return {LATENTS: vae.encode(batch).latent_dist.mean * scaling, **levels}
+
+    def inputs_of(kind: str, pixels: NDArray[np.uint8]) -> FeatureStore:
+        return build_store(folder / f"{kind}-{_digest(part)}", in_batches(pixels), len(pixels), encode, progress)
+
+    scene_store = inputs_of("scenes", scenes.pixels)
+    return HeadInputs(views=views, view_store=inputs_of("views", views.pixels), scenes=scenes, scene_store=scene_store)
 
 
 def relabelled(views: ViewSet, dataset: DataSet) -> ViewSet:
@@ -83,3 +126,8 @@ def relabelled(views: ViewSet, dataset: DataSet) -> ViewSet:
         old or any(code in unseen for code in codes) for old, codes in zip(views.is_unseen, views.concepts, strict=True)
     ]
     return dataclasses.replace(views, is_unseen=np.array(flags))
+
+
+def _digest(part: Part) -> str:
+    """Eight hex digits of a component's weights and configuration."""
+    return hashlib.sha256("".join(sorted(part.source.files.values())).encode()).hexdigest()[:8]

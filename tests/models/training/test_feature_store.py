@@ -2,39 +2,53 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.training.feature_store import build_store
+from models.training.feature_store import build_store, in_batches
 
 
 def pictures(count: int) -> Iterator[NDArray[np.uint8]]:
-    for number in range(count):
-        yield np.full((4, 4, 3), number, dtype=np.uint8)
+    numbers = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    yield from in_batches(np.broadcast_to(numbers, (count, 4, 4, 3)))
 
 
-def extract(pixels: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
+def extract(pixels: NDArray[Any]) -> dict[str, torch.Tensor]:
     values = torch.from_numpy(pixels[:, :2, :2, 0].astype(np.float32))[:, None]
-    return {"sd.mid": values, "expert.0": values.repeat(1, 3, 1, 1) / 2}
+    return {"latents": values, "expert.0": values.repeat(1, 3, 1, 1) / 2}
 
 
 def test_rows_come_back_in_order_across_batches(tmp_path: Path) -> None:
     seen: list[int] = []
     store = build_store(tmp_path, pictures(70), 80, extract, lambda done, _loss: seen.append(done))
     assert seen == [32, 64, 70]
+    assert len(store) == 70
     maps = store.read(np.array([69, 0, 33]))
-    assert maps["sd.mid"].shape == (3, 1, 2, 2)
-    assert maps["sd.mid"][:, 0, 0, 0].tolist() == [69, 0, 33]
+    assert maps["latents"].shape == (3, 1, 2, 2)
+    assert maps["latents"][:, 0, 0, 0].tolist() == [69, 0, 33]
     assert maps["expert.0"].shape == (3, 3, 2, 2)
     assert maps["expert.0"].dtype == torch.float32
+
+
+def test_a_second_step_reads_one_map_and_joins_the_rest(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "a", pictures(40), 40, extract, lambda _done, _loss: None)
+
+    def tap(latents: NDArray[Any]) -> dict[str, torch.Tensor]:
+        return {"sd.mid": torch.from_numpy(latents.astype(np.float32)) * 2}
+
+    taps = build_store(tmp_path / "b", store.batches("latents"), len(store), tap, lambda _done, _loss: None)
+    maps = (store.without("latents") | taps).read(np.array([35]))
+    assert set(maps) == {"expert.0", "sd.mid"}
+    assert maps["sd.mid"][0, 0, 0, 0].item() == 70
 
 
 def test_a_finished_store_is_opened_and_an_unfinished_one_is_made_anew(tmp_path: Path) -> None:
     build_store(tmp_path, pictures(3), 3, extract, lambda _done, _loss: None)
     again = build_store(tmp_path, iter(()), 3, extract, lambda _done, _loss: None)
-    assert again.read(np.array([2]))["sd.mid"][0, 0, 0, 0].item() == 2
+    assert again.read(np.array([2]))["latents"][0, 0, 0, 0].item() == 2
     (tmp_path / "index.json").unlink()
     anew = build_store(tmp_path, pictures(2), 2, extract, lambda _done, _loss: None)
-    assert anew.read(np.array([1]))["sd.mid"][0, 0, 0, 0].item() == 1
+    assert anew.read(np.array([1]))["latents"][0, 0, 0, 0].item() == 1
