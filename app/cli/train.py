@@ -79,6 +79,7 @@ def train_unet_command(
     steps: StepsOption = 100_000,
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
+    pictures: Annotated[int, typer.Option(min=64, help="At most this many pictures, drawn by weight.")] = 1_000_000,
     variants: Annotated[int, typer.Option(min=1, max=3, help="Latents a picture: plain, mirrored, shrunk.")] = 3,
 ) -> None:
     """Trains the prior on cached latents and text states."""
@@ -94,7 +95,7 @@ def train_unet_command(
     folder.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(steps=steps, minutes=minutes, learning_rate=5e-4)
     with _stage("unet", steps, threads) as progress:
-        corpus = load_corpus(load_dataset(data_set))
+        corpus = load_corpus(load_dataset(data_set)).subset(pictures, seed)
         vae = AutoencoderKL.from_pretrained(runs.expanduser() / "vae" / "export").eval()
         latents = cache_latents(vae, corpus, folder / "latents.npy", variants=variants, progress=progress)
         states, index = cache_states(corpus.captions, folder / "states.pt")

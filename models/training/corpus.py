@@ -40,6 +40,16 @@ class Corpus:
         drawn = torch.multinomial(torch.from_numpy(self.weights), count, replacement=True, generator=generator)
         return drawn.numpy()
 
+    def subset(self, count: int, seed: int) -> "Corpus":
+        """`count` entries drawn by weight without replacement, equally likely from then on; all when fewer exist."""
+        if count >= len(self.captions):
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.multinomial(torch.from_numpy(self.weights), count, generator=generator).numpy()
+        return Corpus(
+            pixels=self.pixels[rows], captions=tuple(self.captions[row] for row in rows), weights=np.ones(count)
+        )
+
 
 def load_corpus(dataset: DataSet) -> Corpus:
     """Pictures of seen classes, clip art, icons and drawings of seen words, validation drawings left out."""
