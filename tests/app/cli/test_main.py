@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from app.api.auth import Scope, parse_keys
 from app.cli.main import app
 
-GROUPS = ("serve", "keys", "bundle", "data", "train", "gallery")
+GROUPS = ("serve", "keys", "bundle", "data", "train", "eval", "gallery")
 
 
 def test_help_lists_every_group_and_imports_no_torch() -> None:
