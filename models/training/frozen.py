@@ -101,8 +101,8 @@ def frozen_inputs(
     views = relabelled(build_views(dataset, folder, seed, progress), dataset)
     scenes = build_scene_pixels(dataset, folder, seen=SEEN_SCENES, unseen=UNSEEN_SCENES, progress=progress)
     part = vae_part(prior)
-    vae = load_vae(part, prior).eval()
-    expert = load_expert(lite0_part(), prior).eval()
+    vae = load_vae(part, prior).eval().to(memory_format=torch.channels_last)
+    expert = load_expert(lite0_part(), prior).eval().to(memory_format=torch.channels_last)
     scaling = float(vae.config["scaling_factor"])
 
     @torch.inference_mode()

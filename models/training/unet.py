@@ -1,5 +1,6 @@
 """The prior: a small text-conditioned U-Net on cached latents, trained to predict the noise."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from models.training.loop import Schedule, fit
 
 BATCH = 64
 EMPTY_CAPTION_SHARE = 0.25
+_CACHE_BATCH = 16
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -52,23 +54,26 @@ def cache_latents(
 
     Args:
         variants: how many of these three, from the first.
-        path: cache, reused when it is complete.
+        path: cache, reused when it is complete and of this size.
         progress: called with (pictures done, 0).
 
     Returns:
         [variants, N, 8, 16, 16] float16, memory-mapped from `path`.
     """
-    if path.is_file():
-        return np.asarray(np.load(path, mmap_mode="r"))
     count, scaling = len(corpus.pixels), float(vae.config["scaling_factor"])
+    if path.is_file() and (cached := np.load(path, mmap_mode="r")).shape[:2] == (variants, count):
+        return np.asarray(cached)
+    # Small batches, channels last and bfloat16 are three times as fast on a CPU; latents differ by 0.4 %.
+    fast = copy.deepcopy(vae).to(dtype=torch.bfloat16, memory_format=torch.channels_last)
     part = path.with_suffix(".part.npy")
     latents = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(variants, count, 8, 16, 16))
-    for start in range(0, count, 64):
-        pixels = to_tensor(corpus.pixels[start : start + 64])
+    for start in range(0, count, _CACHE_BATCH):
+        pixels = to_tensor(corpus.pixels[start : start + _CACHE_BATCH])
         for index, variant in enumerate((pixels, pixels.flip(-1), _shrink(pixels, start))[:variants]):
-            means = vae.encode(variant).latent_dist.mean * scaling
-            latents[index, start : start + 64] = means.numpy().astype(np.float16)
-        progress(min(start + 64, count), 0.0)
+            batch = variant.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+            means = fast.encode(batch).latent_dist.mean.float() * scaling
+            latents[index, start : start + _CACHE_BATCH] = means.numpy().astype(np.float16)
+        progress(min(start + _CACHE_BATCH, count), 0.0)
     latents.flush()
     part.rename(path)
     return np.asarray(np.load(path, mmap_mode="r"))
