@@ -92,6 +92,18 @@ class UHead(nn.Module):
         Returns:
             `pooled` [B, D], unit length, and `dense` [B, D, h, w] at the highest scale, not normalised.
         """
+        fused = self._fused(taps, expert, size)
+        return self._pooled(fused), self._dense(fused)
+
+    def pooled(
+        self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor], *, size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """`forward` without the dense path, which is most of its cost: [B, D], unit length."""
+        return self._pooled(self._fused(taps, expert, size))
+
+    def _fused(
+        self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor], size: tuple[int, int] | None
+    ) -> list[torch.Tensor]:
         height, width = size or _finest(taps, expert)
         remaining = iter(expert)
         fused: list[torch.Tensor] = []
@@ -103,8 +115,10 @@ class UHead(nn.Module):
             if fused:
                 parts.append(F.adaptive_avg_pool2d(fused[-1], shape))
             fused.append(self.fuse[number](torch.cat(parts, dim=1)))
-        pooled = self.pool(F.adaptive_avg_pool2d(fused[-1], self.config.pool_side))
-        return F.normalize(pooled, dim=1), self._dense(fused)
+        return fused
+
+    def _pooled(self, fused: Sequence[torch.Tensor]) -> torch.Tensor:
+        return F.normalize(self.pool(F.adaptive_avg_pool2d(fused[-1], self.config.pool_side)), dim=1)
 
     def _dense(self, fused: Sequence[torch.Tensor]) -> torch.Tensor:
         top: torch.Tensor = self.lateral[-1](fused[-1])

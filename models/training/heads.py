@@ -23,7 +23,7 @@ from models.training.scene_views import SceneViews
 from models.training.views import ViewSet
 
 PAIRS = 96
-SCENES = 24
+SCENES = 8
 SKETCH_SHARES = {"drawing": 0.45, "outline": 0.33, "edges": 0.12, "icon": 0.10}
 DENSE_WEIGHT = 0.7
 TEXT_WEIGHT = 0.5
@@ -134,7 +134,7 @@ def train_heads(
     def loss(generator: torch.Generator) -> dict[str, torch.Tensor]:
         sketches, partners = sampler.draw(PAIRS, generator)
         both = np.concatenate([sketches, partners])
-        pooled, _ = module.uhead(*split_maps(store.read(both)))
+        pooled = module.uhead.pooled(*split_maps(store.read(both)))
         shown = concept_matrix([views.concepts[row] for row in both], vocabulary).float()
         left, right = pooled[:PAIRS], pooled[PAIRS:]
         same = shown[:PAIRS] @ shown[PAIRS:].T > 0
