@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export VERMOUTH_PORT := $(PORT)
 
-.PHONY: serve test lint format lock clean
+.PHONY: serve test lint format lock clean weights
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -46,6 +46,22 @@ lock: $(VENV)/test.stamp ## pin every extra anew, for every platform
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command 'make lock' \
 		--extra cpu --extra gpu --extra postgres --extra otel --extra ray --extra train --extra dev \
 		pyproject.toml --output-file requirements.lock
+
+# Every stage goes on from its last checkpoint, so the budgets (minutes on one core) may be raised and run again.
+VAE_MINUTES ?= 30
+UNET_MINUTES ?= 60
+HEAD_MINUTES ?= 15
+weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot anew: packages, data set, four stages
+	$(BIN)/vermouth data build
+	$(BIN)/vermouth train vae --minutes $(VAE_MINUTES)
+	$(BIN)/vermouth train unet --minutes $(UNET_MINUTES) --variants 2
+	$(BIN)/vermouth train export --out weights/mini
+	$(BIN)/vermouth train heads weights/mini-zeroshot --prior weights/mini --steps 600 --minutes $(HEAD_MINUTES)
+	$(BIN)/vermouth train heads weights/mini --release --prior weights/mini --steps 600 --minutes $(HEAD_MINUTES)
+	$(BIN)/vermouth bundle pack weights/mini --name mini
+	$(BIN)/vermouth bundle pack weights/mini-zeroshot --name mini-zeroshot --shared ../mini
+	$(BIN)/vermouth bundle verify weights/mini
+	$(BIN)/vermouth bundle verify weights/mini-zeroshot
 
 clean:
 	rm -rf $(VENV)

