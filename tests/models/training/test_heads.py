@@ -1,0 +1,128 @@
+"""Both heads learn from frozen maps, and zero-shot heads never draw what is unseen."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.build import new_uhead
+from models.data.dataset import DataSet
+from models.heads.segmentation import SegmentationHead
+from models.pack import MINI_DIMENSION, mini_uhead_shape
+from models.training import heads as heads_stage
+from models.training.feature_store import FeatureStore
+from models.training.heads import HeadsModule, PairSampler, collect_names, concept_matrix, train_heads
+from models.training.loop import Schedule
+from models.training.scene_views import SceneViews
+from models.training.views import ViewSet, training_views
+
+SHAPES = {
+    "sd.mid": (128, 2, 2),
+    "sd.up_0": (128, 4, 4),
+    "sd.up_1": (96, 8, 8),
+    "sd.up_2": (64, 16, 16),
+    "sd.up_3": (32, 16, 16),
+    "expert.0": (24, 32, 32),
+    "expert.1": (40, 16, 16),
+    "expert.2": (112, 8, 8),
+    "expert.3": (320, 4, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def views(dataset: DataSet) -> ViewSet:
+    found = list(training_views(dataset, 0))
+    return ViewSet(
+        pixels=np.stack([view.pixels for view in found]),
+        kinds=tuple(view.kind for view in found),
+        concepts=tuple(view.concepts for view in found),
+        names=tuple(view.name for view in found),
+        is_unseen=np.array([view.is_unseen for view in found]),
+    )
+
+
+def random_store(rows: int, seed: int) -> FeatureStore:
+    rng = np.random.default_rng(seed)
+    return FeatureStore({name: rng.standard_normal((rows, *s)).astype(np.float16) for name, s in SHAPES.items()})
+
+
+def embed(names: list[str]) -> torch.Tensor:
+    rows = [torch.randn(MINI_DIMENSION, generator=torch.Generator().manual_seed(sum(map(ord, name)))) for name in names]
+    return torch.nn.functional.normalize(torch.stack(rows), dim=1)
+
+
+def scene_views() -> SceneViews:
+    labels = np.zeros((4, 32, 32), dtype=np.uint8)
+    labels[:, :16], labels[:, 16:, 16:] = 1, 2
+    names = ["cat", "bed", "owl", "boat"]
+    return SceneViews(
+        labels=labels,
+        present=(("cat", "bed"),) * 3 + (("owl", "boat"),),
+        absent=(("boat",),) * 4,
+        is_unseen=np.array([False, False, False, True]),
+        embeddings=dict(zip(names, embed(names), strict=True)),
+        store=random_store(4, 1),
+    )
+
+
+def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads_stage, "PAIRS", 4)
+    monkeypatch.setattr(heads_stage, "SCENES", 2)
+    torch.manual_seed(0)
+    module = HeadsModule(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION))
+    schedule = Schedule(steps=20, minutes=2, learning_rate=2e-3, warmup_steps=5)
+    train_heads(
+        module,
+        views,
+        random_store(len(views.kinds), 0),
+        scene_views(),
+        embed,
+        schedule,
+        with_unseen=False,
+        folder=tmp_path,
+        seed=0,
+        progress=lambda _step, _loss: None,
+    )
+    with (tmp_path / "curve.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("names", "dense"):
+        assert float(rows[-1][name]) < float(rows[0][name])
+
+
+def test_pairs_show_the_same_thing_and_partners_are_pictures_where_there_are_any(views: ViewSet) -> None:
+    rows = np.flatnonzero(~views.is_unseen)
+    sampler = PairSampler(views, rows)
+    sketches, partners = sampler.draw(200, torch.Generator().manual_seed(0))
+    allowed = set(rows.tolist())
+    for sketch, partner in zip(sketches.tolist(), partners.tolist(), strict=True):
+        assert {sketch, partner} <= allowed
+        assert views.kinds[sketch] != "picture"
+        assert set(views.concepts[sketch]) & set(views.concepts[partner])
+        if views.names[sketch] == "cat":
+            assert views.kinds[partner] == "picture"
+
+
+def test_a_name_stands_for_all_the_concepts_it_is_used_for(views: ViewSet) -> None:
+    vocabulary = {code: n for n, code in enumerate(sorted({c for codes in views.concepts for c in codes}))}
+    names = collect_names(views, np.arange(len(views.kinds)), vocabulary, embed)
+    assert len(names.names) == len(set(views.names))
+    row = names.names.index("cat")
+    assert names.concepts[row].nonzero().flatten().tolist() == [vocabulary["1F431"]]
+    assert concept_matrix([("1F431", "1F989")], vocabulary).sum() == 2
+
+
+def test_scenes_of_the_unseen_are_drawn_only_on_request_and_withheld_names_become_background() -> None:
+    scenes = scene_views()
+    generator = torch.Generator().manual_seed(0)
+    assert set(scenes.draw(100, False, generator).tolist()) == {0, 1, 2}
+    assert 3 in scenes.draw(100, True, generator).tolist()
+    seen_backgrounds = set()
+    for _ in range(50):
+        prompts, targets = scenes.targets(0, generator)
+        present = int(targets.max())
+        assert len(prompts) == present + 1  # and the absent name
+        seen_backgrounds.add(int((targets == 0).sum()))
+        assert targets.shape == (32, 32)
+    assert len(seen_backgrounds) > 1
