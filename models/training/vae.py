@@ -100,5 +100,8 @@ def _edge_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
 def _scaling_factor(vae: AutoencoderKL, corpus: Corpus, seed: int) -> float:
     """1 / standard deviation of latents."""
     rows = corpus.draw(SCALING_PICTURES, torch.Generator().manual_seed(seed))
-    means = [vae.encode(to_tensor(corpus.pixels[part])).latent_dist.mean for part in np.array_split(rows, max(1, SCALING_PICTURES // 16))]
+    means = [
+        vae.encode(to_tensor(corpus.pixels[part])).latent_dist.mean
+        for part in np.array_split(rows, max(1, SCALING_PICTURES // 16))
+    ]
     return round(1 / float(torch.cat(means).std()), 5)
