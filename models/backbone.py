@@ -71,8 +71,6 @@ def build_truncated_unet(config: Mapping[str, Any], taps: Sequence[str]) -> UNet
 class StableDiffusionBackbone(nn.Module):
     """Pictures and text states in, a pyramid of tapped maps out."""
 
-    alphas_cumprod: torch.Tensor
-
     def __init__(
         self,
         vae: AutoencoderKL,
@@ -88,8 +86,8 @@ class StableDiffusionBackbone(nn.Module):
         self.taps = tuple(taps)
         self.noise_seed = noise_seed
         self.scaling_factor = float(vae.config["scaling_factor"])
-        alphas = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod
-        self.register_buffer("alphas_cumprod", alphas, persistent=False)
+        # Not a buffer: `module.to(bfloat16)` would round the schedule.
+        self.alphas_cumprod: torch.Tensor = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod.float()
         self._noise: dict[tuple[int, int], torch.Tensor] = {}
         self._tapped: dict[str, torch.Tensor] = {}
         for tap in self.taps:

@@ -24,7 +24,8 @@ from models.types import BundleInfo, TaskProfile
 
 _NUMERICS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _DTYPES = {name: dtype for dtype, name in _NUMERICS.items()}
-_POSITION_IDS = {"embeddings.position_ids", "text_model.embeddings.position_ids"}
+_POSITION_IDS = {"embeddings.position_ids"}
+_BLIP_POSITION_IDS = {"text_decoder.bert.embeddings.position_ids"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,7 @@ def load_vae(part: Part, bundle: Path) -> AutoencoderKL:
     with torch.device("meta"):
         whole = AutoencoderKL.from_config(config).state_dict()
     vae = build_vae_encoder(config)
-    _assign(vae, only_file(part.source, folder, ".safetensors"), whole)
+    _assign(vae, only_file(part.source, folder, ".safetensors"), whole, part.key_map)
     return vae
 
 
@@ -147,14 +148,15 @@ def _load_unet(part: Part, bundle: Path, taps: tuple[str, ...]) -> UNet2DConditi
     with torch.device("meta"):
         whole = UNet2DConditionModel.from_config(config).state_dict()
     unet = build_truncated_unet(config, taps)
-    _assign(unet, only_file(part.source, folder, ".safetensors"), whole)
+    _assign(unet, only_file(part.source, folder, ".safetensors"), whole, part.key_map)
     return unet
 
 
-def _assign(module: nn.Module, file: Path, whole: Mapping[str, torch.Tensor]) -> None:
+def _assign(module: nn.Module, file: Path, whole: Mapping[str, torch.Tensor], key_map: str | None) -> None:
     """Loads a cut module from the file of the whole one, which may hold no tensor that neither has."""
     kept = module.state_dict()
-    tensors = read_tensors(file, kept, dtype=torch.float32, ignored=set(whole) - set(kept))
+    dropped = set(whole) - set(kept)
+    tensors = read_tensors(file, kept, dtype=torch.float32, ignored=dropped, key_map=key_map)
     module.load_state_dict(tensors, strict=True, assign=True)
 
 
@@ -164,7 +166,8 @@ def _load_text(part: TextPart, bundle: Path) -> TextEncoder:
     kind = CLIPTextModel._from_config if config.model_type == "clip_text_model" else AutoModel.from_config
     model = kind(config).eval()
     file = only_file(part.source, folder, ".safetensors")
-    model.load_state_dict(read_tensors(file, model.state_dict(), dtype=torch.float32, ignored=_POSITION_IDS))
+    wanted = model.state_dict()
+    model.load_state_dict(read_tensors(file, wanted, dtype=torch.float32, ignored=_POSITION_IDS, key_map=part.key_map))
     tokenizer = folder if (folder / "tokenizer_config.json").is_file() else folder.parent / "tokenizer"
     return TextEncoder(tokenizer, model, max_length=part.max_length, zero_padding=part.zero_padding)
 
@@ -194,7 +197,9 @@ def _load_captioner(part: CaptionerPart | None, bundle: Path, device: torch.devi
     file = only_file(part.source, folder, ".safetensors")
     tied = {name for name in model.state_dict() if name.startswith("text_decoder.cls.predictions.decoder")}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    model.load_state_dict(read_tensors(file, wanted, dtype=torch.float32, ignored=tied), strict=False)
+    model.load_state_dict(
+        read_tensors(file, wanted, dtype=torch.float32, ignored=tied | _BLIP_POSITION_IDS), strict=False
+    )
     model.tie_weights()
     return BlipCaptioner(
         _ready(model, device, dtype), load_processor(folder), prefix=part.prefix, max_tokens=part.max_tokens

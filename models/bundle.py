@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from models.config import LOCK, MANIFEST, HubSource, Manifest, PackageSource, PathSource
 from models.errors import BundleError, ChecksumError, TensorMismatchError
+from models.key_maps import stored_name, stored_shape
 from models.text import package_folder
 from models.transforms import PREPROCESSING_VERSION
 
@@ -31,16 +32,23 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"no {MANIFEST} in {folder}") from err
     except (json.JSONDecodeError, UnicodeDecodeError) as err:
         raise BundleError(f"{file} is not JSON: {err}") from err
-    lock = folder / LOCK
-    if lock.is_file():
-        for name, pinned in json.loads(lock.read_text()).items():
-            fields["components"][name]["source"].update(pinned)
+    _apply_lock(fields, folder / LOCK)
     try:
         return Manifest.model_validate(fields)
     except ValidationError as err:
         first = err.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise BundleError(f"{file}: {place}: {first['msg']}") from err
+
+
+def _apply_lock(fields: Any, lock: Path) -> None:
+    if not lock.is_file():
+        return
+    for name, pinned in read_json(lock).items():
+        try:
+            fields["components"][name]["source"].update(pinned)
+        except (AttributeError, KeyError, TypeError, ValueError) as err:
+            raise BundleError(f"{lock} does not fit the manifest at '{name}'") from err
 
 
 def components(manifest: Manifest) -> Iterator[tuple[str, Any]]:
@@ -126,7 +134,12 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_tensors(
-    file: Path, wanted: Mapping[str, torch.Tensor], *, dtype: torch.dtype, ignored: Collection[str] = ()
+    file: Path,
+    wanted: Mapping[str, torch.Tensor],
+    *,
+    dtype: torch.dtype,
+    ignored: Collection[str] = (),
+    key_map: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a module, no more and no less.
 
@@ -135,6 +148,7 @@ def read_tensors(
         wanted: the module's state dict, for names and shapes (tensors may be on `meta`).
         dtype: floating tensors are converted to it.
         ignored: names the file may hold beyond `wanted`: those of dropped blocks.
+        key_map: what the file calls the tensors, see `models.key_maps`; None for the module's own names.
 
     Raises:
         TensorMismatchError: a tensor is missing, unknown or of another shape.
@@ -143,13 +157,16 @@ def read_tensors(
     try:
         with safe_open(file, framework="pt") as opened:
             held = set(opened.keys())
-            if missing := sorted(set(wanted) - held):
+            stored = {name: stored_name(key_map, name) for name in (*wanted, *ignored)}
+            if missing := sorted({stored[name] for name in wanted} - held):
                 raise TensorMismatchError(f"{file} lacks the tensor '{missing[0]}' ({len(missing)} missing)")
-            if extra := sorted(held - set(wanted) - set(ignored)):
+            if extra := sorted(held - set(stored.values()) - set(ignored)):
                 raise TensorMismatchError(f"{file} holds the unknown tensor '{extra[0]}' ({len(extra)} too many)")
             tensors = {}
             for name, like in wanted.items():
-                tensor = opened.get_tensor(name)
+                tensor = opened.get_tensor(stored[name])
+                if key_map is not None:
+                    tensor = stored_shape(key_map, name, tensor)
                 if tensor.shape != like.shape:
                     raise TensorMismatchError(
                         f"{file}: the tensor '{name}' is {tuple(tensor.shape)}, not {tuple(like.shape)}"

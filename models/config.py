@@ -63,9 +63,10 @@ Source = Annotated[PathSource | PackageSource | HubSource, Field(discriminator="
 
 
 class Part(_Model):
-    """A component that needs nothing but its files (VAE, U-Net, scheduler)."""
+    """A component that needs nothing but its files (VAE, U-Net, scheduler), and maybe a renaming of its tensors."""
 
     source: Source
+    key_map: str | None = None
 
 
 class TextPart(_Model):

@@ -14,9 +14,16 @@ from models.errors import TensorMismatchError
 class TimmExpert(nn.Module):
     """A timm network's feature maps, high to low resolution."""
 
+    scale: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, name: str, levels: Sequence[int]) -> None:
         super().__init__()
         self.network = timm.create_model(name, pretrained=False, features_only=True, out_indices=tuple(levels))
+        mean, std = (torch.tensor(self.network.default_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        self.register_buffer("shift", (1 - 2 * mean) / (2 * std), persistent=False)
+        self.register_buffer("scale", 1 / (2 * std), persistent=False)
+        self._is_unit = bool((mean == 0.5).all() and (std == 0.5).all())
 
     @property
     def channels(self) -> list[int]:
@@ -25,7 +32,8 @@ class TimmExpert(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """[B, 3, H, W] in [-1, 1] → one [B, C, h, w] a level."""
-        maps: list[torch.Tensor] = self.network(pixels)
+        # [-1, 1] is what a network normalised with mean and std 0.5 takes; others get their own.
+        maps: list[torch.Tensor] = self.network(pixels if self._is_unit else pixels * self.scale + self.shift)
         return maps
 
 
