@@ -134,7 +134,7 @@ def segmenter(loaded: LoadedBundle) -> segmentation.Segment:
         boxes = plan_views(height, width, profile.resolution)
         views = torch.from_numpy(np.stack([to_unit(cut_view(pixels, box, profile.resolution)) for box in boxes]))
         dense = loaded.encoder.encode_images(_batch(views, profile.timestep)).dense.numpy()
-        texts = loaded.encoder.encode_texts([profile.templates[0].format(name) for name in names]).pooled.numpy()
+        texts = _class_embeddings(loaded, names, profile.templates or ("{}",))
         probabilities = [
             ViewProbabilities(box=box, values=loaded.segmentation_head.probabilities(values, texts))
             for box, values in zip(boxes, dense, strict=True)
@@ -143,6 +143,13 @@ def segmenter(loaded: LoadedBundle) -> segmentation.Segment:
         return blended.argmax(axis=0).astype(np.uint8), blended.max(axis=0).astype(np.float64)
 
     return segment
+
+
+def _class_embeddings(loaded: LoadedBundle, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
+    """[N, D] float32, unit length: the mean over the templates, as served."""
+    strings = [template.replace("{}", name) for name in names for template in templates]
+    means = loaded.encoder.encode_texts(strings).pooled.numpy().reshape(len(names), len(templates), -1).mean(axis=1)
+    return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
 
 def _batch(views: torch.Tensor, timestep: int) -> ImageBatch:

@@ -39,8 +39,8 @@ def voc_average_precision(ranked: NDArray[np.bool_]) -> Floats:
 
 
 def precision_at(ranked: NDArray[np.bool_], k: int) -> Floats:
-    """Share of the first k that is relevant: [Q, G] → [Q]."""
-    return np.asarray(ranked[:, :k].mean(axis=1), dtype=np.float64)
+    """Share of the first k ranks that is relevant, ranks beyond the gallery counting as misses: [Q, G] → [Q]."""
+    return np.asarray(ranked[:, :k].sum(axis=1) / k, dtype=np.float64)
 
 
 def hit_at(ranked: NDArray[np.bool_], k: int) -> Floats:
@@ -83,7 +83,13 @@ class Calibration:
 
 
 def calibration(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) -> Calibration:
-    """Expected calibration error (Guo et al. 2017, eq. 3)."""
+    """Expected calibration error (Guo et al. 2017, eq. 3).
+
+    Args:
+        confidence: [n] probability of the answer given.
+        correct: [n] whether it was right.
+        bins: of equal width over [0, 1].
+    """
     number = np.minimum((confidence * bins).astype(int), bins - 1)
     count = np.bincount(number, minlength=bins)
     safe = np.maximum(count, 1)
