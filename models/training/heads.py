@@ -129,6 +129,7 @@ def train_heads(
     rows = rows[[views.concepts[row] != () for row in rows]]
     vocabulary = {code: number for number, code in enumerate(sorted({c for row in rows for c in views.concepts[row]}))}
     names = collect_names(views, rows, vocabulary, embed)
+    named_by = names.concepts.float().T.contiguous()
     sampler = PairSampler(views, rows)
 
     def loss(generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -140,7 +141,7 @@ def train_heads(
         same = shown[:PAIRS] @ shown[PAIRS:].T > 0
         pair_logits = module.log_pair_scale.exp().clamp(max=100) * left @ right.T
         name_logits = module.log_name_scale.exp().clamp(max=100) * pooled @ names.embeddings.T
-        named = shown @ names.concepts.float().T > 0
+        named = shown @ named_by > 0
         return {
             "pairs": symmetric_contrastive_loss(pair_logits, same),
             "names": TEXT_WEIGHT * contrastive_loss(name_logits, named),
