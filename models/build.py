@@ -162,13 +162,13 @@ def _assign(module: nn.Module, file: Path, whole: Mapping[str, torch.Tensor], ke
 
 def _load_text(part: TextPart, bundle: Path) -> TextEncoder:
     folder = verified(part.source, bundle)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    file = only_file(part.source, folder, ".safetensors")
+    tokenizer = only_file(part.source, folder, "tokenizer_config.json").parent
+    config = AutoConfig.from_pretrained(file.parent, local_files_only=True)
     kind = CLIPTextModel._from_config if config.model_type == "clip_text_model" else AutoModel.from_config
     model = kind(config).eval()
-    file = only_file(part.source, folder, ".safetensors")
     wanted = model.state_dict()
     model.load_state_dict(read_tensors(file, wanted, dtype=torch.float32, ignored=_POSITION_IDS, key_map=part.key_map))
-    tokenizer = folder if (folder / "tokenizer_config.json").is_file() else folder.parent / "tokenizer"
     return TextEncoder(tokenizer, model, max_length=part.max_length, zero_padding=part.zero_padding)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from models.build import new_uhead
 from models.bundle import sha256
+from models.clip_layout import write_clip_text
 from models.config import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -141,7 +142,8 @@ def _manifest(
 def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
     """Writes a bundle of random weights: `tiny` for tests, or `sd15` with exactly Stable Diffusion 1.5's shapes.
 
-    Its vae/, unet/ and scheduler/ folders, its manifest and its loading are those of a trained bundle.
+    Its folders, its manifest and its loading are those of a trained bundle. `sd15` is conditioned by a CLIP ViT-L/14
+    text model of random weights; names are embedded by MiniLM in both.
     """
     torch.manual_seed(seed)
     vae, unet, scheduler = _ARCHITECTURES[arch]
@@ -154,6 +156,11 @@ def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
     manifest = write_manifest(folder, name=f"random-{arch}", licence="Apache-2.0", attribution="random weights")
     fields = manifest.model_dump(mode="json", exclude_none=True)
     fields["components"]["uhead"]["scales"] = [scale.model_dump(mode="json") for scale in shape.scales]
+    if arch == "sd15":
+        clip = write_clip_text(folder, width=768, layers=12, heads=12)
+        fields["components"]["names"] = fields["components"]["text"]
+        fields["components"]["text"] = clip.model_dump(mode="json", exclude_none=True)
+        fields["tasks"] = _SD15_TASKS
     (folder / MANIFEST).write_text(json.dumps(fields, indent=2) + "\n")
     return Manifest.model_validate(fields)
 
@@ -208,6 +215,11 @@ _DDPM = {
 }
 _DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
 _UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+_SD15_TASKS = {
+    "retrieval": {"resolution": 256, "timestep": 200},
+    "segmentation": {"resolution": 512, "timestep": 10},
+    "fewshot": {"resolution": 256, "timestep": 200},
+}
 _SD15_UNET = {
     "sample_size": 64,
     "in_channels": 4,

@@ -1,0 +1,70 @@
+"""BLIP from a folder of random weights, and no captioner."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    BlipProcessor,
+    BlipTextConfig,
+    BlipVisionConfig,
+)
+
+from models.build import _load_captioner
+from models.bundle import sha256
+from models.captioner import BlipCaptioner, NoCaptioner
+from models.config import CaptionerPart, PathSource
+from models.text import MINILM_PACKAGE, package_folder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blip")
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = BlipTextConfig(**small, encoder_hidden_size=32, vocab_size=30524, projection_dim=32, bos_token_id=30522)
+    vision = BlipVisionConfig(**small, image_size=32, patch_size=16, projection_dim=32)
+    torch.manual_seed(0)
+    config = BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=32)
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    shutil.copy(package_folder(MINILM_PACKAGE) / "model" / "vocab.txt", folder / "vocab.txt")
+    tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def _part(folder: Path) -> CaptionerPart:
+    files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    return CaptionerPart(source=PathSource(path=str(folder), files=files), max_tokens=5)
+
+
+def test_captions_are_greedy_and_start_with_the_prefix(blip: Path, tmp_path: Path) -> None:
+    captioner = _load_captioner(_part(blip), tmp_path, CPU, torch.float32)
+    assert isinstance(captioner, BlipCaptioner)
+    pixels = torch.rand((3, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    captions = captioner.captions(pixels)
+    assert len(captions) == 3
+    assert all(caption.startswith("a picture of") for caption in captions)
+    assert captions == captioner.captions(pixels)
+    assert captioner.captions(pixels[1:2]) == captions[1:2]
+
+
+def test_its_weights_are_the_folders(blip: Path, tmp_path: Path) -> None:
+    captioner = _load_captioner(_part(blip), tmp_path, CPU, torch.float32)
+    assert isinstance(captioner, BlipCaptioner)
+    expected = BlipForConditionalGeneration.from_pretrained(blip, local_files_only=True).state_dict()
+    for name, tensor in captioner._model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_no_captioner_says_nothing(tmp_path: Path) -> None:
+    captioner = _load_captioner(None, tmp_path, CPU, torch.float32)
+    assert isinstance(captioner, NoCaptioner)
+    assert captioner.captions(torch.zeros((2, 3, 8, 8))) == ["", ""]
