@@ -50,7 +50,7 @@ def _blobs(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
     colours = _colours(generator, int(generator.integers(3, 6)))
     field = _octaves(generator, side, coarsest=int(generator.integers(4, 9)), octaves=2)
     level = np.minimum((field * len(colours)).astype(np.int64), len(colours) - 1)
-    return colours[level]
+    return np.asarray(colours[level], dtype=np.float32)
 
 
 def _paper(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
@@ -136,7 +136,7 @@ def _rotated(x: NDArray[np.float64], y: NDArray[np.float64], angle: float) -> ND
 
 def _unit(field: NDArray[np.float64]) -> NDArray[np.float64]:
     low, high = float(field.min()), float(field.max())
-    return (field - low) / max(high - low, 1e-9)
+    return np.asarray((field - low) / max(high - low, 1e-9), dtype=np.float64)
 
 
 def _harden(field: NDArray[np.float64], sharpness: float) -> NDArray[np.float64]:

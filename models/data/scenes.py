@@ -186,7 +186,7 @@ def _cut_out(pool: ScenePool, generator: np.random.Generator, of: ObjectClass, s
 
 def _place(cutouts: list[_Cutout], generator: np.random.Generator, side: int) -> list[tuple[int, int]] | None:
     """Top-left corners that leave enough of every object visible, or None when tries run out."""
-    owner = np.full((side, side), -1)
+    owner = np.full((side, side), -1, dtype=np.int8)
     totals = [int((c.alpha >= _OPAQUE).sum()) for c in cutouts]
     places: list[tuple[int, int]] = []
     for number, cutout in enumerate(cutouts):
