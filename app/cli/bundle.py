@@ -50,6 +50,17 @@ def verify(folder: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
         console.print(f"{loaded.info.name} is whole, fingerprint {loaded.info.fingerprint}", markup=False)
 
 
+@bundle_app.command("pull")
+def pull(folder: Annotated[Path, typer.Argument(help="A bundle with hub sources.")]) -> None:
+    """Fetches hub sources, verifies them and pins commit and digests in bundle.lock.json."""
+    from models.pull import HuggingFaceHub
+    from models.pull import pull as pull_sources
+
+    with _one_line_errors() as console:
+        lock = pull_sources(folder, HuggingFaceHub(), report=lambda line: console.print(line, markup=False))
+        console.print(f"wrote {lock}", markup=False)
+
+
 @bundle_app.command("random")
 def random(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
