@@ -80,7 +80,7 @@ def build_store(
         index.write_text(json.dumps({"rows": done, "maps": sorted(arrays)}))
     facts = json.loads(index.read_text())
     return FeatureStore(
-        {name: np.load(folder / f"{name}.npy", mmap_mode="r")[: facts["rows"]] for name in facts["maps"]}
+        {name: np.load(folder / f"{name}.npy")[: facts["rows"]] for name in facts["maps"]}
     )
 
 
