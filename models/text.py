@@ -33,7 +33,7 @@ class TextEncoder(nn.Module):
         self.max_length = max_length
         self.zero_padding = zero_padding
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def states(self, captions: Sequence[str]) -> torch.Tensor:
         """Conditioning of B captions: [B, T, C]."""
         tokens = self._tokens(captions, "max_length", self.max_length)
@@ -43,7 +43,7 @@ class TextEncoder(nn.Module):
         masked: torch.Tensor = self.model(**tokens).last_hidden_state * tokens["attention_mask"][..., None]
         return masked
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
         """[B, C] float32, unit length: the mean over a text's tokens (Sentence-BERT, Reimers and Gurevych 2019)."""
         tokens = self._tokens(texts, True, 128)
@@ -69,7 +69,7 @@ class OpenClipNames(nn.Module):
         self.model = model
         self.tokenizer = open_clip.get_tokenizer(name)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
         """[B, D] float32, unit length."""
         tokens = self.tokenizer(list(texts)).to(next(self.model.parameters()).device)

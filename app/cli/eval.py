@@ -5,7 +5,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from app.cli.pictures import pictures_command
 from app.tasks.stitching import ViewProbabilities, blend
 from models.build import LoadedBundle, load_bundle
 from models.data.dataset import DEFAULT_FOLDER, load_dataset
@@ -25,6 +26,7 @@ from models.transforms import cut_view, plan_views, to_unit
 from models.types import ImageBatch
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a bundle by protocol.")
+eval_app.command("pictures")(pictures_command)
 
 ZeroShotOption = Annotated[Path, typer.Option("--bundle", help="Bundle with zero-shot heads.")]
 ReleaseOption = Annotated[Path, typer.Option("--release-bundle", help="Bundle with release heads.")]
@@ -35,9 +37,27 @@ ThreadsOption = Annotated[int, typer.Option(help="Compute threads.")]
 ZERO_SHOT = Path("weights/mini-zeroshot")
 RELEASE = Path("weights/mini")
 OUT = Path("docs/results")
-EPISODES = ((20, 1), (20, 5), (77, 1))
+VENDOR_EPISODES = ((20, 1), (100, 1))
+DRAWING_EPISODES = ((20, 1), (20, 5), (77, 1))
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One line of a table.
+
+    Attributes:
+        name: what the table calls it.
+        embed: pictures to features.
+        canonical: sees pictures in the service's canonical form, else as rendered.
+        centred: its features lose their mean, see `retrieval.measure`.
+    """
+
+    name: str
+    embed: retrieval.Embed
+    canonical: bool = True
+    centred: bool = False
 
 
 @eval_app.command("retrieval")
@@ -52,18 +72,15 @@ def retrieval_command(
     torch.set_num_threads(threads)
     data = load_dataset(data_set)
     zero_shot = load_bundle(bundle, device="cpu")
-    contenders: list[tuple[str, retrieval.Embed]] = [
-        ("HOG", baselines.hog_embedding),
-        ("expert, no training", baselines.expert_embedding(zero_shot.encoder.extractor)),
-        (f"{zero_shot.info.name} (zero-shot heads)", embedder(zero_shot, "retrieval")),
-    ]
-    rows: list[Row] = []
-    for protocol in (retrieval.outline_zs(data), retrieval.drawing_zs(data)):
-        rows += [{"model": name, **asdict(retrieval.measure(protocol, embed))} for name, embed in contenders]
     released = load_bundle(release_bundle, device="cpu")
-    contenders[-1] = (f"{released.info.name} (release heads)", embedder(released, "retrieval"))
-    protocol = retrieval.drawing_release(data)
-    rows += [{"model": name, **asdict(retrieval.measure(protocol, embed))} for name, embed in contenders]
+    rows: list[Row] = []
+    for build in (retrieval.outline_zs, retrieval.drawing_zs, retrieval.drawing_release):
+        loaded, heads = (released, "release") if build is retrieval.drawing_release else (zero_shot, "zero-shot")
+        own = Contender(name=f"{loaded.info.name} ({heads} heads)", embed=embedder(loaded, "retrieval"))
+        protocols = {canonical: build(data, canonical=canonical) for canonical in (True, False)}
+        for each in (*untrained(loaded), own):
+            measured = retrieval.measure(protocols[each.canonical], each.embed, centred=each.centred)
+            rows.append({"model": each.name, **asdict(measured)})
     report("retrieval", rows, [zero_shot, released], out)
 
 
@@ -79,17 +96,18 @@ def fewshot_command(
     torch.set_num_threads(threads)
     data = load_dataset(data_set)
     loaded = load_bundle(bundle, device="cpu")
-    contenders: list[tuple[str, retrieval.Embed]] = [
-        ("HOG", baselines.hog_embedding),
-        ("expert, no training", baselines.expert_embedding(loaded.encoder.extractor)),
-        (f"{loaded.info.name} (zero-shot heads)", embedder(loaded, "fewshot")),
-    ]
+    own = Contender(name=f"{loaded.info.name} (zero-shot heads)", embed=embedder(loaded, "fewshot"))
+    drawn = fewshot.drawings(data)
+    vendors = {canonical: fewshot.vendors(data, canonical=canonical) for canonical in (True, False)}
     rows: list[Row] = []
-    for pool, settings in ((fewshot.vendors(data), ((20, 1), (100, 1))), (fewshot.drawings(data), EPISODES)):
-        for name, embed in contenders:
-            features = retrieval.in_batches(embed, pool.pixels)
+    for pools, settings in ((vendors, VENDOR_EPISODES), ({True: drawn, False: drawn}, DRAWING_EPISODES)):
+        for each in (*untrained(loaded), own):
+            pool = pools[each.canonical]
+            features = retrieval.in_batches(each.embed, pool.pixels)
+            if each.centred:
+                features = retrieval.centre(features)
             rows += [
-                {"model": name, **asdict(fewshot.measure(pool, features, n_way=n, k_shot=k, episodes=episodes))}
+                {"model": each.name, **asdict(fewshot.measure(pool, features, n_way=n, k_shot=k, episodes=episodes))}
                 for n, k in settings
             ]
     report("fewshot", rows, [loaded], out)
@@ -112,6 +130,20 @@ def segment_command(
         measured = segmentation.measure(pool, segmenter(loaded), name=name, scenes=scenes)
         rows.append({"model": f"{loaded.info.name} (zero-shot heads)", **asdict(measured)})
     report("segment", rows, [loaded], out)
+
+
+def untrained(loaded: LoadedBundle) -> tuple[Contender, ...]:
+    """HOG and the bundle's expert without training, as they are and in the form that suits each best.
+
+    The last is the floor that the protocols' authors measured.
+    """
+    expert = baselines.expert_embedding(loaded.encoder.extractor)
+    return (
+        Contender(name="HOG", embed=baselines.hog_embedding),
+        Contender(name="HOG, centred", embed=baselines.hog_embedding, centred=True),
+        Contender(name="expert, no training", embed=expert),
+        Contender(name="expert, no training, plain, centred", embed=expert, canonical=False, centred=True),
+    )
 
 
 def embedder(loaded: LoadedBundle, task: str) -> retrieval.Embed:

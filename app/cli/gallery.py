@@ -118,27 +118,19 @@ def fill(
 
 def existing_ids(client: httpx.Client, gallery: str) -> set[str]:
     """Ids the gallery holds; the gallery is made when there is none."""
-    if _send(client, "GET", f"/galleries/{gallery}", accepted=(200, 404)).status_code == 404:
-        _send(client, "PUT", f"/galleries/{gallery}", accepted=(200, 201))
+    if send(client, "GET", f"/galleries/{gallery}", accepted=(200, 404)).status_code == 404:
+        send(client, "PUT", f"/galleries/{gallery}", accepted=(200, 201))
     found: set[str] = set()
     parameters: dict[str, str | int] = {"limit": 1000}
     while True:
-        page = _send(client, "GET", f"/galleries/{gallery}/items", params=parameters).json()
+        page = send(client, "GET", f"/galleries/{gallery}/items", params=parameters).json()
         found.update(item["id"] for item in page["items"])
         if page["next_cursor"] is None:
             return found
         parameters["cursor"] = page["next_cursor"]
 
 
-def _add(client: httpx.Client, gallery: str, part: Sequence[DemoPicture]) -> list[dict[str, Any]]:
-    files = [("image", (f"{picture.id}.png", picture.render(), "image/png")) for picture in part]
-    items = [{"id": picture.id, "metadata": {"name": picture.name, "hexcode": picture.hexcode}} for picture in part]
-    answer = _send(client, "POST", f"/galleries/{gallery}/items", files=files, data={"items": json.dumps(items)})
-    results: list[dict[str, Any]] = answer.json()["results"]
-    return results
-
-
-def _send(
+def send(
     client: httpx.Client, method: str, url: str, *, accepted: Sequence[int] = (200,), **request: object
 ) -> httpx.Response:
     """One request, repeated while the service is busy.
@@ -155,3 +147,11 @@ def _send(
         pause_s = answer.headers.get("retry-after", "")
         time.sleep(min(30.0, float(pause_s) if pause_s.isdigit() else 0.5 * (attempt + 1)))
     raise ServiceRefused(f"{method} {url} answered {answer.status_code}: {answer.text[:300]}")
+
+
+def _add(client: httpx.Client, gallery: str, part: Sequence[DemoPicture]) -> list[dict[str, Any]]:
+    files = [("image", (f"{picture.id}.png", picture.render(), "image/png")) for picture in part]
+    items = [{"id": picture.id, "metadata": {"name": picture.name, "hexcode": picture.hexcode}} for picture in part]
+    answer = send(client, "POST", f"/galleries/{gallery}/items", files=files, data={"items": json.dumps(items)})
+    results: list[dict[str, Any]] = answer.json()["results"]
+    return results

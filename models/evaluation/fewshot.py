@@ -36,12 +36,18 @@ class ShotFigures:
     ci95: float
 
 
-def vendors(data: DataSet) -> ShotPool:
-    """Unseen classes, each picture another vendor's; classes with four vendors, so that three queries remain."""
+def vendors(data: DataSet, *, canonical: bool = True) -> ShotPool:
+    """Unseen classes, each picture another vendor's; classes with four vendors, so that three queries remain.
+
+    Args:
+        data: the data set.
+        canonical: pictures as the service sees them; else as rendered.
+    """
     found = data.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.source in VENDORS)
+    pixels = (np.asarray(data.pixels[r.row]) for r in found)
     return _pool(
         "fewshot-vendors",
-        np.stack([canonical_image(np.asarray(data.pixels[r.row])) for r in found]),
+        np.stack([canonical_image(p) if canonical else p for p in pixels]),
         [r.hexcode or "" for r in found],
         least=1 + QUERIES,
     )

@@ -79,9 +79,7 @@ def build_store(
             array.flush()  # type: ignore[attr-defined]  # it is a memmap
         index.write_text(json.dumps({"rows": done, "maps": sorted(arrays)}))
     facts = json.loads(index.read_text())
-    return FeatureStore(
-        {name: np.load(folder / f"{name}.npy")[: facts["rows"]] for name in facts["maps"]}
-    )
+    return FeatureStore({name: np.load(folder / f"{name}.npy")[: facts["rows"]] for name in facts["maps"]})
 
 
 def in_batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

@@ -1,5 +1,6 @@
 """The retrieval protocols hold what the protocol table says."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -44,6 +45,34 @@ def test_measure_ranks_by_cosine_whatever_the_batches() -> None:
     protocol = _protocol()
     assert retrieval.measure(protocol, embed).p_1 == pytest.approx(((1 + 0) / 2 + 0) / 2)
     assert np.array_equal(retrieval.in_batches(embed, protocol.gallery, size=2), embed(protocol.gallery))
+
+
+def test_centring_undoes_a_shift_of_one_side() -> None:
+    """All queries are shifted the same way; without the shift each finds its own picture."""
+    shift = np.array([0.0, 0.0, 50.0], np.float32)
+
+    def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        shown = np.eye(3, dtype=np.float32)[pixels[:, 0, 0, 0]]
+        return shown if pixels.shape[1] == 4 else shown + shift
+
+    protocol = dataclasses.replace(_protocol(), queries=_protocol().queries[:, :2], wanted=[("x",), ("y",), ("z",)])
+    protocol = dataclasses.replace(protocol, classes=["x", "y", "z"], groups=np.arange(3))
+    assert retrieval.measure(protocol, embed, centred=True).p_1 == 1
+    assert retrieval.measure(protocol, embed).p_1 == pytest.approx(1 / 3)
+
+
+def test_centred_features_have_unit_length_and_no_mean_direction() -> None:
+    features = retrieval.centre(np.array([[3.0, 4.0], [1.0, 0.0], [2.0, 2.0]], np.float32))
+    assert np.linalg.norm(features[:2], axis=1) == pytest.approx([1, 1])
+    assert features[2] == pytest.approx([0, 0])
+
+
+@pytest.mark.usefixtures("plain")
+def test_plain_pictures_are_as_rendered(data: DataSet) -> None:
+    protocol = outline_zs(data, canonical=False)
+    row = next(r.row for r in data.pictures if r.hexcode == protocol.wanted[0][0] and r.kind == "outline")
+    assert np.array_equal(protocol.queries[0], data.pixels[row])
+    assert protocol.gallery.shape == (889, 128, 128, 3)
 
 
 @pytest.fixture

@@ -1,0 +1,56 @@
+"""The segmentation head."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.heads.segmentation import SegmentationHead
+
+
+@pytest.fixture
+def head() -> SegmentationHead:
+    head = SegmentationHead(4)
+    torch.nn.init.zeros_(head.background.weight)
+    torch.nn.init.zeros_(head.background.bias)  # type: ignore[arg-type]  # built with a bias
+    return head.eval()
+
+
+def test_logits_are_scaled_cosines_after_the_background(head: SegmentationHead) -> None:
+    texts = torch.eye(4)[:2]
+    dense = torch.zeros((1, 4, 1, 3))
+    dense[0, 0, 0, 0], dense[0, 1, 0, 1], dense[0, 2, 0, 2] = 5.0, 0.1, -3.0
+    with torch.no_grad():
+        logits = head.logits(dense, texts)[0, :, 0]
+    assert logits.T.tolist() == [
+        pytest.approx([0, 20, 0], abs=1e-4),
+        pytest.approx([0, 0, 20], abs=1e-4),
+        pytest.approx([0, 0, 0], abs=1e-4),
+    ]
+
+
+def test_the_background_reads_the_cell_itself() -> None:
+    head = SegmentationHead(4)
+    dense = torch.randn((2, 4, 3, 3))
+    with torch.no_grad():
+        one, two = head.logits(dense, torch.eye(4)[:1]), head.logits(dense, torch.eye(4)[1:3])
+    assert torch.equal(one[:, 0], two[:, 0])
+
+
+@pytest.mark.parametrize("names", [1, 2, 255])
+def test_probabilities_sum_to_one(head: SegmentationHead, names: int) -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(4, 8, 8)).astype(np.float32)
+    texts = rng.normal(size=(names, 4)).astype(np.float32)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    probabilities = head.probabilities(dense, texts)
+    assert probabilities.shape == (names + 1, 8, 8)
+    assert probabilities.dtype == np.float32
+    assert np.allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+
+
+def test_names_in_another_order_give_the_same_masks(head: SegmentationHead) -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(4, 8, 8)).astype(np.float32)
+    texts = np.eye(4, dtype=np.float32)
+    forward, backward = head.probabilities(dense, texts), head.probabilities(dense, texts[::-1].copy())
+    assert np.allclose(forward[1:], backward[1:][::-1], atol=1e-6)

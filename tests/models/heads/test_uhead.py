@@ -1,0 +1,110 @@
+"""The U-head: its contract over shapes, the paper's own shape, and what training relies on."""
+
+import pytest
+import torch
+
+from models.heads.uhead import UHead, UHeadConfig, UHeadScale
+from models.layers import Adapter
+
+MINI = UHeadConfig(
+    scales=(
+        UHeadScale(stride=4, taps={}, expert=24, width=64),
+        UHeadScale(stride=8, taps={"up_2": 64, "up_3": 32}, expert=40, width=128),
+        UHeadScale(stride=16, taps={"up_1": 96}, expert=112, width=192),
+        UHeadScale(stride=32, taps={"up_0": 128, "mid": 128}, expert=320, width=256),
+    ),
+    dimension=384,
+)
+PAPER = UHeadConfig(
+    scales=(
+        UHeadScale(stride=8, taps={"up_2": 640, "up_3": 320}, expert=0, width=256),
+        UHeadScale(stride=16, taps={"up_1": 1280}, expert=0, width=512),
+        UHeadScale(stride=32, taps={"up_0": 1280}, expert=0, width=768),
+        UHeadScale(stride=64, taps={"mid": 1280}, expert=0, width=1024),
+    ),
+    dimension=768,
+    groups=32,
+)
+TAPS_ONLY = UHeadConfig(scales=(UHeadScale(stride=8, taps={"up_1": 16}, expert=0, width=16),), dimension=8, groups=4)
+CONFIGS = pytest.mark.parametrize("config", [MINI, PAPER, TAPS_ONLY], ids=["mini", "paper", "one scale, no expert"])
+
+
+def _inputs(config: UHeadConfig, batch: int, side: int = 32) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    taps: dict[str, torch.Tensor] = {}
+    expert: list[torch.Tensor] = []
+    for number, scale in enumerate(config.scales):
+        size = max(1, side >> number)
+        for name, channels in scale.taps.items():
+            taps[name] = torch.randn((batch, channels, size, size), generator=draw)
+        if scale.expert:
+            expert.append(torch.randn((batch, scale.expert, size, size), generator=draw))
+    return taps, expert
+
+
+def _head(config: UHeadConfig) -> UHead:
+    torch.manual_seed(0)
+    return UHead(config).eval()
+
+
+@CONFIGS
+def test_pooled_is_of_unit_length_and_dense_is_at_the_highest_scale(config: UHeadConfig) -> None:
+    with torch.no_grad():
+        pooled, dense = _head(config)(*_inputs(config, 3))
+    assert pooled.shape == (3, config.dimension)
+    assert torch.allclose(pooled.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert dense.shape == (3, config.dimension, 32, 32)
+
+
+@CONFIGS
+def test_pooled_alone_is_the_same(config: UHeadConfig) -> None:
+    head, inputs = _head(config), _inputs(config, 2)
+    with torch.no_grad():
+        assert torch.equal(head.pooled(*inputs), head(*inputs)[0])
+
+
+@CONFIGS
+def test_every_weight_is_trained(config: UHeadConfig) -> None:
+    head = UHead(config)
+    for adapter in head.adapters:
+        if isinstance(adapter, Adapter):
+            torch.nn.init.normal_(adapter.up.weight)
+    pooled, dense = head(*_inputs(config, 2))
+    (pooled[:, 0].sum() + dense.square().sum()).backward()
+    assert not [name for name, weight in head.named_parameters() if weight.grad is None]
+
+
+def test_the_papers_shape_has_its_number_of_parameters() -> None:
+    head = UHead(PAPER)
+    fused = [*head.fuse.parameters(), *head.pool.parameters()]
+    assert sum(p.numel() for p in fused) / 1e6 == pytest.approx(8.46, abs=0.02)
+
+
+def test_the_mini_shape_is_small() -> None:
+    assert sum(p.numel() for p in UHead(MINI).parameters()) < 1_500_000
+
+
+def test_a_fresh_adapter_hands_the_expert_on() -> None:
+    features = torch.randn((1, 24, 4, 4))
+    assert torch.equal(UHead(MINI).adapters[0](features), features)
+
+
+def test_odd_sizes_pass() -> None:
+    head = _head(MINI)
+    taps = {
+        "mid": torch.zeros((1, 128, 2, 3)),
+        "up_0": torch.zeros((1, 128, 3, 5)),
+        "up_1": torch.zeros((1, 96, 6, 9)),
+        "up_2": torch.zeros((1, 64, 12, 18)),
+        "up_3": torch.zeros((1, 32, 12, 18)),
+    }
+    expert = [torch.zeros((1, c, h, w)) for c, h, w in ((24, 25, 37), (40, 13, 19), (112, 7, 10), (320, 4, 5))]
+    with torch.no_grad():
+        pooled, dense = head(taps, expert)
+    assert pooled.shape == (1, 384)
+    assert dense.shape == (1, 384, 25, 37)
+
+
+def test_the_size_of_dense_can_be_asked_for() -> None:
+    with torch.no_grad():
+        assert _head(MINI)(*_inputs(MINI, 1), size=(48, 40))[1].shape[2:] == (48, 40)
