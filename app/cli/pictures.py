@@ -28,6 +28,7 @@ CANVAS_SIDE = 256
 MAX_FILE_BYTES = 150_000
 SEARCHED = ("fish", "house", "star")
 TAUGHT = ("umbrella", "butterfly", "bicycle")
+SKETCHED = "bicycle"
 SHOTS = 3
 
 _CELL = 104
@@ -58,11 +59,11 @@ def pictures_command(
     gallery: Annotated[str, typer.Option(help="Gallery to search.")] = "default",
     data_set: Annotated[Path, typer.Option("--data-set", help="Folder of `vermouth data build`.")] = DEFAULT_FOLDER,
     out: Annotated[Path, typer.Option(help="Folder of the PNGs.")] = Path("docs/pictures"),
-    scene: Annotated[int, typer.Option(min=0, help="Number of the first of two evaluation scenes.")] = 0,
+    scene: Annotated[int, typer.Option(min=0, help="Number of the first of two evaluation scenes.")] = 6,
     wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for the service to be ready.")] = 60.0,
     api_key: Annotated[str | None, typer.Option(envvar="VERMOUTH_API_KEY", help="Key with the scope write.")] = None,
 ) -> None:
-    """Draw what a running service answers: retrieve.png, segment.png and fewshot.png."""
+    """Draw what a running service answers as PNGs; and two to send, sketch.png and scene.png."""
     console = Console(stderr=True)
     headers = {"X-API-Key": api_key} if api_key else {}
     try:
@@ -74,6 +75,8 @@ def pictures_command(
                 "retrieve": retrieve_picture(client, data, gallery),
                 "segment": segment_picture(client, data, (scene, scene + 1)),
                 "fewshot": fewshot_picture(client, data),
+                "sketch": _drawn(_validation(data, SKETCHED)[0]).resize((256, 256), Image.Resampling.LANCZOS),
+                "scene": Image.fromarray(compose_evaluation_scene(seen_evaluation_pool(data), scene).pixels),
             }
     except (ServiceRefused, DataError, httpx.HTTPError) as err:
         console.print(f"error: {err}", style="red", markup=False)

@@ -76,7 +76,7 @@ def train_unet_command(
     data_set: DataSetOption = DEFAULT_FOLDER,
     runs: RunsOption = RUNS,
     minutes: MinutesOption = 30.0,
-    steps: StepsOption = 100_000,
+    steps: StepsOption = 5_000,
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
     pictures: Annotated[int, typer.Option(min=64, help="At most this many pictures, drawn by weight.")] = 1_000_000,
@@ -93,7 +93,7 @@ def train_unet_command(
 
     folder = runs.expanduser() / "unet"
     folder.mkdir(parents=True, exist_ok=True)
-    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=5e-4)
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=8e-4, decay=True)
     with _stage("unet", steps, threads) as progress:
         corpus = load_corpus(load_dataset(data_set)).subset(pictures, seed)
         vae = AutoencoderKL.from_pretrained(runs.expanduser() / "vae" / "export").eval()

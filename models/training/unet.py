@@ -15,6 +15,7 @@ from models.training.loop import Schedule, fit
 
 BATCH = 64
 EMPTY_CAPTION_SHARE = 0.25
+SNR_CAP = 5.0
 _CACHE_BATCH = 16
 
 
@@ -44,6 +45,17 @@ def new_scheduler() -> DDPMScheduler:
         prediction_type="epsilon",
         clip_sample=False,
     )
+
+
+def snr_weights(scheduler: DDPMScheduler) -> torch.Tensor:
+    """[1000] weights of the noise-prediction loss, min-SNR-5 (Hang et al. 2023), with mean 1.
+
+    Without them the many nearly clean time steps, which say little about what is depicted, dominate a short training.
+    """
+    kept = scheduler.alphas_cumprod
+    snr = kept / (1 - kept)
+    weights = snr.clamp(max=SNR_CAP) / snr
+    return weights / weights.mean()
 
 
 @torch.inference_mode()
@@ -107,20 +119,24 @@ def train_unet(
         caption_index: [N] row of `states` of each picture.
     """
     torch.manual_seed(seed)
-    unet = new_unet()
+    # Channels last: a step takes a quarter less time on a CPU.
+    unet = new_unet().to(memory_format=torch.channels_last)
     scheduler = new_scheduler()
+    weights = snr_weights(scheduler)
 
     def loss(generator: torch.Generator) -> dict[str, torch.Tensor]:
         rows = corpus.draw(BATCH, generator)
         variants = torch.randint(0, len(latents), (BATCH,), generator=generator).numpy()
         clean = torch.from_numpy(latents[variants, rows].astype(np.float32))
+        clean = clean.contiguous(memory_format=torch.channels_last)
         chosen = torch.from_numpy(caption_index[rows]).clone()
         chosen[torch.rand(BATCH, generator=generator) < EMPTY_CAPTION_SHARE] = 0
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = torch.randint(0, 1000, (BATCH,), generator=generator)
         noisy = scheduler.add_noise(clean, noise, timesteps)
         predicted = unet(noisy, timesteps, encoder_hidden_states=states[chosen].float()).sample
-        return {"mse": F.mse_loss(predicted, noise)}
+        error = (predicted - noise).square().mean(dim=(1, 2, 3))
+        return {"mse": (weights[timesteps] * error).mean()}
 
     averaged = fit(unet, loss, schedule, folder=folder, seed=seed, progress=progress)
     unet.load_state_dict(averaged)

@@ -30,7 +30,9 @@ WAIT_S = 60
 class Process:
     """A server process and its structured log; reading the log is how a test waits, never a clock."""
 
-    def __init__(self, mode: str, data_dir: Path, command: Sequence[str], variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, mode: str, data_dir: Path, command: Sequence[str], limit_s: float, variables: Mapping[str, str]
+    ) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("VERMOUTH_")}
         settings = {"DATA_DIR": str(data_dir), "PORT": "0", "LOG_JSON": "1", "DRAIN_DELAY_S": "0.5", **variables}
         self._process = subprocess.Popen(
@@ -46,7 +48,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._limit = threading.Timer(WAIT_S, self._process.kill)
+        self._limit = threading.Timer(limit_s, self._process.kill)
         self._limit.start()
         self.events: list[str] = []
 
@@ -89,8 +91,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def started(mode: str, data_dir: Path, command: Sequence[str] = FAKE, **variables: str) -> Iterator[Process]:
-    process = Process(mode, data_dir, command, variables)
+def started(
+    mode: str, data_dir: Path, command: Sequence[str] = FAKE, *, limit_s: float = WAIT_S, **variables: str
+) -> Iterator[Process]:
+    """A process, killed after `limit_s` whatever happens; `variables` are settings without their prefix."""
+    process = Process(mode, data_dir, command, limit_s, variables)
     try:
         yield process
     finally:

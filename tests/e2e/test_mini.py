@@ -17,7 +17,11 @@ from app.cli.gallery import HOUSE, fill
 from app.cli.openmoji import demo_pictures
 from tests.app.test_server import COMMAND, started
 
-pytestmark = pytest.mark.server
+pytestmark = [
+    pytest.mark.server,
+    # pycocotools 2.0.11 decodes through NumPy's old copy protocol.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 ROOT = Path(__file__).parents[2]
 WANTED = {"fish": ("1f41f", "1f420", "1f421"), "house": ("1f3e0", "1f3e1", "1f3da"), "star": ("2b50", "1f31f")}
 """Items that show what is drawn below."""
@@ -45,7 +49,8 @@ SKETCHES: dict[str, dict[str, Any]] = {"fish": FISH, "house": HOUSE, "star": STA
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A server with weights/mini and a part of the demo gallery."""
     data_dir = tmp_path_factory.mktemp("data")
-    with started("", data_dir, COMMAND, BUNDLE=str(ROOT / "weights/mini")) as process, process.connect() as connected:
+    server = started("", data_dir, COMMAND, limit_s=300, BUNDLE=str(ROOT / "weights/mini"))
+    with server as process, process.connect() as connected:
         assert connected.get("/startupz").status_code == 503
         process.wait_for("ready")
         kept = {item for items in WANTED.values() for item in items}
@@ -82,7 +87,7 @@ def test_a_drawing_finds_its_kind(client: httpx.Client, kind: str) -> None:
 
 
 def test_words_find_pictures(client: httpx.Client) -> None:
-    found = client.post("/retrieve", data={"text": "star", "k": "10"}).json()["results"]
+    found = client.post("/retrieve", json={"text": "star", "k": 10}).json()["results"]
     assert {result["id"] for result in found} & set(WANTED["star"])
 
 
