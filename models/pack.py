@@ -52,8 +52,8 @@ def uhead_scales(unet_channels: tuple[int, ...], expert: tuple[int, ...]) -> tup
     return (
         ScaleConfig(stride=4, taps={}, expert=expert[0], width=64),
         ScaleConfig(stride=8, taps={"up_2": fine, "up_3": finest}, expert=expert[1], width=128),
-        ScaleConfig(stride=16, taps={"up_1": coarse}, expert=expert[2], width=192),
-        ScaleConfig(stride=32, taps={"up_0": coarsest, "mid": coarsest}, expert=expert[3], width=256),
+        ScaleConfig(stride=16, taps={"up_1": coarse}, expert=expert[2], width=256),
+        ScaleConfig(stride=32, taps={"up_0": coarsest, "mid": coarsest}, expert=expert[3], width=512),
     )
 
 

@@ -1,7 +1,7 @@
 """Procedural textured backgrounds of composed scenes.
 
-Two disjoint groups of families: segmentation heads are trained on `TRAINING_FAMILIES` alone, evaluation
-adds `HELD_OUT_FAMILIES`. Every family draws its own colours, scales and angles from the generator it is given.
+Segmentation heads are trained on `TRAINING_FAMILIES` alone; evaluation uses their textures and adds
+`HELD_OUT_FAMILIES`. Every family draws its own colours, scales and angles from the generator it is given.
 """
 
 from collections.abc import Callable
@@ -104,7 +104,14 @@ def _bricks(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
     return np.asarray(np.where(mortar[:, :, None], joint, brick + shade[:, :, None]), dtype=np.float32)
 
 
-TRAINING_FAMILIES: tuple[Family, ...] = (_noise, _gradient, _stripes, _blobs, _paper, _dots)
+def _plain(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
+    """One colour, white as often as any other: how products are photographed."""
+    colour = np.full(3, 255.0) if generator.random() < 0.5 else generator.uniform(0, 255, 3)
+    return np.broadcast_to(colour.astype(np.float32), (side, side, 3))
+
+
+TEXTURES: tuple[Family, ...] = (_noise, _gradient, _stripes, _blobs, _paper, _dots)
+TRAINING_FAMILIES: tuple[Family, ...] = (*TEXTURES, _plain, _plain)
 HELD_OUT_FAMILIES: tuple[Family, ...] = (_checks, _rings, _bricks)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.backgrounds import HELD_OUT_FAMILIES, TRAINING_FAMILIES, Family, render_background
+from models.data.backgrounds import HELD_OUT_FAMILIES, TEXTURES, TRAINING_FAMILIES, Family, render_background
 from models.data.dataset import DataSet, PictureRecord
 from models.errors import DataError
 
@@ -24,13 +24,32 @@ VALIDATION_SEED = 20260202
 """For choices made while training (seen classes, training styles), such as temperature or stopping."""
 EVALUATION_SEED = 20261231
 """For the reported figures alone."""
-EVALUATION_FAMILIES: tuple[Family, ...] = (*TRAINING_FAMILIES, *HELD_OUT_FAMILIES)
+EVALUATION_FAMILIES: tuple[Family, ...] = (*TEXTURES, *HELD_OUT_FAMILIES)
 
-_SIZES = (0.35, 0.6)
-_COUNTS = (3, 5)
 _LEAST_VISIBLE = 0.3
 _OPAQUE = 128
 _TRIES_PER_OBJECT = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What a scene is made of.
+
+    Attributes:
+        families: textures to choose from.
+        counts: least and most objects.
+        sizes: least and most of an object's longer side, as a share of the scene's.
+    """
+
+    families: tuple[Family, ...]
+    counts: tuple[int, int]
+    sizes: tuple[float, float]
+
+
+EVALUATION_LAYOUT = Layout(families=EVALUATION_FAMILIES, counts=(3, 5), sizes=(0.35, 0.6))
+"""The protocol's."""
+TRAINING_LAYOUT = Layout(families=TRAINING_FAMILIES, counts=(1, 5), sizes=(0.3, 0.75))
+"""Wider than the protocol's: a picture of a single thing on white is what many users send."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +82,7 @@ class Scene:
     Attributes:
         pixels: [S, S, 3] uint8 RGB.
         labels: [S, S] uint8: 0 background, i + 1 the pixels of `present[i]`.
-        present: names of the objects, 3 to 5.
+        present: names of the objects.
         absent: as many names of the same pool that the scene does not show.
     """
 
@@ -87,8 +106,9 @@ def build_pool(data: DataSet, records: Iterable[PictureRecord]) -> ScenePool:
     rows: defaultdict[str, list[int]] = defaultdict(list)
     for record in records:
         rows[record.name].append(record.row)
-    if len(rows) < 2 * _COUNTS[1]:
-        raise DataError(f"scenes need pictures of at least {2 * _COUNTS[1]} names, not {len(rows)}")
+    least = 2 * EVALUATION_LAYOUT.counts[1]
+    if len(rows) < least:
+        raise DataError(f"scenes need pictures of at least {least} names, not {len(rows)}")
     classes = tuple(ObjectClass(name=name, rows=tuple(rows[name])) for name in sorted(rows))
     return ScenePool(pixels=data.pixels, alpha=data.alpha, classes=classes)
 
@@ -112,37 +132,34 @@ def unseen_evaluation_pool(data: DataSet) -> ScenePool:
 
 def compose_training_scene(pool: ScenePool, index: int, *, seed: int = TRAINING_SEED, side: int = SCENE_SIDE) -> Scene:
     """Training scene number `index`; `side` may differ from the protocol's."""
-    return compose_scene(pool, TRAINING_FAMILIES, seed=seed, index=index, side=side)
+    return compose_scene(pool, TRAINING_LAYOUT, seed=seed, index=index, side=side)
 
 
 def compose_evaluation_scene(pool: ScenePool, index: int) -> Scene:
     """Evaluation scene number `index`, of 256 px, with all texture families."""
-    return compose_scene(pool, EVALUATION_FAMILIES, seed=EVALUATION_SEED, index=index, side=SCENE_SIDE)
+    return compose_scene(pool, EVALUATION_LAYOUT, seed=EVALUATION_SEED, index=index, side=SCENE_SIDE)
 
 
-def compose_scene(pool: ScenePool, families: tuple[Family, ...], *, seed: int, index: int, side: int) -> Scene:
-    """A scene, the same for the same arguments.
-
-    Three to five objects of different names, the longer side of each 0.35–0.6 of the scene's, wholly inside
-    it, at least 30 % of each visible.
+def compose_scene(pool: ScenePool, layout: Layout, *, seed: int, index: int, side: int) -> Scene:
+    """A scene, the same for the same arguments: objects of different names, wholly inside, 30 % of each visible.
 
     Args:
         pool: objects.
-        families: textures to choose from.
+        layout: backgrounds, and how many objects of which size.
         seed: first word of the random seed.
         index: second word, the scene's number.
         side: of the scene, px.
     """
     generator = np.random.default_rng([seed, index])
     while True:
-        count = int(generator.integers(_COUNTS[0], _COUNTS[1] + 1))
+        count = int(generator.integers(layout.counts[0], layout.counts[1] + 1))
         chosen = generator.choice(len(pool.classes), size=2 * count, replace=False)
         present = [pool.classes[int(i)] for i in chosen[:count]]
-        cutouts = [_cut_out(pool, generator, c, side) for c in present]
+        cutouts = [_cut_out(pool, generator, c, side, layout.sizes) for c in present]
         places = _place(cutouts, generator, side)
         if places is not None:
             break
-    canvas = render_background(generator, side, families).astype(np.float32)
+    canvas = render_background(generator, side, layout.families).astype(np.float32)
     labels = np.zeros((side, side), dtype=np.uint8)
     for label, (cutout, (top, left)) in enumerate(zip(cutouts, places, strict=True), 1):
         height, width = cutout.alpha.shape
@@ -166,9 +183,11 @@ class _Cutout:
     alpha: NDArray[np.float32]
 
 
-def _cut_out(pool: ScenePool, generator: np.random.Generator, of: ObjectClass, side: int) -> _Cutout:
+def _cut_out(
+    pool: ScenePool, generator: np.random.Generator, of: ObjectClass, side: int, sizes: tuple[float, float]
+) -> _Cutout:
     row = of.rows[int(generator.integers(len(of.rows)))]
-    target = generator.uniform(*_SIZES) * side
+    target = generator.uniform(*sizes) * side
     alpha = np.asarray(pool.alpha[row])
     ys, xs = np.nonzero(alpha >= _OPAQUE)
     if not len(ys):

@@ -25,8 +25,8 @@ from models.training.feature_store import FeatureStore, Maps, build_store, in_ba
 from models.training.scene_views import ScenePixels, SceneViews, build_scene_pixels
 from models.training.views import ViewSet, build_views
 
-SEEN_SCENES = 1000
-UNSEEN_SCENES = 250
+SEEN_SCENES = 2400
+UNSEEN_SCENES = 600
 LATENTS = "latents"
 
 

@@ -1,7 +1,7 @@
 """Trains the U-head and the segmentation head on frozen features: what a sketch, a picture, a word and a pixel mean.
 
-Three losses on one batch: sketches find pictures of the same thing and back; both find their names; and the cells of
-composed scenes find theirs, or the background.
+Losses on one batch: sketches find pictures of the same thing and back; both find their names; the cells of composed
+scenes find theirs, or the background; and an object's cells together find its name among all names.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +22,14 @@ from models.training.losses import contrastive_loss, symmetric_contrastive_loss
 from models.training.scene_views import SceneViews
 from models.training.views import ViewSet
 
-PAIRS = 96
-SCENES = 8
+PAIRS = 128
+SCENES = 12
 SKETCH_SHARES = {"drawing": 0.45, "outline": 0.33, "edges": 0.12, "icon": 0.10}
 DENSE_WEIGHT = 0.7
+REGION_WEIGHT = 0.2
 TEXT_WEIGHT = 0.5
+LEAST_CELLS = 8
+"""Objects that fill fewer cells do not count as regions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +134,7 @@ def train_heads(
     names = collect_names(views, rows, vocabulary, embed)
     named_by = names.concepts.float().T.contiguous()
     sampler = PairSampler(views, rows)
+    dense_loss = DenseLoss(module, scenes, with_unseen)
 
     def loss(generator: torch.Generator) -> dict[str, torch.Tensor]:
         sketches, partners = sampler.draw(PAIRS, generator)
@@ -145,7 +149,7 @@ def train_heads(
         return {
             "pairs": symmetric_contrastive_loss(pair_logits, same),
             "names": TEXT_WEIGHT * contrastive_loss(name_logits, named),
-            "dense": DENSE_WEIGHT * _dense_loss(module, scenes, with_unseen, generator),
+            **dense_loss(generator),
         }
 
     torch.manual_seed(seed)
@@ -161,13 +165,42 @@ def split_maps(maps: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], 
     return taps, [maps[name] for name in levels]
 
 
-def _dense_loss(module: HeadsModule, scenes: SceneViews, with_unseen: bool, generator: torch.Generator) -> torch.Tensor:
-    """Cross-entropy of every cell over background and prompts: some present names withheld, absent ones among them."""
-    rows = scenes.draw(SCENES, with_unseen, generator)
-    _, dense = module.uhead(*split_maps(scenes.store.read(rows)))
-    total: torch.Tensor = dense.new_zeros(())
-    for row, features in zip(rows, dense, strict=True):
-        prompts, targets = scenes.targets(int(row), generator)
-        logits = module.segmentation.logits(features[None], prompts)
-        total = total + F.cross_entropy(logits, targets[None]) / len(rows)
-    return total
+class DenseLoss:
+    """What the cells of composed scenes are asked; unseen scenes and names only `with_unseen`."""
+
+    def __init__(self, module: HeadsModule, scenes: SceneViews, with_unseen: bool) -> None:
+        self._module = module
+        self._scenes = scenes
+        self._with_unseen = with_unseen
+        names = scenes.names(with_unseen)
+        self._numbers = {name: number for number, name in enumerate(names)}
+        self._embeddings = torch.stack([scenes.embeddings[name] for name in names])
+
+    def __call__(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Two scalars.
+
+        `dense`: cross-entropy of every cell over background and prompts, some present names withheld, absent ones
+        among them. `regions`: cross-entropy of every object's mean cell over all names.
+        """
+        rows = self._scenes.draw(SCENES, self._with_unseen, generator)
+        _, dense = self._module.uhead(*split_maps(self._scenes.store.read(rows)))
+        cells: torch.Tensor = dense.new_zeros(())
+        regions: list[torch.Tensor] = []
+        wanted: list[int] = []
+        for row, features in zip(rows, dense, strict=True):
+            prompts, targets = self._scenes.targets(int(row), generator)
+            logits = self._module.segmentation.logits(features[None], prompts)
+            cells = cells + F.cross_entropy(logits, targets[None]) / len(rows)
+            directions = F.normalize(features, dim=0).flatten(1)
+            labels = torch.from_numpy(self._scenes.labels[row].astype(np.int64)).flatten()
+            for label, name in enumerate(self._scenes.present[row], 1):
+                mask = labels == label
+                if int(mask.sum()) >= LEAST_CELLS:
+                    regions.append(directions[:, mask].mean(dim=1))
+                    wanted.append(self._numbers[name])
+        named: torch.Tensor = dense.new_zeros(())
+        if regions:
+            scale = self._module.segmentation.log_scale.exp().clamp(max=100)
+            logits = scale * F.normalize(torch.stack(regions), dim=1) @ self._embeddings.T
+            named = F.cross_entropy(logits, torch.tensor(wanted))
+        return {"dense": DENSE_WEIGHT * cells, "regions": REGION_WEIGHT * named}

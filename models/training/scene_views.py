@@ -45,6 +45,11 @@ class SceneViews:
         drawn: NDArray[np.int64] = allowed[torch.randint(0, len(allowed), (count,), generator=generator).numpy()]
         return drawn
 
+    def names(self, with_unseen: bool) -> tuple[str, ...]:
+        """Every name that scenes show, those of unseen classes only on request."""
+        shown = (n for n, is_unseen in zip(self.present, self.is_unseen, strict=True) if with_unseen or not is_unseen)
+        return tuple(sorted({name for names in shown for name in names}))
+
     def targets(self, row: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompt embeddings [N, D] and the target of every cell [32, 32] int64, with some present names withheld."""
         present = self.present[row]

@@ -52,7 +52,7 @@ def snr_weights(scheduler: DDPMScheduler) -> torch.Tensor:
 
     Without them the many nearly clean time steps, which say little about what is depicted, dominate a short training.
     """
-    kept = scheduler.alphas_cumprod
+    kept: torch.Tensor = scheduler.alphas_cumprod
     snr = kept / (1 - kept)
     weights = snr.clamp(max=SNR_CAP) / snr
     return weights / weights.mean()

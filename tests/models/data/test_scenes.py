@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.data.backgrounds import HELD_OUT_FAMILIES, TRAINING_FAMILIES, Family, render_background
+from models.data.backgrounds import HELD_OUT_FAMILIES, TEXTURES, TRAINING_FAMILIES, Family, render_background
 from models.data.dataset import DEFAULT_FOLDER, DataSet, load_dataset
 from models.data.scenes import (
     EVALUATION_SEED,
@@ -75,7 +75,7 @@ def test_scenes_hold_what_the_protocol_says(pool: ScenePool) -> None:
 
 def test_objects_are_of_the_stated_size_and_visible(pool: ScenePool) -> None:
     for index in range(20):
-        scene = compose_training_scene(pool, index)
+        scene = compose_evaluation_scene(pool, index)
         for label, name in enumerate(scene.present, 1):
             ys, xs = np.nonzero(scene.labels == label)
             assert max(np.ptp(xs), np.ptp(ys)) + 1 <= 0.6 * 256 + 2
@@ -94,7 +94,13 @@ def test_opaque_pixels_carry_the_object_and_others_the_background(pool: ScenePoo
         assert np.abs(inside - np.array([20 * number, 255 - 20 * number, 128])).max() <= 2
 
 
-@pytest.mark.parametrize("family", [*TRAINING_FAMILIES, *HELD_OUT_FAMILIES], ids=lambda f: f.__name__.strip("_"))
+def test_training_scenes_may_hold_a_single_object_on_one_colour(pool: ScenePool) -> None:
+    scenes = [compose_training_scene(pool, index) for index in range(40)]
+    assert {len(scene.present) for scene in scenes} == {1, 2, 3, 4, 5}
+    assert any(float(scene.pixels[scene.labels == 0].std(axis=0).max()) < 7 for scene in scenes)
+
+
+@pytest.mark.parametrize("family", [*TEXTURES, *HELD_OUT_FAMILIES], ids=lambda f: f.__name__.strip("_"))
 def test_every_family_is_deterministic_and_textured(family: Family) -> None:
     first = render_background(np.random.default_rng(7), 64, (family,))
     assert first.shape == (64, 64, 3)

@@ -87,7 +87,7 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
     )
     with (tmp_path / "curve.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    for name in ("names", "dense"):
+    for name in ("names", "dense", "regions"):
         assert float(rows[-1][name]) < float(rows[0][name])
 
 
@@ -118,6 +118,8 @@ def test_scenes_of_the_unseen_are_drawn_only_on_request_and_withheld_names_becom
     generator = torch.Generator().manual_seed(0)
     assert set(scenes.draw(100, False, generator).tolist()) == {0, 1, 2}
     assert 3 in scenes.draw(100, True, generator).tolist()
+    assert scenes.names(with_unseen=False) == ("bed", "cat")
+    assert scenes.names(with_unseen=True) == ("bed", "boat", "cat", "owl")
     seen_backgrounds = set()
     for _ in range(50):
         prompts, targets = scenes.targets(0, generator)

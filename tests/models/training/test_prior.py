@@ -66,3 +66,10 @@ def test_the_prior_learns_from_cached_latents(
     first, last = first_and_last_loss(tmp_path)
     assert last < first
     assert sum(p.numel() for p in unet.parameters()) < 10_000_000
+
+
+def test_nearly_clean_time_steps_weigh_little_and_the_mean_is_one() -> None:
+    weights = unet_stage.snr_weights(unet_stage.new_scheduler())
+    assert weights.mean() == pytest.approx(1)
+    assert bool((weights.diff() >= -1e-6).all())
+    assert weights[0] < 0.01 < weights[-1]
