@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from app.cli.invariance import invariance_command
 from app.cli.pictures import pictures_command
 from app.tasks.stitching import ViewProbabilities, blend
 from models.build import LoadedBundle, load_bundle
@@ -27,6 +28,7 @@ from models.types import ImageBatch
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a bundle by protocol.")
 eval_app.command("pictures")(pictures_command)
+eval_app.command("invariance")(invariance_command)
 
 ZeroShotOption = Annotated[Path, typer.Option("--bundle", help="Bundle with zero-shot heads.")]
 ReleaseOption = Annotated[Path, typer.Option("--release-bundle", help="Bundle with release heads.")]
