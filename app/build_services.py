@@ -58,6 +58,7 @@ def assemble_services(
         max_batch=settings.max_batch,
         max_queue_cost=settings.max_queue_cost,
         stall_s=settings.stall_s,
+        stop_timeout_s=settings.drain_timeout_s,
         on_fatal=lambda: platform.lifecycle.fail(EXIT_FATAL),
     )
     database_url = settings.database_url

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -55,12 +56,14 @@ class View:
         timestep: diffusion time step.
         caption: None for the bundle's own conditioning.
         key: identity for the feature cache (picture digest and tile box).
+        is_reproducible: computed in a pass of fixed size, so that its bits do not depend on the load.
     """
 
     pixels: NDArray[np.float32]
     timestep: int
     caption: str | None
     key: str
+    is_reproducible: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,17 +92,60 @@ class Embeddings:
     inference_ms: float
 
 
+class Place(Protocol):
+    """Room for one request's samples in the engine, held until the block ends."""
+
+    def __enter__(self) -> "Place": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def grow(self, *, views: int = 0, texts: int = 0) -> None:
+        """Ask for more, once it is known.
+
+        Raises:
+            app.errors.QueueFull, DeadlineExceeded.
+        """
+        ...
+
+    def use(self, cost: int) -> int:
+        """For the engine: turn promised cost into samples; returns what was not promised."""
+        ...
+
+
 class FeatureEngine(Protocol):
     """The batching engine as tasks see it."""
 
-    async def encode_views(self, views: Sequence[View], *, timeout_s: float | None = None) -> list[Features]:
+    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Place:
+        """Room for a request's samples, taken on arrival: before anything was decoded for a request that is refused.
+
+        Raises:
+            app.errors.QueueFull, DeadlineExceeded, EngineUnavailable.
+        """
+        ...
+
+    async def encode_views(
+        self, views: Sequence[View], *, timeout_s: float | None = None, place: Place | None = None
+    ) -> list[Features]:
         """Features of every view, in order.
+
+        Args:
+            timeout_s: after it nobody waits; samples that have not begun by then never will.
+            place: what `admit` gave to this request; without it the views are admitted now.
 
         Raises:
             app.errors.QueueFull, DeadlineExceeded, EngineUnavailable, InferenceFailed.
         """
         ...
 
-    async def encode_texts(self, texts: Sequence[str], *, timeout_s: float | None = None) -> Embeddings:
-        """Embeddings of every string, in order. Raises as `encode_views`."""
+    async def encode_texts(
+        self,
+        texts: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        place: Place | None = None,
+        is_reproducible: bool = False,
+    ) -> Embeddings:
+        """Embeddings of every string, in order. Arguments and errors as `encode_views`."""
         ...

@@ -1,4 +1,4 @@
-"""What waits for the device: bounded in cost, formed into batches as late as possible."""
+"""What waits for the device, formed into batches as late as possible."""
 
 from collections import deque
 
@@ -30,28 +30,36 @@ class WorkQueue:
             work.has_left_queue = True
             self.cost -= work.cost
 
-    def take(self, max_batch: dict[Group, int], default: int) -> list[Work]:
+    def take(self, now_s: float, caps: dict[Group, int], default: int) -> tuple[list[Work], list[Work]]:
         """The next batch: from the line whose head is oldest, oldest first; empty when nothing waits.
 
         Args:
-            max_batch: the most samples of a group where a cap was learnt.
+            now_s: of the engine's clock.
+            caps: the most samples of a group where a cap was learnt.
             default: the most views of any other; strings cost less and more of them go together.
+
+        Returns:
+            The batch, and the samples before and among it whose time had passed, which leave the queue too.
         """
+        expired: list[Work] = []
         for line in self._lines.values():
-            while line and line[0].has_left_queue:
-                line.popleft()
+            while line and (line[0].has_left_queue or not line[0].is_live(now_s)):
+                self._shed(line.popleft(), expired)
         self._lines = {group: line for group, line in self._lines.items() if line}
         if not self._lines:
-            return []
+            return [], expired
         group = min(self._lines, key=lambda found: self._lines[found][0].arrived_s)
         line, batch = self._lines[group], list[Work]()
-        most = max_batch.get(group, default * VIEW_COST // line[0].cost)
+        most = caps.get(group, default * VIEW_COST // line[0].cost)
+        most = min(most, group.bucket) if group.bucket else most
         while line and len(batch) < most:
             work = line.popleft()
-            if not work.has_left_queue:
-                self.drop(work)
-                batch.append(work)
-        return batch
+            if work.has_left_queue or not work.is_live(now_s):
+                self._shed(work, expired)
+                continue
+            self.drop(work)
+            batch.append(work)
+        return batch, expired
 
     def take_all(self) -> list[Work]:
         """Everything that waits; for the end."""
@@ -61,20 +69,7 @@ class WorkQueue:
         self._lines.clear()
         return everything
 
-
-class DrainRate:
-    """Cost a second that the device gets through, smoothed over batches."""
-
-    def __init__(self, *, smoothing: float = 0.2) -> None:
-        self._smoothing = smoothing
-        self._cost_per_s: float | None = None
-
-    def observe(self, cost: int, duration_s: float) -> None:
-        """Learn from one batch."""
-        seen = cost / max(duration_s, 1e-6)
-        known = self._cost_per_s
-        self._cost_per_s = seen if known is None else known + self._smoothing * (seen - known)
-
-    def seconds_for(self, cost: int) -> float | None:
-        """How long this cost will take; None before anything was measured."""
-        return None if self._cost_per_s is None else cost / self._cost_per_s
+    def _shed(self, work: Work, expired: list[Work]) -> None:
+        if not work.has_left_queue:
+            self.drop(work)
+            expired.append(work)

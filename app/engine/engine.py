@@ -1,74 +1,86 @@
-"""The batching engine: admits samples, forms batches, answers everyone exactly once.
+"""The batching engine: admits samples, answers everyone exactly once.
 
-All state is touched by the loop thread alone; the device works in the executor's thread.
+All state is touched by the loop thread alone; the device works in threads of its own.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from app.domain import Embeddings, Features, View
-from app.engine.batcher import DrainRate, WorkQueue
-from app.engine.executor import DeviceExecutor, DeviceFatal, DeviceOutOfMemory
+from app.domain import Embeddings, Features, Place, View
+from app.engine.admission import Admission, HeldPlace
 from app.engine.feature_cache import FeatureCache
-from app.engine.work import TEXT_COST, VIEW_COST, Answer, CacheKey, Group, Kind, Output, Work
-from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, QueueFull
+from app.engine.pipeline import Pipeline
+from app.engine.work import TEXT_COST, VIEW_COST, Answer, CacheKey, Device, Group, Kind, Output, Waiter, Work
+from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
 from app.telemetry import Telemetry, get_logger
 
-_MAX_RETRY_AFTER_S = 60.0
+REPRODUCIBLE_BATCH = 4
+"""Samples of every pass of reproducible views, whatever the load: another size changes the last bits."""
 _RESTART_RETRY_AFTER_S = 5.0
+
+Sample = tuple[CacheKey, View | str]
 
 
 class BatchingEngine:
     """Implements `domain.FeatureEngine` over one device.
 
     Args:
-        max_batch: samples a device pass.
+        max_batch: views a device pass.
         max_queue_cost: what may wait; a request over it is admitted only when nothing waits.
         stall_s: without progress for so long while work waits, the engine counts as dead.
+        stop_timeout_s: how long a stop waits for what is under way.
         on_fatal: called once when the device is lost.
-        clock: seconds, monotonic.
+        clock: seconds, monotonic; the device must use the same.
     """
 
     def __init__(
         self,
-        executor: DeviceExecutor,
+        device: Device,
         cache: FeatureCache,
         telemetry: Telemetry,
         *,
         max_batch: int,
         max_queue_cost: int,
         stall_s: float = 60.0,
+        stop_timeout_s: float = 30.0,
         on_fatal: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._executor = executor
+        self._device = device
         self._cache = cache
         self._telemetry = telemetry
         self._max_batch = max_batch
-        self._max_queue_cost = max_queue_cost
         self._stall_s = stall_s
+        self._stop_timeout_s = stop_timeout_s
         self._on_fatal = on_fatal
         self._clock = clock
-        self._queue = WorkQueue()
         self._on_the_way: dict[CacheKey, Work] = {}
-        self._rate = DrainRate()
-        self._caps: dict[Group, int] = {}
-        self._has_work = asyncio.Event()
+        self._admission = Admission(
+            telemetry,
+            max_cost=max_queue_cost,
+            queued=lambda: self._pipeline.queue.cost,
+            in_flight=lambda: self._pipeline.in_flight_cost(),
+        )
+        self._pipeline = Pipeline(device, self, telemetry, rate=self._admission.rate, max_batch=max_batch, clock=clock)
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._is_stopping = False
         self._is_fatal = False
-        self._progress_at_s = 0.0
-        self._loop_task: asyncio.Task[None] | None = None
 
-    async def encode_views(self, views: Sequence[View], *, timeout_s: float | None = None) -> list[Features]:
+    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Place:
+        """Room for a request's samples, from its arrival on. Raises as `domain.FeatureEngine` says."""
+        self._check_open()
+        return HeldPlace(self._admission, views * VIEW_COST + texts * TEXT_COST, timeout_s)
+
+    async def encode_views(
+        self, views: Sequence[View], *, timeout_s: float | None = None, place: Place | None = None
+    ) -> list[Features]:
         """Features of every view, in order. Raises as `domain.FeatureEngine` says."""
-        fingerprint = self._executor.fingerprint
-        samples = [
-            (CacheKey(Group(Kind.IMAGES, view.pixels.shape), view.key, view.caption, view.timestep, fingerprint), view)
-            for view in views
-        ]
+        samples: list[Sample] = [(self._view_key(view), view) for view in views]
         return [
             Features(
                 pooled=answer.output.pooled,
@@ -76,14 +88,22 @@ class BatchingEngine:
                 queue_ms=answer.queue_ms,
                 inference_ms=answer.inference_ms,
             )
-            for answer in await self._answers(samples, VIEW_COST, timeout_s)
+            for answer in await self._answers(samples, VIEW_COST, timeout_s, place)
         ]
 
-    async def encode_texts(self, texts: Sequence[str], *, timeout_s: float | None = None) -> Embeddings:
+    async def encode_texts(
+        self,
+        texts: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        place: Place | None = None,
+        is_reproducible: bool = False,
+    ) -> Embeddings:
         """Embeddings of every string, in order. Raises as `domain.FeatureEngine` says."""
-        fingerprint = self._executor.fingerprint
-        samples = [(CacheKey(Group(Kind.TEXTS), text, None, 0, fingerprint), text) for text in texts]
-        answers = await self._answers(samples, TEXT_COST, timeout_s)
+        group = Group(Kind.TEXTS, bucket=1 if is_reproducible else 0)
+        fingerprint = self._device.fingerprint
+        samples: list[Sample] = [(CacheKey(group, text, None, 0, fingerprint), text) for text in texts]
+        answers = await self._answers(samples, TEXT_COST, timeout_s, place)
         return Embeddings(
             pooled=np.stack([answer.output.pooled for answer in answers]) if answers else np.empty((0, 0), np.float32),
             queue_ms=max((answer.queue_ms for answer in answers), default=0.0),
@@ -92,178 +112,136 @@ class BatchingEngine:
 
     async def start(self) -> None:
         """Begin to form batches."""
-        self._loop_task = asyncio.create_task(self._run(), name="batcher")
+        self._pipeline.wake()
 
     async def stop(self) -> None:
-        """Finish what waits, then end the device's thread."""
+        """Refuse what comes, finish what waits, then end the device's threads."""
         self._is_stopping = True
-        self._has_work.set()
-        if self._loop_task is not None:
-            await asyncio.gather(self._loop_task, return_exceptions=True)
-        await asyncio.to_thread(self._executor.stop)
+        try:
+            async with asyncio.timeout(self._stop_timeout_s):
+                await self._is_idle.wait()
+        except TimeoutError:
+            get_logger().error("stop_gave_up", waiting=len(self._on_the_way))
+        self._fail_all("The service is stopping.")
+        await asyncio.to_thread(self._device.stop)
 
     async def warm_up(self, views: Sequence[View], text: str = "warm-up") -> None:
-        """Run every bucket (powers of two up to the largest batch) of each given view once.
+        """Run every bucket of each given view once: powers of two up to the largest batch, and the reproducible one.
 
         Raises:
             Exception: the device or the encoder failed; the service must not start.
         """
         sizes = [2**power for power in range(self._max_batch.bit_length()) if 2**power < self._max_batch]
-        for view in views:
-            for size in [*sizes, self._max_batch]:
-                _check(await self._executor.encode_views([view] * size))
-        _check(await self._executor.encode_texts([text]))
+        samples: list[tuple[Sample, int]] = [
+            ((self._view_key(view), view), size) for view in views for size in [*sizes, self._max_batch]
+        ]
+        samples.append(((CacheKey(Group(Kind.TEXTS), text, None, 0, ""), text), 1))
+        for (key, payload), size in samples:
+            cost = VIEW_COST if isinstance(payload, View) else TEXT_COST
+            work = Work(key=key, payload=payload, cost=cost, arrived_s=self._clock(), deadline_s=math.inf)
+            outputs = await self._pipeline.run_alone([work] * size)
+            if not all(np.isfinite(output.pooled).all() for output in outputs):
+                raise InferenceFailed("The encoder gave values that are not finite.")
 
     def is_alive(self) -> bool:
         """False after a fatal error, or when work waits and nothing has moved for `stall_s`."""
-        is_idle = not self._on_the_way
-        return not self._is_fatal and (is_idle or self._clock() - self._progress_at_s < self._stall_s)
+        is_moving = self._clock() - self._pipeline.progress_at_s < self._stall_s
+        return not self._is_fatal and (not self._on_the_way or is_moving)
 
-    async def _answers(
-        self, samples: Sequence[tuple[CacheKey, View | str]], cost: int, timeout_s: float | None
-    ) -> list[Answer]:
+    def succeeded(self, work: Work, output: Output, *, queue_s: float, inference_s: float) -> None:
+        """See `pipeline.Desk`."""
+        self._cache.put(work.key, output)
+        self._telemetry.cache_bytes.set(self._cache.size_bytes)
+        self._forget(work)
+        work.resolve(Answer(output=output, queue_ms=queue_s * 1000, inference_ms=inference_s * 1000))
+
+    def failed(self, work: Work, error: ServiceError) -> None:
+        """See `pipeline.Desk`."""
+        self._forget(work)
+        work.fail(error)
+
+    def dropped(self, work: Work) -> None:
+        """See `pipeline.Desk`."""
+        self._forget(work)
+
+    def device_lost(self) -> None:
+        """See `pipeline.Desk`."""
+        was_fatal, self._is_fatal = self._is_fatal, True
+        self._fail_all("The device failed.")
+        if not was_fatal and self._on_fatal is not None:
+            self._on_fatal()
+
+    def _view_key(self, view: View) -> CacheKey:
+        group = Group(Kind.IMAGES, view.pixels.shape)
+        if view.is_reproducible:
+            group = Group(Kind.IMAGES, view.pixels.shape, REPRODUCIBLE_BATCH, view.caption is not None)
+        return CacheKey(group, view.key, view.caption, view.timestep, self._device.fingerprint)
+
+    def _check_open(self) -> None:
         if self._is_fatal or self._is_stopping:
             raise EngineUnavailable("The device is not available.", retry_after_s=_RESTART_RETRY_AFTER_S)
-        self._check_room(samples, cost, timeout_s)
-        joined = [self._join(key, payload, cost) for key, payload in samples]
-        self._telemetry.queue_depth.set(self._queue.cost)
+
+    async def _answers(
+        self, samples: Sequence[Sample], cost: int, timeout_s: float | None, place: Place | None
+    ) -> list[Answer]:
+        self._check_open()
+        new = {key for key, _ in samples if self._cache.get(key) is None and key not in self._on_the_way}
+        promised = place.use(len(samples) * cost) if place is not None else len(samples) * cost
+        self._admission.check(min(promised, len(new) * cost), timeout_s)
+        deadline_s = math.inf if timeout_s is None else self._clock() + timeout_s
+        joined = [self._join(key, payload, cost, deadline_s) for key, payload in samples]
+        self._telemetry.queue_depth.set(self._admission.waiting())
+        self._pipeline.wake()
         try:
             async with asyncio.timeout(timeout_s):
-                return [await waiter for _, waiter in joined]
-        except TimeoutError as err:
+                return [await waiter.future for _, waiter in joined]
+        except (TimeoutError, DeadlineExceeded) as err:
             self._telemetry.requests_rejected.labels("deadline").inc()
             raise DeadlineExceeded("The deadline passed before the device had answered.") from err
         finally:
             for work, waiter in joined:
                 self._leave(work, waiter)
+            self._telemetry.queue_depth.set(self._admission.waiting())
 
-    def _check_room(self, samples: Sequence[tuple[CacheKey, View | str]], cost: int, timeout_s: float | None) -> None:
-        new = {key for key, _ in samples if self._cache.get(key) is None and key not in self._on_the_way}
-        wait_s = self._rate.seconds_for(self._queue.cost)
-        if self._queue.cost and self._queue.cost + len(new) * cost > self._max_queue_cost:
-            self._telemetry.requests_rejected.labels("queue_full").inc()
-            retry_after_s = min(_MAX_RETRY_AFTER_S, max(1.0, wait_s or 1.0))
-            raise QueueFull("The queue for the device is full.", retry_after_s=retry_after_s)
-        if new and wait_s is not None and timeout_s is not None and wait_s > timeout_s:
-            self._telemetry.requests_rejected.labels("deadline").inc()
-            raise DeadlineExceeded(
-                "The queue is longer than the deadline.", retry_after_s=min(_MAX_RETRY_AFTER_S, wait_s)
-            )
-
-    def _join(self, key: CacheKey, payload: View | str, cost: int) -> tuple[Work | None, asyncio.Future[Answer]]:
-        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    def _join(self, key: CacheKey, payload: View | str, cost: int, deadline_s: float) -> tuple[Work | None, Waiter]:
+        waiter = Waiter(future=asyncio.get_running_loop().create_future(), deadline_s=deadline_s)
         known = self._cache.get(key)
         if known is not None:
             self._telemetry.cache_lookups.labels("hit").inc()
-            waiter.set_result(Answer(output=known, queue_ms=0.0, inference_ms=0.0))
+            waiter.future.set_result(Answer(output=known, queue_ms=0.0, inference_ms=0.0))
             return None, waiter
         work = self._on_the_way.get(key)
         self._telemetry.cache_lookups.labels("miss" if work is None else "joined").inc()
         if work is None:
             if not self._on_the_way:
-                self._progress_at_s = self._clock()
+                self._pipeline.progress_at_s = self._clock()
+                self._is_idle.clear()
             work = Work(key=key, payload=payload, cost=cost, arrived_s=self._clock())
             self._on_the_way[key] = work
-            self._queue.put(work)
-            self._has_work.set()
-        work.waiters.append(waiter)
+            self._pipeline.queue.put(work)
+        work.join(waiter)
         return work, waiter
 
-    def _leave(self, work: Work | None, waiter: asyncio.Future[Answer]) -> None:
-        if not waiter.done():
-            waiter.cancel()
-        elif not waiter.cancelled():
-            waiter.exception()  # marks it as seen: an earlier one of this request was raised
-        if work is not None and not work.has_left_queue and not work.is_wanted:
-            self._queue.drop(work)
-            self._on_the_way.pop(work.key, None)
+    def _leave(self, work: Work | None, waiter: Waiter) -> None:
+        if not waiter.future.done():
+            waiter.future.cancel()
+        elif not waiter.future.cancelled():
+            waiter.future.exception()  # marks it as seen: an earlier one of this request was raised
+        if work is None:
+            return
+        work.leave(waiter)
+        if not work.is_wanted and not work.has_left_queue:
+            self._pipeline.queue.drop(work)
+            self._forget(work)
 
-    async def _run(self) -> None:
-        try:
-            while True:
-                await self._has_work.wait()
-                batch = self._queue.take(self._caps, self._max_batch)
-                if batch:
-                    await self._execute(batch)
-                elif self._is_stopping:
-                    return
-                else:
-                    self._has_work.clear()
-        except Exception:  # noqa: BLE001 - the loop must never die silently
-            get_logger().exception("batch_loop_failed")
-            self._latch_fatal([])
+    def _forget(self, work: Work) -> None:
+        if self._on_the_way.get(work.key) is work:
+            del self._on_the_way[work.key]
+        if not self._on_the_way:
+            self._is_idle.set()
 
-    async def _execute(self, batch: list[Work]) -> None:
-        """Run a batch; halve it while it fails, so that only the poison sample does."""
-        pending = [batch]
-        while pending:
-            part = self._wanted(pending.pop())
-            if not part:
-                continue
-            group, started_s = part[0].key.group, self._clock()
-            try:
-                outputs = await self._on_device(group.kind, part)
-            except DeviceFatal:
-                get_logger().exception("device_fatal")
-                self._latch_fatal([*part, *(work for rest in pending for work in rest)])
-                return
-            except Exception as err:  # noqa: BLE001 - whatever failed, every waiter is answered
-                self._telemetry.batch_failures.labels(type(err).__name__).inc()
-                get_logger().warning("batch_failed", size=len(part), kind=group.kind.value, exc_info=err)
-                middle = len(part) // 2
-                if isinstance(err, DeviceOutOfMemory) and middle:
-                    self._caps[group] = min(middle, self._caps.get(group, middle))
-                if middle:
-                    pending += [part[middle:], part[:middle]]
-                else:
-                    self._settle_failed(part[0])
-            else:
-                self._settle(part, outputs, started_s)
-            self._progress_at_s = self._clock()
-
-    async def _on_device(self, kind: Kind, part: Sequence[Work]) -> list[Output]:
-        if kind is Kind.TEXTS:
-            return await self._executor.encode_texts([work.payload for work in part if isinstance(work.payload, str)])
-        return await self._executor.encode_views([work.payload for work in part if isinstance(work.payload, View)])
-
-    def _settle(self, part: Sequence[Work], outputs: Sequence[Output], started_s: float) -> None:
-        duration_s = self._clock() - started_s
-        kind, cost = part[0].key.group.kind.value, sum(work.cost for work in part)
-        self._rate.observe(cost, duration_s)
-        self._telemetry.batch_size.labels(kind).observe(len(part))
-        self._telemetry.batch_cost_ratio.observe(cost / (self._max_batch * VIEW_COST))
-        self._telemetry.batch_execution.labels(kind).observe(duration_s)
-        for work, output in zip(part, outputs, strict=True):
-            if not np.isfinite(output.pooled).all():
-                self._settle_failed(work)
-                continue
-            queue_s = started_s - work.arrived_s
-            self._telemetry.queue_wait.observe(queue_s)
-            self._cache.put(work.key, output)
-            self._on_the_way.pop(work.key, None)
-            work.resolve(Answer(output=output, queue_ms=queue_s * 1000, inference_ms=duration_s * 1000))
-        self._telemetry.cache_bytes.set(self._cache.size_bytes)
-        self._telemetry.queue_depth.set(self._queue.cost)
-
-    def _settle_failed(self, work: Work) -> None:
-        self._on_the_way.pop(work.key, None)
-        work.fail(InferenceFailed("The model failed on this input."))
-
-    def _wanted(self, works: Sequence[Work]) -> list[Work]:
-        for work in works:
-            if not work.is_wanted:
-                self._on_the_way.pop(work.key, None)
-        return [work for work in works if work.is_wanted]
-
-    def _latch_fatal(self, in_flight: Sequence[Work]) -> None:
-        self._is_fatal = True
-        for work in [*in_flight, *self._queue.take_all(), *self._on_the_way.values()]:
-            work.fail(EngineUnavailable("The device failed.", retry_after_s=_RESTART_RETRY_AFTER_S))
+    def _fail_all(self, detail: str) -> None:
+        for work in [*self._pipeline.close(), *self._on_the_way.values()]:
+            work.fail(EngineUnavailable(detail, retry_after_s=_RESTART_RETRY_AFTER_S))
         self._on_the_way.clear()
-        if self._on_fatal is not None:
-            self._on_fatal()
-
-
-def _check(outputs: Sequence[Output]) -> None:
-    if not all(np.isfinite(output.pooled).all() for output in outputs):
-        raise InferenceFailed("The encoder gave values that are not finite.")
+        self._is_idle.set()

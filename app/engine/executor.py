@@ -1,8 +1,10 @@
-"""The one thread that owns the device; nothing else calls the encoder."""
+"""The one thread that owns the device, and the two beside it that prepare its input and take apart its output."""
 
 import asyncio
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -10,77 +12,105 @@ import torch
 from numpy.typing import NDArray
 
 from app.domain import Encoder, View
-from app.engine.work import Output
+from app.engine.work import Batch, DeviceFatal, DeviceOutOfMemory, Group, Kind, Output, Passed, Work
 from models.types import ImageBatch
 
 
-class DeviceFatal(Exception):
-    """The device is in a state that only a new process can leave."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Raw:
+    """Arrays of a whole batch: [B, D] and [B, D, h, w] float32."""
 
-
-class DeviceOutOfMemory(Exception):
-    """The batch did not fit; a smaller one may."""
+    pooled: NDArray[np.float32]
+    dense: NDArray[np.float32]
 
 
 class DeviceExecutor:
-    """Runs batches one after another in a thread of its own, in inference mode.
+    """Runs batches one after another in a thread of its own, in inference mode; implements `work.Device`.
+
+    While one runs, the next is stacked and the one before is taken apart in other threads, and the device's thread
+    goes from one to the next without the loop.
 
     Args:
         encoder: the two device operations.
         threads: of torch's own pool; 0 leaves its default.
+        clock: the engine's.
     """
 
-    def __init__(self, encoder: Encoder, *, threads: int = 0) -> None:
+    def __init__(self, encoder: Encoder, *, threads: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._encoder = encoder
+        self._clock = clock
+        self._is_dead = False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="device", initializer=partial(_prepare_thread, threads))
+        self._beside = ThreadPoolExecutor(2, thread_name_prefix="staging")
 
     @property
     def fingerprint(self) -> str:
         """Of the encoder."""
         return self._encoder.fingerprint
 
-    async def encode_views(self, views: Sequence[View]) -> list[Output]:
-        """One pass over views of one shape.
-
-        Raises:
-            DeviceFatal: the process must end.
-            DeviceOutOfMemory: too many at once.
-            Exception: whatever the encoder raised on this batch.
-        """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._encode_views, views)
-
-    async def encode_texts(self, texts: Sequence[str]) -> list[Output]:
-        """One pass over strings. Raises as `encode_views`."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._encode_texts, texts)
+    def submit(self, batch: Batch) -> "asyncio.Future[Passed]":
+        """Stage the batch now, run it when those before it are done. Raises as `work.Device` says."""
+        done: Future[Passed] = Future()
+        staged = self._beside.submit(_stacked, batch.works)
+        self._pool.submit(self._run, batch, staged, done)
+        return asyncio.wrap_future(done)
 
     def stop(self) -> None:
-        """Wait for the running batch and end the thread."""
+        """Wait for the running batch and end the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._beside.shutdown(wait=True, cancel_futures=True)
 
-    def _encode_views(self, views: Sequence[View]) -> list[Output]:
-        with torch.inference_mode():
-            try:
-                features = self._encoder.encode_images(
-                    ImageBatch(
-                        pixels=torch.from_numpy(np.stack([view.pixels for view in views])),
-                        timesteps=torch.tensor([view.timestep for view in views], dtype=torch.int64),
-                        captions=[view.caption for view in views],
-                    )
-                )
-                pooled, dense = _to_numpy(features.pooled), _to_numpy(features.dense)
-            except Exception as err:
-                raise _classified(err) from err
-        # Copies: a slice would keep the whole batch alive in the cache.
-        return [Output(pooled=pooled[index].copy(), dense=dense[index].copy()) for index in range(len(views))]
+    def _run(self, batch: Batch, staged: "Future[ImageBatch | None]", done: "Future[Passed]") -> None:
+        try:
+            if self._is_dead:
+                raise DeviceFatal("the device failed before")
+            prepared = staged.result()
+            ran = batch.begin(self._clock())
+            if not ran:
+                done.set_result(Passed(outputs=[], finished_s=self._clock()))
+                return
+            if len(ran) < len(batch.works):
+                prepared = _stacked(ran)
+            raw = self._pass(ran, prepared)
+            self._beside.submit(_take_apart, raw, len(ran), self._clock(), done)
+        except BaseException as err:  # noqa: BLE001 - whatever failed, the engine hears of it
+            classified = _classified(err)
+            self._is_dead = self._is_dead or isinstance(classified, DeviceFatal)
+            classified.__cause__ = None if classified is err else err
+            done.set_exception(classified)
 
-    def _encode_texts(self, texts: Sequence[str]) -> list[Output]:
+    def _pass(self, works: Sequence[Work], prepared: ImageBatch | None) -> _Raw:
         with torch.inference_mode():
-            try:
-                pooled = _to_numpy(self._encoder.encode_texts(texts).pooled)
-            except Exception as err:
-                raise _classified(err) from err
-        nothing = np.empty((pooled.shape[1], 0, 0), dtype=np.float32)
-        return [Output(pooled=pooled[index].copy(), dense=nothing) for index in range(len(texts))]
+            if prepared is not None:
+                features = self._encoder.encode_images(prepared)
+                return _Raw(pooled=_to_numpy(features.pooled), dense=_to_numpy(features.dense))
+            strings = [work.payload for work in works if isinstance(work.payload, str)]
+            pooled = _to_numpy(self._encoder.encode_texts(strings).pooled)
+        return _Raw(pooled=pooled, dense=np.empty((*pooled.shape, 0, 0), dtype=np.float32))
+
+
+def _stacked(works: Sequence[Work]) -> ImageBatch | None:
+    """The encoder's input, padded to the group's bucket; None for strings."""
+    group: Group = works[0].key.group
+    if group.kind is Kind.TEXTS:
+        return None
+    views = [work.payload for work in works if isinstance(work.payload, View)]
+    views += [views[0]] * (group.bucket - len(views))
+    return ImageBatch(
+        pixels=torch.from_numpy(np.stack([view.pixels for view in views])),
+        timesteps=torch.tensor([view.timestep for view in views], dtype=torch.int64),
+        captions=[view.caption for view in views],
+    )
+
+
+def _take_apart(raw: _Raw, size: int, finished_s: float, done: "Future[Passed]") -> None:
+    try:
+        # Copies: a slice would keep the whole batch alive for as long as one of its answers.
+        outputs = [Output(pooled=raw.pooled[index].copy(), dense=raw.dense[index].copy()) for index in range(size)]
+    except BaseException as err:  # noqa: BLE001 - as above
+        done.set_exception(_classified(err))
+    else:
+        done.set_result(Passed(outputs=outputs, finished_s=finished_s))
 
 
 def _prepare_thread(threads: int) -> None:
@@ -93,10 +123,12 @@ def _to_numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
     return array
 
 
-def _classified(error: Exception) -> Exception:
+def _classified(error: BaseException) -> BaseException:
     if isinstance(error, torch.OutOfMemoryError):
         torch.cuda.empty_cache()
         return DeviceOutOfMemory("the batch did not fit into the device's memory")
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return DeviceOutOfMemory("the batch did not fit into memory")
     accelerator_error = getattr(torch, "AcceleratorError", ())
     if isinstance(error, accelerator_error) or "CUDA error" in str(error):
         return DeviceFatal("the device reported an error that it cannot recover from")

@@ -1,8 +1,11 @@
-"""One sample on its way to the device and back."""
+"""One sample on its way to the device and back, and the batch that carries it."""
 
 import asyncio
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +14,14 @@ from app.domain import View
 
 VIEW_COST = 8
 TEXT_COST = 1
+
+
+class DeviceFatal(Exception):
+    """The device is in a state that only a new process can leave."""
+
+
+class DeviceOutOfMemory(Exception):
+    """The batch did not fit; a smaller one may."""
 
 
 class Kind(StrEnum):
@@ -22,10 +33,19 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What may share a batch: samples of one operation and one shape."""
+    """What may share a batch: samples of one operation, one shape and one way to be computed.
+
+    Attributes:
+        bucket: 0 for batches of any size; else every pass is padded to exactly so many samples (strings go alone: the
+            padding of a string, and with it its last bits, would depend on the others').
+        is_captioned: whether captions were given; told apart in buckets alone, where the captioner must see the same
+            number of pictures in every pass.
+    """
 
     kind: Kind
     shape: tuple[int, ...] = ()
+    bucket: int = 0
+    is_captioned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +86,23 @@ class Answer:
     inference_ms: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Waiter:
+    """Someone who waits for a sample, until `deadline_s` of the engine's clock."""
+
+    future: "asyncio.Future[Answer]"
+    deadline_s: float
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Work:
     """A sample that waits for the device, with everyone who waits for it.
 
+    The loop thread alone writes it and touches futures; the device's thread reads `deadline_s`, which says both that
+    nobody waits any more (minus infinity) and how long they will.
+
     Attributes:
-        waiters: futures of the callers, touched by the loop thread alone.
+        deadline_s: the latest of its waiters'; a pass that starts then or later leaves it out.
         has_left_queue: taken by a batch, or dropped because nobody waits any more.
     """
 
@@ -79,22 +110,99 @@ class Work:
     payload: View | str
     cost: int
     arrived_s: float
-    waiters: list[asyncio.Future[Answer]] = field(default_factory=list)
+    deadline_s: float = -math.inf
+    waiters: list[Waiter] = field(default_factory=list)
     has_left_queue: bool = False
 
     @property
     def is_wanted(self) -> bool:
         """Whether anyone still waits."""
-        return any(not waiter.done() for waiter in self.waiters)
+        return self.deadline_s > -math.inf
+
+    def is_live(self, now_s: float) -> bool:
+        """Whether anyone would still take an answer whose pass starts now."""
+        return self.deadline_s > now_s
+
+    def join(self, waiter: Waiter) -> None:
+        """One more who waits."""
+        self.waiters.append(waiter)
+        self.deadline_s = max(self.deadline_s, waiter.deadline_s)
+
+    def leave(self, waiter: Waiter) -> None:
+        """One who waits no more."""
+        if waiter in self.waiters:
+            self.waiters.remove(waiter)
+            self.deadline_s = max((rest.deadline_s for rest in self.waiters), default=-math.inf)
 
     def resolve(self, answer: Answer) -> None:
         """Answer everyone who still waits."""
         for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_result(answer)
+            if not waiter.future.done():
+                waiter.future.set_result(answer)
 
     def fail(self, error: Exception) -> None:
         """Fail everyone who still waits."""
         for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
+            if not waiter.future.done():
+                waiter.future.set_exception(error)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Batch:
+    """Samples of one group that go through the device together.
+
+    The device's thread writes `ran` and `started_s` once, when it takes the batch; the loop thread reads them.
+
+    Attributes:
+        formed_s: when it left the queue.
+        ran: those that were still wanted when the pass began; None before.
+        started_s: when the pass began; None before.
+    """
+
+    works: Sequence[Work]
+    formed_s: float
+    ran: Sequence[Work] | None = None
+    started_s: float | None = None
+
+    @property
+    def group(self) -> Group:
+        """Of all its samples."""
+        return self.works[0].key.group
+
+    @property
+    def cost(self) -> int:
+        """Of all its samples."""
+        return sum(work.cost for work in self.works)
+
+    def begin(self, now_s: float) -> Sequence[Work]:
+        """The samples that the pass about to start is for: whoever went away or is late by now is left out."""
+        self.ran, self.started_s = [work for work in self.works if work.is_live(now_s)], now_s
+        return self.ran
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """What came back: one output for each of `batch.ran`, in order."""
+
+    outputs: Sequence[Output]
+    finished_s: float
+
+
+class Device(Protocol):
+    """Takes batches one after another; implemented by `DeviceExecutor` and by a simulated device in tests."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder."""
+        ...
+
+    def submit(self, batch: Batch) -> "asyncio.Future[Passed]":
+        """Stage the batch now, run it when those before it are done.
+
+        The future raises DeviceFatal, DeviceOutOfMemory, or whatever the encoder raised.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Wait for the running batch and end; blocks."""
+        ...

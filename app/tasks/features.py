@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import FeatureEngine, Features, View
+from app.domain import FeatureEngine, Features, Place, View
 from app.tasks.timing import Timings
 from models.transforms import to_unit
 from models.types import TaskProfile
@@ -22,10 +22,15 @@ async def pooled_pictures(
     *,
     captions: Sequence[str | None],
     profile: TaskProfile,
+    place: Place,
     timeout_s: float | None,
     timings: Timings,
+    is_reproducible: bool = False,
 ) -> NDArray[np.float32]:
     """Global features of canonical squares ([size, size, 3] uint8), in order.
+
+    Args:
+        place: holds room for all of them.
 
     Returns:
         [B, D] float32, unit length.
@@ -34,31 +39,47 @@ async def pooled_pictures(
     for start in range(0, len(squares), VIEWS_AT_ONCE):
         stop = start + VIEWS_AT_ONCE
         part = zip(squares[start:stop], captions[start:stop], strict=True)
-        views = [view_of(square, caption, profile) for square, caption in part]
-        features = await engine.encode_views(views, timeout_s=timings.left_s(timeout_s))
+        views = [view_of(square, caption, profile, is_reproducible=is_reproducible) for square, caption in part]
+        features = await engine.encode_views(views, timeout_s=timings.left_s(timeout_s), place=place)
         count_features(features, timings)
         rows.extend(feature.pooled for feature in features)
     return np.stack(rows)
 
 
 async def pooled_texts(
-    engine: FeatureEngine, texts: Sequence[str], *, timeout_s: float | None, timings: Timings
+    engine: FeatureEngine,
+    texts: Sequence[str],
+    *,
+    place: Place,
+    timeout_s: float | None,
+    timings: Timings,
+    is_reproducible: bool = False,
 ) -> NDArray[np.float32]:
-    """Embeddings of strings, in order: [T, D] float32, unit length."""
+    """Embeddings of strings, in order: [T, D] float32, unit length; `place` holds room for all of them."""
     parts: list[NDArray[np.float32]] = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         part = texts[start : start + TEXTS_AT_ONCE]
-        answer = await engine.encode_texts(part, timeout_s=timings.left_s(timeout_s))
+        answer = await engine.encode_texts(
+            part, timeout_s=timings.left_s(timeout_s), place=place, is_reproducible=is_reproducible
+        )
         timings.add("queue", answer.queue_ms)
         timings.add("inference", answer.inference_ms)
         parts.append(answer.pooled)
     return np.concatenate(parts)
 
 
-def view_of(square: NDArray[np.uint8], caption: str | None, profile: TaskProfile) -> View:
+def view_of(
+    square: NDArray[np.uint8], caption: str | None, profile: TaskProfile, *, is_reproducible: bool = False
+) -> View:
     """An encoder input from [size, size, 3] uint8 RGB; equal pixels have equal keys."""
     key = hashlib.sha256(square.tobytes()).hexdigest()
-    return View(pixels=to_unit(square), timestep=profile.timestep, caption=caption, key=key)
+    return View(
+        pixels=to_unit(square),
+        timestep=profile.timestep,
+        caption=caption,
+        key=key,
+        is_reproducible=is_reproducible,
+    )
 
 
 def count_features(features: Sequence[Features], timings: Timings) -> None:

@@ -119,16 +119,18 @@ class FewShot:
         profile = self._bundle.tasks["fewshot"]
         shots = [len(way.support) for way in request.ways]
         sources = [source for way in request.ways for source in way.support]
-        with timings.phase("decode"):
-            prepared = await self._pictures.prepare_all([*sources, *request.queries], budget, profile)
-        vectors = await pooled_pictures(
-            self._engine,
-            [one.square for one in prepared],
-            captions=[None] * len(prepared),
-            profile=profile,
-            timeout_s=timeout_s,
-            timings=timings,
-        )
+        with self._engine.admit(views=len(sources) + len(request.queries), timeout_s=timeout_s) as place:
+            with timings.phase("decode"):
+                prepared = await self._pictures.prepare_all([*sources, *request.queries], budget, profile)
+            vectors = await pooled_pictures(
+                self._engine,
+                [one.square for one in prepared],
+                captions=[None] * len(prepared),
+                profile=profile,
+                place=place,
+                timeout_s=timeout_s,
+                timings=timings,
+            )
         stored = [
             NewSupport(data=one.data, media_type=one.media_type, vector=vector)
             for one, vector in zip(prepared[: len(sources)], vectors[: len(sources)], strict=True)
@@ -160,6 +162,7 @@ class FewShot:
         top_k: int | None,
         abstain_below: float | None,
         timeout_s: float | None = None,
+        is_reproducible: bool = False,
     ) -> Classified:
         """Predictions for pictures.
 
@@ -173,16 +176,19 @@ class FewShot:
         episode = await self._database.run(self._support_sets.get, episode_id)
         if episode.fingerprint != self._bundle.fingerprint:
             raise FingerprintMismatch("The episode's features were made by another bundle.")
-        with timings.phase("decode"):
-            prepared = await self._pictures.prepare_all(queries, budget, profile)
-        vectors = await pooled_pictures(
-            self._engine,
-            [one.square for one in prepared],
-            captions=[None] * len(prepared),
-            profile=profile,
-            timeout_s=timeout_s,
-            timings=timings,
-        )
+        with self._engine.admit(views=len(queries), timeout_s=timeout_s) as place:
+            with timings.phase("decode"):
+                prepared = await self._pictures.prepare_all(queries, budget, profile)
+            vectors = await pooled_pictures(
+                self._engine,
+                [one.square for one in prepared],
+                captions=[None] * len(prepared),
+                profile=profile,
+                place=place,
+                timeout_s=timeout_s,
+                timings=timings,
+                is_reproducible=is_reproducible,
+            )
         with timings.phase("head"):
             predictions = await self._predict(episode, vectors, top_k, abstain_below)
         return Classified(episode=episode, predictions=predictions, timings_ms=timings.totals_ms())

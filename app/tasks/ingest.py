@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from app.domain import BundleInfo, FeatureEngine
+from app.domain import BundleInfo, FeatureEngine, Place
 from app.errors import Conflict, NotFound, ServiceError
 from app.images import PixelBudget
 from app.stores.database import Database
@@ -74,28 +74,19 @@ class Ingest:
         await self._database.run(self._galleries.get, gallery)
         ids = [request.id or f"i_{secrets.token_hex(12)}" for request in requests]
         outcomes: dict[int, Outcome] = {}
-        prepared = await self._pictures.prepare(
-            [request.source for request in requests], budget, self._bundle.tasks["retrieval"]
-        )
-        seen: set[str] = set()
-        accepted: list[tuple[int, Prepared]] = []
-        for place, (item_id, one) in enumerate(zip(ids, prepared, strict=True)):
-            if item_id in seen:
-                duplicate = Conflict("Another item of this call has the same id.")
-                outcomes[place] = Outcome(id=item_id, status=Status.REJECTED, error=duplicate)
-            elif isinstance(one, ServiceError):
-                outcomes[place] = Outcome(id=requests[place].id, status=Status.REJECTED, error=one)
-            else:
-                accepted.append((place, one))
-            seen.add(item_id)
-        new = await self._encoded(requests, ids, accepted, timeout_s)
+        with self._engine.admit(views=len(requests), timeout_s=timeout_s) as place:
+            prepared = await self._pictures.prepare(
+                [request.source for request in requests], budget, self._bundle.tasks["retrieval"]
+            )
+            accepted = _accepted(requests, ids, prepared, outcomes)
+            new = await self._encoded(requests, ids, accepted, place, timeout_s)
         seq = await self._database.run(self._galleries.head_seq)
         if new:
             seq, replaced = await self._database.run_write(self._galleries.upsert, gallery, new)
-            for (place, _), was_there in zip(accepted, replaced, strict=True):
+            for (at, _), was_there in zip(accepted, replaced, strict=True):
                 status = Status.REPLACED if was_there else Status.CREATED
-                outcomes[place] = Outcome(id=ids[place], status=status, error=None)
-        return seq, [outcomes[place] for place in range(len(requests))]
+                outcomes[at] = Outcome(id=ids[at], status=status, error=None)
+        return seq, [outcomes[at] for at in range(len(requests))]
 
     async def put(
         self, gallery: str, request: ItemRequest, budget: PixelBudget, *, timeout_s: float | None = None
@@ -119,6 +110,7 @@ class Ingest:
         requests: Sequence[ItemRequest],
         ids: Sequence[str],
         accepted: Sequence[tuple[int, Prepared]],
+        place: Place,
         timeout_s: float | None,
     ) -> Sequence[NewItem]:
         if not accepted:
@@ -126,21 +118,43 @@ class Ingest:
         vectors = await pooled_pictures(
             self._engine,
             [one.square for _, one in accepted],
-            captions=[requests[place].caption for place, _ in accepted],
+            captions=[requests[at].caption for at, _ in accepted],
             profile=self._bundle.tasks["retrieval"],
+            place=place,
             timeout_s=timeout_s,
             timings=Timings(),
         )
         return [
             NewItem(
-                id=ids[place],
+                id=ids[at],
                 data=one.data,
                 media_type=one.media_type,
                 width=one.width,
                 height=one.height,
-                metadata=requests[place].metadata,
-                caption=requests[place].caption,
+                metadata=requests[at].metadata,
+                caption=requests[at].caption,
                 vector=vector,
             )
-            for (place, one), vector in zip(accepted, vectors, strict=True)
+            for (at, one), vector in zip(accepted, vectors, strict=True)
         ]
+
+
+def _accepted(
+    requests: Sequence[ItemRequest],
+    ids: Sequence[str],
+    prepared: Sequence[Prepared | ServiceError],
+    outcomes: dict[int, Outcome],
+) -> list[tuple[int, Prepared]]:
+    """Place and picture of every item worth encoding; the others' outcomes are set."""
+    seen: set[str] = set()
+    accepted: list[tuple[int, Prepared]] = []
+    for at, (item_id, one) in enumerate(zip(ids, prepared, strict=True)):
+        if item_id in seen:
+            duplicate = Conflict("Another item of this call has the same id.")
+            outcomes[at] = Outcome(id=item_id, status=Status.REJECTED, error=duplicate)
+        elif isinstance(one, ServiceError):
+            outcomes[at] = Outcome(id=requests[at].id, status=Status.REJECTED, error=one)
+        else:
+            accepted.append((at, one))
+        seen.add(item_id)
+    return accepted

@@ -13,7 +13,7 @@ from app.stores.database import Database
 from app.stores.galleries import Galleries
 from app.stores.gallery_records import Found
 from app.tasks.features import pooled_pictures, pooled_texts
-from app.tasks.pictures import Pictures, Prepared, Source
+from app.tasks.pictures import Pictures, Source
 from app.tasks.timing import Timings
 from models.types import TaskProfile
 
@@ -29,6 +29,7 @@ class RetrieveQuery:
     k: int
     min_score: float | None
     caption: str | None
+    is_reproducible: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +90,21 @@ class Retrieval:
         await self._database.run(self._galleries.get, query.gallery)
         parts: list[tuple[float, NDArray[np.float32]]] = []
         weight = query.text_weight if query.sketch is not None and query.text is not None else None
-        if query.sketch is not None:
-            with timings.phase("decode"):
-                prepared = await self._pictures.prepare_all([query.sketch], budget, self._profile)
-            features = await self._pooled(prepared, [query.caption], timeout_s, timings)
-            parts.append((1.0 if weight is None else 1.0 - weight, features[0]))
-        if query.text is not None:
-            parts.append((1.0 if weight is None else weight, (await self._texts([query.text], timeout_s, timings))[0]))
+        sketches = [] if query.sketch is None else [query.sketch]
+        texts = [] if query.text is None else [query.text]
+        images, vectors = await self._encoded(
+            sketches,
+            [query.caption],
+            texts,
+            budget,
+            timeout_s=timeout_s,
+            timings=timings,
+            is_reproducible=query.is_reproducible,
+        )
+        if sketches:
+            parts.append((1.0 if weight is None else 1.0 - weight, images[0]))
+        if texts:
+            parts.append((1.0 if weight is None else weight, vectors[0]))
         vector = _combined(parts)
         with timings.phase("search"):
             seq, found = await self._database.run(
@@ -116,40 +125,64 @@ class Retrieval:
         budget: PixelBudget,
         *,
         timeout_s: float | None = None,
+        is_reproducible: bool = False,
     ) -> EmbedAnswer:
         """Vectors of pictures and texts, in order. Raises as `retrieve`."""
         timings = Timings()
-        dimension = self._bundle.dimension
-        images = np.empty((0, dimension), np.float32)
-        vectors = np.empty((0, dimension), np.float32)
-        if sources:
-            with timings.phase("decode"):
-                prepared = await self._pictures.prepare_all(sources, budget, self._profile)
-            images = await self._pooled(prepared, [None] * len(prepared), timeout_s, timings)
-        if texts:
-            vectors = await self._texts(texts, timeout_s, timings)
+        images, vectors = await self._encoded(
+            sources,
+            [None] * len(sources),
+            texts,
+            budget,
+            timeout_s=timeout_s,
+            timings=timings,
+            is_reproducible=is_reproducible,
+        )
         return EmbedAnswer(
             fingerprint=self._bundle.fingerprint,
-            dimension=dimension,
+            dimension=self._bundle.dimension,
             images=images,
             texts=vectors,
             timings_ms=timings.totals_ms(),
         )
 
-    async def _pooled(
-        self, prepared: Sequence[Prepared], captions: Sequence[str | None], timeout_s: float | None, timings: Timings
-    ) -> NDArray[np.float32]:
-        return await pooled_pictures(
-            self._engine,
-            [one.square for one in prepared],
-            captions=captions,
-            profile=self._profile,
-            timeout_s=timeout_s,
-            timings=timings,
-        )
-
-    async def _texts(self, texts: Sequence[str], timeout_s: float | None, timings: Timings) -> NDArray[np.float32]:
-        return await pooled_texts(self._engine, texts, timeout_s=timeout_s, timings=timings)
+    async def _encoded(
+        self,
+        sources: Sequence[Source],
+        captions: Sequence[str | None],
+        texts: Sequence[str],
+        budget: PixelBudget,
+        *,
+        timeout_s: float | None,
+        timings: Timings,
+        is_reproducible: bool,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Global features of pictures, [B, D], and embeddings of strings, [T, D]; float32, unit length."""
+        images = vectors = np.empty((0, self._bundle.dimension), np.float32)
+        with self._engine.admit(views=len(sources), texts=len(texts), timeout_s=timeout_s) as place:
+            if sources:
+                with timings.phase("decode"):
+                    prepared = await self._pictures.prepare_all(sources, budget, self._profile)
+                images = await pooled_pictures(
+                    self._engine,
+                    [one.square for one in prepared],
+                    captions=captions,
+                    profile=self._profile,
+                    place=place,
+                    timeout_s=timeout_s,
+                    timings=timings,
+                    is_reproducible=is_reproducible,
+                )
+            if texts:
+                vectors = await pooled_texts(
+                    self._engine,
+                    texts,
+                    place=place,
+                    timeout_s=timeout_s,
+                    timings=timings,
+                    is_reproducible=is_reproducible,
+                )
+        return images, vectors
 
 
 def _combined(parts: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """Open-vocabulary masks: views to the engine, names to text, probabilities stitched to a label map."""
 
+import asyncio
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from app.domain import BundleInfo, FeatureEngine, Features, Picture, View
+from app.domain import BundleInfo, FeatureEngine, Features, Picture, Place, View
 from app.errors import Invalid, TooMuchWork
 from app.images import ImageSource, PixelBudget, StrokesImage
 from app.limits import Limits
@@ -54,6 +55,7 @@ class SegmentQuery:
     has_background: bool
     threshold: float
     caption: str | None
+    is_reproducible: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +120,24 @@ class Segmentation:
         profile = self._bundle.tasks["segmentation"]
         prompts = [self._strings(prompt, profile) for prompt in query.classes]
         self._check(query, prompts)
-        plan = partial(_plan, profile, self._limits.max_tiles, query.caption)
-        with timings.phase("decode"):
-            planned = await self._pictures.convert(query.source, budget, plan, size=profile.resolution)
-        texts = await self._class_embeddings(prompts, timeout_s, timings)
-        features = await self._engine.encode_views(planned.views, timeout_s=timings.left_s(timeout_s))
+        plan = partial(_plan, profile, self._limits.max_tiles, query)
+        strings = sum(map(len, prompts))
+        with self._engine.admit(views=1, texts=strings, timeout_s=timeout_s) as place:
+            with timings.phase("decode"):
+                planned = await self._pictures.convert(query.source, budget, plan, size=profile.resolution)
+            place.grow(views=len(planned.views) - 1)
+            # Names and views wait for the device together; whichever fails takes the other along.
+            naming = asyncio.create_task(
+                self._class_embeddings(prompts, place, timeout_s, timings, query.is_reproducible)
+            )
+            try:
+                features = await self._engine.encode_views(
+                    planned.views, timeout_s=timings.left_s(timeout_s), place=place
+                )
+                texts = await naming
+            finally:
+                naming.cancel()
+                await asyncio.gather(naming, return_exceptions=True)
         count_features(features, timings)
         with timings.phase("head"):
             stitched, found = await self._workers.run(self._masks, query, planned, features, texts)
@@ -164,11 +179,18 @@ class Segmentation:
             raise TooMuchWork(f"Names and templates make more than {self._limits.max_segment_strings} strings.")
 
     async def _class_embeddings(
-        self, prompts: Sequence[Sequence[str]], timeout_s: float | None, timings: Timings
+        self,
+        prompts: Sequence[Sequence[str]],
+        place: Place,
+        timeout_s: float | None,
+        timings: Timings,
+        is_reproducible: bool,
     ) -> NDArray[np.float32]:
         """[N, D] float32, unit length: the mean over a class's strings."""
         strings = [string for prompt in prompts for string in prompt]
-        vectors = await pooled_texts(self._engine, strings, timeout_s=timeout_s, timings=timings)
+        vectors = await pooled_texts(
+            self._engine, strings, place=place, timeout_s=timeout_s, timings=timings, is_reproducible=is_reproducible
+        )
         bounds = np.cumsum([0, *map(len, prompts)])[:-1]
         means = np.add.reduceat(vectors, bounds, axis=0)
         return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.float32)
@@ -200,11 +222,16 @@ def normalised_name(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
-def _plan(profile: TaskProfile, max_tiles: int, caption: str | None, source: ImageSource, picture: Picture) -> _Planned:
+def _plan(profile: TaskProfile, max_tiles: int, query: SegmentQuery, source: ImageSource, picture: Picture) -> _Planned:
     pixels = _on_canvas(source) if isinstance(source, StrokesImage) else picture.pixels
     height, width = pixels.shape[:2]
     boxes = plan_views(height, width, profile.resolution, max_tiles=max_tiles)
-    views = [view_of(cut_view(pixels, box, profile.resolution), caption, profile) for box in boxes]
+    views = [
+        view_of(
+            cut_view(pixels, box, profile.resolution), query.caption, profile, is_reproducible=query.is_reproducible
+        )
+        for box in boxes
+    ]
     return _Planned(height=height, width=width, boxes=boxes, views=views)
 
 

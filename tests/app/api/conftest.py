@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.api.deps import Platform
 from app.api.services import Services
-from app.domain import BundleInfo, Embeddings, Features, View
+from app.domain import BundleInfo, Embeddings, Features, Place, View
 from app.main import create_app
 from app.settings import Settings
 from app.tasks.assemble import Tasks, open_tasks
@@ -31,15 +31,45 @@ def text_vector(text: str) -> NDArray[np.float32]:
     return unit(np.random.default_rng(seed).standard_normal(D).astype(np.float32))
 
 
+class FakePlace:
+    """Room for anything."""
+
+    def __enter__(self) -> "FakePlace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def grow(self, *, views: int = 0, texts: int = 0) -> None:
+        del views, texts
+
+    def use(self, cost: int) -> int:
+        del cost
+        return 0
+
+
 class FakeEngine:
     """Features that are plain functions of pixels: a coarse layout of ink for `pooled`, ink for `dense`."""
 
-    async def encode_views(self, views: Sequence[View], *, timeout_s: float | None = None) -> list[Features]:
-        del timeout_s
+    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Place:
+        del views, texts, timeout_s
+        return FakePlace()
+
+    async def encode_views(
+        self, views: Sequence[View], *, timeout_s: float | None = None, place: Place | None = None
+    ) -> list[Features]:
+        del timeout_s, place
         return [self._features(view) for view in views]
 
-    async def encode_texts(self, texts: Sequence[str], *, timeout_s: float | None = None) -> Embeddings:
-        del timeout_s
+    async def encode_texts(
+        self,
+        texts: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        place: Place | None = None,
+        is_reproducible: bool = False,
+    ) -> Embeddings:
+        del timeout_s, place, is_reproducible
         return Embeddings(pooled=np.stack([text_vector(text) for text in texts]), queue_ms=0.5, inference_ms=1.0)
 
     def _features(self, view: View) -> Features:

@@ -1,0 +1,251 @@
+"""The way through the device: late forming, one batch prefetched, failing batches halved.
+
+All of it happens on the loop thread, in callbacks: there is no loop that could die. Whatever goes wrong in one of them
+ends in the fatal latch, which answers everyone.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from app.engine.batcher import WorkQueue
+from app.engine.rates import DrainRate, PassTimes
+from app.engine.work import VIEW_COST, Batch, Device, DeviceFatal, DeviceOutOfMemory, Group, Output, Passed, Work
+from app.errors import DeadlineExceeded, InferenceFailed, ServiceError
+from app.telemetry import Telemetry, get_logger
+
+_LEAD_SHARE, _MIN_LEAD_S = 0.1, 0.002
+"""The next batch is formed when this share of the running pass (and at least so long) is left."""
+
+
+class Desk(Protocol):
+    """Who hears what became of a sample."""
+
+    def succeeded(self, work: Work, output: Output, *, queue_s: float, inference_s: float) -> None:
+        """It has an output."""
+        ...
+
+    def failed(self, work: Work, error: ServiceError) -> None:
+        """It never will."""
+        ...
+
+    def dropped(self, work: Work) -> None:
+        """Nobody waits for it any more."""
+        ...
+
+    def device_lost(self) -> None:
+        """Nothing will run any more."""
+        ...
+
+
+class Pipeline:
+    """At most one batch on the device and one behind it.
+
+    Attributes:
+        queue: what waits.
+        progress_at_s: when a batch last left for the device or came back.
+
+    Args:
+        max_batch: views a pass.
+        rate: learns how fast cost drains.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        desk: Desk,
+        telemetry: Telemetry,
+        *,
+        rate: DrainRate,
+        max_batch: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.queue = WorkQueue()
+        self.progress_at_s = clock()
+        self._device = device
+        self._desk = desk
+        self._telemetry = telemetry
+        self._rate = rate
+        self._max_batch = max_batch
+        self._clock = clock
+        self._pass_times = PassTimes()
+        self._caps: dict[Group, int] = {}
+        self._flights: deque[Batch] = deque()
+        self._retries: deque[list[Work]] = deque()
+        self._last_finish_s = clock()
+        self._is_closed = False
+        self._is_woken = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wake(self) -> None:
+        """Look for a batch to form, once all that arrives in this turn of the loop is there."""
+        if not self._is_woken and not self._is_closed:
+            self._is_woken = True
+            asyncio.get_running_loop().call_soon(self._guarded, self._pump)
+
+    def in_flight_cost(self) -> float:
+        """Cost with the device, less the share of the running pass that should be done."""
+        total = float(sum(batch.cost for batch in self._flights))
+        if not self._flights or self._flights[0].started_s is None:
+            return total
+        first = self._flights[0]
+        expected_s = self._pass_times.expected_s(first)
+        if not expected_s:
+            return total
+        elapsed_s = self._clock() - (first.started_s or 0.0)
+        return total - first.cost * min(1.0, elapsed_s / expected_s)
+
+    def close(self) -> list[Work]:
+        """Take nothing more; returns what never ran. Batches with the device are forgotten."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        left = [work for works in (*self._retries, *(batch.works for batch in self._flights)) for work in works]
+        self._retries.clear()
+        self._flights.clear()
+        return [*left, *self.queue.take_all()]
+
+    async def run_alone(self, works: list[Work]) -> list[Output]:
+        """One pass outside the queue, for the warm-up; its time is learnt. Raises as `Device.submit`."""
+        batch = Batch(works=works, formed_s=self._clock())
+        passed = await self._device.submit(batch)
+        self._learn(batch, passed)
+        return list(passed.outputs)
+
+    def _guarded(self, call: Callable[..., None], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except Exception:  # noqa: BLE001 - a callback that dies silently would leave everyone waiting
+            get_logger().exception("pipeline_failed")
+            self._lose_device()
+
+    def _pump(self) -> None:
+        self._is_woken = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while not self._is_closed and len(self._flights) < 2:
+            delay_s = self._delay_s()
+            if delay_s is None:
+                return
+            if delay_s > 0:
+                if self._retries or len(self.queue):
+                    self._timer = asyncio.get_running_loop().call_later(delay_s, self._guarded, self._pump)
+                return
+            works = self._form()
+            if not works:
+                return
+            self._launch(Batch(works=works, formed_s=self._clock()))
+
+    def _delay_s(self) -> float | None:
+        """Until the next batch should be formed; None: when the running one is back."""
+        if not self._flights:
+            return 0.0
+        running = self._flights[0]
+        expected_s = self._pass_times.expected_s(running)
+        if not expected_s:
+            return None
+        started_s = running.formed_s if running.started_s is None else running.started_s
+        lead_s = max(_MIN_LEAD_S, expected_s * _LEAD_SHARE)
+        return started_s + expected_s - lead_s - self._clock()
+
+    def _form(self) -> list[Work]:
+        now_s = self._clock()
+        while self._retries:
+            works = self._still_live(self._retries.popleft(), now_s)
+            if works:
+                return works
+        works, expired = self.queue.take(now_s, self._caps, self._max_batch)
+        for work in expired:
+            self._expire(work)
+        return works
+
+    def _still_live(self, works: list[Work], now_s: float) -> list[Work]:
+        live = [work for work in works if work.is_live(now_s)]
+        for work in works:
+            if not work.is_live(now_s):
+                self._expire(work)
+        return live
+
+    def _expire(self, work: Work) -> None:
+        if work.is_wanted:
+            self._desk.failed(work, DeadlineExceeded("The deadline passed before the device was free."))
+        else:
+            self._desk.dropped(work)
+
+    def _launch(self, batch: Batch) -> None:
+        self._flights.append(batch)
+        self.progress_at_s = self._clock()
+        future = self._device.submit(batch)
+        future.add_done_callback(lambda landed: self._guarded(self._land, batch, landed))
+
+    def _land(self, batch: Batch, landed: "asyncio.Future[Passed]") -> None:
+        error = landed.exception()
+        if self._is_closed:
+            return
+        self._flights.remove(batch)
+        self.progress_at_s = self._clock()
+        if isinstance(error, DeviceFatal):
+            get_logger().error("device_fatal", exc_info=error)
+            for work in batch.works:
+                self._retries.append([work])
+            self._lose_device()
+            return
+        ran = batch.works if batch.ran is None else batch.ran
+        self._put_back([work for work in batch.works if work not in ran])
+        if error is not None:
+            self._split(batch, list(ran), error)
+        else:
+            self._hand_out(batch, landed.result())
+        self._pump()
+
+    def _put_back(self, skipped: list[Work]) -> None:
+        """Samples that nobody wanted when their pass began; someone may have joined since."""
+        live = self._still_live(skipped, self._clock())
+        if live:
+            self._retries.append(live)
+
+    def _split(self, batch: Batch, ran: list[Work], error: BaseException) -> None:
+        """Halve a batch that failed, so that only the poison sample does in the end."""
+        self._telemetry.batch_failures.labels(type(error).__name__).inc()
+        get_logger().warning("batch_failed", size=len(ran), kind=batch.group.kind.value, exc_info=error)
+        middle = len(ran) // 2
+        if isinstance(error, DeviceOutOfMemory) and middle:
+            self._caps[batch.group] = min(middle, self._caps.get(batch.group, middle))
+        if middle:
+            self._retries.extendleft((ran[middle:], ran[:middle]))
+        elif ran:
+            self._desk.failed(ran[0], InferenceFailed("The model failed on this input."))
+
+    def _hand_out(self, batch: Batch, passed: Passed) -> None:
+        if not batch.ran or batch.started_s is None:
+            return
+        duration_s = passed.finished_s - batch.started_s
+        self._learn(batch, passed)
+        kind, cost = batch.group.kind.value, sum(work.cost for work in batch.ran)
+        self._telemetry.batch_size.labels(kind).observe(len(batch.ran))
+        self._telemetry.batch_cost_ratio.observe(cost / (self._max_batch * VIEW_COST))
+        self._telemetry.batch_execution.labels(kind).observe(duration_s)
+        for work, output in zip(batch.ran, passed.outputs, strict=True):
+            if not np.isfinite(output.pooled).all():
+                self._desk.failed(work, InferenceFailed("The model failed on this input."))
+                continue
+            queue_s = max(0.0, batch.started_s - work.arrived_s)
+            self._telemetry.queue_wait.observe(queue_s)
+            self._desk.succeeded(work, output, queue_s=queue_s, inference_s=duration_s)
+
+    def _learn(self, batch: Batch, passed: Passed) -> None:
+        if not batch.ran or batch.started_s is None:
+            return
+        # From the end of the pass before: what lay between, while this one waited, slows the queue as well.
+        busy_s = passed.finished_s - max(self._last_finish_s, batch.formed_s)
+        self._last_finish_s = passed.finished_s
+        self._rate.observe(sum(work.cost for work in batch.ran), busy_s)
+        if len(batch.ran) == len(batch.works):
+            self._pass_times.observe(batch, passed.finished_s - batch.started_s)
+
+    def _lose_device(self) -> None:
+        self._desk.device_lost()
