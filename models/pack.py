@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.build import new_uhead
-from models.bundle import sha256
+from models.bundle import read_tensors, sha256
 from models.clip_layout import write_clip_text
 from models.config import (
     MANIFEST,
@@ -171,6 +171,17 @@ def save_heads(uhead: nn.Module, segmentation: nn.Module, folder: Path) -> None:
     for module, name in ((uhead, "uhead"), (segmentation, "segmentation")):
         tensors = {key: tensor.half().contiguous() for key, tensor in module.state_dict().items()}
         save_file(tensors, folder / f"{name}.safetensors")
+
+
+def load_heads(uhead: nn.Module, segmentation: nn.Module, folder: Path) -> None:
+    """Reads what `save_heads` wrote, to train on from there.
+
+    Raises:
+        BundleError: a file is missing, or holds heads of another shape.
+    """
+    for module, name in ((uhead, "uhead"), (segmentation, "segmentation")):
+        file = folder / f"{name}.safetensors"
+        module.load_state_dict(read_tensors(file, module.state_dict(), dtype=torch.float32), strict=True)
 
 
 def save_half(module: Any, folder: Path) -> None:

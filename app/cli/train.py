@@ -128,6 +128,7 @@ def export_command(
 def train_heads_command(
     bundle: Annotated[Path, typer.Argument(help="Where heads/ go: weights/mini or weights/mini-zeroshot.")],
     release: Annotated[bool, typer.Option(help="Train on unseen classes and words too.")] = False,
+    start: Annotated[Path | None, typer.Option(help="Bundle whose heads training starts from.")] = None,
     prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = Path("weights/mini"),
     data_set: DataSetOption = DEFAULT_FOLDER,
     runs: RunsOption = RUNS,
@@ -137,9 +138,11 @@ def train_heads_command(
     threads: ThreadsOption = 1,
 ) -> None:
     """Trains both heads on frozen features: zero-shot heads, or release heads with --release."""
+    import torch
+
     from models.build import new_uhead
     from models.heads.segmentation import SegmentationHead
-    from models.pack import MINI_DIMENSION, mini_uhead_shape, save_heads
+    from models.pack import MINI_DIMENSION, load_heads, mini_uhead_shape, save_heads
     from models.text import load_minilm
     from models.training.frozen import frozen_features
     from models.training.heads import HeadsModule, train_heads
@@ -148,7 +151,10 @@ def train_heads_command(
     schedule = Schedule(steps=steps, minutes=minutes, learning_rate=1e-3, decay=True, ema=0.99, weight_decay=0.05)
     with _stage("heads", steps, threads) as progress:
         features = frozen_features(load_dataset(data_set), prior, root, progress=progress)
+        torch.manual_seed(seed)
         module = HeadsModule(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION))
+        if start is not None:
+            load_heads(module.uhead, module.segmentation, start / "heads")
         train_heads(
             module,
             features.views,
