@@ -75,7 +75,9 @@ def frozen_features(
 
     def taps_of(kind: str, store: FeatureStore) -> FeatureStore:
         digest = _digest(manifest.components.vae) + _digest(manifest.components.unet)
-        tapped = build_store(folder / f"{kind}-taps-{digest}", store.batches(LATENTS), len(store), tap, progress)
+        tapped = build_store(
+            folder / f"{kind}-taps-{digest}-t{MINI_TIMESTEP}", store.batches(LATENTS), len(store), tap, progress
+        )
         return store.without(LATENTS) | tapped
 
     scenes = inputs.scenes
