@@ -2,8 +2,6 @@
 
 import base64
 import io
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,21 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco
-from rich.console import Console
 
-from app.cli.gallery import HOUSE, fill
-from app.cli.openmoji import demo_pictures
-from tests.app.test_server import COMMAND, started
+from app.cli.gallery import HOUSE
 
 pytestmark = [
     pytest.mark.server,
     # pycocotools 2.0.11 decodes through NumPy's old copy protocol.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-ROOT = Path(__file__).parents[2]
 WANTED = {"fish": ("1f41f", "1f420", "1f421"), "house": ("1f3e0", "1f3e1", "1f3da"), "star": ("2b50", "1f31f")}
 """Items that show what is drawn below."""
-OTHERS_STEP = 8
 FISH = {
     "strokes": [
         [[30, 60, 110, 160, 185, 160, 110, 60, 30], [128, 95, 82, 95, 128, 160, 175, 162, 128]],
@@ -43,21 +36,6 @@ STAR = {
     "height": 256,
 }
 SKETCHES: dict[str, dict[str, Any]] = {"fish": FISH, "house": HOUSE, "star": STAR}
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server with weights/mini and a part of the demo gallery."""
-    data_dir = tmp_path_factory.mktemp("data")
-    server = started("", data_dir, COMMAND, limit_s=300, BUNDLE=str(ROOT / "weights/mini"))
-    with server as process, process.connect() as connected:
-        assert connected.get("/startupz").status_code == 503
-        process.wait_for("ready")
-        kept = {item for items in WANTED.values() for item in items}
-        pictures = [p for n, p in enumerate(demo_pictures()) if p.id in kept or n % OTHERS_STEP == 0]
-        added, rejected = fill(connected, "default", pictures, 32, Console(quiet=True))
-        assert (added, rejected) == (len(pictures), [])
-        yield connected
 
 
 def test_it_tells_what_runs(client: httpx.Client) -> None:

@@ -1,0 +1,29 @@
+"""The shipped command with the shipped model and the whole demo gallery, started once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from rich.console import Console
+
+from app.cli.gallery import fill
+from app.cli.openmoji import demo_pictures
+from tests.app.test_server import COMMAND, started
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 900
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A server with weights/mini and the demo gallery."""
+    data_dir = tmp_path_factory.mktemp("data")
+    server = started("", data_dir, COMMAND, limit_s=LIMIT_S, BUNDLE=str(ROOT / "weights/mini"))
+    with server as process, process.connect() as connected:
+        assert connected.get("/startupz").status_code == 503
+        process.wait_for("ready")
+        pictures = demo_pictures()
+        added, rejected = fill(connected, "default", pictures, 64, Console(quiet=True))
+        assert (added, rejected) == (len(pictures), [])
+        yield connected
