@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export VERMOUTH_PORT := $(PORT)
 
-.PHONY: serve test lint format lock clean weights
+.PHONY: serve test prove-engine lint format lock clean weights
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -30,6 +30,10 @@ serve: $(VENV)/serve.stamp ## start on 127.0.0.1:$(PORT) and fill the demo galle
 
 test: $(VENV)/test.stamp ## the whole suite, on the real mini bundle
 	$(BIN)/python -m pytest
+
+SCHEDULES ?= 10000
+prove-engine: $(VENV)/test.stamp ## ten thousand random schedules of arrivals, departures and faults
+	ENGINE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest tests/app/engine/test_schedules.py --durations=1
 
 lint: $(VENV)/test.stamp ## style, types and import contracts
 	$(BIN)/ruff check .

@@ -1,0 +1,162 @@
+"""A world without real time: a loop whose clock jumps to the next event, and a device whose passes cost such time."""
+
+import asyncio
+import selectors
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from app.engine.work import Batch, DeviceFatal, DeviceOutOfMemory, Kind, Output, Passed, Work
+
+
+class EveryoneWaits(Exception):
+    """Nothing is ready, no timer runs: whoever waits would wait for ever."""
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Never sleeps while a timer is set: it moves the clock instead."""
+
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            # A thread may still report (the end of the device's); nothing else can.
+            ready = super().select(1.0)
+            if not ready:
+                raise EveryoneWaits
+            return list(ready)
+        self.now_s += max(0.0, timeout)
+        return list(super().select(0))
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop in which an hour takes no time."""
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What goes wrong with a device.
+
+    Attributes:
+        durations_s: of passes, in turn.
+        poison: samples that fail the pass they are in.
+        oom_above: passes of more samples run out of memory.
+        dies_at: number of the pass that loses the device.
+        hangs_at: number of the pass that never ends.
+    """
+
+    durations_s: tuple[float, ...] = (0.1,)
+    poison: frozenset[str] = frozenset()
+    oom_above: int = 1_000_000
+    dies_at: int | None = None
+    hangs_at: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One pass as the device saw it."""
+
+    started_s: float
+    works: tuple[Work, ...]
+
+
+@dataclass
+class SimulatedDevice:
+    """Implements `work.Device` on the loop's own time, in the order of submission.
+
+    Attributes:
+        passes: what ran.
+        submitted: batches as they were formed, in order.
+        on_submit: called with each.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    faults: Faults
+    fingerprint: str = "simulated"
+    passes: list[Pass] = field(default_factory=list)
+    submitted: list[Batch] = field(default_factory=list)
+    most_at_once: int = 0
+    on_submit: Callable[[Batch], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        self._line: deque[tuple[Batch, asyncio.Future[Passed]]] = deque()
+        self._is_busy = False
+        self._is_dead = False
+        self._on_device: set[str] = set()
+
+    def submit(self, batch: Batch) -> "asyncio.Future[Passed]":
+        future: asyncio.Future[Passed] = self.loop.create_future()
+        self.submitted.append(batch)
+        self.on_submit(batch)
+        self._line.append((batch, future))
+        self.most_at_once = max(self.most_at_once, len(self._line) + self._is_busy)
+        if not self._is_busy:
+            self._next()
+        return future
+
+    def stop(self) -> None:
+        pass
+
+    def _next(self) -> None:
+        if not self._line:
+            return
+        batch, future = self._line.popleft()
+        ran = batch.begin(self.loop.time())
+        number = len(self.passes)
+        if self._is_dead:
+            self._settle(future, DeviceFatal())
+            return
+        if not ran:
+            self._settle(future, Passed(outputs=[], finished_s=self.loop.time()))
+            return
+        self.passes.append(Pass(started_s=self.loop.time(), works=tuple(ran)))
+        self._is_busy = True
+        if number != self.faults.hangs_at:
+            duration_s = self.faults.durations_s[number % len(self.faults.durations_s)]
+            self.loop.call_later(duration_s, self._finish, number, ran, future)
+
+    def _finish(self, number: int, ran: Sequence[Work], future: "asyncio.Future[Passed]") -> None:
+        self._is_busy = False
+        self._settle(future, self._result(number, ran))
+
+    def _settle(self, future: "asyncio.Future[Passed]", result: Passed | Exception) -> None:
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+        self._next()
+
+    def _result(self, number: int, ran: Sequence[Work]) -> Passed | Exception:
+        if number == self.faults.dies_at:
+            self._is_dead = True
+            return DeviceFatal()
+        if len(ran) > self.faults.oom_above:
+            return DeviceOutOfMemory()
+        if any(work.key.identity in self.faults.poison for work in ran):
+            return ValueError("poison")
+        return Passed(outputs=[output_of(work) for work in ran], finished_s=self.loop.time())
+
+
+def output_of(work: Work) -> Output:
+    """An output that shows whose it is."""
+    values = {Kind.IMAGES: 1.0, Kind.TEXTS: 2.0}[work.key.group.kind]
+    pooled = np.array([values, float(work.key.identity.strip("vt")), float(len(work.key.group.shape))], np.float32)
+    return Output(pooled=pooled, dense=np.zeros((3, 0, 0), np.float32))
+
+
+def counted(passes: list[Pass]) -> Mapping[str, int]:
+    """How often each sample ran."""
+    times: dict[str, int] = {}
+    for one in passes:
+        for work in one.works:
+            times[work.key.identity] = times.get(work.key.identity, 0) + 1
+    return times

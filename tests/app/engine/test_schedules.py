@@ -1,0 +1,258 @@
+"""Whatever arrives, leaves, fails or stalls, and whenever: the promises of the engine hold.
+
+`make test` runs a few hundred schedules, `make prove-engine` ten thousand and more (`ENGINE_SCHEDULES`).
+"""
+
+import asyncio
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.domain import Place, View
+from app.engine.engine import BatchingEngine
+from app.engine.feature_cache import FeatureCache
+from app.engine.work import TEXT_COST, VIEW_COST, Batch, Kind, Work
+from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, QueueFull
+from app.telemetry import Telemetry
+from tests.app.engine.simulation import Faults, SimulatedDevice, VirtualTimeLoop
+
+SCHEDULES = int(os.environ.get("ENGINE_SCHEDULES", "300"))
+MAX_BATCH = 4
+MAX_QUEUE_COST = 12 * VIEW_COST
+STALL_S = 20.0
+PIXELS = {side: np.zeros((3, side, side), np.float32) for side in (2, 4)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One request: after a pause, samples of one kind, a deadline, and a client that may go away.
+
+    `decodes_s` is None where it comes without a place; else its samples are ready so long after it was admitted.
+    """
+
+    pause_s: float
+    kind: Kind
+    side: int
+    identities: tuple[int, ...]
+    timeout_s: float | None
+    leaves_after_s: float | None
+    decodes_s: float | None
+
+
+@dataclass
+class Told:
+    """What became of a call, by the test's own books."""
+
+    call: Call
+    arrived_s: float
+    outcome: object = None
+    ended_s: float = math.inf
+    left_s: float = math.inf
+
+    def is_waiting_at(self, now_s: float) -> bool:
+        """Whether it would still take an answer of a pass that starts now."""
+        deadline_s = math.inf if self.call.timeout_s is None else self.arrived_s + self.call.timeout_s
+        return self.arrived_s <= now_s < deadline_s and now_s <= self.left_s and now_s <= self.ended_s
+
+
+seconds = st.sampled_from([0.0, 0.001, 0.05, 0.1, 0.3, 1.0])
+calls = st.builds(
+    Call,
+    pause_s=st.sampled_from([0.0, 0.0, 0.0, 0.01, 0.1, 0.5]),
+    kind=st.sampled_from([Kind.IMAGES, Kind.IMAGES, Kind.TEXTS]),
+    side=st.sampled_from([2, 2, 4]),
+    identities=st.lists(st.integers(0, 15), min_size=1, max_size=6).map(tuple),
+    timeout_s=st.none() | seconds,
+    leaves_after_s=st.none() | st.none() | seconds,
+    decodes_s=st.sampled_from([None, None, 0.0, 0.02, 0.2]),
+)
+faults = st.builds(
+    Faults,
+    durations_s=st.lists(st.sampled_from([0.0, 0.01, 0.1, 0.1, 0.1, 3.0]), min_size=1, max_size=4).map(tuple),
+    poison=st.frozensets(st.integers(0, 15).map("v{}".format), max_size=3),
+    oom_above=st.sampled_from([1, 2, 3, 1_000_000, 1_000_000]),
+    dies_at=st.none() | st.none() | st.none() | st.integers(0, 12),
+    hangs_at=st.none() | st.none() | st.none() | st.integers(0, 12),
+)
+
+
+@settings(max_examples=SCHEDULES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(schedule=st.lists(calls, min_size=1, max_size=24), wrong=faults, cache_bytes=st.sampled_from([0, 100, 1 << 20]))
+def test_the_promises_hold(schedule: Sequence[Call], wrong: Faults, cache_bytes: int) -> None:
+    loop = VirtualTimeLoop()
+    try:
+        loop.run_until_complete(World(loop, wrong, cache_bytes).check(schedule))
+    finally:
+        loop.close()
+
+
+class World:
+    """An engine over a simulated device, and books about all that happens."""
+
+    def __init__(self, loop: VirtualTimeLoop, wrong: Faults, cache_bytes: int) -> None:
+        self.loop = loop
+        self.wrong = wrong
+        self.device = SimulatedDevice(loop, wrong)
+        self.device.on_submit = self.check_formed
+        self.fatal_calls = 0
+        self.engine = BatchingEngine(
+            self.device,
+            FeatureCache(max_bytes=cache_bytes),
+            Telemetry(),
+            max_batch=MAX_BATCH,
+            max_queue_cost=MAX_QUEUE_COST,
+            stall_s=STALL_S,
+            stop_timeout_s=5.0,
+            on_fatal=self.count_fatal,
+            clock=loop.time,
+        )
+        self.told: list[Told] = []
+        self.formed: list[Work] = []
+
+    def count_fatal(self) -> None:
+        self.fatal_calls += 1
+
+    async def check(self, schedule: Sequence[Call]) -> None:
+        await self.engine.start()
+        tasks = []
+        for call in schedule:
+            await asyncio.sleep(call.pause_s)
+            told = Told(call, self.loop.time())
+            self.told.append(told)
+            tasks.append(asyncio.create_task(self.client(told)))
+        await asyncio.sleep(60.0)
+        self.check_health()
+        probe = None if self.is_stuck else await self.probe()
+        await self.engine.stop()
+        await asyncio.gather(*tasks)
+        self.check_ends(probe)
+
+    @property
+    def is_stuck(self) -> bool:
+        return self.wrong.hangs_at is not None and len(self.device.passes) > self.wrong.hangs_at
+
+    async def client(self, told: Told) -> None:
+        """Ask, and go away when the call says so; the books keep the first and only end."""
+        asking = asyncio.create_task(self.ask(told.call))
+        leaves_after_s = told.call.leaves_after_s
+        if leaves_after_s is not None:
+            await asyncio.wait([asking], timeout=leaves_after_s)
+            if not asking.done():
+                told.left_s = self.loop.time()
+                asking.cancel()
+        try:
+            told.outcome = await asking
+        except asyncio.CancelledError:
+            told.outcome = "left"
+        except Exception as err:  # noqa: BLE001 - whatever it is, the books must have it
+            told.outcome = err
+        told.ended_s = self.loop.time()
+
+    async def ask(self, call: Call) -> list[list[float]]:
+        cost = len(call.identities) * (VIEW_COST if call.kind is Kind.IMAGES else TEXT_COST)
+        if call.decodes_s is None:
+            return await self.encode(call, None, call.timeout_s)
+        views, texts = (cost // VIEW_COST, 0) if call.kind is Kind.IMAGES else (0, cost)
+        with self.engine.admit(views=views, texts=texts, timeout_s=call.timeout_s) as place:
+            self.check_waiting(cost)
+            await asyncio.sleep(call.decodes_s)
+            left_s = None if call.timeout_s is None else max(0.0, call.timeout_s - call.decodes_s)
+            return await self.encode(call, place, left_s)
+
+    async def encode(self, call: Call, place: Place | None, timeout_s: float | None) -> list[list[float]]:
+        if call.kind is Kind.IMAGES:
+            views = [
+                View(pixels=PIXELS[call.side], timestep=one % 3, caption=None, key=f"v{one}") for one in call.identities
+            ]
+            found = await self.engine.encode_views(views, timeout_s=timeout_s, place=place)
+            return [features.pooled[:2].tolist() for features in found]
+        texts = [f"t{one}" for one in call.identities]
+        answer = await self.engine.encode_texts(texts, timeout_s=timeout_s, place=place)
+        return [row[:2].tolist() for row in answer.pooled]
+
+    async def probe(self) -> object:
+        """A new sample at the end: the engine still answers, or says that the device is lost or late."""
+        view = View(pixels=PIXELS[2], timestep=0, caption=None, key="v99")
+        try:
+            found = await self.engine.encode_views([view], timeout_s=30.0)
+        except (EngineUnavailable, DeadlineExceeded) as err:
+            return err
+        return found[0].pooled[:2].tolist()
+
+    def check_waiting(self, cost: int) -> None:
+        """The queue is bounded in cost; a larger request enters alone."""
+        assert self.engine._admission.waiting() <= max(MAX_QUEUE_COST, cost)
+
+    def check_formed(self, batch: Batch) -> None:
+        """Size, group and order of a batch as it is formed, and that no sample is with the device twice."""
+        assert len(batch.works) <= (MAX_BATCH if batch.group.kind is Kind.IMAGES else MAX_BATCH * VIEW_COST)
+        assert len({work.key.group for work in batch.works}) == 1
+        assert self.device.most_at_once <= 2
+        keys = [work.key for flight in self.engine._pipeline._flights for work in flight.works]
+        assert len(keys) == len(set(keys))
+        is_new = not any(work in self.formed for work in batch.works)
+        if is_new:
+            arrived = [work.arrived_s for work in batch.works]
+            assert arrived == sorted(arrived)
+            waiting = [work for line in self.engine._pipeline.queue._lines.values() for work in line]
+            live = [work.arrived_s for work in waiting if not work.has_left_queue and work.is_live(self.loop.time())]
+            assert min(live, default=math.inf) >= arrived[0], "an older head waits"
+            same = [work for work in waiting if work.key.group == batch.group and not work.has_left_queue]
+            assert all(work.arrived_s >= arrived[-1] for work in same if work.is_live(self.loop.time()))
+        self.formed += batch.works
+
+    def check_health(self) -> None:
+        if self.is_stuck and self.engine._on_the_way:
+            assert not self.engine.is_alive()
+        assert self.fatal_calls == int(self.died)
+        assert self.engine.is_alive() or self.died or self.is_stuck
+
+    @property
+    def died(self) -> bool:
+        dies_at = self.wrong.dies_at
+        return dies_at is not None and len(self.device.passes) > dies_at and self.wrong.hangs_at != dies_at
+
+    def check_ends(self, probe: object) -> None:
+        for told in self.told:
+            self.check_outcome(told)
+        for one in self.device.passes:
+            for work in one.works:
+                askers = [told for told in self.told if self.asks_for(told.call, work.key.identity)]
+                assert work.key.identity == "v99" or any(told.is_waiting_at(one.started_s) for told in askers), (
+                    f"{work.key.identity} ran at {one.started_s}, and nobody waited for it"
+                )
+        if not self.died and not self.is_stuck:
+            assert probe == [1.0, 99.0]
+        assert self.engine._admission.waiting() == 0
+        assert not self.engine._on_the_way
+        assert not self.engine._pipeline._flights
+
+    def asks_for(self, call: Call, identity: str) -> bool:
+        prefix = "v" if call.kind is Kind.IMAGES else "t"
+        return identity in {f"{prefix}{one}" for one in call.identities}
+
+    def check_outcome(self, told: Told) -> None:
+        call, outcome = told.call, told.outcome
+        mark = 1.0 if call.kind is Kind.IMAGES else 2.0
+        if isinstance(outcome, list):
+            assert outcome == [[mark, float(one)] for one in call.identities]
+        elif isinstance(outcome, InferenceFailed):
+            assert any(self.asks_for(call, poison) for poison in self.wrong.poison)
+        elif isinstance(outcome, DeadlineExceeded):
+            assert call.timeout_s is not None
+        elif isinstance(outcome, EngineUnavailable):
+            assert self.died or self.is_stuck
+        elif isinstance(outcome, QueueFull):
+            assert outcome.retry_after_s is not None
+            assert 1.0 <= outcome.retry_after_s <= 60.0
+        else:
+            assert outcome == "left"
+            assert call.leaves_after_s is not None
+        if call.timeout_s is not None:
+            allowed_s = max(call.timeout_s, call.decodes_s or 0.0)
+            assert told.ended_s <= told.arrived_s + allowed_s + 1e-6, "answered after its deadline"
