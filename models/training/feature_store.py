@@ -39,8 +39,9 @@ class FeatureStore:
         return FeatureStore({key: array for key, array in self._arrays.items() if key != name})
 
     def read(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """The maps of some rows, [len(rows), C, h, w] float32 each."""
-        return {name: torch.from_numpy(array[rows].astype(np.float32)) for name, array in self._arrays.items()}
+        """The maps of some rows, [len(rows), C, h, w] float32 each, channels last."""
+        maps = {name: torch.from_numpy(array[rows].astype(np.float32)) for name, array in self._arrays.items()}
+        return {name: values.contiguous(memory_format=torch.channels_last) for name, values in maps.items()}
 
 
 def build_store(

