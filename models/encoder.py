@@ -61,9 +61,10 @@ class FrozenExtractor(nn.Module):
             for slot, caption in zip(silent, self.captioner.captions(pixels[silent]), strict=True):
                 resolved[slot] = caption
         words = [caption or "" for caption in resolved]
-        if new := [caption for caption in dict.fromkeys(words) if caption not in self._states]:
-            for caption, states in zip(new, self.text.states(new).to(pixels.dtype), strict=True):
-                self._states[caption] = states
+        for caption in dict.fromkeys(words):
+            if caption not in self._states:
+                # One at a time: the last bits of a caption's states must not depend on who else brought a new one.
+                self._states[caption] = self.text.states([caption]).to(pixels.dtype)[0]
         for caption in words:
             self._states.move_to_end(caption)
         batch = torch.stack([self._states[caption] for caption in words])

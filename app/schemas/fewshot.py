@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from app.schemas.images import HOUSE, LINE, ImageInput
-from app.schemas.wire import EPISODE_PATTERN, Label, Timings, Wire
+from app.schemas.wire import EPISODE_PATTERN, Label, Reproducible, Timings, Wire
 
 Method = Literal["prototype"]
 TopK = Annotated[int, Field(ge=1, le=512)]
@@ -71,6 +71,7 @@ class ClassifyOptions(Wire):
 
     top_k: TopK | None = None
     abstain_below: Probability | None = None
+    reproducible: Reproducible = False
 
 
 class ClassifyRequest(ClassifyOptions):

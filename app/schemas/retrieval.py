@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, JsonValue
 
 from app.schemas.images import HOUSE, ImageInput
-from app.schemas.wire import Caption, GalleryName, Timings, Wire
+from app.schemas.wire import Caption, GalleryName, Reproducible, Timings, Wire
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
@@ -19,6 +19,7 @@ class RetrieveOptions(Wire):
     k: Annotated[int, Field(ge=1, le=1000)] = 10
     min_score: float | None = None
     caption: Caption | None = None
+    reproducible: Reproducible = False
 
 
 class RetrieveRequest(RetrieveOptions):
@@ -57,6 +58,7 @@ class EmbedRequest(Wire):
 
     images: Annotated[list[ImageInput], Field(max_length=1000)] = Field(default_factory=list)
     texts: Annotated[list[Text], Field(max_length=2048)] = Field(default_factory=list)
+    reproducible: Reproducible = False
 
 
 class EmbedResponse(Wire):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from app.schemas.images import HOUSE, ImageInput
-from app.schemas.wire import Caption, Label, Timings, Wire
+from app.schemas.wire import Caption, Label, Reproducible, Timings, Wire
 
 Template = Annotated[str, Field(min_length=2, max_length=256)]
 
@@ -29,6 +29,7 @@ class SegmentOptions(Wire):
     format: Literal["rle", "label_map", "png"] = "rle"
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
     caption: Caption | None = None
+    reproducible: Reproducible = False
 
 
 class SegmentRequest(SegmentOptions):

@@ -26,4 +26,7 @@ GalleryName = Annotated[str, Field(pattern=GALLERY_PATTERN)]
 ItemId = Annotated[str, Field(pattern=ITEM_PATTERN)]
 Label = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
 Caption = Annotated[str, Field(max_length=1000)]
+Reproducible = Annotated[
+    bool, Field(description="Compute in a pass of fixed size: equal inputs give equal bits, whatever the load.")
+]
 Timings = dict[str, float]

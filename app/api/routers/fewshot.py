@@ -131,6 +131,7 @@ async def classify(
         top_k=options.top_k,
         abstain_below=options.abstain_below,
         timeout_s=remaining_s,
+        is_reproducible=options.reproducible,
     )
     tell_timings(request, answer.timings_ms)
     return ClassifyResponse(

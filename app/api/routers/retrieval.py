@@ -31,6 +31,8 @@ from app.tasks.retrieval import RetrieveAnswer, RetrieveQuery
 
 router = new_router("retrieval")
 
+EmbedInput = tuple[list[Source], EmbedRequest]
+
 
 async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
     """The search of either form of body."""
@@ -41,8 +43,8 @@ async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
     return _query(form_model(RetrieveOptions, form.scalars()), form.one_image("sketch"), limits)
 
 
-async def read_embed(request: Request, limits: LimitsDep) -> tuple[list[Source], list[str]]:
-    """The pictures and texts of either form of body."""
+async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
+    """The pictures, and the texts and options, of either form of body."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, EmbedRequest)
         sources = [source_of(image) for image in wire.images]
@@ -54,7 +56,7 @@ async def read_embed(request: Request, limits: LimitsDep) -> tuple[list[Source],
         sources = [*form.images("image")]
     if not sources and not wire.texts:
         raise Invalid("Send at least one of images and texts.")
-    return sources, wire.texts
+    return sources, wire
 
 
 @router.post(
@@ -87,12 +89,15 @@ async def retrieve(
 async def embed(
     request: Request,
     tasks: TasksDep,
-    inputs: Annotated[tuple[list[Source], list[str]], Depends(read_embed)],
+    inputs: Annotated[EmbedInput, Depends(read_embed)],
     budget: PixelBudgetDep,
     remaining_s: RemainingDep,
 ) -> EmbedResponse:
     """Unit vectors in the space that `/retrieve` searches."""
-    answer = await tasks.retrieval.embed(*inputs, budget, timeout_s=remaining_s)
+    sources, wire = inputs
+    answer = await tasks.retrieval.embed(
+        sources, wire.texts, budget, timeout_s=remaining_s, is_reproducible=wire.reproducible
+    )
     tell_timings(request, answer.timings_ms)
     return EmbedResponse(
         fingerprint=answer.fingerprint,
@@ -115,6 +120,7 @@ def _query(wire: RetrieveOptions, sketch: Source | None, limits: Limits) -> Retr
         k=wire.k,
         min_score=wire.min_score,
         caption=wire.caption,
+        is_reproducible=wire.reproducible,
     )
 
 

@@ -85,6 +85,7 @@ async def segment(
         has_background=options.background,
         threshold=options.threshold,
         caption=options.caption,
+        is_reproducible=options.reproducible,
     )
     answer = await tasks.segmentation.segment(query, budget, timeout_s=remaining_s)
     tell_timings(request, answer.timings_ms)

@@ -125,7 +125,7 @@ class World:
             told = Told(call, self.loop.time())
             self.told.append(told)
             tasks.append(asyncio.create_task(self.client(told)))
-        await asyncio.sleep(60.0)
+        await asyncio.sleep(1000.0)
         self.check_health()
         probe = None if self.is_stuck else await self.probe()
         await self.engine.stop()
