@@ -1,23 +1,19 @@
 """`vermouth eval`: the protocols of the embedded default, on the encoder that serves."""
 
-import datetime
-import json
-import platform
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from app.cli.invariance import invariance_command
 from app.cli.pictures import pictures_command
+from app.cli.prior import prior_command
+from app.cli.report import Row, report
 from app.tasks.stitching import ViewProbabilities, blend
 from models.build import LoadedBundle, load_bundle
 from models.data.dataset import DEFAULT_FOLDER, load_dataset
@@ -29,6 +25,7 @@ from models.types import ImageBatch
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a bundle by protocol.")
 eval_app.command("pictures")(pictures_command)
 eval_app.command("invariance")(invariance_command)
+eval_app.command("prior")(prior_command)
 
 ZeroShotOption = Annotated[Path, typer.Option("--bundle", help="Bundle with zero-shot heads.")]
 ReleaseOption = Annotated[Path, typer.Option("--release-bundle", help="Bundle with release heads.")]
@@ -41,8 +38,6 @@ RELEASE = Path("weights/mini")
 OUT = Path("docs/results")
 VENDOR_EPISODES = ((20, 1), (100, 1))
 DRAWING_EPISODES = ((20, 1), (20, 5), (77, 1))
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,35 +183,3 @@ def _class_embeddings(loaded: LoadedBundle, names: Sequence[str], templates: Seq
 
 def _batch(views: torch.Tensor, timestep: int) -> ImageBatch:
     return ImageBatch(pixels=views, timesteps=torch.full((len(views),), timestep), captions=[None] * len(views))
-
-
-def report(name: str, rows: Sequence[Row], bundles: Sequence[LoadedBundle], out: Path) -> None:
-    """Prints a table; writes it as JSON and Markdown with what it takes to repeat it."""
-    out.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "command": f"vermouth eval {name}",
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "commit": _commit(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "fingerprints": {loaded.info.name: loaded.info.fingerprint for loaded in bundles},
-    }
-    (out / f"{name}.json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[_cell(row.get(key, "")) for key in columns] for row in rows]
-    table = Table(*columns)
-    for line in cells:
-        table.add_row(*line)
-    Console().print(table)
-    lines = ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *cells)]
-    head = f"`{facts['command']}`, {facts['date']}, commit {facts['commit']}, {facts['machine']}"
-    (out / f"{name}.md").write_text("\n".join([head, "", *lines]) + "\n")
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _commit() -> str:
-    run: Callable[..., Any] = subprocess.run
-    found = run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
