@@ -15,6 +15,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response, service_error
+from app.engine.admission import MAX_RETRY_AFTER_S
+from app.engine.rates import DrainRate
 from app.errors import BodyTooLarge, DeadlineExceeded, Malformed, QueueFull
 from app.telemetry import Telemetry, bind_request, get_logger
 
@@ -97,11 +99,17 @@ class PathGuard:
 
 
 class InFlightLimit:
-    """Bounds the requests at work, and with them the memory of their bodies; health and metrics always pass."""
+    """Bounds the requests at work, and with them the memory of their bodies; health and metrics always pass.
+
+    `Retry-After` is how long the requests at work now will take at the rate at which such were answered lately.
+    """
 
     def __init__(self, app: ASGIApp, *, max_in_flight: int, telemetry: Telemetry) -> None:
         self._app = app
         self._free = max_in_flight
+        self._max_in_flight = max_in_flight
+        self._rate = DrainRate()
+        self._last_end_s = 0.0
         self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,16 +118,22 @@ class InFlightLimit:
             return
         if self._free <= 0:
             self._telemetry.requests_rejected.labels("in_flight").inc()
-            error = QueueFull("Too many requests are at work.", retry_after_s=1.0)
+            wait_s = self._rate.seconds_for(self._max_in_flight) or 1.0
+            error = QueueFull("Too many requests are at work.", retry_after_s=min(MAX_RETRY_AFTER_S, wait_s))
             response = problem_response(error, HTTPConnection(scope))
             response.headers["Connection"] = "close"
             await response(scope, receive, send)
             return
+        if self._free == self._max_in_flight:
+            self._last_end_s = time.monotonic()
         self._free -= 1
         try:
             await self._app(scope, receive, send)
         finally:
             self._free += 1
+            now_s = time.monotonic()
+            self._rate.observe(1, now_s - self._last_end_s)
+            self._last_end_s = now_s
 
 
 class RequestDeadline:
