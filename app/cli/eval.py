@@ -10,22 +10,24 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from app.cli.embedding import batch_of, embedder
 from app.cli.invariance import invariance_command
 from app.cli.pictures import pictures_command
 from app.cli.prior import prior_command
 from app.cli.report import Row, report
+from app.cli.robustness import robustness_command
 from app.tasks.stitching import ViewProbabilities, blend
 from models.build import LoadedBundle, load_bundle
 from models.data.dataset import DEFAULT_FOLDER, load_dataset
 from models.data.scenes import seen_evaluation_pool, unseen_evaluation_pool
 from models.evaluation import baselines, fewshot, retrieval, segmentation
 from models.transforms import cut_view, plan_views, to_unit
-from models.types import ImageBatch
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a bundle by protocol.")
 eval_app.command("pictures")(pictures_command)
 eval_app.command("invariance")(invariance_command)
 eval_app.command("prior")(prior_command)
+eval_app.command("robustness")(robustness_command)
 
 ZeroShotOption = Annotated[Path, typer.Option("--bundle", help="Bundle with zero-shot heads.")]
 ReleaseOption = Annotated[Path, typer.Option("--release-bundle", help="Bundle with release heads.")]
@@ -143,17 +145,6 @@ def untrained(loaded: LoadedBundle) -> tuple[Contender, ...]:
     )
 
 
-def embedder(loaded: LoadedBundle, task: str) -> retrieval.Embed:
-    """Pictures to the bundle's global features, at the task's time step, as served."""
-    timestep = loaded.info.tasks[task].timestep
-
-    def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        views = torch.from_numpy(np.stack([to_unit(picture) for picture in pixels]))
-        return loaded.encoder.encode_images(_batch(views, timestep)).pooled.numpy()
-
-    return embed
-
-
 def segmenter(loaded: LoadedBundle) -> segmentation.Segment:
     """Pictures and names to labels, through the views and the stitching that serve `/segment`."""
     profile = loaded.info.tasks["segmentation"]
@@ -162,7 +153,7 @@ def segmenter(loaded: LoadedBundle) -> segmentation.Segment:
         height, width = pixels.shape[:2]
         boxes = plan_views(height, width, profile.resolution)
         views = torch.from_numpy(np.stack([to_unit(cut_view(pixels, box, profile.resolution)) for box in boxes]))
-        dense = loaded.encoder.encode_images(_batch(views, profile.timestep)).dense.numpy()
+        dense = loaded.encoder.encode_images(batch_of(views, profile.timestep)).dense.numpy()
         texts = _class_embeddings(loaded, names, profile.templates or ("{}",))
         probabilities = [
             ViewProbabilities(box=box, values=loaded.segmentation_head.probabilities(values, texts))
@@ -179,7 +170,3 @@ def _class_embeddings(loaded: LoadedBundle, names: Sequence[str], templates: Seq
     strings = [template.replace("{}", name) for name in names for template in templates]
     means = loaded.encoder.encode_texts(strings).pooled.numpy().reshape(len(names), len(templates), -1).mean(axis=1)
     return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), dtype=np.float32)
-
-
-def _batch(views: torch.Tensor, timestep: int) -> ImageBatch:
-    return ImageBatch(pixels=views, timesteps=torch.full((len(views),), timestep), captions=[None] * len(views))
