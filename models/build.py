@@ -17,6 +17,7 @@ from models.config import CaptionerPart, ExpertPart, Manifest, Part, TextPart, U
 from models.encoder import Encoder, FrozenExtractor, NameEncoder
 from models.errors import BundleError
 from models.expert import OpenClipExpert, TimmExpert, read_lite0_package
+from models.folding import fold_batch_norms
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead, UHeadConfig, UHeadScale
 from models.text import OpenClipNames, TextEncoder
@@ -96,9 +97,9 @@ def load_extractor(
         backbone,
         _load_text(parts.text, folder),
         _load_captioner(parts.captioner, folder, device, dtype),
-        load_expert(parts.expert, folder) if parts.expert else None,
+        _load_folded_expert(parts.expert, folder) if parts.expert else None,
     )
-    extractor.backbone.to(memory_format=torch.channels_last)
+    extractor.to(memory_format=torch.channels_last)
     ready: FrozenExtractor = _ready(extractor, device, dtype)
     return ready
 
@@ -220,6 +221,13 @@ def load_expert(part: ExpertPart, bundle: Path) -> nn.Module:
     expert = kind(part.model, part.levels)
     file = only_file(part.source, folder, ".safetensors")
     expert.load_state_dict(read_tensors(file, expert.state_dict(), dtype=torch.float32))
+    return expert
+
+
+def _load_folded_expert(part: ExpertPart, bundle: Path) -> nn.Module:
+    expert = load_expert(part, bundle).eval()
+    if isinstance(expert, TimmExpert):
+        fold_batch_norms(expert.network, torch.zeros(1, 3, 64, 64))
     return expert
 
 

@@ -106,7 +106,7 @@ class Encoder:
     @torch.inference_mode()
     def encode_images(self, batch: ImageBatch) -> ImageFeatures:
         """One pass over B pictures."""
-        pixels = batch.pixels.to(device=self._device, dtype=self._dtype)
+        pixels = batch.pixels.to(device=self._device, dtype=self._dtype, memory_format=torch.channels_last)
         maps = self.extractor(pixels, batch.timesteps.to(self._device), batch.captions)
         pooled, dense = self._uhead(maps.taps, maps.expert)
         return ImageFeatures(pooled=pooled.float().cpu(), dense=dense.float().cpu())
