@@ -28,6 +28,13 @@ class _PassThrough(nn.Module):
         return hidden_states
 
 
+class _NoScaling:
+    """Stands where diffusers keeps an output scale of 1.0: `maps / scale` gives the maps, not a copy of them."""
+
+    def __rtruediv__(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps
+
+
 def tap_blocks(taps: Sequence[str], up_blocks: int) -> int:
     """How many up blocks must be kept for these taps.
 
@@ -68,6 +75,14 @@ def build_truncated_unet(config: Mapping[str, Any], taps: Sequence[str]) -> UNet
     return unet
 
 
+def _skip_idle_scaling(network: nn.Module) -> None:
+    """Spare every residual and attention block a division of its whole map by one; the bits stay the same."""
+    for module in network.modules():
+        for name in ("output_scale_factor", "rescale_output_factor"):
+            if getattr(module, name, None) == 1.0:
+                setattr(module, name, _NoScaling())
+
+
 class StableDiffusionBackbone(nn.Module):
     """Pictures and text states in, a pyramid of tapped maps out."""
 
@@ -83,6 +98,8 @@ class StableDiffusionBackbone(nn.Module):
         super().__init__()
         self.vae = vae
         self.unet = unet
+        _skip_idle_scaling(vae)
+        _skip_idle_scaling(unet)
         self.taps = tuple(taps)
         self.noise_seed = noise_seed
         self.scaling_factor = float(vae.config["scaling_factor"])
