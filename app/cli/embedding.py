@@ -1,13 +1,64 @@
-"""A bundle as evaluations see it: the encoder that serves, at a task's time step."""
+"""A bundle as evaluations see it: the encoder that serves, at a task's time step, each picture encoded once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from app.tasks.stitching import ViewProbabilities, blend
 from models.build import LoadedBundle
-from models.evaluation import retrieval
-from models.transforms import to_unit
+from models.config import Manifest
+from models.evaluation import baselines, retrieval, segmentation
+from models.evaluation.cache import EvaluationCache
+from models.transforms import cut_view, plan_views, to_unit
 from models.types import ImageBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One line of a table.
+
+    Attributes:
+        name: what the table calls it.
+        embed: all pictures of a side to features.
+        canonical: sees pictures in the service's canonical form, else as rendered.
+        centred: its features lose their mean, see `retrieval.measure`.
+    """
+
+    name: str
+    embed: retrieval.Embed
+    canonical: bool = True
+    centred: bool = False
+
+
+def trained(loaded: LoadedBundle, cache: EvaluationCache, task: str, heads: str) -> Contender:
+    """The bundle with its heads, at the task's time step."""
+    timestep = loaded.info.tasks[task].timestep
+    embed = kept(cache, f"{loaded.info.fingerprint} at {timestep}", embedder(loaded, task))
+    return Contender(name=f"{loaded.info.name} ({heads} heads)", embed=embed)
+
+
+def untrained(loaded: LoadedBundle, cache: EvaluationCache) -> tuple[Contender, ...]:
+    """HOG and the bundle's expert without training, as they are and in the form that suits each best.
+
+    The last is the floor that the protocols' authors measured.
+    """
+    expert_id = repr(Manifest.model_validate(loaded.info.manifest).components.expert)
+    expert = kept(cache, expert_id, baselines.expert_embedding(loaded.encoder.extractor))
+    hog = kept(cache, "hog 8/16/2", baselines.hog_embedding)
+    return (
+        Contender(name="HOG", embed=hog),
+        Contender(name="HOG, centred", embed=hog, centred=True),
+        Contender(name="expert, no training", embed=expert),
+        Contender(name="expert, no training, plain, centred", embed=expert, canonical=False, centred=True),
+    )
+
+
+def kept(cache: EvaluationCache, model: str, embed: retrieval.Embed) -> retrieval.Embed:
+    """`embed` for any number of pictures, each set of them computed once and kept on disk."""
+    return lambda pixels: cache.features(model, embed, pixels)
 
 
 def embedder(loaded: LoadedBundle, task: str) -> retrieval.Embed:
@@ -21,5 +72,33 @@ def embedder(loaded: LoadedBundle, task: str) -> retrieval.Embed:
     return embed
 
 
+def segmenter(loaded: LoadedBundle) -> segmentation.Segment:
+    """Pictures and names to labels, through the views and the stitching that serve `/segment`."""
+    profile = loaded.info.tasks["segmentation"]
+
+    def segment(pixels: NDArray[np.uint8], names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        height, width = pixels.shape[:2]
+        boxes = plan_views(height, width, profile.resolution)
+        views = torch.from_numpy(np.stack([to_unit(cut_view(pixels, box, profile.resolution)) for box in boxes]))
+        dense = loaded.encoder.encode_images(batch_of(views, profile.timestep)).dense.numpy()
+        texts = _class_embeddings(loaded, names, profile.templates or ("{}",))
+        probabilities = [
+            ViewProbabilities(box=box, values=loaded.segmentation_head.probabilities(values, texts))
+            for box, values in zip(boxes, dense, strict=True)
+        ]
+        blended = blend(probabilities, 0, height, width)
+        return blended.argmax(axis=0).astype(np.uint8), blended.max(axis=0).astype(np.float64)
+
+    return segment
+
+
 def batch_of(views: torch.Tensor, timestep: int) -> ImageBatch:
+    """Views [B, 3, H, W] without captions, at one time step."""
     return ImageBatch(pixels=views, timesteps=torch.full((len(views),), timestep), captions=[None] * len(views))
+
+
+def _class_embeddings(loaded: LoadedBundle, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
+    """[N, D] float32, unit length: the mean over the templates, as served."""
+    strings = [template.replace("{}", name) for name in names for template in templates]
+    means = loaded.encoder.encode_texts(strings).pooled.numpy().reshape(len(names), len(templates), -1).mean(axis=1)
+    return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), dtype=np.float32)

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from models.data.dataset import DataSet
 from models.evaluation.metrics import mean_and_ci95
+from models.evaluation.retrieval import Pictures, canonical_pictures
 from models.heads.prototype import prototypes
-from models.transforms import canonical_image, canonical_strokes
+from models.transforms import canonical_strokes
 
 VENDORS = ("openmoji", "noto", "twemoji", "fluent")
 QUERIES = 3
@@ -36,18 +37,12 @@ class ShotFigures:
     ci95: float
 
 
-def vendors(data: DataSet, *, canonical: bool = True) -> ShotPool:
-    """Unseen classes, each picture another vendor's; classes with four vendors, so that three queries remain.
-
-    Args:
-        data: the data set.
-        canonical: pictures as the service sees them; else as rendered.
-    """
+def vendors(data: DataSet, pictures: Pictures = canonical_pictures) -> ShotPool:
+    """Unseen classes, each picture another vendor's; classes with four vendors, so that three queries remain."""
     found = data.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.source in VENDORS)
-    pixels = (np.asarray(data.pixels[r.row]) for r in found)
     return _pool(
         "fewshot-vendors",
-        np.stack([canonical_image(p) if canonical else p for p in pixels]),
+        pictures(data, found),
         [r.hexcode or "" for r in found],
         least=1 + QUERIES,
     )

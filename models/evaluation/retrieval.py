@@ -22,6 +22,9 @@ GALLERY_STYLES = ("noto", "twemoji", "fluent")
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """[B, 128, 128, 3] uint8 canonical pictures → [B, D] float32, unit length."""
 
+Pictures = Callable[[DataSet, Sequence[PictureRecord]], NDArray[np.uint8]]
+"""Pictures of some records, [len(records), 128, 128, 3] uint8."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
@@ -56,18 +59,23 @@ class RetrievalFigures:
     r_10: float
 
 
-def outline_zs(data: DataSet, *, canonical: bool = True) -> Protocol:
-    """Outlines of the unseen classes against three styles of the same classes.
+def canonical_pictures(data: DataSet, records: Sequence[PictureRecord]) -> NDArray[np.uint8]:
+    """As the service sees them; `EvaluationCache.pictures` gives the same and keeps them."""
+    return np.stack([canonical_image(np.asarray(data.pixels[record.row])) for record in records])
 
-    Args:
-        data: the data set.
-        canonical: pictures as the service sees them; else as rendered, which an untrained expert prefers.
-    """
+
+def rendered_pictures(data: DataSet, records: Sequence[PictureRecord]) -> NDArray[np.uint8]:
+    """As rendered, which an untrained expert prefers."""
+    return np.stack([np.asarray(data.pixels[record.row]) for record in records])
+
+
+def outline_zs(data: DataSet, pictures: Pictures = canonical_pictures) -> Protocol:
+    """Outlines of the unseen classes against three styles of the same classes."""
     rows = data.rows(lambda r: r.source == "openmoji" and r.kind == "outline" and r.split == "unseen")
-    gallery, classes = _gallery(data, unseen_only=True, canonical=canonical)
+    gallery, classes = _gallery(data, pictures, unseen_only=True)
     return Protocol(
         name="outline-zs",
-        queries=_pictures(data, rows, canonical=canonical),
+        queries=pictures(data, rows),
         wanted=[(r.hexcode or "",) for r in rows],
         groups=np.arange(len(rows)),
         gallery=gallery,
@@ -75,14 +83,14 @@ def outline_zs(data: DataSet, *, canonical: bool = True) -> Protocol:
     )
 
 
-def drawing_zs(data: DataSet, *, canonical: bool = True) -> Protocol:
+def drawing_zs(data: DataSet, pictures: Pictures = canonical_pictures) -> Protocol:
     """Every drawing of the unseen words that have emoji, against the gallery of `outline_zs`."""
-    return _drawings(data, "drawing-zs", validation=False, canonical=canonical)
+    return _drawings(data, pictures, "drawing-zs", validation=False)
 
 
-def drawing_release(data: DataSet, *, canonical: bool = True) -> Protocol:
+def drawing_release(data: DataSet, pictures: Pictures = canonical_pictures) -> Protocol:
     """The validation drawings of words with emoji against three styles of all classes."""
-    return _drawings(data, "drawing-release", validation=True, canonical=canonical)
+    return _drawings(data, pictures, "drawing-release", validation=True)
 
 
 def measure(protocol: Protocol, embed: Embed, *, centred: bool = False) -> RetrievalFigures:
@@ -90,12 +98,12 @@ def measure(protocol: Protocol, embed: Embed, *, centred: bool = False) -> Retri
 
     Args:
         protocol: queries and gallery.
-        embed: the model.
+        embed: the model, given all pictures of a side at once.
         centred: queries and gallery each lose their own mean first. It closes most of the gap between
             sketches and pictures for features that were never trained to, at the price of seeing all
             queries at once.
     """
-    queries, gallery = in_batches(embed, protocol.queries), in_batches(embed, protocol.gallery)
+    queries, gallery = embed(protocol.queries), embed(protocol.gallery)
     if centred:
         queries, gallery = centre(queries), centre(gallery)
     return figures(protocol, queries @ gallery.T)
@@ -128,22 +136,17 @@ def centre(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
 
-def _pictures(data: DataSet, rows: Sequence[PictureRecord], *, canonical: bool) -> NDArray[np.uint8]:
-    found = (np.asarray(data.pixels[r.row]) for r in rows)
-    return np.stack([canonical_image(pixels) if canonical else pixels for pixels in found])
-
-
-def _gallery(data: DataSet, *, unseen_only: bool, canonical: bool) -> tuple[NDArray[np.uint8], list[str]]:
+def _gallery(data: DataSet, pictures: Pictures, *, unseen_only: bool) -> tuple[NDArray[np.uint8], list[str]]:
     rows = data.rows(
         lambda r: r.source in GALLERY_STYLES and r.kind == "picture" and (r.split == "unseen" or not unseen_only)
     )
-    return _pictures(data, rows, canonical=canonical), [r.hexcode or "" for r in rows]
+    return pictures(data, rows), [r.hexcode or "" for r in rows]
 
 
-def _drawings(data: DataSet, name: str, *, validation: bool, canonical: bool) -> Protocol:
+def _drawings(data: DataSet, pictures: Pictures, name: str, *, validation: bool) -> Protocol:
     chosen = [d for d in data.drawings if d.hexcodes and (d.validation if validation else d.split == "unseen")]
     words = {word: number for number, word in enumerate(sorted({d.word for d in chosen}))}
-    gallery, classes = _gallery(data, unseen_only=not validation, canonical=canonical)
+    gallery, classes = _gallery(data, pictures, unseen_only=not validation)
     return Protocol(
         name=name,
         queries=np.stack([canonical_strokes(d.strokes) for d in chosen]),

@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from models.data.dataset import DrawingRecord, Strokes
 
+VERSION = "drawn-1"
+"""Of the rasters; evaluations keep their canonical forms under it."""
 CANVAS_SIDE = 256
 """Side of the canvas on which line widths are told, px."""
 _SUPERSAMPLING = 4

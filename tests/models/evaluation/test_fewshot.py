@@ -6,6 +6,7 @@ import pytest
 from models.data.dataset import DataSet
 from models.evaluation import fewshot
 from models.evaluation.fewshot import QUERIES, ShotPool, drawings, measure, vendors
+from models.evaluation.retrieval import rendered_pictures
 
 
 def _pool(classes: int, each: int) -> ShotPool:
@@ -43,13 +44,12 @@ def test_support_and_queries_never_share_a_picture() -> None:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools without the tracing of their pictures, which these tests do not look at."""
-    monkeypatch.setattr(fewshot, "canonical_image", lambda pixels: pixels[:2, :2])
     monkeypatch.setattr(fewshot, "canonical_strokes", lambda _: np.zeros((2, 2, 3), np.uint8))
 
 
 @pytest.mark.usefixtures("plain")
 def test_vendors_pool_has_one_picture_of_each_of_four_vendors(data: DataSet) -> None:
-    pool = vendors(data)
+    pool = vendors(data, rendered_pictures)
     found = data.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.source in fewshot.VENDORS)
     assert len(pool.pixels) == len(found)
     for rows in pool.rows:

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from models.data.dataset import DataSet
 from models.evaluation import retrieval
-from models.evaluation.retrieval import GALLERY_STYLES, Protocol, drawing_release, drawing_zs, outline_zs
+from models.evaluation.retrieval import (
+    GALLERY_STYLES,
+    Protocol,
+    drawing_release,
+    drawing_zs,
+    outline_zs,
+    rendered_pictures,
+)
 
 
 def _protocol() -> Protocol:
@@ -69,7 +76,7 @@ def test_centred_features_have_unit_length_and_no_mean_direction() -> None:
 
 @pytest.mark.usefixtures("plain")
 def test_plain_pictures_are_as_rendered(data: DataSet) -> None:
-    protocol = outline_zs(data, canonical=False)
+    protocol = outline_zs(data, rendered_pictures)
     row = next(r.row for r in data.pictures if r.hexcode == protocol.wanted[0][0] and r.kind == "outline")
     assert np.array_equal(protocol.queries[0], data.pixels[row])
     assert protocol.gallery.shape == (889, 128, 128, 3)
