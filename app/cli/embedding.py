@@ -12,7 +12,8 @@ from models.build import LoadedBundle
 from models.config import Manifest
 from models.evaluation import baselines, retrieval, segmentation
 from models.evaluation.cache import EvaluationCache
-from models.transforms import cut_view, plan_views, to_unit
+from models.heads.segmentation import SegmentationHead
+from models.transforms import ViewBox, cut_view, plan_views, to_unit
 from models.types import ImageBatch
 
 
@@ -79,17 +80,32 @@ def segmenter(loaded: LoadedBundle) -> segmentation.Segment:
     def segment(pixels: NDArray[np.uint8], names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         height, width = pixels.shape[:2]
         boxes = plan_views(height, width, profile.resolution)
-        views = torch.from_numpy(np.stack([to_unit(cut_view(pixels, box, profile.resolution)) for box in boxes]))
+        views = views_of(pixels, boxes, profile.resolution)
         dense = loaded.encoder.encode_images(batch_of(views, profile.timestep)).dense.numpy()
-        texts = _class_embeddings(loaded, names, profile.templates or ("{}",))
-        probabilities = [
-            ViewProbabilities(box=box, values=loaded.segmentation_head.probabilities(values, texts))
-            for box, values in zip(boxes, dense, strict=True)
-        ]
-        blended = blend(probabilities, 0, height, width)
-        return blended.argmax(axis=0).astype(np.uint8), blended.max(axis=0).astype(np.float64)
+        return stitched(loaded.segmentation_head, boxes, dense, class_embeddings(loaded, names), (height, width))
 
     return segment
+
+
+def views_of(pixels: NDArray[np.uint8], boxes: Sequence[ViewBox], side: int) -> torch.Tensor:
+    """[H, W, 3] uint8 and N boxes → [N, 3, side, side] float32 in [-1, 1]."""
+    return torch.from_numpy(np.stack([to_unit(cut_view(pixels, box, side)) for box in boxes]))
+
+
+def stitched(
+    head: SegmentationHead,
+    boxes: Sequence[ViewBox],
+    dense: NDArray[np.float32],
+    texts: NDArray[np.float32],
+    size: tuple[int, int],
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Dense maps of views [V, D, h, w] and names [N, D] → labels and confidence, [H, W] each."""
+    probabilities = [
+        ViewProbabilities(box=box, values=head.probabilities(values, texts))
+        for box, values in zip(boxes, dense, strict=True)
+    ]
+    blended = blend(probabilities, 0, *size)
+    return blended.argmax(axis=0).astype(np.uint8), blended.max(axis=0).astype(np.float64)
 
 
 def batch_of(views: torch.Tensor, timestep: int) -> ImageBatch:
@@ -97,8 +113,9 @@ def batch_of(views: torch.Tensor, timestep: int) -> ImageBatch:
     return ImageBatch(pixels=views, timesteps=torch.full((len(views),), timestep), captions=[None] * len(views))
 
 
-def _class_embeddings(loaded: LoadedBundle, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
-    """[N, D] float32, unit length: the mean over the templates, as served."""
+def class_embeddings(loaded: LoadedBundle, names: Sequence[str]) -> NDArray[np.float32]:
+    """[N, D] float32, unit length: the mean over segmentation's templates, as served."""
+    templates = loaded.info.tasks["segmentation"].templates or ("{}",)
     strings = [template.replace("{}", name) for name in names for template in templates]
     means = loaded.encoder.encode_texts(strings).pooled.numpy().reshape(len(names), len(templates), -1).mean(axis=1)
     return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), dtype=np.float32)

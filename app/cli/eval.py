@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 import typer
 
+from app.cli.ablation import ablation_command
 from app.cli.invariance import invariance_command
 from app.cli.pictures import pictures_command
 from app.cli.prior import prior_command
@@ -19,6 +20,7 @@ from models.evaluation import fewshot
 from models.evaluation.cache import DEFAULT_CACHE, open_cache
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a bundle by protocol.")
+eval_app.command("ablation")(ablation_command)
 eval_app.command("pictures")(pictures_command)
 eval_app.command("invariance")(invariance_command)
 eval_app.command("prior")(prior_command)

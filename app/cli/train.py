@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -129,6 +129,9 @@ def train_heads_command(
     bundle: Annotated[Path, typer.Argument(help="Where heads/ go: weights/mini or weights/mini-zeroshot.")],
     release: Annotated[bool, typer.Option(help="Train on unseen classes and words too.")] = False,
     start: Annotated[Path | None, typer.Option(help="Bundle whose heads training starts from.")] = None,
+    features: Annotated[
+        Literal["fused", "expert", "diffusion"], typer.Option(help="Frozen maps that heads see; others are zero.")
+    ] = "fused",
     prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = Path("weights/mini"),
     data_set: DataSetOption = DEFAULT_FOLDER,
     runs: RunsOption = RUNS,
@@ -144,27 +147,30 @@ def train_heads_command(
     from models.heads.segmentation import SegmentationHead
     from models.pack import MINI_DIMENSION, load_heads, mini_uhead_shape, save_heads
     from models.text import load_minilm
+    from models.training.ablation import HeadRecord, only, write_record
     from models.training.frozen import frozen_features
     from models.training.heads import HeadsModule, train_heads
 
     root = runs.expanduser() / "heads"
+    suffix = "" if features == "fused" else f"-{features}"
     schedule = Schedule(steps=steps, minutes=minutes, learning_rate=1e-3, decay=True, ema=0.99, weight_decay=0.05)
     with _stage("heads", steps, threads) as progress:
-        features = frozen_features(load_dataset(data_set), prior, root, progress=progress)
+        data = only(frozen_features(load_dataset(data_set), prior, root, progress=progress), features)
         torch.manual_seed(seed)
         module = HeadsModule(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION))
         if start is not None:
             load_heads(module.uhead, module.segmentation, start / "heads")
         train_heads(
             module,
-            features.views,
-            features.store,
-            features.scenes,
+            data.views,
+            data.store,
+            data.scenes,
             load_minilm().embeddings,
             schedule,
             with_unseen=release,
-            folder=root / f"{'release' if release else 'zeroshot'}-{seed}",
+            folder=root / f"{'release' if release else 'zeroshot'}-{seed}{suffix}",
             seed=seed,
             progress=progress,
         )
         save_heads(module.uhead, module.segmentation, bundle / "heads")
+        write_record(bundle / "heads", HeadRecord(features=features, release=release, seed=seed, steps=steps))

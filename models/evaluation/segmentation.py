@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.scenes import Scene, ScenePool, compose_evaluation_scene
-from models.evaluation.metrics import calibration, confusion, intersection_over_union
+from models.evaluation.metrics import Calibration, calibration, confusion, intersection_over_union
 
 Segment = Callable[[NDArray[np.uint8], Sequence[str]], tuple[NDArray[np.uint8], NDArray[np.float64]]]
 """[H, W, 3] uint8 and names → labels [H, W] uint8 (0 background, i + 1 the i-th name) and confidence [H, W]."""
@@ -57,25 +57,51 @@ class _NameCounts:
         return float(np.mean([self._hits[name] / self._unions[name] for name in sorted(self._shown)]))
 
 
+class SceneTally:
+    """Figures that grow scene by scene."""
+
+    def __init__(self) -> None:
+        self._means: list[float] = []
+        self._grounds: list[float] = []
+        self._confidences: list[NDArray[np.float64]] = []
+        self._hits: list[NDArray[np.bool_]] = []
+        self._by_name = _NameCounts()
+
+    def add(self, scene: Scene, labels: NDArray[np.uint8], confidence: NDArray[np.float64]) -> None:
+        """Counts one scene's answer, labels and confidence [H, W]."""
+        matrix = confusion(scene.labels, labels, len(scene.prompts) + 1)
+        self._by_name.add(scene, matrix)
+        self._means.append(float(np.nanmean(intersection_over_union(matrix))))
+        ground = confusion((scene.labels > 0).astype(int), (labels > 0).astype(int), 2)
+        self._grounds.append(float(np.nanmean(intersection_over_union(ground))))
+        self._confidences.append(confidence[::4, ::4].ravel())
+        self._hits.append((labels == scene.labels)[::4, ::4].ravel())
+
+    def calibration(self) -> Calibration:
+        """Of the probability of the label given, over one pixel of 16."""
+        return calibration(np.concatenate(self._confidences), np.concatenate(self._hits))
+
+    def figures(self, name: str) -> SceneFigures:
+        """Of everything added."""
+        return SceneFigures(
+            protocol=name,
+            scenes=len(self._means),
+            mean_iou=float(np.mean(self._means)),
+            class_iou=self._by_name.mean(),
+            figure_ground_iou=float(np.mean(self._grounds)),
+            calibration_error=self.calibration().error,
+        )
+
+
 def measure(pool: ScenePool, segment: Segment, *, name: str, scenes: int) -> SceneFigures:
     """Segments evaluation scenes 0 … `scenes` − 1, each with its present and absent names."""
-    means, grounds, confidences, hits = [], [], [], []
-    by_name = _NameCounts()
+    return tally(pool, segment, scenes).figures(name)
+
+
+def tally(pool: ScenePool, segment: Segment, scenes: int) -> SceneTally:
+    """`measure`, with what its figures are made of."""
+    found = SceneTally()
     for index in range(scenes):
         scene = compose_evaluation_scene(pool, index)
-        labels, confidence = segment(scene.pixels, scene.prompts)
-        matrix = confusion(scene.labels, labels, len(scene.prompts) + 1)
-        by_name.add(scene, matrix)
-        means.append(float(np.nanmean(intersection_over_union(matrix))))
-        ground = confusion((scene.labels > 0).astype(int), (labels > 0).astype(int), 2)
-        grounds.append(float(np.nanmean(intersection_over_union(ground))))
-        confidences.append(confidence[::4, ::4].ravel())
-        hits.append((labels == scene.labels)[::4, ::4].ravel())
-    return SceneFigures(
-        protocol=name,
-        scenes=scenes,
-        mean_iou=float(np.mean(means)),
-        class_iou=by_name.mean(),
-        figure_ground_iou=float(np.mean(grounds)),
-        calibration_error=calibration(np.concatenate(confidences), np.concatenate(hits)).error,
-    )
+        found.add(scene, *segment(scene.pixels, scene.prompts))
+    return found

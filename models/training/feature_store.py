@@ -18,15 +18,16 @@ _BATCH = 8  # on a CPU twice as fast as 32: the maps of a batch stay in the cach
 class FeatureStore:
     """Frozen maps of N views, read by row."""
 
-    def __init__(self, arrays: Mapping[str, NDArray[np.float16]]) -> None:
+    def __init__(self, arrays: Mapping[str, NDArray[np.float16]], blank: str | None = None) -> None:
         self._arrays = dict(arrays)
+        self._blank = blank
 
     def __len__(self) -> int:
         return len(next(iter(self._arrays.values())))
 
     def __or__(self, other: "FeatureStore") -> "FeatureStore":
         """Both stores' maps of the same rows."""
-        return FeatureStore({**self._arrays, **other._arrays})
+        return FeatureStore({**self._arrays, **other._arrays}, self._blank)
 
     def batches(self, name: str) -> Iterator[NDArray[np.float16]]:
         """One map, row by row in batches."""
@@ -36,12 +37,22 @@ class FeatureStore:
 
     def without(self, name: str) -> "FeatureStore":
         """The store less one map."""
-        return FeatureStore({key: array for key, array in self._arrays.items() if key != name})
+        return FeatureStore({key: array for key, array in self._arrays.items() if key != name}, self._blank)
+
+    def blank(self, prefix: str) -> "FeatureStore":
+        """The store with maps whose name starts with `prefix` reading as zeros."""
+        return FeatureStore(self._arrays, prefix)
 
     def read(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """The maps of some rows, [len(rows), C, h, w] float32 each, channels last."""
-        maps = {name: torch.from_numpy(array[rows].astype(np.float32)) for name, array in self._arrays.items()}
+        maps = {name: self._read(name, rows) for name in self._arrays}
         return {name: values.contiguous(memory_format=torch.channels_last) for name, values in maps.items()}
+
+    def _read(self, name: str, rows: NDArray[np.int64]) -> torch.Tensor:
+        array = self._arrays[name]
+        if self._blank is not None and name.startswith(self._blank):
+            return torch.zeros((len(rows), *array.shape[1:]))
+        return torch.from_numpy(array[rows].astype(np.float32))
 
 
 def build_store(

@@ -53,3 +53,12 @@ def test_a_finished_store_is_opened_and_an_unfinished_one_is_made_anew(tmp_path:
     (tmp_path / "index.json").unlink()
     anew = build_store(tmp_path, pictures(2), 2, extract, lambda _done, _loss: None)
     assert anew.read(np.array([1]))["latents"][0, 0, 0, 0].item() == 1
+
+
+def test_blank_maps_read_as_zeros_of_their_shape(tmp_path: Path) -> None:
+    store = build_store(tmp_path, pictures(6), 6, extract, lambda _done, _loss: None)
+    rows = np.array([5, 2])
+    maps = store.blank("expert.").read(rows)
+    assert maps["expert.0"].shape == (2, 3, 2, 2)
+    assert not maps["expert.0"].any()
+    assert torch.equal(maps["latents"], store.read(rows)["latents"])
