@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export VERMOUTH_PORT := $(PORT)
 
-.PHONY: serve test prove-engine lint format lock clean weights
+.PHONY: serve test prove-engine bench-serve bench-encoder lint format lock clean weights
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -34,6 +34,19 @@ test: $(VENV)/test.stamp ## the whole suite, on the real mini bundle
 SCHEDULES ?= 10000
 prove-engine: $(VENV)/test.stamp ## ten thousand random schedules of arrivals, departures and faults
 	ENGINE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest tests/app/engine/test_schedules.py --durations=1
+
+# The peers' packages live apart from ours, on top of them.
+PEERS ?= /tmp/peers
+$(PEERS)/bin/ray: | $(VENV)/test.stamp
+	$(BIN)/python -m venv $(PEERS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/vermouth.pth"
+	$(PEERS)/bin/python -m pip install --quiet litserve mosec 'ray[serve]'
+
+bench-serve: $(VENV)/test.stamp $(PEERS)/bin/ray ## this service beside its peers, into docs/results (half an hour)
+	$(BIN)/python -m benchmarks.serve.run --peers $(PEERS)/bin/python
+
+bench-encoder: $(VENV)/test.stamp ## the encoder's time by stage beside the machine's matrix rate
+	$(BIN)/python -m benchmarks.encoder
 
 lint: $(VENV)/test.stamp ## style, types and import contracts
 	$(BIN)/ruff check .

@@ -1,0 +1,105 @@
+"""Who takes part, each with the settings that did best for it here, and why."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A server as a command; `{port}` is filled in.
+
+    Attributes:
+        settings: each with its reason, for the report.
+        needs_peers: run by the interpreter that has the peers' packages.
+    """
+
+    name: str
+    command: Sequence[str]
+    variables: Mapping[str, str]
+    settings: Mapping[str, str]
+    needs_peers: bool = True
+
+    def start(self, port: int, peers: str) -> "subprocess.Popen[bytes]":
+        """The server's process, in a process group of its own."""
+        data = tempfile.mkdtemp(prefix="bench-serve-")
+        python = peers if self.needs_peers else sys.executable
+        filled = [part.format(port=port) for part in self.command]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("VERMOUTH_")}
+        variables = {name: value.format(port=port, data=data) for name, value in self.variables.items()}
+        return subprocess.Popen(
+            [python, *filled],
+            cwd=ROOT,
+            env={**kept, **_COMMON, **variables},
+            stdout=subprocess.DEVNULL,
+            stderr=Path(data, "stderr.txt").open("wb"),
+            start_new_session=True,
+        )
+
+
+_COMMON = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+_ONE_THREAD = "the other core decodes and serves; two OpenMP threads on a busy core stall each other"
+
+CONTENDERS = (
+    Contender(
+        name="vermouth",
+        command=("-c", "from app.cli.main import app; app(['serve'])"),
+        variables={
+            "VERMOUTH_PORT": "{port}",
+            "VERMOUTH_BUNDLE": os.environ.get("BENCH_BUNDLE") or "weights/mini",
+            "VERMOUTH_DATA_DIR": "{data}/state",
+            "VERMOUTH_FEATURE_CACHE_BYTES": "0",
+            "VERMOUTH_THREADS": "1",
+            "VERMOUTH_MAX_BATCH": "8",
+            "VERMOUTH_MAX_IN_FLIGHT": "48",
+            "VERMOUTH_LOG_LEVEL": "warning",
+        },
+        settings={
+            "feature_cache_bytes=0": "every request must cost a pass here",
+            "threads=1": _ONE_THREAD,
+            "max_batch=8": "larger batches gain nothing on this CPU",
+            "max_in_flight=48": "six full batches: about half of the deadline",
+        },
+        needs_peers=False,
+    ),
+    Contender(
+        name="LitServe",
+        command=("-m", "benchmarks.serve.servers.lit", "{port}"),
+        variables={"BENCH_THREADS": "1"},
+        settings={
+            "workers_per_device=1": "a second encoder would share the same two cores",
+            "max_batch_size=8, batch_timeout=10 ms": "full batches under load, little wait without",
+            "two decoding threads, torch threads=1": _ONE_THREAD,
+        },
+    ),
+    Contender(
+        name="mosec",
+        command=("-m", "benchmarks.serve.servers.mosec_server", "--port", "{port}", "--timeout", "30000"),
+        variables={"BENCH_THREADS": "1", "BENCH_DECODERS": "1"},
+        settings={
+            "one decoding and one encoding process": "two cores; more processes take turns",
+            "max_batch_size=8, max_wait_time=10 ms": "as LitServe",
+        },
+    ),
+    Contender(
+        name="Ray Serve",
+        command=("-m", "benchmarks.serve.servers.ray_serve", "{port}"),
+        variables={"BENCH_THREADS": "1", "RAY_DEDUP_LOGS": "0"},
+        settings={
+            "one replica, max_ongoing_requests=256": "one encoder; the queue stays in the replica, where it is batched",
+            "@serve.batch(8, 10 ms), decoding in two threads": "as LitServe",
+        },
+    ),
+    Contender(
+        name="FastAPI",
+        command=("-m", "benchmarks.serve.servers.fastapi_pool", "{port}"),
+        variables={"BENCH_POOL_THREADS": "2"},
+        settings={"two pool threads, torch threads=1": "one image a pass on each core; 40 threads only queue"},
+    ),
+)
