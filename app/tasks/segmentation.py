@@ -18,7 +18,7 @@ from app.limits import Limits
 from app.tasks.features import count_features, pooled_texts, view_of
 from app.tasks.masks import Region, regions
 from app.tasks.pictures import Pictures, Source
-from app.tasks.stitching import Stitched, ViewProbabilities, stitch
+from app.tasks.stitching import MAX_CELLS, Stitched, ViewProbabilities, stitch
 from app.tasks.timing import Timings
 from app.tasks.workers import Workers
 from models.transforms import ViewBox, cut_view, plan_views
@@ -126,21 +126,11 @@ class Segmentation:
             with timings.phase("decode"):
                 planned = await self._pictures.convert(query.source, budget, plan, size=profile.resolution)
             place.grow(views=len(planned.views) - 1)
-            # Names and views wait for the device together; whichever fails takes the other along.
-            naming = asyncio.create_task(
-                self._class_embeddings(prompts, place, timeout_s, timings, query.is_reproducible)
-            )
-            try:
-                features = await self._engine.encode_views(
-                    planned.views, timeout_s=timings.left_s(timeout_s), place=place
-                )
-                texts = await naming
-            finally:
-                naming.cancel()
-                await asyncio.gather(naming, return_exceptions=True)
-        count_features(features, timings)
-        with timings.phase("head"):
-            stitched, found = await self._workers.run(self._masks, query, planned, features, texts)
+            cells = min(MAX_CELLS, planned.height * planned.width * (len(prompts) + 1))
+            with self._workers.room(cells):
+                features, texts = await self._encoded(query, planned, prompts, place, timeout_s, timings)
+                with timings.phase("head"):
+                    stitched, found = await self._workers.run(self._masks, query, planned, features, texts)
         answers = [
             ClassAnswer(index=index, name=prompt.name, score=float(score), region=region)
             for index, (prompt, score, region) in enumerate(
@@ -153,6 +143,27 @@ class Segmentation:
             classes=answers,
             timings_ms=timings.totals_ms(),
         )
+
+    async def _encoded(
+        self,
+        query: SegmentQuery,
+        planned: _Planned,
+        prompts: Sequence[Sequence[str]],
+        place: Place,
+        timeout_s: float | None,
+        timings: Timings,
+    ) -> tuple[Sequence[Features], NDArray[np.float32]]:
+        """Features of the views and embeddings of the classes; they wait for the device together."""
+        naming = asyncio.create_task(self._class_embeddings(prompts, place, timeout_s, timings, query.is_reproducible))
+        try:
+            features = await self._engine.encode_views(planned.views, timeout_s=timings.left_s(timeout_s), place=place)
+            texts = await naming
+        finally:
+            # Whichever fails takes the other along.
+            naming.cancel()
+            await asyncio.gather(naming, return_exceptions=True)
+        count_features(features, timings)
+        return features, texts
 
     async def render(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the making of an answer's bytes in the worker pool."""

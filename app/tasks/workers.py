@@ -1,23 +1,51 @@
 """The bounded pool in which head maths runs, off the event loop."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+from app.engine.admission import MAX_RETRY_AFTER_S
+from app.engine.rates import DrainRate
 from app.errors import QueueFull
 
 P = ParamSpec("P")
 T = TypeVar("T")
+MAX_CELLS_WAITING = 1 << 30
+"""Most (pixel, class) pairs promised to requests at once; the largest request is a sixteenth of it."""
 
 
 class Workers:
-    """A few threads and a bound on what waits for them."""
+    """A few threads, and bounds on what waits for them: calls, and the cells of those that say how many they have."""
 
-    def __init__(self, *, threads: int = 2, max_pending: int = 64) -> None:
+    def __init__(self, *, threads: int = 2, max_pending: int = 64, max_cells: int = MAX_CELLS_WAITING) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="heads")
         self._max_pending = max_pending
+        self._max_cells = max_cells
         self._pending = 0
+        self._cells = 0
+        self._rate = DrainRate()
+
+    @contextmanager
+    def room(self, cells: int) -> Iterator[None]:
+        """Hold a place for so many (pixel, class) pairs, taken before the device spends anything on the request.
+
+        Raises:
+            QueueFull: too many are promised already; one request alone is never too much.
+        """
+        if self._cells and self._cells + cells > self._max_cells:
+            wait_s = self._rate.seconds_for(self._cells) or 1.0
+            raise QueueFull("Too many masks wait to be worked out.", retry_after_s=min(MAX_RETRY_AFTER_S, wait_s))
+        self._cells += cells
+        started_s = time.monotonic()
+        try:
+            yield
+        finally:
+            # All that was promised drained side by side with this one.
+            self._rate.observe(self._cells, time.monotonic() - started_s)
+            self._cells -= cells
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The function's result, worked out in the pool.
