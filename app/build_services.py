@@ -51,8 +51,10 @@ def assemble_services(
     prototype_head: PrototypeHead,
 ) -> Services:
     """Engine, stores and tasks over a loaded encoder. Raises as `build_services`."""
+    device = DeviceExecutor(encoder, threads=settings.threads)
+    device.export_memory(platform.telemetry.device_memory)
     engine = BatchingEngine(
-        DeviceExecutor(encoder, threads=settings.threads),
+        device,
         FeatureCache(max_bytes=settings.feature_cache_bytes),
         platform.telemetry,
         max_batch=settings.max_batch,

@@ -36,6 +36,9 @@ class Telemetry:
         self.batch_failures = self._counter("vermouth_batch_failures", "Failed batches.", ("kind",))
         self.cache_lookups = self._counter("vermouth_feature_cache_lookups", "Cache lookups.", ("outcome",))
         self.cache_bytes = self._gauge("vermouth_feature_cache_bytes", "Bytes held by the feature cache.")
+        self.device_memory = self._gauge(
+            "vermouth_device_memory_bytes", "Memory held: of the process, and of the accelerator.", ("kind",)
+        )
         self.bundle_info = self._gauge("vermouth_bundle_info", "Always 1.", ("name", "fingerprint"))
         self.index_vectors = self._gauge("vermouth_index_vectors", "Searchable vectors.", ("gallery",))
         self.is_ready = self._gauge("vermouth_ready", "1 while the service is ready.")

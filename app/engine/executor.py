@@ -1,15 +1,18 @@
 """The one thread that owns the device, and the two beside it that prepare its input and take apart its output."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from prometheus_client import Gauge
 
 from app.domain import Encoder, View
 from app.engine.work import Batch, DeviceFatal, DeviceOutOfMemory, Group, Kind, Output, Passed, Work
@@ -47,6 +50,13 @@ class DeviceExecutor:
     def fingerprint(self) -> str:
         """Of the encoder."""
         return self._encoder.fingerprint
+
+    def export_memory(self, gauge: Gauge) -> None:
+        """Let a gauge read the memory of this process and, where there is one, of the accelerator."""
+        gauge.labels("resident").set_function(_resident_bytes)
+        if torch.cuda.is_available():
+            gauge.labels("allocated").set_function(torch.cuda.memory_allocated)
+            gauge.labels("reserved").set_function(torch.cuda.memory_reserved)
 
     def submit(self, batch: Batch) -> "asyncio.Future[Passed]":
         """Stage the batch now, run it when those before it are done. Raises as `work.Device` says."""
@@ -111,6 +121,12 @@ def _take_apart(raw: _Raw, size: int, finished_s: float, done: "Future[Passed]")
         done.set_exception(_classified(err))
     else:
         done.set_result(Passed(outputs=outputs, finished_s=finished_s))
+
+
+def _resident_bytes() -> float:
+    """Zero where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    return float(int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")) if statm.exists() else 0.0
 
 
 def _prepare_thread(threads: int) -> None:

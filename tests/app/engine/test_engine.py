@@ -306,3 +306,34 @@ async def test_random_cancellations_leave_the_engine_working() -> None:
         assert await (await asked(engine, 0.99)) == pytest.approx([0.99])
         assert engine._admission.waiting() == 0
         assert not engine._on_the_way
+
+
+async def test_a_cancelled_request_gives_its_room_back_at_once() -> None:
+    encoder = FakeEncoder()
+    async with running(encoder, max_queue_cost=2 * VIEW_COST) as engine:
+        async with busy(encoder, engine):
+            gone = await asked(engine, 0.25, 0.5)
+            with pytest.raises(QueueFull):
+                await engine.encode_views([make_view(0.75)])
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+            stays = await asked(engine, 0.75)
+        assert await stays == [0.75]
+
+
+async def test_a_place_holds_room_until_its_block_ends() -> None:
+    async with running(FakeEncoder(), max_queue_cost=2 * VIEW_COST) as engine:
+        with engine.admit(views=2) as place:
+            with pytest.raises(QueueFull):
+                engine.admit(texts=1)
+            with pytest.raises(QueueFull):
+                place.grow(views=1)
+            assert len(await engine.encode_views([make_view(0.5)], place=place)) == 1
+        with engine.admit(views=2):
+            pass
+
+
+async def test_memory_is_exported() -> None:
+    telemetry = Telemetry()
+    DeviceExecutor(FakeEncoder()).export_memory(telemetry.device_memory)
+    assert b'vermouth_device_memory_bytes{kind="resident"}' in telemetry.exposition()
