@@ -13,19 +13,35 @@ from numpy.typing import NDArray
 from app.cli.embedding import class_embeddings, stitched, untrained, views_of
 from app.cli.protocols import DRAWING_EPISODES, VENDOR_EPISODES
 from app.cli.report import Row, report
-from models.build import LoadedBundle, load_bundle, new_uhead
+from models.build import load_extractor, new_uhead
+from models.config import Manifest
 from models.data.dataset import DEFAULT_FOLDER, DataSet, load_dataset
 from models.data.scenes import compose_evaluation_scene, seen_evaluation_pool, unseen_evaluation_pool
+from models.encoder import FrozenExtractor
 from models.evaluation import fewshot, retrieval, segmentation
 from models.evaluation.cache import DEFAULT_CACHE, EvaluationCache, open_cache
 from models.evaluation.seeds import over_seeds
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
-from models.pack import MINI_DIMENSION, load_heads, mini_uhead_shape
+from models.pack import MINI_DIMENSION, load_heads, mini_uhead_shape, prior_manifest
 from models.training.ablation import FEATURES, HeadRecord, read_record, visible
 from models.transforms import plan_views, to_unit
 
+PRIOR = Path("weights/mini")
 _BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenParts:
+    """A prior and the expert, ready, and the manifest that tells their tasks."""
+
+    extractor: FrozenExtractor
+    manifest: Manifest
+
+    @property
+    def timestep(self) -> int:
+        """At which training and serving read features."""
+        return self.manifest.tasks["retrieval"].timestep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +55,7 @@ class TrainedHeads:
 
 def ablation_command(
     folders: Annotated[list[Path], typer.Argument(help="Folders that `vermouth train heads` wrote, any features.")],
-    prior: Annotated[Path, typer.Option(help="Bundle whose frozen parts they were trained on.")] = Path("weights/mini"),
+    prior: Annotated[Path, typer.Option(help="Folder of the vae/, unet/, scheduler/ they were trained on.")] = PRIOR,
     data_set: Annotated[Path, typer.Option("--data-set", help="Folder of `vermouth data build`.")] = DEFAULT_FOLDER,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("docs/results"),
     cache: Annotated[Path, typer.Option(help="Folder of canonical pictures and features.")] = DEFAULT_CACHE,
@@ -49,7 +65,7 @@ def ablation_command(
     """Zero-shot protocols by features: fused, expert alone, diffusion alone, and without training; over seeds."""
     torch.set_num_threads(threads)
     data = load_dataset(data_set)
-    frozen = load_bundle(prior, device="cpu")
+    frozen = frozen_parts(prior)
     heads = [trained_heads(folder / "heads") for folder in folders]
     kept = open_cache(data_set, cache)
     rows = _untrained_rows(data, frozen, kept)
@@ -60,7 +76,14 @@ def ablation_command(
     for features in FEATURES:
         same = [table for table, each in zip(tables, heads, strict=True) if each.record.features == features]
         rows += over_seeds(same) if same else []
-    report("ablation", rows, [frozen], out)
+    report("ablation", rows, [], out, prior=frozen.manifest)
+
+
+def frozen_parts(prior: Path) -> FrozenParts:
+    """What a folder of vae/, unet/ and scheduler/ gives, with or without a bundle's manifest and heads."""
+    manifest = prior_manifest(prior)
+    extractor = load_extractor(prior, manifest, device=torch.device("cpu"), dtype=torch.float32, taps=manifest.taps)
+    return FrozenParts(extractor=extractor, manifest=manifest)
 
 
 def trained_heads(folder: Path) -> TrainedHeads:
@@ -73,44 +96,43 @@ def trained_heads(folder: Path) -> TrainedHeads:
 
 @torch.inference_mode()
 def features_of(
-    frozen: LoadedBundle, heads: Sequence[TrainedHeads], pixels: NDArray[np.uint8], timestep: int
+    frozen: FrozenParts, heads: Sequence[TrainedHeads], pixels: NDArray[np.uint8]
 ) -> list[NDArray[np.float32]]:
     """[N, 128, 128, 3] uint8 → for each heads [N, D] float32; the frozen networks see each picture once."""
     found: list[list[NDArray[np.float32]]] = [[] for _ in heads]
     for start in range(0, len(pixels), _BATCH):
         views = torch.from_numpy(np.stack([to_unit(picture) for picture in pixels[start : start + _BATCH]]))
-        maps = _maps(frozen, views, timestep)
+        maps = _maps(frozen, views)
         for parts, each in zip(found, heads, strict=True):
             parts.append(each.uhead.pooled(*visible(*maps, each.record.features)).numpy())
     return [np.concatenate(parts) for parts in found]
 
 
-def _untrained_rows(data: DataSet, frozen: LoadedBundle, cache: EvaluationCache) -> list[Row]:
+def _untrained_rows(data: DataSet, frozen: FrozenParts, cache: EvaluationCache) -> list[Row]:
     rows: list[Row] = []
     for build in (retrieval.outline_zs, retrieval.drawing_zs):
         protocols = {True: build(data, cache.pictures), False: build(data, retrieval.rendered_pictures)}
-        for each in untrained(frozen, cache):
+        for each in untrained(frozen.extractor, frozen.manifest.components.expert, cache):
             measured = retrieval.measure(protocols[each.canonical], each.embed, centred=each.centred)
             rows.append({"features": each.name, **_retrieval_row(measured)})
     return rows
 
 
 def _global_rows(
-    data: DataSet, frozen: LoadedBundle, heads: Sequence[TrainedHeads], cache: EvaluationCache
+    data: DataSet, frozen: FrozenParts, heads: Sequence[TrainedHeads], cache: EvaluationCache
 ) -> list[list[Row]]:
     """For each heads: the retrieval and few-shot protocols."""
     tables: list[list[Row]] = [[] for _ in heads]
-    timestep = frozen.info.tasks["retrieval"].timestep
     outlines, drawn = retrieval.outline_zs(data, cache.pictures), retrieval.drawing_zs(data, cache.pictures)
-    gallery = features_of(frozen, heads, outlines.gallery, timestep)
+    gallery = features_of(frozen, heads, outlines.gallery)
     for protocol in (outlines, drawn):
-        queries = features_of(frozen, heads, protocol.queries, timestep)
+        queries = features_of(frozen, heads, protocol.queries)
         for number, each in enumerate(heads):
             measured = retrieval.figures(protocol, queries[number] @ gallery[number].T)
             tables[number].append({"features": _named(each), **_retrieval_row(measured)})
     pools = (fewshot.vendors(data, cache.pictures), VENDOR_EPISODES), (fewshot.drawings(data), DRAWING_EPISODES)
     for pool, settings in pools:
-        features = features_of(frozen, heads, pool.pixels, timestep)
+        features = features_of(frozen, heads, pool.pixels)
         for number, each in enumerate(heads):
             for n_way, k_shot in settings:
                 shots = fewshot.measure(pool, features[number], n_way=n_way, k_shot=k_shot)
@@ -120,9 +142,9 @@ def _global_rows(
 
 
 @torch.inference_mode()
-def _scene_rows(data: DataSet, frozen: LoadedBundle, heads: Sequence[TrainedHeads], scenes: int) -> list[list[Row]]:
+def _scene_rows(data: DataSet, frozen: FrozenParts, heads: Sequence[TrainedHeads], scenes: int) -> list[list[Row]]:
     """For each heads: the scenes protocol, seen and unseen."""
-    profile = frozen.info.tasks["segmentation"]
+    profile = frozen.manifest.tasks["segmentation"]
     tables: list[list[Row]] = [[] for _ in heads]
     for name, pool in (("scenes, seen", seen_evaluation_pool(data)), ("scenes, unseen", unseen_evaluation_pool(data))):
         tallies = [segmentation.SceneTally() for _ in heads]
@@ -130,8 +152,8 @@ def _scene_rows(data: DataSet, frozen: LoadedBundle, heads: Sequence[TrainedHead
             scene = compose_evaluation_scene(pool, index)
             height, width = scene.pixels.shape[:2]
             boxes = plan_views(height, width, profile.resolution)
-            maps = _maps(frozen, views_of(scene.pixels, boxes, profile.resolution), profile.timestep)
-            texts = class_embeddings(frozen, scene.prompts)
+            maps = _maps(frozen, views_of(scene.pixels, boxes, profile.resolution))
+            texts = class_embeddings(frozen.extractor.text.embeddings, scene.prompts, profile.templates)
             for tally, each in zip(tallies, heads, strict=True):
                 _, dense = each.uhead(*visible(*maps, each.record.features))
                 tally.add(scene, *stitched(each.segmentation, boxes, dense.numpy(), texts, (height, width)))
@@ -140,11 +162,9 @@ def _scene_rows(data: DataSet, frozen: LoadedBundle, heads: Sequence[TrainedHead
     return tables
 
 
-def _maps(
-    frozen: LoadedBundle, views: torch.Tensor, timestep: int
-) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+def _maps(frozen: FrozenParts, views: torch.Tensor) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     pixels = views.contiguous(memory_format=torch.channels_last)
-    maps = frozen.encoder.extractor(pixels, torch.full((len(views),), timestep), [None] * len(views))
+    maps = frozen.extractor(pixels, torch.full((len(views),), frozen.timestep), [None] * len(views))
     return maps.taps, maps.expert
 
 

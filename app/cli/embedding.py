@@ -1,6 +1,6 @@
 """A bundle as evaluations see it: the encoder that serves, at a task's time step, each picture encoded once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from app.tasks.stitching import ViewProbabilities, blend
 from models.build import LoadedBundle
-from models.config import Manifest
+from models.config import ExpertPart, Manifest
+from models.encoder import FrozenExtractor
 from models.evaluation import baselines, retrieval, segmentation
 from models.evaluation.cache import EvaluationCache
 from models.heads.segmentation import SegmentationHead
@@ -41,13 +42,17 @@ def trained(loaded: LoadedBundle, cache: EvaluationCache, task: str, heads: str)
     return Contender(name=f"{loaded.info.name} ({heads} heads)", embed=embed)
 
 
-def untrained(loaded: LoadedBundle, cache: EvaluationCache) -> tuple[Contender, ...]:
-    """HOG and the bundle's expert without training, as they are and in the form that suits each best.
+def untrained(extractor: FrozenExtractor, part: ExpertPart | None, cache: EvaluationCache) -> tuple[Contender, ...]:
+    """HOG and the expert without training, as they are and in the form that suits each best.
 
     The last is the floor that the protocols' authors measured.
+
+    Args:
+        extractor: holds the expert.
+        part: where it came from, which tells its kept features from those of another.
+        cache: of features.
     """
-    expert_id = repr(Manifest.model_validate(loaded.info.manifest).components.expert)
-    expert = kept(cache, expert_id, baselines.expert_embedding(loaded.encoder.extractor))
+    expert = kept(cache, repr(part), baselines.expert_embedding(extractor))
     hog = kept(cache, "hog 8/16/2", baselines.hog_embedding)
     return (
         Contender(name="HOG", embed=hog),
@@ -55,6 +60,11 @@ def untrained(loaded: LoadedBundle, cache: EvaluationCache) -> tuple[Contender, 
         Contender(name="expert, no training", embed=expert),
         Contender(name="expert, no training, plain, centred", embed=expert, canonical=False, centred=True),
     )
+
+
+def untrained_of(loaded: LoadedBundle, cache: EvaluationCache) -> tuple[Contender, ...]:
+    """`untrained` with a bundle's expert."""
+    return untrained(loaded.encoder.extractor, Manifest.model_validate(loaded.info.manifest).components.expert, cache)
 
 
 def kept(cache: EvaluationCache, model: str, embed: retrieval.Embed) -> retrieval.Embed:
@@ -82,7 +92,8 @@ def segmenter(loaded: LoadedBundle) -> segmentation.Segment:
         boxes = plan_views(height, width, profile.resolution)
         views = views_of(pixels, boxes, profile.resolution)
         dense = loaded.encoder.encode_images(batch_of(views, profile.timestep)).dense.numpy()
-        return stitched(loaded.segmentation_head, boxes, dense, class_embeddings(loaded, names), (height, width))
+        texts = class_embeddings(lambda strings: loaded.encoder.encode_texts(strings).pooled, names, profile.templates)
+        return stitched(loaded.segmentation_head, boxes, dense, texts, (height, width))
 
     return segment
 
@@ -113,9 +124,11 @@ def batch_of(views: torch.Tensor, timestep: int) -> ImageBatch:
     return ImageBatch(pixels=views, timesteps=torch.full((len(views),), timestep), captions=[None] * len(views))
 
 
-def class_embeddings(loaded: LoadedBundle, names: Sequence[str]) -> NDArray[np.float32]:
-    """[N, D] float32, unit length: the mean over segmentation's templates, as served."""
-    templates = loaded.info.tasks["segmentation"].templates or ("{}",)
+def class_embeddings(
+    embed: Callable[[Sequence[str]], torch.Tensor], names: Sequence[str], templates: Sequence[str]
+) -> NDArray[np.float32]:
+    """[N, D] float32, unit length: the mean over the templates, as served."""
+    templates = templates or ("{}",)
     strings = [template.replace("{}", name) for name in names for template in templates]
-    means = loaded.encoder.encode_texts(strings).pooled.numpy().reshape(len(names), len(templates), -1).mean(axis=1)
+    means = embed(strings).numpy().reshape(len(names), len(templates), -1).mean(axis=1)
     return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), dtype=np.float32)

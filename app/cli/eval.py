@@ -11,9 +11,9 @@ from app.cli.ablation import ablation_command
 from app.cli.invariance import invariance_command
 from app.cli.pictures import pictures_command
 from app.cli.prior import prior_command
-from app.cli.protocols import fewshot_rows, retrieval_rows, segment_rows
+from app.cli.protocols import fewshot_rows, retrieval_rows, robustness_rows, scene_tallies, segment_rows
 from app.cli.report import report
-from app.cli.robustness import robustness_command
+from app.cli.results import all_command
 from models.build import LoadedBundle, load_bundle
 from models.data.dataset import DEFAULT_FOLDER, load_dataset
 from models.evaluation import fewshot
@@ -24,7 +24,7 @@ eval_app.command("ablation")(ablation_command)
 eval_app.command("pictures")(pictures_command)
 eval_app.command("invariance")(invariance_command)
 eval_app.command("prior")(prior_command)
-eval_app.command("robustness")(robustness_command)
+eval_app.command("all")(all_command)
 
 ZeroShotOption = Annotated[
     list[Path], typer.Option("--bundle", help="Bundle with zero-shot heads; several are seeds of one recipe.")
@@ -89,7 +89,26 @@ def segment_command(
     """scenes: seen names in the style kept out, and unseen names."""
     torch.set_num_threads(threads)
     bundles = _loaded(bundle)
-    report("segment", segment_rows(load_dataset(data_set), bundles, scenes), bundles, out)
+    data = load_dataset(data_set)
+    tallies = [scene_tallies(data, each, scenes) for each in bundles]
+    report("segment", segment_rows(bundles, tallies), bundles, out)
+
+
+@eval_app.command("robustness")
+def robustness_command(
+    bundle: Annotated[
+        list[Path], typer.Option(help="Bundle with release heads; several are seeds of one recipe.")
+    ] = RELEASE,
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    out: OutOption = OUT,
+    cache: CacheOption = DEFAULT_CACHE,
+    threads: ThreadsOption = 2,
+) -> None:
+    """R@10 of drawing-release by the way the drawing was made, and the difference to plain ones."""
+    torch.set_num_threads(threads)
+    released = _loaded(bundle)
+    rows = robustness_rows(load_dataset(data_set), released, open_cache(data_set, cache))
+    report("robustness", rows, released, out)
 
 
 def _loaded(folders: Sequence[Path]) -> list[LoadedBundle]:

@@ -6,18 +6,17 @@ Queries are what no training of the embedded default uses: validation drawings a
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import numpy as np
 import typer
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from rich.console import Console
 
 from app.cli.gallery import ServiceRefused, send, wait_until_ready
+from app.cli.sheets import LINE, RIGHT, WRONG, Cell, Share, below, beside, grid, legend, overlay, png, titled
 from models.data.dataset import DEFAULT_FOLDER, DataSet, DrawingRecord, load_dataset
 from models.data.scenes import compose_evaluation_scene, seen_evaluation_pool
 from models.errors import DataError
@@ -25,33 +24,10 @@ from models.transforms import canonical_strokes
 
 CANVAS_SIDE = 256
 """Side of the canvas of a person's drawing in the data set, px."""
-MAX_FILE_BYTES = 150_000
 SEARCHED = ("fish", "house", "star")
 TAUGHT = ("umbrella", "butterfly", "bicycle")
 SKETCHED = "bicycle"
 SHOTS = 3
-
-_CELL = 104
-_LINE = 15
-_GAP = 8
-_COLOURS = np.array(
-    [
-        *((255, 255, 255), (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189)),
-        *((140, 86, 75), (227, 119, 194), (188, 189, 34), (23, 190, 207), (0, 0, 0)),
-    ],
-    np.uint8,
-)
-"""[11, 3]: for no name and for up to ten, none of them the grey of the background."""
-_INK, _MUTED, _RIGHT, _WRONG = "#202020", "#707070", "#1a7f37", "#c62828"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """A picture and lines of text below it: `colour` of the first line, grey for the rest."""
-
-    image: Image.Image | None
-    lines: Sequence[str]
-    colour: str = _INK
 
 
 def pictures_command(
@@ -114,14 +90,15 @@ def segment_picture(client: httpx.Client, data: DataSet, numbers: Sequence[int])
         answer = send(client, "POST", "/segment", json=body).json()
         with Image.open(io.BytesIO(base64.b64decode(answer["label_map"]))) as label_map:
             labels = np.asarray(label_map)
+        shares = [Share(index=c["index"], name=c["name"], fraction=c["fraction"]) for c in answer["classes"]]
         row = [
-            _titled(Image.fromarray(scene.pixels), "sent"),
-            _titled(_overlay(scene.pixels, labels), "answered"),
-            _titled(_overlay(scene.pixels, scene.labels), "true"),
-            _legend(answer["classes"], scene.absent, height=scene.pixels.shape[0] + _LINE),
+            titled(Image.fromarray(scene.pixels), "sent"),
+            titled(overlay(scene.pixels, labels), "answered"),
+            titled(overlay(scene.pixels, scene.labels), "true"),
+            legend(shares, scene.absent, height=scene.pixels.shape[0] + LINE),
         ]
-        rows.append(_beside(row))
-    return _below(rows)
+        rows.append(beside(row))
+    return below(rows)
 
 
 def fewshot_picture(client: httpx.Client, data: DataSet) -> Image.Image:
@@ -152,34 +129,6 @@ def fewshot_picture(client: httpx.Client, data: DataSet) -> Image.Image:
     return grid(rows)
 
 
-def grid(rows: Sequence[Sequence[Cell]]) -> Image.Image:
-    """Cells in rows, each picture over its lines."""
-    columns = max(len(row) for row in rows)
-    height = _CELL + 2 * _LINE + _GAP
-    sheet = Image.new("RGB", (columns * (_CELL + _GAP) + _GAP, len(rows) * height + _GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    for y, row in enumerate(rows):
-        for x, cell in enumerate(row):
-            left, top = _GAP + x * (_CELL + _GAP), _GAP + y * height
-            if cell.image is not None:
-                fitted = cell.image.convert("RGB").resize((_CELL, _CELL), Image.Resampling.LANCZOS)
-                sheet.paste(fitted, (left, top))
-            for number, line in enumerate(cell.lines):
-                text = _shortened(line, _CELL)
-                draw.text((left, top + _CELL + number * _LINE), text, cell.colour if not number else _MUTED, _font())
-    return sheet
-
-
-def png(image: Image.Image) -> bytes:
-    """A palette PNG of at most `MAX_FILE_BYTES`, with as many colours as that allows."""
-    for colours in (256, 128, 64, 32):
-        out = io.BytesIO()
-        image.quantize(colours, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-        if out.tell() <= MAX_FILE_BYTES:
-            break
-    return out.getvalue()
-
-
 def _validation(data: DataSet, word: str) -> list[DrawingRecord]:
     """The four validation drawings of a word, by id: no heads are trained on them."""
     found = sorted((d for d in data.drawings if d.validation and d.word == word), key=lambda d: d.key_id)
@@ -208,52 +157,8 @@ def _predicted(image: Image.Image, word: str, prediction: dict[str, Any]) -> Cel
     is_right = prediction["label"] == word
     line = f"{prediction['label']} {prediction['probability']:.2f}"
     return Cell(
-        image=image, lines=[line, "right" if is_right else f"wrong: {word}"], colour=_RIGHT if is_right else _WRONG
+        image=image, lines=[line, "right" if is_right else f"wrong: {word}"], colour=RIGHT if is_right else WRONG
     )
-
-
-def _overlay(pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Image.Image:
-    """Masks over the dimmed picture, [H, W, 3] and [H, W]; the background stays grey."""
-    grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.5 + 110
-    tinted = np.where(labels[..., None] > 0, 0.3 * grey + 0.7 * _COLOURS[labels], grey)
-    return Image.fromarray(np.clip(tinted, 0, 255).astype(np.uint8))
-
-
-def _legend(classes: Sequence[dict[str, Any]], absent: Sequence[str], *, height: int) -> Image.Image:
-    sheet = Image.new("RGB", (250, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, entry in enumerate(classes):
-        top = _LINE + number * 21
-        draw.rectangle((0, top, 14, top + 14), fill=tuple(int(c) for c in _COLOURS[entry["index"]]))
-        told = f"{entry['name']}: {entry['fraction']:.0%}" + (" (not there)" if entry["name"] in absent else "")
-        draw.text((22, top), _shortened(told, 226), _MUTED if entry["area"] == 0 else _INK, _font())
-    return sheet
-
-
-def _titled(image: Image.Image, title: str) -> Image.Image:
-    sheet = Image.new("RGB", (image.width, image.height + _LINE), "white")
-    ImageDraw.Draw(sheet).text((0, 0), title, _INK, _font())
-    sheet.paste(image, (0, _LINE))
-    return sheet
-
-
-def _beside(images: Sequence[Image.Image]) -> Image.Image:
-    width = sum(image.width + _GAP for image in images) + _GAP
-    sheet = Image.new("RGB", (width, max(image.height for image in images) + 2 * _GAP), "white")
-    left = _GAP
-    for image in images:
-        sheet.paste(image, (left, _GAP))
-        left += image.width + _GAP
-    return sheet
-
-
-def _below(images: Sequence[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
-    top = 0
-    for image in images:
-        sheet.paste(image, (0, top))
-        top += image.height
-    return sheet
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -267,16 +172,3 @@ def _encoded(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(11)
-
-
-def _shortened(text: str, width: int) -> str:
-    font = _font()
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"

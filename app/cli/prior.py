@@ -10,9 +10,10 @@ import typer
 from rich.progress import track
 
 from app.cli.report import report
-from models.build import load_bundle
+from models.build import load_extractor
 from models.data.dataset import DEFAULT_FOLDER, load_dataset
 from models.evaluation import baselines
+from models.pack import prior_manifest
 
 _BATCH = 32
 _GRID = 64
@@ -35,7 +36,8 @@ def prior_command(
 
     torch.set_num_threads(threads)
     data = load_dataset(data_set)
-    loaded = load_bundle(bundle, device="cpu")
+    manifest = prior_manifest(bundle)
+    extractor = load_extractor(bundle, manifest, device=torch.device("cpu"), dtype=torch.float32, taps=manifest.taps)
     vae = AutoencoderKL.from_pretrained(bundle / "vae", torch_dtype=torch.float32).eval()
     unet = UNet2DConditionModel.from_pretrained(bundle / "unet", torch_dtype=torch.float32).eval()
     asked = prior.question(data)
@@ -45,7 +47,7 @@ def prior_command(
         states = text.states(["", *asked.captions[start : start + _BATCH]])
         parts.append(sample(vae, unet, states, guidance=guidance, steps=steps, seed=start))
     samples = np.concatenate(parts)
-    figures = prior.measure(data, asked, samples, baselines.expert_embedding(loaded.encoder.extractor))
-    report("prior", [{"guidance": guidance, "steps": steps, **asdict(figures)}], [loaded], out)
+    figures = prior.measure(data, asked, samples, baselines.expert_embedding(extractor))
+    report("prior", [{"guidance": guidance, "steps": steps, **asdict(figures)}], [], out, prior=manifest)
     save_grid(samples[:_GRID], 16, out / "prior.png")
     (out / "prior.txt").write_text("\n".join(asked.captions[:_GRID]) + "\n")

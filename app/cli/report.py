@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from models.build import LoadedBundle
+from models.config import Manifest
 
 Row = dict[str, Any]
 
 
-def report(name: str, rows: Sequence[Row], bundles: Sequence[LoadedBundle], out: Path) -> None:
+def report(
+    name: str, rows: Sequence[Row], bundles: Sequence[LoadedBundle], out: Path, *, prior: Manifest | None = None
+) -> None:
     """Prints a table; writes it as JSON and Markdown with what it takes to repeat it."""
     out.mkdir(parents=True, exist_ok=True)
     facts = {
@@ -26,6 +29,7 @@ def report(name: str, rows: Sequence[Row], bundles: Sequence[LoadedBundle], out:
         "commit": _commit(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "fingerprints": {loaded.info.name: loaded.info.fingerprint for loaded in bundles},
+        **({"unet": prior.components.unet.source.files, "vae": prior.components.vae.source.files} if prior else {}),
     }
     (out / f"{name}.json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -48,9 +48,35 @@ def hit_at(ranked: NDArray[np.bool_], k: int) -> Floats:
     return np.asarray(ranked[:, :k].any(axis=1), dtype=np.float64)
 
 
+def precision_recall(ranked: NDArray[np.bool_], levels: int = 101) -> Floats:
+    """Interpolated precision (the best at that recall or beyond) at evenly spaced recalls, mean over queries.
+
+    Args:
+        ranked: [Q, G] relevance by rank; every query has a relevant item.
+        levels: recalls from 0 to 1.
+
+    Returns:
+        [levels] in [0, 1].
+    """
+    precision = np.cumsum(ranked, axis=1) / np.arange(1, ranked.shape[1] + 1)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    recalls = np.linspace(0, 1, levels)
+    curves = np.empty((len(ranked), levels))
+    for curve, hits, best in zip(curves, ranked, envelope, strict=True):
+        places = np.flatnonzero(hits)
+        needed = np.maximum(1, np.ceil(recalls * len(places) - 1e-9).astype(int))
+        curve[:] = best[places[needed - 1]]
+    return np.asarray(curves.mean(axis=0), dtype=np.float64)
+
+
+def group_means(values: Floats, groups: NDArray[np.int64]) -> Floats:
+    """The mean inside each group, in ascending order of the groups' numbers."""
+    return np.array([values[groups == group].mean() for group in np.unique(groups)])
+
+
 def macro_mean(values: Floats, groups: NDArray[np.int64]) -> float:
     """The mean over groups (classes, words) of the mean inside each."""
-    return float(np.mean([values[groups == group].mean() for group in np.unique(groups)]))
+    return float(group_means(values, groups).mean())
 
 
 def mean_and_ci95(values: Floats) -> tuple[float, float]:

@@ -34,6 +34,7 @@ class Protocol:
         queries: [Q, 128, 128, 3] uint8.
         wanted: classes that are right for each query.
         groups: [Q] class or word of each query, for means over classes.
+        group_names: what the groups are called, by their number.
         gallery: [G, 128, 128, 3] uint8.
         classes: class of each gallery picture.
     """
@@ -42,6 +43,7 @@ class Protocol:
     queries: NDArray[np.uint8]
     wanted: Sequence[tuple[str, ...]]
     groups: NDArray[np.int64]
+    group_names: Sequence[str]
     gallery: NDArray[np.uint8]
     classes: Sequence[str]
 
@@ -78,6 +80,7 @@ def outline_zs(data: DataSet, pictures: Pictures = canonical_pictures) -> Protoc
         queries=pictures(data, rows),
         wanted=[(r.hexcode or "",) for r in rows],
         groups=np.arange(len(rows)),
+        group_names=[r.name for r in rows],
         gallery=gallery,
         classes=classes,
     )
@@ -111,9 +114,7 @@ def measure(protocol: Protocol, embed: Embed, *, centred: bool = False) -> Retri
 
 def figures(protocol: Protocol, scores: NDArray[np.float32]) -> RetrievalFigures:
     """The figures of a [Q, G] score matrix."""
-    classes = np.array(protocol.classes)
-    relevant = np.stack([np.isin(classes, wanted) for wanted in protocol.wanted])
-    ranked = ranked_relevance(scores, relevant)
+    ranked = ranked_relevance(scores, relevance(protocol))
     return RetrievalFigures(
         protocol=protocol.name,
         queries=len(protocol.queries),
@@ -123,6 +124,12 @@ def figures(protocol: Protocol, scores: NDArray[np.float32]) -> RetrievalFigures
         p_1=macro_mean(precision_at(ranked, 1), protocol.groups),
         r_10=macro_mean(hit_at(ranked, 10), protocol.groups),
     )
+
+
+def relevance(protocol: Protocol) -> NDArray[np.bool_]:
+    """[Q, G]: which pictures are right for which query."""
+    classes = np.array(protocol.classes)
+    return np.stack([np.isin(classes, wanted) for wanted in protocol.wanted])
 
 
 def in_batches(embed: Embed, pixels: NDArray[np.uint8], size: int = 32) -> NDArray[np.float32]:
@@ -152,6 +159,7 @@ def _drawings(data: DataSet, pictures: Pictures, name: str, *, validation: bool)
         queries=np.stack([canonical_strokes(d.strokes) for d in chosen]),
         wanted=[d.hexcodes for d in chosen],
         groups=np.array([words[d.word] for d in chosen]),
+        group_names=list(words),
         gallery=gallery,
         classes=classes,
     )

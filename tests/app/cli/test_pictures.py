@@ -11,17 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from app.cli.main import app as vermouth_app
-from app.cli.pictures import (
-    MAX_FILE_BYTES,
-    SEARCHED,
-    TAUGHT,
-    Cell,
-    fewshot_picture,
-    grid,
-    png,
-    retrieve_picture,
-    segment_picture,
-)
+from app.cli.pictures import SEARCHED, TAUGHT, fewshot_picture, retrieve_picture, segment_picture
+from app.cli.sheets import MAX_FILE_BYTES, Cell, grid, png
 from models.data.dataset import DataSet, DrawingRecord, PictureRecord
 from models.errors import DataError
 

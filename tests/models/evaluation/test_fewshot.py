@@ -41,6 +41,14 @@ def test_support_and_queries_never_share_a_picture() -> None:
     assert found.accuracy == pytest.approx(1 / 5)
 
 
+def test_confusions_are_shares_of_the_episodes_that_hold_both() -> None:
+    """Classes 0 and 1 look the same, so that ties go to whichever comes first; class 2 is never mistaken."""
+    looks = np.eye(2, dtype=np.float32)[[0, 0, 1]]
+    found = fewshot.confusions(_pool(3, 4), np.repeat(looks, 4, axis=0), n_way=2, k_shot=1, episodes=60)
+    assert found[2].tolist() == [0, 0, 1]
+    assert found[0, 1] + found[1, 0] == pytest.approx(1)
+
+
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools without the tracing of their pictures, which these tests do not look at."""

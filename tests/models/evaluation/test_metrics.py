@@ -20,6 +20,7 @@ from models.evaluation.metrics import (
     macro_mean,
     mean_and_ci95,
     precision_at,
+    precision_recall,
     ranked_relevance,
     voc_average_precision,
 )
@@ -36,6 +37,12 @@ def test_relevance_follows_descending_scores_and_ties_keep_the_gallery_order() -
 def test_average_precision_by_hand() -> None:
     expected = [(1 + 2 / 3) / 2, (1 / 3 + 2 / 4 + 3 / 5) / 3]
     assert average_precision(RANKED) == pytest.approx(expected)
+
+
+def test_interpolated_precision_by_hand() -> None:
+    """First query: 1 up to half of what there is, then 2/3; second: 3/5 throughout, for the last rank is the best."""
+    assert precision_recall(RANKED[:1], levels=5) == pytest.approx([1, 1, 1, 2 / 3, 2 / 3])
+    assert precision_recall(RANKED, levels=3) == pytest.approx([0.8, 0.8, (2 / 3 + 3 / 5) / 2])
 
 
 def test_average_precision_at_k_divides_by_what_k_ranks_could_hold() -> None:

@@ -30,6 +30,7 @@ def _protocol() -> Protocol:
         queries=greys(0, 1, 2),
         wanted=[("a",), ("a",), ("b", "c")],
         groups=np.array([0, 0, 1]),
+        group_names=["first", "second"],
         gallery=greys(0, 1, 2),
         classes=["a", "b", "a"],
     )
