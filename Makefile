@@ -71,7 +71,7 @@ HEAD_MINUTES ?= 40
 weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot anew: packages, data set, four stages
 	$(BIN)/vermouth data build
 	$(BIN)/vermouth train vae --minutes $(VAE_MINUTES)
-	$(BIN)/vermouth train unet --minutes $(UNET_MINUTES) --variants 2
+	$(BIN)/vermouth train unet --minutes $(UNET_MINUTES)
 	$(BIN)/vermouth train export --out weights/mini
 	$(BIN)/vermouth train heads weights/mini-zeroshot --prior weights/mini --minutes $(HEAD_MINUTES)
 	$(BIN)/vermouth train heads weights/mini --release --prior weights/mini --start weights/mini-zeroshot --minutes $(HEAD_MINUTES)

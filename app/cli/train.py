@@ -80,7 +80,6 @@ def train_unet_command(
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
     pictures: Annotated[int, typer.Option(min=64, help="At most this many pictures, drawn by weight.")] = 1_000_000,
-    variants: Annotated[int, typer.Option(min=1, max=3, help="Latents a picture: plain, mirrored, shrunk.")] = 3,
 ) -> None:
     """Trains the prior on cached latents and text states."""
     import numpy as np
@@ -88,23 +87,86 @@ def train_unet_command(
 
     from models.training.captions import cache_states
     from models.training.corpus import load_corpus
+    from models.training.export import finished
     from models.training.pictures import save_samples
-    from models.training.unet import cache_latents, new_scheduler, train_unet
+    from models.training.unet import Denoising, cache_latents, new_scheduler, train_unet
 
     folder = runs.expanduser() / "unet"
     folder.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(steps=steps, minutes=minutes, learning_rate=8e-4, decay=True)
     with _stage("unet", steps, threads) as progress:
         corpus = load_corpus(load_dataset(data_set)).subset(pictures, seed)
-        vae = AutoencoderKL.from_pretrained(runs.expanduser() / "vae" / "export").eval()
-        latents = cache_latents(vae, corpus, folder / "latents.npy", variants=variants, progress=progress)
+        vae = AutoencoderKL.from_pretrained(finished(runs.expanduser(), "vae")).eval()
+        latents = cache_latents(vae, corpus, folder / "latents.npy", progress=progress)
         states, index = cache_states(corpus.captions, folder / "states.pt")
-        unet = train_unet(
-            latents, states, np.asarray(index), corpus, schedule, folder=folder, seed=seed, progress=progress
-        )
+        denoising = Denoising(latents, states, np.asarray(index), corpus)
+        unet = train_unet(denoising, schedule, folder=folder, seed=seed, progress=progress)
         unet.save_pretrained(folder / "export")
         new_scheduler().save_pretrained(folder / "scheduler")
         save_samples(vae, unet, states, corpus.captions, np.asarray(index), folder / "samples.png")
+
+
+@train_app.command("align")
+def train_align_command(
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    runs: RunsOption = RUNS,
+    start: Annotated[Path | None, typer.Option(help="Bundle whose heads the U-Net is trained with.")] = None,
+    prior: Annotated[Path, typer.Option(help="Folder of vae/.")] = Path("weights/mini"),
+    minutes: MinutesOption = 60.0,
+    steps: StepsOption = 1500,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Goes on training the U-Net, together with heads on it, so that its maps tell things apart; seen things alone."""
+    import numpy as np
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from models.build import new_uhead
+    from models.heads.segmentation import SegmentationHead
+    from models.pack import MINI_DIMENSION, load_heads, mini_uhead_shape, save_heads
+    from models.text import load_minilm
+    from models.training.align import AlignModule, align_prior
+    from models.training.captions import cache_states
+    from models.training.corpus import load_corpus
+    from models.training.export import finished
+    from models.training.frozen import frozen_inputs, named_scenes
+    from models.training.heads import HeadsModule
+    from models.training.pictures import save_samples
+    from models.training.unet import Denoising, cache_latents
+
+    root = runs.expanduser()
+    folder = root / "align"
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=5e-4, decay=True, ema=0.99)
+    with _stage("align", steps, threads) as progress:
+        data = load_dataset(data_set)
+        corpus = load_corpus(data)
+        vae = AutoencoderKL.from_pretrained(finished(root, "vae")).eval()
+        latents = cache_latents(vae, corpus, root / "unet" / "latents.npy", progress=progress)
+        states, index = cache_states(corpus.captions, root / "unet" / "states.pt")
+        inputs = frozen_inputs(data, prior, root / "heads", progress=progress)
+        unet = UNet2DConditionModel.from_pretrained(finished(root, "unet"))
+        torch.manual_seed(seed)
+        heads = HeadsModule(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION))
+        if start is not None:
+            load_heads(heads.uhead, heads.segmentation, start / "heads")
+        module = align_prior(
+            AlignModule(unet.requires_grad_(True), heads),
+            Denoising(latents, states, np.asarray(index), corpus),
+            inputs.views,
+            inputs.view_store,
+            named_scenes(inputs.scenes),
+            inputs.scene_store,
+            load_minilm().states([""]),
+            load_minilm().embeddings,
+            schedule,
+            folder=folder,
+            seed=seed,
+            progress=progress,
+        )
+        module.unet.save_pretrained(folder / "export")
+        save_heads(module.heads.uhead, module.heads.segmentation, folder / "heads")
+        save_samples(vae, module.unet, states, corpus.captions, np.asarray(index), folder / "samples.png")
 
 
 @train_app.command("export")
@@ -165,6 +227,7 @@ def train_heads_command(
             data.views,
             data.store,
             data.scenes,
+            data.scene_store,
             load_minilm().embeddings,
             schedule,
             with_unseen=release,

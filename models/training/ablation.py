@@ -39,8 +39,7 @@ def only(data: HeadData, features: Features) -> HeadData:
     prefix = _BLANK[features]
     if prefix is None:
         return data
-    scenes = dataclasses.replace(data.scenes, store=data.scenes.store.blank(prefix))
-    return dataclasses.replace(data, store=data.store.blank(prefix), scenes=scenes)
+    return dataclasses.replace(data, store=data.store.blank(prefix), scene_store=data.scene_store.blank(prefix))
 
 
 def visible(

@@ -19,7 +19,7 @@ def export_prior(runs: Path, target: Path) -> dict[str, int]:
     """Writes vae/, unet/ and scheduler/ of a bundle from the last finished runs.
 
     Args:
-        runs: folder of the runs; `vae/export` and `unet/export` are read.
+        runs: folder of the runs; `vae/export` and `align/export` are read.
         target: the bundle's folder, made when absent.
 
     Returns:
@@ -28,15 +28,23 @@ def export_prior(runs: Path, target: Path) -> dict[str, int]:
     Raises:
         DataError: a run has not finished.
     """
-    for stage in ("vae", "unet"):
-        if not (runs / stage / "export" / "config.json").is_file():
-            raise DataError(f"no {stage} in {runs / stage}: run `vermouth train {stage}`")
-    counts = {
-        "vae": write_component(AutoencoderKL.from_pretrained(runs / "vae" / "export"), target / "vae"),
-        "unet": write_component(UNet2DConditionModel.from_pretrained(runs / "unet" / "export"), target / "unet"),
-    }
+    vae = AutoencoderKL.from_pretrained(finished(runs, "vae"))
+    unet = UNet2DConditionModel.from_pretrained(finished(runs, "align"))
+    counts = {"vae": write_component(vae, target / "vae"), "unet": write_component(unet, target / "unet")}
     new_scheduler().save_pretrained(target / "scheduler")
     return counts
+
+
+def finished(runs: Path, stage: str) -> Path:
+    """The folder of what a stage trained.
+
+    Raises:
+        DataError: it has not finished.
+    """
+    folder = runs / stage / "export"
+    if not (folder / "config.json").is_file():
+        raise DataError(f"no {stage} in {runs / stage}: run `vermouth train {stage}`")
+    return folder
 
 
 def write_component(module: Any, folder: Path) -> int:

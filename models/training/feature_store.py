@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,14 @@ Maps = Mapping[str, torch.Tensor]
 """Frozen maps by name: [B, C, h, w] float32; `sd.<tap>` and `expert.<level>`."""
 
 _BATCH = 8  # on a CPU twice as fast as 32: the maps of a batch stay in the cache
+
+
+class MapReader(Protocol):
+    """Maps of N views, by row: kept ones (`FeatureStore`), or ones of a network in training."""
+
+    def read(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """The maps of some rows, [len(rows), C, h, w] float32 each, channels last."""
+        ...
 
 
 class FeatureStore:

@@ -37,6 +37,7 @@ class HeadData:
     views: ViewSet
     store: FeatureStore
     scenes: SceneViews
+    scene_store: FeatureStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,19 +81,23 @@ def frozen_features(
         )
         return store.without(LATENTS) | tapped
 
-    scenes = inputs.scenes
-    names = sorted({name for group in (*scenes.present, *scenes.absent) for name in group})
     return HeadData(
         views=inputs.views,
         store=taps_of("views", inputs.view_store),
-        scenes=SceneViews(
-            labels=scenes.labels,
-            present=scenes.present,
-            absent=scenes.absent,
-            is_unseen=scenes.is_unseen,
-            embeddings=dict(zip(names, load_minilm().embeddings(names), strict=True)),
-            store=taps_of("scenes", inputs.scene_store),
-        ),
+        scenes=named_scenes(inputs.scenes),
+        scene_store=taps_of("scenes", inputs.scene_store),
+    )
+
+
+def named_scenes(scenes: ScenePixels) -> SceneViews:
+    """Scenes with the embeddings of their names."""
+    names = sorted({name for group in (*scenes.present, *scenes.absent) for name in group})
+    return SceneViews(
+        labels=scenes.labels,
+        present=scenes.present,
+        absent=scenes.absent,
+        is_unseen=scenes.is_unseen,
+        embeddings=dict(zip(names, load_minilm().embeddings(names), strict=True)),
     )
 
 

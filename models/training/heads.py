@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
-from models.training.feature_store import FeatureStore
+from models.training.feature_store import FeatureStore, MapReader
 from models.training.loop import Schedule, fit
 from models.training.losses import contrastive_loss, symmetric_contrastive_loss
 from models.training.scene_views import SceneViews
@@ -108,11 +108,58 @@ class PairSampler:
         return sketches, np.array(partners)
 
 
+class HeadLoss:
+    """What one batch of pairs and scenes asks of both heads."""
+
+    def __init__(
+        self,
+        module: HeadsModule,
+        views: ViewSet,
+        maps: MapReader,
+        scenes: SceneViews,
+        scene_maps: MapReader,
+        embed: Callable[[list[str]], torch.Tensor],
+        *,
+        with_unseen: bool,
+    ) -> None:
+        rows = np.arange(len(views.kinds)) if with_unseen else np.flatnonzero(~views.is_unseen)
+        rows = rows[[views.concepts[row] != () for row in rows]]
+        codes = sorted({code for row in rows for code in views.concepts[row]})
+        self._vocabulary = {code: number for number, code in enumerate(codes)}
+        names = collect_names(views, rows, self._vocabulary, embed)
+        self._name_embeddings = names.embeddings
+        self._named_by = names.concepts.float().T.contiguous()
+        self._module = module
+        self._views = views
+        self._maps = maps
+        self._sampler = PairSampler(views, rows)
+        self._dense = DenseLoss(module, scenes, scene_maps, with_unseen)
+
+    def __call__(self, generator: torch.Generator, *, pairs: int, scenes: int) -> dict[str, torch.Tensor]:
+        """Four scalars: `pairs`, `names`, and those of `DenseLoss`."""
+        sketches, partners = self._sampler.draw(pairs, generator)
+        both = np.concatenate([sketches, partners])
+        # Small batches, because the maps of one stay in a CPU's cache: half the time of all at once.
+        pooled = torch.cat([self._module.uhead.pooled(*split_maps(self._maps.read(part))) for part in _parts(both)])
+        shown = concept_matrix([self._views.concepts[row] for row in both], self._vocabulary).float()
+        left, right = pooled[:pairs], pooled[pairs:]
+        same = shown[:pairs] @ shown[pairs:].T > 0
+        pair_logits = self._module.log_pair_scale.exp().clamp(max=100) * left @ right.T
+        name_logits = self._module.log_name_scale.exp().clamp(max=100) * pooled @ self._name_embeddings.T
+        named = shown @ self._named_by > 0
+        return {
+            "pairs": symmetric_contrastive_loss(pair_logits, same),
+            "names": TEXT_WEIGHT * contrastive_loss(name_logits, named),
+            **self._dense(generator, scenes),
+        }
+
+
 def train_heads(
     module: HeadsModule,
     views: ViewSet,
     store: FeatureStore,
     scenes: SceneViews,
+    scene_store: FeatureStore,
     embed: Callable[[list[str]], torch.Tensor],
     schedule: Schedule,
     *,
@@ -125,38 +172,21 @@ def train_heads(
 
     Args:
         views: all training views; `store` holds their frozen maps row by row.
-        scenes: composed scenes with frozen maps; those of unseen classes are used only `with_unseen`.
+        scenes: composed scenes, `scene_store` their frozen maps; those of unseen classes are used only `with_unseen`.
         embed: names → [G, D] unit embeddings, as served.
         with_unseen: release heads (True) or zero-shot heads (False).
     """
-    rows = np.arange(len(views.kinds)) if with_unseen else np.flatnonzero(~views.is_unseen)
-    rows = rows[[views.concepts[row] != () for row in rows]]
-    vocabulary = {code: number for number, code in enumerate(sorted({c for row in rows for c in views.concepts[row]}))}
-    names = collect_names(views, rows, vocabulary, embed)
-    named_by = names.concepts.float().T.contiguous()
-    sampler = PairSampler(views, rows)
-    dense_loss = DenseLoss(module, scenes, with_unseen)
-
-    def loss(generator: torch.Generator) -> dict[str, torch.Tensor]:
-        sketches, partners = sampler.draw(PAIRS, generator)
-        both = np.concatenate([sketches, partners])
-        # Small batches, because the maps of one stay in a CPU's cache: half the time of all at once.
-        pooled = torch.cat([module.uhead.pooled(*split_maps(store.read(part))) for part in _parts(both)])
-        shown = concept_matrix([views.concepts[row] for row in both], vocabulary).float()
-        left, right = pooled[:PAIRS], pooled[PAIRS:]
-        same = shown[:PAIRS] @ shown[PAIRS:].T > 0
-        pair_logits = module.log_pair_scale.exp().clamp(max=100) * left @ right.T
-        name_logits = module.log_name_scale.exp().clamp(max=100) * pooled @ names.embeddings.T
-        named = shown @ named_by > 0
-        return {
-            "pairs": symmetric_contrastive_loss(pair_logits, same),
-            "names": TEXT_WEIGHT * contrastive_loss(name_logits, named),
-            **dense_loss(generator),
-        }
-
+    loss = HeadLoss(module, views, store, scenes, scene_store, embed, with_unseen=with_unseen)
     torch.manual_seed(seed)
     module.to(memory_format=torch.channels_last)
-    averaged = fit(module, loss, schedule, folder=folder, seed=seed, progress=progress)
+    averaged = fit(
+        module,
+        lambda generator: loss(generator, pairs=PAIRS, scenes=SCENES),
+        schedule,
+        folder=folder,
+        seed=seed,
+        progress=progress,
+    )
     module.load_state_dict(averaged)
     return module.eval().requires_grad_(False)
 
@@ -175,22 +205,23 @@ def _parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 class DenseLoss:
     """What the cells of composed scenes are asked; unseen scenes and names only `with_unseen`."""
 
-    def __init__(self, module: HeadsModule, scenes: SceneViews, with_unseen: bool) -> None:
+    def __init__(self, module: HeadsModule, scenes: SceneViews, maps: MapReader, with_unseen: bool) -> None:
         self._module = module
         self._scenes = scenes
+        self._maps = maps
         self._with_unseen = with_unseen
         names = scenes.names(with_unseen)
         self._numbers = {name: number for number, name in enumerate(names)}
         self._embeddings = torch.stack([scenes.embeddings[name] for name in names])
 
-    def __call__(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Two scalars.
+    def __call__(self, generator: torch.Generator, count: int) -> dict[str, torch.Tensor]:
+        """Two scalars, from `count` scenes.
 
         `dense`: cross-entropy of every cell over background and prompts, some present names withheld, absent ones
         among them. `regions`: cross-entropy of every object's mean cell over all names.
         """
-        rows = self._scenes.draw(SCENES, self._with_unseen, generator)
-        _, dense = self._module.uhead(*split_maps(self._scenes.store.read(rows)))
+        rows = self._scenes.draw(count, self._with_unseen, generator)
+        _, dense = self._module.uhead(*split_maps(self._maps.read(rows)))
         cells: torch.Tensor = dense.new_zeros(())
         regions: list[torch.Tensor] = []
         wanted: list[int] = []

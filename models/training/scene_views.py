@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from models.data.dataset import DataSet
 from models.data.render import SIDE
 from models.data.scenes import Scene, ScenePool, build_pool, compose_training_scene, seen_training_pool
-from models.training.feature_store import FeatureStore
 from models.transforms import fit_square
 
 CELLS = 32
@@ -22,14 +21,13 @@ UNSEEN_SEED_OFFSET = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneViews:
-    """Scenes with frozen maps.
+    """Scenes whose maps a store holds, row by row.
 
     Attributes:
         labels: [N, 32, 32] uint8: 0 background, i + 1 the i-th present name.
         present, absent: names of each view's scene.
         is_unseen: [N] bool: scenes of unseen classes.
         embeddings: name → [D] unit embedding.
-        store: frozen maps, row by row.
     """
 
     labels: NDArray[np.uint8]
@@ -37,7 +35,6 @@ class SceneViews:
     absent: tuple[tuple[str, ...], ...]
     is_unseen: NDArray[np.bool_]
     embeddings: dict[str, torch.Tensor]
-    store: FeatureStore
 
     def draw(self, count: int, with_unseen: bool, generator: torch.Generator) -> NDArray[np.int64]:
         """`count` row numbers, unseen scenes among them only on request."""

@@ -16,6 +16,8 @@ from models.training.loop import Schedule, fit
 BATCH = 64
 EMPTY_CAPTION_SHARE = 0.25
 SNR_CAP = 5.0
+VARIANTS = 2
+"""Latents a picture: as it is, mirrored; a third would be shrunk."""
 _CACHE_BATCH = 16
 
 
@@ -60,7 +62,7 @@ def snr_weights(scheduler: DDPMScheduler) -> torch.Tensor:
 
 @torch.inference_mode()
 def cache_latents(
-    vae: AutoencoderKL, corpus: Corpus, path: Path, *, variants: int, progress: Callable[[int, float], None]
+    vae: AutoencoderKL, corpus: Corpus, path: Path, *, variants: int = VARIANTS, progress: Callable[[int, float], None]
 ) -> NDArray[np.float16]:
     """Scaled latents of every picture: as it is, mirrored, and shrunk off-centre.
 
@@ -100,44 +102,63 @@ def _shrink(pixels: torch.Tensor, seed: int) -> torch.Tensor:
     return F.pad(small, (left, room - left, top, room - top), value=1.0)
 
 
+class Denoising:
+    """The prior's loss: predict the noise in latents, captions dropped now and then."""
+
+    def __init__(
+        self, latents: NDArray[np.float16], states: torch.Tensor, caption_index: NDArray[np.int64], corpus: Corpus
+    ) -> None:
+        """Keeps what it draws from.
+
+        Args:
+            latents: [variants, N, 8, 16, 16] scaled latents.
+            states: [S, T, 384] text states of distinct captions; row 0 is the empty caption.
+            caption_index: [N] row of `states` of each picture.
+            corpus: the N pictures.
+        """
+        self._latents = latents
+        self._states = states
+        self._caption_index = caption_index
+        self._corpus = corpus
+        self._scheduler = new_scheduler()
+        self._weights = snr_weights(self._scheduler)
+
+    def __call__(self, unet: UNet2DConditionModel, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Weighted mean square error of `count` pictures, a scalar."""
+        rows = self._corpus.draw(count, generator)
+        variants = torch.randint(0, len(self._latents), (count,), generator=generator).numpy()
+        clean = torch.from_numpy(self._latents[variants, rows].astype(np.float32))
+        clean = clean.contiguous(memory_format=torch.channels_last)
+        chosen = torch.from_numpy(self._caption_index[rows]).clone()
+        chosen[torch.rand(count, generator=generator) < EMPTY_CAPTION_SHARE] = 0
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(0, 1000, (count,), generator=generator)
+        noisy = self._scheduler.add_noise(clean, noise, timesteps)
+        predicted = unet(noisy, timesteps, encoder_hidden_states=self._states[chosen].float()).sample
+        error = (predicted - noise).square().mean(dim=(1, 2, 3))
+        weighted: torch.Tensor = self._weights[timesteps] * error
+        return weighted.mean()
+
+
 def train_unet(
-    latents: NDArray[np.float16],
-    states: torch.Tensor,
-    caption_index: NDArray[np.int64],
-    corpus: Corpus,
+    denoising: Denoising,
     schedule: Schedule,
     *,
     folder: Path,
     seed: int,
     progress: Callable[[int, float], None],
 ) -> UNet2DConditionModel:
-    """Trains or goes on training; returns the U-Net with averaged weights.
-
-    Args:
-        latents: [variants, N, 8, 16, 16] scaled latents.
-        states: [S, T, 384] text states of distinct captions; row 0 is the empty caption.
-        caption_index: [N] row of `states` of each picture.
-    """
+    """Trains or goes on training; returns the U-Net with averaged weights."""
     torch.manual_seed(seed)
     # Channels last: a step takes a quarter less time on a CPU.
     unet = new_unet().to(memory_format=torch.channels_last)
-    scheduler = new_scheduler()
-    weights = snr_weights(scheduler)
-
-    def loss(generator: torch.Generator) -> dict[str, torch.Tensor]:
-        rows = corpus.draw(BATCH, generator)
-        variants = torch.randint(0, len(latents), (BATCH,), generator=generator).numpy()
-        clean = torch.from_numpy(latents[variants, rows].astype(np.float32))
-        clean = clean.contiguous(memory_format=torch.channels_last)
-        chosen = torch.from_numpy(caption_index[rows]).clone()
-        chosen[torch.rand(BATCH, generator=generator) < EMPTY_CAPTION_SHARE] = 0
-        noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(0, 1000, (BATCH,), generator=generator)
-        noisy = scheduler.add_noise(clean, noise, timesteps)
-        predicted = unet(noisy, timesteps, encoder_hidden_states=states[chosen].float()).sample
-        error = (predicted - noise).square().mean(dim=(1, 2, 3))
-        return {"mse": (weights[timesteps] * error).mean()}
-
-    averaged = fit(unet, loss, schedule, folder=folder, seed=seed, progress=progress)
+    averaged = fit(
+        unet,
+        lambda generator: {"mse": denoising(unet, BATCH, generator)},
+        schedule,
+        folder=folder,
+        seed=seed,
+        progress=progress,
+    )
     unet.load_state_dict(averaged)
     return unet.eval().requires_grad_(False)

@@ -54,10 +54,7 @@ def test_the_prior_learns_from_cached_latents(
     states = torch.randn(2, 16, 384, generator=torch.Generator().manual_seed(0))
     schedule = Schedule(steps=20, minutes=2, learning_rate=1e-3, warmup_steps=5)
     unet = unet_stage.train_unet(
-        latents,
-        states,
-        np.ones(len(corpus.pixels), dtype=np.int64),
-        corpus,
+        unet_stage.Denoising(latents, states, np.ones(len(corpus.pixels), dtype=np.int64), corpus),
         schedule,
         folder=tmp_path,
         seed=0,
