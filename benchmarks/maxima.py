@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.serve.contenders import CONTENDERS, ROOT
-from benchmarks.serve.measure import _running
-from benchmarks.serve.shared_pass import _wait
+from benchmarks.serve.measure import running
+from benchmarks.serve.shared_pass import wait_until_ready
 
 DEADLINE_S, GRACE_S = 30.0, 1.0
 MAX_EXTRA_MIB = 2048
@@ -39,10 +39,10 @@ def main() -> None:
     url = f"http://127.0.0.1:{options.port}"
     rows = []
     with (
-        _running(CONTENDERS[0], options.port, "") as process,
+        running(CONTENDERS[0], options.port, "") as process,
         httpx.Client(base_url=url, timeout=4 * DEADLINE_S) as client,
     ):
-        _wait(client)
+        wait_until_ready(client)
         client.post("/embed", json={"texts": ["warm"]}).raise_for_status()
         loaded_mib = _memory_mib(process.pid, "VmRSS")
         for name, call in _calls().items():

@@ -79,7 +79,7 @@ class Result:
 def measure(contender: Contender, images: Sequence[bytes], plan: Plan, *, port: int, peers: str) -> Result:
     """Start it, find its capacity, load it, stop it."""
     started_s = time.perf_counter()
-    with _running(contender, port, peers) as process:
+    with running(contender, port, peers) as process:
         client = Client(port, images, patience_s=plan.deadline_s * PATIENCE_FACTOR, deadline_s=plan.deadline_s)
         return asyncio.run(_measured(contender, process, client, plan, started_s))
 
@@ -165,7 +165,8 @@ def retry_after_within_2(shots: Sequence[Shot]) -> float | None:
 
 
 @contextlib.contextmanager
-def _running(contender: Contender, port: int, peers: str) -> "Iterator[subprocess.Popen[bytes]]":
+def running(contender: Contender, port: int, peers: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """The contender's process, ended with all below it on the way out."""
     process = contender.start(port, peers)
     try:
         yield process

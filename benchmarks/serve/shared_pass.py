@@ -9,7 +9,7 @@ import httpx
 
 from benchmarks.serve.contenders import CONTENDERS
 from benchmarks.serve.images import jpeg
-from benchmarks.serve.measure import _running
+from benchmarks.serve.measure import running
 
 
 def three_tasks(pictures: int, *, port: int) -> dict[str, float]:
@@ -27,8 +27,8 @@ def three_tasks(pictures: int, *, port: int) -> dict[str, float]:
             "VERMOUTH_DATA_DIR": str(Path(tempfile.mkdtemp(prefix="bench-three-")) / "state"),
         }
         contender = replace(CONTENDERS[0], variables=variables)
-        with _running(contender, port, ""), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            _wait(client)
+        with running(contender, port, ""), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            wait_until_ready(client)
             ways = {"support:one": jpeg(-1 % 2**32), "support:two": jpeg(-2 % 2**32)}
             episode = client.post("/fewshot/episodes", files=ways).raise_for_status().json()["id"]
             _three(client, episode, jpeg(10**6))
@@ -51,7 +51,12 @@ def _three(client: httpx.Client, episode: str, image: bytes) -> None:
     client.post(f"/fewshot/episodes/{episode}/classify", files={"query": image}).raise_for_status()
 
 
-def _wait(client: httpx.Client) -> None:
+def wait_until_ready(client: httpx.Client) -> None:
+    """Returns once the service is ready.
+
+    Raises:
+        RuntimeError: not within two minutes.
+    """
     for _ in range(240):
         try:
             if client.get("/readyz").status_code == 200:
