@@ -111,7 +111,6 @@ def train_align_command(
     data_set: DataSetOption = DEFAULT_FOLDER,
     runs: RunsOption = RUNS,
     start: Annotated[Path | None, typer.Option(help="Bundle whose heads the U-Net is trained with.")] = None,
-    prior: Annotated[Path, typer.Option(help="Folder of vae/.")] = Path("weights/mini"),
     minutes: MinutesOption = 60.0,
     steps: StepsOption = 1500,
     seed: SeedOption = 0,
@@ -129,7 +128,7 @@ def train_align_command(
     from models.training.align import AlignModule, align_prior
     from models.training.captions import cache_states
     from models.training.corpus import load_corpus
-    from models.training.export import finished
+    from models.training.export import finished, write_component
     from models.training.frozen import frozen_inputs, named_scenes
     from models.training.heads import HeadsModule
     from models.training.pictures import save_samples
@@ -144,7 +143,8 @@ def train_align_command(
         vae = AutoencoderKL.from_pretrained(finished(root, "vae")).eval()
         latents = cache_latents(vae, corpus, root / "unet" / "latents.npy", progress=progress)
         states, index = cache_states(corpus.captions, root / "unet" / "states.pt")
-        inputs = frozen_inputs(data, prior, root / "heads", progress=progress)
+        write_component(vae, folder / "vae")
+        inputs = frozen_inputs(data, folder, root / "heads", progress=progress)
         unet = UNet2DConditionModel.from_pretrained(finished(root, "unet"))
         torch.manual_seed(seed)
         heads = HeadsModule(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION))
