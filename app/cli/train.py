@@ -129,6 +129,7 @@ def train_align_command(
     from models.training.captions import cache_states
     from models.training.corpus import load_corpus
     from models.training.export import finished, write_component
+    from models.training.feature_store import JoinedStore
     from models.training.frozen import frozen_inputs, named_scenes
     from models.training.heads import HeadsModule
     from models.training.pictures import save_samples
@@ -154,7 +155,7 @@ def train_align_command(
             AlignModule(unet.requires_grad_(True), heads),
             Denoising(latents, states, np.asarray(index), corpus),
             inputs.views,
-            inputs.view_store,
+            JoinedStore(list(inputs.view_stores.values())),
             named_scenes(inputs.scenes),
             inputs.scene_store,
             load_minilm().states([""]),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.pack import MINI_TIMESTEP, TAPS
-from models.training.feature_store import FeatureStore
+from models.training.feature_store import MapReader
 from models.training.frozen import LATENTS
 from models.training.heads import HeadLoss, HeadsModule
 from models.training.loop import Schedule, fit
@@ -41,7 +41,7 @@ class AlignModule(nn.Module):
 class LiveMaps:
     """A store's maps with taps of a U-Net in training in the place of its latents; noise is drawn anew each time."""
 
-    def __init__(self, unet: UNet2DConditionModel, store: FeatureStore, nothing: torch.Tensor) -> None:
+    def __init__(self, unet: UNet2DConditionModel, store: MapReader, nothing: torch.Tensor) -> None:
         """`nothing`: [1, T, C] states of the empty caption."""
         self._unet = unet
         self._store = store
@@ -72,9 +72,9 @@ def align_prior(
     module: AlignModule,
     denoising: Denoising,
     views: ViewSet,
-    view_inputs: FeatureStore,
+    view_inputs: MapReader,
     scenes: SceneViews,
-    scene_inputs: FeatureStore,
+    scene_inputs: MapReader,
     nothing: torch.Tensor,
     embed: Callable[[list[str]], torch.Tensor],
     schedule: Schedule,

@@ -1,7 +1,7 @@
 """Frozen features on disk: one memory-mapped array a map, float16."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +63,36 @@ class FeatureStore:
         return torch.from_numpy(array[rows].astype(np.float32))
 
 
+class JoinedStore:
+    """Several stores of the same maps as one, rows one after the other."""
+
+    def __init__(self, stores: Sequence[FeatureStore]) -> None:
+        self._stores = tuple(stores)
+        self._starts = np.cumsum([0, *(len(store) for store in stores)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def blank(self, prefix: str) -> "JoinedStore":
+        """As of `FeatureStore`."""
+        return JoinedStore([store.blank(prefix) for store in self._stores])
+
+    def read(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """As of `FeatureStore`."""
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        order = np.argsort(owners, kind="stable")
+        parts = [
+            store.read(rows[order][owners[order] == number] - self._starts[number])
+            for number, store in enumerate(self._stores)
+            if (owners == number).any()
+        ]
+        back = torch.from_numpy(np.argsort(order))
+        return {
+            name: torch.cat([part[name] for part in parts])[back].contiguous(memory_format=torch.channels_last)
+            for name in parts[0]
+        }
+
+
 def build_store(
     folder: Path,
     batches: Iterable[NDArray[Any]],
@@ -99,7 +129,9 @@ def build_store(
             array.flush()  # type: ignore[attr-defined]  # it is a memmap
         index.write_text(json.dumps({"rows": done, "maps": sorted(arrays)}))
     facts = json.loads(index.read_text())
-    return FeatureStore({name: np.load(folder / f"{name}.npy")[: facts["rows"]] for name in facts["maps"]})
+    return FeatureStore(
+        {name: np.load(folder / f"{name}.npy", mmap_mode="r")[: facts["rows"]] for name in facts["maps"]}
+    )
 
 
 def in_batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

@@ -5,8 +5,10 @@ the U-Net's taps, from kept latents.
 """
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,9 @@ from models.data.dataset import DataSet
 from models.pack import MINI_TIMESTEP, lite0_part, prior_manifest, vae_part
 from models.text import load_minilm
 from models.training.corpus import to_tensor
-from models.training.feature_store import FeatureStore, Maps, build_store, in_batches
+from models.training.feature_store import FeatureStore, JoinedStore, Maps, build_store, in_batches
 from models.training.scene_views import ScenePixels, SceneViews, build_scene_pixels
-from models.training.views import ViewSet, build_views
+from models.training.views import VIEW_PARTS, ViewSet, build_views
 
 SEEN_SCENES = 2400
 UNSEEN_SCENES = 600
@@ -35,17 +37,17 @@ class HeadData:
     """Views with their frozen maps, and scenes with theirs."""
 
     views: ViewSet
-    store: FeatureStore
+    store: JoinedStore
     scenes: SceneViews
     scene_store: FeatureStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadInputs:
-    """Views and scenes with what does not depend on the U-Net: latents and the expert's maps."""
+    """Views and scenes with what does not depend on the U-Net: latents and the expert's maps, each part's apart."""
 
     views: ViewSet
-    view_store: FeatureStore
+    view_stores: Mapping[str, FeatureStore]
     scenes: ScenePixels
     scene_store: FeatureStore
 
@@ -83,7 +85,7 @@ def frozen_features(
 
     return HeadData(
         views=inputs.views,
-        store=taps_of("views", inputs.view_store),
+        store=JoinedStore([taps_of(name, store) for name, store in inputs.view_stores.items()]),
         scenes=named_scenes(inputs.scenes),
         scene_store=taps_of("scenes", inputs.scene_store),
     )
@@ -105,7 +107,8 @@ def frozen_inputs(
     dataset: DataSet, prior: Path, folder: Path, *, seed: int = 0, progress: Callable[[int, float], None]
 ) -> HeadInputs:
     """The first step of `frozen_features`; needs only the prior's vae/, so it can run while the U-Net trains."""
-    views = relabelled(build_views(dataset, folder, seed, progress), dataset)
+    parts = {part.name: build_views(dataset, part, folder, seed, progress) for part in VIEW_PARTS}
+    views = functools.reduce(operator.add, (shown for _, shown in parts.values()))
     scenes = build_scene_pixels(dataset, folder, seen=SEEN_SCENES, unseen=UNSEEN_SCENES, progress=progress)
     part = vae_part(prior)
     vae = load_vae(part, prior).eval().to(memory_format=torch.channels_last)
@@ -122,7 +125,12 @@ def frozen_inputs(
         return build_store(folder / f"{kind}-{_digest(part)}", in_batches(pixels), len(pixels), encode, progress)
 
     scene_store = inputs_of("scenes", scenes.pixels)
-    return HeadInputs(views=views, view_store=inputs_of("views", views.pixels), scenes=scenes, scene_store=scene_store)
+    return HeadInputs(
+        views=relabelled(views, dataset),
+        view_stores={name: inputs_of(name, pixels) for name, (pixels, _) in parts.items()},
+        scenes=scenes,
+        scene_store=scene_store,
+    )
 
 
 def relabelled(views: ViewSet, dataset: DataSet) -> ViewSet:

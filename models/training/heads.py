@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
-from models.training.feature_store import FeatureStore, MapReader
+from models.training.feature_store import MapReader
 from models.training.loop import Schedule, fit
 from models.training.losses import contrastive_loss, symmetric_contrastive_loss
 from models.training.scene_views import SceneViews
@@ -25,10 +25,12 @@ from models.training.views import ViewSet
 PAIRS = 128
 SCENES = 12
 CHUNK = 64
-SKETCH_SHARES = {"drawing": 0.45, "outline": 0.33, "edges": 0.12, "icon": 0.10}
+SKETCH_SHARES = {"drawing": 0.42, "outline": 0.26, "edges": 0.25, "icon": 0.07}
 DENSE_WEIGHT = 0.7
 REGION_WEIGHT = 0.2
 TEXT_WEIGHT = 0.5
+CHANNEL_DROPOUT = 0.1
+"""Share of a map's channels that go missing at random in training, so that none is relied on alone."""
 LEAST_CELLS = 8
 """Objects that fill fewer cells do not count as regions."""
 
@@ -73,7 +75,8 @@ def collect_names(
     """The distinct names of some views, with all the concepts each is used for."""
     concepts: dict[str, set[str]] = {}
     for row in rows:
-        concepts.setdefault(views.names[row], set()).update(views.concepts[row])
+        if views.names[row]:
+            concepts.setdefault(views.names[row], set()).update(views.concepts[row])
     names = tuple(sorted(concepts))
     return Names(
         names=names,
@@ -140,7 +143,9 @@ class HeadLoss:
         sketches, partners = self._sampler.draw(pairs, generator)
         both = np.concatenate([sketches, partners])
         # Small batches, because the maps of one stay in a CPU's cache: half the time of all at once.
-        pooled = torch.cat([self._module.uhead.pooled(*split_maps(self._maps.read(part))) for part in _parts(both)])
+        pooled = torch.cat(
+            [self._module.uhead.pooled(*split_maps(_thinned(self._maps.read(part)))) for part in _parts(both)]
+        )
         shown = concept_matrix([self._views.concepts[row] for row in both], self._vocabulary).float()
         left, right = pooled[:pairs], pooled[pairs:]
         same = shown[:pairs] @ shown[pairs:].T > 0
@@ -157,9 +162,9 @@ class HeadLoss:
 def train_heads(
     module: HeadsModule,
     views: ViewSet,
-    store: FeatureStore,
+    store: MapReader,
     scenes: SceneViews,
-    scene_store: FeatureStore,
+    scene_store: MapReader,
     embed: Callable[[list[str]], torch.Tensor],
     schedule: Schedule,
     *,
@@ -198,6 +203,10 @@ def split_maps(maps: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], 
     return taps, [maps[name] for name in levels]
 
 
+def _thinned(maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: F.dropout2d(values, CHANNEL_DROPOUT) for name, values in maps.items()}
+
+
 def _parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return np.array_split(rows, -(-len(rows) // CHUNK))
 
@@ -221,7 +230,7 @@ class DenseLoss:
         among them. `regions`: cross-entropy of every object's mean cell over all names.
         """
         rows = self._scenes.draw(count, self._with_unseen, generator)
-        _, dense = self._module.uhead(*split_maps(self._maps.read(rows)))
+        _, dense = self._module.uhead(*split_maps(_thinned(self._maps.read(rows))))
         cells: torch.Tensor = dense.new_zeros(())
         regions: list[torch.Tensor] = []
         wanted: list[int] = []

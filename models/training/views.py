@@ -1,7 +1,7 @@
 """What heads are trained on: pictures, sketches made from them, drawings, and which of them show the same thing."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,10 @@ Kind = Literal["picture", "outline", "edges", "drawing", "icon"]
 
 OUTLINE_STRENGTHS = (0.0, 0.5, 0.8, 1.0)
 DRAWING_STRENGTHS = (0.0, 0.6)
+WIDE_OUTLINE_STRENGTHS = (0.4, 0.7, 1.0)
+WIDE_DRAWING_STRENGTHS = (0.45, 0.8)
 EDGE_SOURCES = ("noto", "fluent")
+WIDE_EDGE_SOURCES = ("openmoji", "twemoji")
 ICON_SOURCES = ("phosphor-regular", "phosphor-fill")
 
 
@@ -31,7 +34,7 @@ class TrainingView:
         pixels: [128, 128, 3] uint8 RGB, canonical.
         kind: where it comes from; all but `picture` are sketches.
         concepts: OpenMoji hexcodes it shows; for a word or an icon without emoji one made-up code of its own.
-        name: what it is called.
+        name: what it is called; empty where its name says little.
         is_unseen: whether zero-shot heads must not see it.
     """
 
@@ -44,38 +47,51 @@ class TrainingView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSet:
-    """All views of one seed, made once.
+    """What many views show.
 
     Attributes:
-        pixels: [N, 128, 128, 3] uint8, memory-mapped.
         kinds, concepts, names: of each view, see `TrainingView`.
         is_unseen: [N] bool.
     """
 
-    pixels: NDArray[np.uint8]
     kinds: tuple[str, ...]
     concepts: tuple[tuple[str, ...], ...]
     names: tuple[str, ...]
     is_unseen: NDArray[np.bool_]
 
+    def __add__(self, other: "ViewSet") -> "ViewSet":
+        """Both sets, one after the other."""
+        return ViewSet(
+            kinds=self.kinds + other.kinds,
+            concepts=self.concepts + other.concepts,
+            names=self.names + other.names,
+            is_unseen=np.concatenate([self.is_unseen, other.is_unseen]),
+        )
 
-def build_views(dataset: DataSet, folder: Path, seed: int, progress: Callable[[int, float], None]) -> ViewSet:
-    """Makes every training view and keeps them in `folder`, or opens what an earlier call finished."""
-    index = folder / "views.jsonl"
+
+def build_views(
+    dataset: DataSet, part: "ViewPart", folder: Path, seed: int, progress: Callable[[int, float], None]
+) -> tuple[NDArray[np.uint8], ViewSet]:
+    """Makes the views of one part and keeps them in `folder`, or opens what an earlier call finished.
+
+    Returns:
+        [N, 128, 128, 3] uint8, memory-mapped, and what they show.
+    """
+    index = folder / f"{part.name}.jsonl"
     if not index.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        shape = (count_views(dataset), SIDE, SIDE, 3)
-        pixels = np.lib.format.open_memmap(folder / "views.npy", mode="w+", dtype=np.uint8, shape=shape)
+        shape = (part.most(dataset), SIDE, SIDE, 3)
+        pixels = np.lib.format.open_memmap(folder / f"{part.name}.npy", mode="w+", dtype=np.uint8, shape=shape)
         lines = []
-        for row, view in enumerate(training_views(dataset, seed)):
+        for row, view in enumerate(part.views(dataset, seed)):
             pixels[row] = view.pixels
             lines.append(json.dumps([view.kind, view.concepts, view.name, view.is_unseen]) + "\n")
             progress(row + 1, 0.0)
         pixels.flush()
         index.write_text("".join(lines))
     facts = [json.loads(line) for line in index.read_text().splitlines()]
-    return ViewSet(
-        pixels=np.load(folder / "views.npy", mmap_mode="r")[: len(facts)],
+    pixels = np.load(folder / f"{part.name}.npy", mmap_mode="r")[: len(facts)]
+    return pixels, ViewSet(
         kinds=tuple(f[0] for f in facts),
         concepts=tuple(tuple(f[1]) for f in facts),
         names=tuple(f[2] for f in facts),
@@ -83,7 +99,7 @@ def build_views(dataset: DataSet, folder: Path, seed: int, progress: Callable[[i
     )
 
 
-def count_views(dataset: DataSet) -> int:
+def most_views(dataset: DataSet) -> int:
     """An upper bound on what `training_views` yields, for progress bars."""
     total = 0
     for record in dataset.pictures:
@@ -91,6 +107,54 @@ def count_views(dataset: DataSet) -> int:
         total += (record.source == "openmoji" and record.kind == "outline") * len(OUTLINE_STRENGTHS)
         total += record.source == "fluent-contrast" or record.source in ICON_SOURCES
     return total + sum(not d.validation for d in dataset.drawings) * len(DRAWING_STRENGTHS)
+
+
+def most_wide_views(dataset: DataSet) -> int:
+    """An upper bound on what `wide_views` yields."""
+    total = 0
+    for record in dataset.pictures:
+        total += 2 * (record.kind == "clipart")
+        total += (record.kind == "picture" and record.source in WIDE_EDGE_SOURCES) * 1
+        total += (record.source == "openmoji" and record.kind == "outline") * len(WIDE_OUTLINE_STRENGTHS)
+    return total + sum(not d.validation for d in dataset.drawings) * len(WIDE_DRAWING_STRENGTHS)
+
+
+def wide_views(dataset: DataSet, seed: int) -> Iterator[TrainingView]:
+    """More of what is drawn, and clip art: thousands of further things, each with its own edges as its sketch."""
+    for record in dataset.pictures:
+        rng = np.random.default_rng([seed, 2, record.row])
+        pixels = np.asarray(dataset.pixels[record.row])
+        if record.kind == "clipart":
+            lines = edge_lines(pixels, float(rng.uniform(1.6, 3.2)))
+            if lines is not None:
+                yield _clipart(record, "picture", _moved(canonical_image(pixels), rng))
+                yield _clipart(record, "edges", _rendered(redraw(lines, rng, strength=float(rng.uniform(0.1, 0.8)))))
+        elif record.kind == "picture" and record.source in WIDE_EDGE_SOURCES:
+            lines = edge_lines(pixels, float(rng.uniform(1.6, 3.2)))
+            if lines is not None:
+                yield _view(record, "edges", _rendered(redraw(lines, rng, strength=float(rng.uniform(0.2, 0.9)))))
+        elif record.source == "openmoji" and record.kind == "outline":
+            strokes = trace_linework(pixels)
+            for strength in WIDE_OUTLINE_STRENGTHS if strokes is not None else ():
+                yield _view(record, "outline", _rendered(redraw(to_lines(strokes or []), rng, strength=strength)))
+    for number, drawing in enumerate(dataset.drawings):
+        if not drawing.validation:
+            yield from _of_drawing(drawing, np.random.default_rng([seed, 3, number]), WIDE_DRAWING_STRENGTHS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewPart:
+    """A part of the views, kept in files of its own, so that adding one leaves the others as they are.
+
+    Attributes:
+        name: of its files.
+        views: makes them, by a seed.
+        most: an upper bound on how many.
+    """
+
+    name: str
+    views: Callable[[DataSet, int], Iterator[TrainingView]]
+    most: Callable[[DataSet], int]
 
 
 def training_views(dataset: DataSet, seed: int) -> Iterator[TrainingView]:
@@ -104,7 +168,7 @@ def training_views(dataset: DataSet, seed: int) -> Iterator[TrainingView]:
         yield from _of_picture(dataset, record, np.random.default_rng([seed, 0, record.row]))
     for number, drawing in enumerate(dataset.drawings):
         if not drawing.validation:
-            yield from _of_drawing(drawing, np.random.default_rng([seed, 1, number]))
+            yield from _of_drawing(drawing, np.random.default_rng([seed, 1, number]), DRAWING_STRENGTHS)
 
 
 def _of_picture(dataset: DataSet, record: PictureRecord, rng: np.random.Generator) -> Iterator[TrainingView]:
@@ -129,8 +193,8 @@ def _of_picture(dataset: DataSet, record: PictureRecord, rng: np.random.Generato
         yield _view(record, "icon", canonical_image(pixels))
 
 
-def _of_drawing(drawing: DrawingRecord, rng: np.random.Generator) -> Iterator[TrainingView]:
-    for strength in DRAWING_STRENGTHS:
+def _of_drawing(drawing: DrawingRecord, rng: np.random.Generator, strengths: Sequence[float]) -> Iterator[TrainingView]:
+    for strength in strengths:
         yield TrainingView(
             pixels=_rendered(redraw(to_lines(drawing.strokes), rng, strength=strength)),
             kind="drawing",
@@ -150,6 +214,13 @@ def _view(record: PictureRecord, kind: Kind, pixels: NDArray[np.uint8]) -> Train
     )
 
 
+def _clipart(record: PictureRecord, kind: Kind, pixels: NDArray[np.uint8]) -> TrainingView:
+    """A thing of its own: file names of clip art say little."""
+    return TrainingView(
+        pixels=pixels, kind=kind, concepts=(f"clip:{record.row}",), name="", is_unseen=record.split == "unseen"
+    )
+
+
 def _rendered(lines: list[NDArray[np.float64]]) -> NDArray[np.uint8]:
     return np.repeat(render_strokes(to_strokes(lines))[..., None], 3, axis=2)
 
@@ -164,3 +235,9 @@ def _moved(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
     top, left = (int(v) for v in rng.integers(0, side - small.shape[0] + 1, 2))
     out[top : top + small.shape[0], left : left + small.shape[0]] = small
     return out[:, ::-1] if rng.random() < 0.5 else out
+
+
+VIEW_PARTS = (
+    ViewPart(name="views", views=training_views, most=most_views),
+    ViewPart(name="wide", views=wide_views, most=most_wide_views),
+)

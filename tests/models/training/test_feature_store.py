@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.training.feature_store import build_store, in_batches
+from models.training.feature_store import JoinedStore, build_store, in_batches
 
 
 def pictures(count: int) -> Iterator[NDArray[np.uint8]]:
@@ -62,3 +62,16 @@ def test_blank_maps_read_as_zeros_of_their_shape(tmp_path: Path) -> None:
     assert maps["expert.0"].shape == (2, 3, 2, 2)
     assert not maps["expert.0"].any()
     assert torch.equal(maps["latents"], store.read(rows)["latents"])
+
+
+def test_joined_stores_read_as_one_in_the_order_asked(tmp_path: Path) -> None:
+    stores = [
+        build_store(tmp_path / str(count), pictures(count), count, extract, lambda _done, _loss: None)
+        for count in (5, 40, 3)
+    ]
+    joined = JoinedStore(stores)
+    assert len(joined) == 48
+    rows = np.array([47, 4, 5, 0, 44, 46])
+    assert joined.read(rows)["latents"][:, 0, 0, 0].tolist() == [2, 4, 0, 0, 39, 1]
+    assert joined.blank("latents").read(rows)["latents"].abs().sum() == 0
+    assert joined.read(np.array([6]))["expert.0"].shape == (1, 3, 2, 2)

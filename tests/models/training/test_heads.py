@@ -39,7 +39,6 @@ SHAPES = {
 def views(dataset: DataSet) -> ViewSet:
     found = list(training_views(dataset, 0))
     return ViewSet(
-        pixels=np.stack([view.pixels for view in found]),
         kinds=tuple(view.kind for view in found),
         concepts=tuple(view.concepts for view in found),
         names=tuple(view.name for view in found),

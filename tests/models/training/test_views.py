@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from models.data.dataset import DataSet
-from models.training.views import build_views, count_views, training_views
+from models.training.views import VIEW_PARTS, build_views, most_views, most_wide_views, training_views, wide_views
 
 
 def test_the_evaluation_style_and_validation_drawings_never_appear(dataset: DataSet) -> None:
     views = list(training_views(dataset, 0))
-    assert len(views) <= count_views(dataset)
+    assert len(views) <= most_views(dataset)
     assert sum(view.kind == "drawing" for view in views) == 2 * 3  # four drawings, one of them for validation
     flat = np.asarray(dataset.pixels[5])
     assert not any(np.array_equal(view.pixels, flat) for view in views)
@@ -34,10 +34,21 @@ def test_a_thing_without_emoji_has_a_code_of_its_own(dataset: DataSet) -> None:
 
 
 def test_views_are_the_same_by_seed_and_reopened_when_finished(dataset: DataSet, tmp_path: Path) -> None:
-    first = build_views(dataset, tmp_path, 0, lambda _done, _loss: None)
-    again = build_views(dataset, tmp_path, 1, lambda _done, _loss: None)  # opened: the seed no longer matters
-    other = build_views(dataset, tmp_path / "other", 1, lambda _done, _loss: None)
-    assert np.array_equal(first.pixels, again.pixels)
+    part = VIEW_PARTS[0]
+    pixels, first = build_views(dataset, part, tmp_path, 0, lambda _done, _loss: None)
+    reopened, again = build_views(dataset, part, tmp_path, 1, lambda _done, _loss: None)  # the seed no longer matters
+    others, other = build_views(dataset, part, tmp_path / "other", 1, lambda _done, _loss: None)
+    assert np.array_equal(pixels, reopened)
     assert first.names == again.names == other.names
-    assert not np.array_equal(first.pixels, other.pixels)
-    assert first.pixels.shape[1:] == (128, 128, 3)
+    assert not np.array_equal(pixels, others)
+    assert pixels.shape[1:] == (128, 128, 3)
+
+
+def test_clip_art_is_a_thing_of_its_own_with_its_edges_and_without_a_name(dataset: DataSet) -> None:
+    views = list(wide_views(dataset, 0))
+    assert len(views) <= most_wide_views(dataset)
+    clipart = [view for view in views if view.concepts[0].startswith("clip:")]
+    assert {view.kind for view in clipart} == {"picture", "edges"}
+    assert {view.name for view in clipart} == {""}
+    assert any(view.is_unseen for view in views)
+    assert all(view.is_unseen == (view.name in ("owl", "hand", "an owl")) for view in views if view.name)
