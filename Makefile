@@ -64,19 +64,16 @@ lock: $(VENV)/test.stamp ## pin every extra anew, for every platform
 		--extra cpu --extra gpu --extra postgres --extra otel --extra ray --extra train --extra dev \
 		pyproject.toml --output-file requirements.lock
 
-RUNS ?= $(HOME)/.cache/vermouth/runs
 # Every stage goes on from its last checkpoint, so the budgets (minutes on one core) may be raised and run again.
 VAE_MINUTES ?= 30
 UNET_MINUTES ?= 100
-ALIGN_MINUTES ?= 60
 HEAD_MINUTES ?= 40
-weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot anew: packages, data set, five stages
+weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot anew: packages, data set, four stages
 	$(BIN)/vermouth data build
 	$(BIN)/vermouth train vae --minutes $(VAE_MINUTES)
 	$(BIN)/vermouth train unet --minutes $(UNET_MINUTES)
-	$(BIN)/vermouth train align --minutes $(ALIGN_MINUTES)
 	$(BIN)/vermouth train export --out weights/mini
-	$(BIN)/vermouth train heads weights/mini-zeroshot --prior weights/mini --start $(RUNS)/align --minutes $(HEAD_MINUTES)
+	$(BIN)/vermouth train heads weights/mini-zeroshot --prior weights/mini --minutes $(HEAD_MINUTES)
 	$(BIN)/vermouth train heads weights/mini --release --prior weights/mini --start weights/mini-zeroshot --minutes $(HEAD_MINUTES)
 	$(BIN)/vermouth bundle pack weights/mini --name mini
 	$(BIN)/vermouth bundle pack weights/mini-zeroshot --name mini-zeroshot --shared ../mini

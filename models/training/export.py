@@ -19,7 +19,7 @@ def export_prior(runs: Path, target: Path) -> dict[str, int]:
     """Writes vae/, unet/ and scheduler/ of a bundle from the last finished runs.
 
     Args:
-        runs: folder of the runs; `vae/export` and `align/export` are read.
+        runs: folder of the runs; `vae/export` and `unet/export` are read.
         target: the bundle's folder, made when absent.
 
     Returns:
@@ -29,7 +29,7 @@ def export_prior(runs: Path, target: Path) -> dict[str, int]:
         DataError: a run has not finished.
     """
     vae = AutoencoderKL.from_pretrained(finished(runs, "vae"))
-    unet = UNet2DConditionModel.from_pretrained(finished(runs, "align"))
+    unet = UNet2DConditionModel.from_pretrained(finished(runs, "unet"))
     counts = {"vae": write_component(vae, target / "vae"), "unet": write_component(unet, target / "unet")}
     new_scheduler().save_pretrained(target / "scheduler")
     return counts

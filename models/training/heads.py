@@ -29,7 +29,7 @@ SKETCH_SHARES = {"drawing": 0.42, "outline": 0.26, "edges": 0.25, "icon": 0.07}
 DENSE_WEIGHT = 0.7
 REGION_WEIGHT = 0.2
 TEXT_WEIGHT = 0.5
-CHANNEL_DROPOUT = 0.1
+CHANNEL_DROPOUT = 0.15
 """Share of a map's channels that go missing at random in training, so that none is relied on alone."""
 LEAST_CELLS = 8
 """Objects that fill fewer cells do not count as regions."""

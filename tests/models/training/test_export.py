@@ -17,7 +17,7 @@ def test_the_exported_prior_loads_and_equals_what_was_trained(tmp_path: Path) ->
     vae, unet = new_vae(), new_unet()
     vae.register_to_config(scaling_factor=0.7)
     vae.save_pretrained(runs / "vae" / "export")
-    unet.save_pretrained(runs / "align" / "export")
+    unet.save_pretrained(runs / "unet" / "export")
     counts = export_prior(runs, target)
     assert sum(counts.values()) * 2 < 28e6  # leaves room for two heads
     again = AutoencoderKL.from_pretrained(target / "vae")

@@ -11,15 +11,11 @@ from models.build import new_uhead
 from models.data.dataset import DataSet
 from models.heads.segmentation import SegmentationHead
 from models.pack import MINI_DIMENSION, mini_uhead_shape
-from models.training import align as align_stage
 from models.training import heads as heads_stage
-from models.training.corpus import load_corpus
 from models.training.feature_store import FeatureStore
-from models.training.frozen import LATENTS
 from models.training.heads import HeadsModule, PairSampler, collect_names, concept_matrix, train_heads
 from models.training.loop import Schedule
 from models.training.scene_views import SceneViews
-from models.training.unet import Denoising, new_unet
 from models.training.views import ViewSet, training_views
 
 SHAPES = {
@@ -131,44 +127,3 @@ def test_scenes_of_the_unseen_are_drawn_only_on_request_and_withheld_names_becom
         seen_backgrounds.add(int((targets == 0).sum()))
         assert targets.shape == (32, 32)
     assert len(seen_backgrounds) > 1
-
-
-def test_the_prior_and_heads_learn_together(
-    views: ViewSet, dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, count in (("PAIRS", 4), ("SCENES", 2), ("DENOISED", 2)):
-        monkeypatch.setattr(align_stage, name, count)
-    torch.manual_seed(0)
-    module = align_stage.AlignModule(
-        new_unet(), HeadsModule(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION))
-    )
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    corpus = load_corpus(dataset)
-    rng = np.random.default_rng(0)
-    latents = rng.standard_normal((2, len(corpus.captions), 8, 16, 16)).astype(np.float16)
-    states = torch.randn(1, 16, 384)
-    align_stage.align_prior(
-        module,
-        Denoising(latents, states, np.zeros(len(corpus.captions), dtype=np.int64), corpus),
-        views,
-        input_store(len(views.kinds), 0),
-        scene_views(),
-        input_store(4, 1),
-        states,
-        embed,
-        Schedule(steps=12, minutes=2, learning_rate=2e-3, warmup_steps=3),
-        folder=tmp_path,
-        seed=0,
-        progress=lambda _step, _loss: None,
-    )
-    moved = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
-    for part in ("unet.down_blocks.0", "unet.mid_block", "unet.up_blocks.3", "unet.conv_out", "heads.uhead"):
-        assert any(name.startswith(part) for name in moved)
-    with (tmp_path / "curve.csv").open(newline="") as file:
-        assert set(next(csv.DictReader(file))) == {"step", "seconds", "mse", "pairs", "names", "dense", "regions"}
-
-
-def input_store(rows: int, seed: int) -> FeatureStore:
-    rng = np.random.default_rng(seed)
-    shapes = {name: shape for name, shape in SHAPES.items() if name.startswith("expert.")} | {LATENTS: (8, 16, 16)}
-    return FeatureStore({name: rng.standard_normal((rows, *s)).astype(np.float16) for name, s in shapes.items()})
