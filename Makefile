@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export VERMOUTH_PORT := $(PORT)
 
-.PHONY: serve test prove-engine bench-serve bench-encoder lint format lock clean weights
+.PHONY: serve test prove-engine bench-serve bench-encoder bench-soak bench-maxima lint format lock clean weights
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -47,6 +47,12 @@ bench-serve: $(VENV)/test.stamp $(PEERS)/bin/ray ## this service beside its peer
 
 bench-encoder: $(VENV)/test.stamp ## the encoder's time by stage beside the machine's matrix rate
 	$(BIN)/python -m benchmarks.encoder
+
+bench-soak: $(VENV)/test.stamp ## memory over ten minutes of steady load
+	$(BIN)/python -m benchmarks.soak
+
+bench-maxima: $(VENV)/test.stamp ## every limit at its maximum
+	$(BIN)/python -m benchmarks.maxima
 
 lint: $(VENV)/test.stamp ## style, types and import contracts
 	$(BIN)/ruff check .

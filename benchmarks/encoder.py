@@ -5,7 +5,6 @@ the rate of a 2048³ fp32 matrix product measured in the same minute, before and
 """
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.header import header
 from benchmarks.serve.workload import BUNDLE
 from models.build import load_bundle
 
@@ -107,14 +107,11 @@ def _flops(call: Callable[[], object]) -> int:
 
 def _write(folder: Path, found: list[dict[str, object]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     lines = [
         "# Encoder",
         "",
-        f"`python -m benchmarks.encoder`, {now}, commit {git.stdout.strip()}, {os.cpu_count()} cores, "
-        f"torch {torch.__version__}, load average {load}. weights/mini, fp32, batch {BATCH}; best of all rounds; "
+        f"{header('python -m benchmarks.encoder')} torch {torch.__version__}, weights/mini, fp32, "
+        f"batch {BATCH}; best of all rounds; "
         f"the matrix rate is a {MATRIX}³ fp32 product in the same rounds. Bilinear resizing, norms and activations "
         "count as no FLOPs.",
     ]

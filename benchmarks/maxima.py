@@ -5,11 +5,8 @@ Writes `docs/results/maxima.md` and `.json`.
 """
 
 import argparse
-import datetime
 import io
 import json
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +18,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from benchmarks.header import header
 from benchmarks.serve.contenders import CONTENDERS, ROOT
 from benchmarks.serve.measure import running
 from benchmarks.serve.shared_pass import wait_until_ready
@@ -163,14 +161,10 @@ def _memory_mib(pid: int, field: str) -> float:
 
 def _write(folder: Path, rows: list[dict[str, object]], loaded_mib: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     lines = [
         "# The largest requests",
         "",
-        f"`python -m benchmarks.maxima`, {now}, commit {git.stdout.strip()}, {os.cpu_count()} cores, "
-        f"load average {load}. Memory of the loaded service: {loaded_mib:.0f} MiB; "
+        f"{header('python -m benchmarks.maxima')} Memory of the loaded service: {loaded_mib:.0f} MiB; "
         f"peaks are above that and never fall back in this table. Each request must end within {DEADLINE_S:.0f} s "
         f"and {MAX_EXTRA_MIB} MiB above the loaded model.",
         "",

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,12 @@ class Client:
             return shots
 
         return [shot for shots in await asyncio.gather(*(one() for _ in range(clients))) for shot in shots]
+
+    async def until_answered(self, check: Callable[[], None]) -> None:
+        """Returns once a request was answered; `check` raises when waiting is in vain."""
+        while not any(shot.status == 200 for shot in await self.closed_loop(1, 0.5)):  # another process
+            check()
+            await asyncio.sleep(0.5)
 
     async def health(self, path: str, every_s: float, seconds: float) -> list[float]:
         """Latencies in seconds of a GET on a connection of its own, again and again."""

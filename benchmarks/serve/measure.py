@@ -87,10 +87,11 @@ def measure(contender: Contender, images: Sequence[bytes], plan: Plan, *, port: 
 async def _measured(
     contender: Contender, process: "subprocess.Popen[bytes]", client: Client, plan: Plan, started_s: float
 ) -> Result:
-    while not any(shot.status == 200 for shot in await client.closed_loop(1, 0.5)):
+    def check() -> None:
         if process.poll() is not None or time.perf_counter() - started_s > plan.start_limit_s:
             raise RuntimeError(f"{contender.name} did not start (exit code {process.poll()})")
-        await asyncio.sleep(0.5)
+
+    await client.until_answered(check)
     start_s = time.perf_counter() - started_s
     await client.closed_loop(plan.clients, plan.seconds / 3)
     begun_s = time.perf_counter()
