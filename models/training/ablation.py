@@ -25,7 +25,8 @@ class HeadRecord:
     Attributes:
         features: which frozen maps they saw; others were zero.
         release: trained on unseen classes and words too.
-        seed, steps: of training.
+        seed: of training.
+        steps: planned; the curve tells how many were taken.
     """
 
     features: Features
