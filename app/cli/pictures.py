@@ -35,7 +35,7 @@ def pictures_command(
     gallery: Annotated[str, typer.Option(help="Gallery to search.")] = "default",
     data_set: Annotated[Path, typer.Option("--data-set", help="Folder of `vermouth data build`.")] = DEFAULT_FOLDER,
     out: Annotated[Path, typer.Option(help="Folder of the PNGs.")] = Path("docs/pictures"),
-    scene: Annotated[int, typer.Option(min=0, help="Number of the first of two evaluation scenes.")] = 6,
+    scene: Annotated[int, typer.Option(min=0, help="Number of the first of two evaluation scenes.")] = 0,
     wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for the service to be ready.")] = 60.0,
     api_key: Annotated[str | None, typer.Option(envvar="VERMOUTH_API_KEY", help="Key with the scope write.")] = None,
 ) -> None:
