@@ -24,6 +24,11 @@ _PAPER_SAMPLES = 128
 _CUBIC = [4 * i + j for i in range(4) for j in range(4 - i)]
 """Of the 16 products of four powers each way, those of degree three or less."""
 _MAX_OTHER_PENS = 0.25
+_EVEN_TONE = 4.0
+_EVEN_FRAME = 0.75
+_VIVID_CHROMA = 90.0
+_VIVID_BRIGHTNESS = 190.0
+_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 Polyline = list[list[float]]
 
@@ -41,7 +46,10 @@ def trace_linework(pixels: NDArray[np.uint8]) -> list[Polyline] | None:
         Polylines `[[x…], [y…]]` in an arbitrary unit, or None.
     """
     low, high = _block_extremes(pixels, _SEARCH_SIDE)
-    contrast = _contrast_to_paper(low, high)
+    tone, is_even = _frame_tone(low, high)
+    if _is_vivid(tone):
+        return None
+    contrast = _contrast_to_tone(low, high, tone) if is_even else _contrast_to_paper(low, high)
     peak = float(contrast.max())
     if peak < _MIN_CONTRAST:
         return None
@@ -88,6 +96,30 @@ def _reduced(pixels: NDArray[np.uint8], factor: int, extreme: np.ufunc) -> NDArr
         part = rows[:, offset::factor]
         extreme(blocks[:, : part.shape[1]], part, out=blocks[:, : part.shape[1]])
     return blocks
+
+
+def _frame_tone(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> tuple[NDArray[np.float32], bool]:
+    """The median tone of the raster's outermost pixels, [3], and whether all have it: no camera has seen those."""
+    edge = max(1, round(0.01 * max(low.shape[:2])))
+    frame = np.ones(low.shape[:2], dtype=np.bool_)
+    frame[edge:-edge, edge:-edge] = False
+    darkest, lightest = low[frame].astype(np.float32), high[frame].astype(np.float32)
+    tone: NDArray[np.float32] = np.median((darkest + lightest) / 2, axis=0)
+    is_even = np.maximum(tone - darkest, lightest - tone).max(axis=1) <= _EVEN_TONE
+    return tone, bool(is_even.mean() >= _EVEN_FRAME)
+
+
+def _is_vivid(tone: NDArray[np.float32]) -> bool:
+    """Whether a tone is a colour that nobody draws on: the ground of a sign or a button."""
+    return float(np.ptp(tone)) > _VIVID_CHROMA and float(tone @ _LUMINANCE) < _VIVID_BRIGHTNESS
+
+
+def _contrast_to_tone(
+    low: NDArray[np.uint8], high: NDArray[np.uint8], tone: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Largest channel difference to one tone."""
+    contrast: NDArray[np.float32] = np.maximum(high - tone, tone - low).max(axis=2)
+    return contrast
 
 
 def _contrast_to_paper(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from models.errors import InputError
 from models.linework import trace_linework
 
-PREPROCESSING_VERSION = "2"
+PREPROCESSING_VERSION = "3"
 
 Strokes = Sequence[Sequence[Sequence[float]]]
 """Quick, Draw! form: strokes of `[[x…], [y…]]`; a third list (times) is allowed and ignored."""

@@ -161,6 +161,23 @@ def _filled() -> Pixels:
     return np.asarray(image)
 
 
+def _button() -> Pixels:
+    image = Image.new("RGB", (128, 128), "white")
+    draw = ImageDraw.Draw(image)
+    draw.rounded_rectangle((0, 0, 127, 127), radius=14, fill=(221, 46, 68))
+    draw.line([(40, 100), (64, 30), (88, 100)], fill="white", width=10)
+    return np.asarray(image)
+
+
+def _shaded() -> Pixels:
+    image = Image.new("RGB", (128, 128), "white")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((10, 20, 118, 110), fill=(110, 110, 112))
+    draw.ellipse((30, 35, 60, 60), fill=(60, 60, 60))
+    draw.arc((50, 60, 100, 100), 0, 180, fill=(40, 40, 40), width=3)
+    return np.asarray(image)
+
+
 def _silhouette() -> Pixels:
     image = Image.new("RGB", (200, 160), "white")
     ImageDraw.Draw(image).polygon([(100, 20), (180, 140), (20, 140)], fill="black")
@@ -171,6 +188,8 @@ PICTURES: dict[str, Callable[[], Pixels]] = {
     "photo": _photo,
     "filled face": _filled,
     "silhouette": _silhouette,
+    "button": _button,
+    "shaded": _shaded,
     "blank": lambda: np.full((50, 80, 3), 255, dtype=np.uint8),
     "one grey": lambda: np.full((50, 80, 3), 90, dtype=np.uint8),
     "noise": lambda: np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8),
