@@ -16,6 +16,7 @@ from app.api.deps import Platform
 from app.api.services import Services
 from app.build_services import assemble_services
 from app.engine.batcher import WorkQueue
+from app.engine.rates import PassTimes
 from app.engine.work import Work
 from app.lifecycle import Phase
 from app.main import create_app
@@ -108,6 +109,8 @@ async def test_a_closed_connection_takes_its_samples_out_of_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = FakeEncoder()
+    # Nothing is prefetched, so that what waits waits in the queue.
+    monkeypatch.setattr(PassTimes, "expected_s", lambda _self, _batch: None)
     put, dropped = Watched(WorkQueue, "put", monkeypatch), Watched(WorkQueue, "drop", monkeypatch)
     async with served(new_app(encoder, tmp_path)) as port:
         entered, loop = asyncio.Event(), asyncio.get_running_loop()
