@@ -73,14 +73,14 @@ lock: $(VENV)/test.stamp ## pin every extra anew, for every platform
 # Every stage goes on from its last checkpoint, so the budgets (minutes on one core) may be raised and run again.
 VAE_MINUTES ?= 30
 UNET_MINUTES ?= 100
-HEAD_MINUTES ?= 40
+HEAD_MINUTES ?= 60
 weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot anew: packages, data set, four stages
 	$(BIN)/vermouth data build
 	$(BIN)/vermouth train vae --minutes $(VAE_MINUTES)
 	$(BIN)/vermouth train unet --minutes $(UNET_MINUTES)
 	$(BIN)/vermouth train export --out weights/mini
 	$(BIN)/vermouth train heads weights/mini-zeroshot --prior weights/mini --minutes $(HEAD_MINUTES)
-	$(BIN)/vermouth train heads weights/mini --release --prior weights/mini --start weights/mini-zeroshot --minutes $(HEAD_MINUTES)
+	$(BIN)/vermouth train heads weights/mini --release --prior weights/mini --minutes $(HEAD_MINUTES)
 	$(BIN)/vermouth bundle pack weights/mini --name mini
 	$(BIN)/vermouth bundle pack weights/mini-zeroshot --name mini-zeroshot --shared ../mini
 	$(BIN)/vermouth bundle verify weights/mini

@@ -231,19 +231,16 @@ def _load_folded_expert(part: ExpertPart, bundle: Path) -> nn.Module:
     return expert
 
 
+def uhead_config(part: UHeadPart, dimension: int) -> UHeadConfig:
+    """The shape that a manifest gives a U-head."""
+    fields = part.model_dump(exclude={"source", "scales"})
+    scales = [UHeadScale(stride=s.stride, taps=s.taps, expert=s.expert, width=s.width) for s in part.scales]
+    return UHeadConfig(scales=scales, dimension=dimension, **fields)
+
+
 def new_uhead(part: UHeadPart, dimension: int) -> UHead:
     """A U-head of the manifest's shape, freshly initialised."""
-    scales = [UHeadScale(stride=s.stride, taps=s.taps, expert=s.expert, width=s.width) for s in part.scales]
-    return UHead(
-        UHeadConfig(
-            scales=scales,
-            dimension=dimension,
-            dense_width=part.dense_width,
-            pool_side=part.pool_side,
-            pool_heads=part.pool_heads,
-            groups=part.groups,
-        )
-    )
+    return UHead(uhead_config(part, dimension))
 
 
 def _load_uhead(part: UHeadPart, dimension: int, bundle: Path) -> UHead:

@@ -121,8 +121,11 @@ class UHeadPart(_Model):
     source: Source
     scales: tuple[ScaleConfig, ...]
     dense_width: int = 128
+    pooling: Literal["places", "attention"] = "attention"
     pool_side: int = 4
     pool_heads: int = 8
+    pool_width: int = 512
+    pool_rank: int = 128
     groups: int = 16
 
 

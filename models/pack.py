@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
 
-from models.build import new_uhead
+from models.build import new_uhead, uhead_config
 from models.bundle import read_tensors, sha256
 from models.clip_layout import write_clip_text
 from models.config import (
@@ -28,6 +28,7 @@ from models.config import (
     UHeadPart,
 )
 from models.heads.segmentation import SegmentationHead
+from models.heads.uhead import UHeadConfig
 from models.text import MINILM_PACKAGE, package_folder
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -53,7 +54,7 @@ def uhead_scales(unet_channels: tuple[int, ...], expert: tuple[int, ...]) -> tup
         ScaleConfig(stride=4, taps={}, expert=expert[0], width=64),
         ScaleConfig(stride=8, taps={"up_2": fine, "up_3": finest}, expert=expert[1], width=128),
         ScaleConfig(stride=16, taps={"up_1": coarse}, expert=expert[2], width=256),
-        ScaleConfig(stride=32, taps={"up_0": coarsest, "mid": coarsest}, expert=expert[3], width=512),
+        ScaleConfig(stride=32, taps={"up_0": coarsest, "mid": coarsest}, expert=expert[3], width=256),
     )
 
 
@@ -62,7 +63,13 @@ def mini_uhead_shape() -> UHeadPart:
     return UHeadPart(
         source=PathSource(path="heads", files={}),
         scales=uhead_scales((32, 64, 96, 128), (24, 40, 112, 320)),
+        pooling="places",
     )
+
+
+def mini_uhead_config() -> UHeadConfig:
+    """The same as the U-head takes it."""
+    return uhead_config(mini_uhead_shape(), MINI_DIMENSION)
 
 
 def prior_manifest(folder: Path) -> Manifest:
@@ -155,7 +162,7 @@ def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
     save_heads(new_uhead(shape, MINI_DIMENSION), SegmentationHead(MINI_DIMENSION), folder / "heads")
     manifest = write_manifest(folder, name=f"random-{arch}", licence="Apache-2.0", attribution="random weights")
     fields = manifest.model_dump(mode="json", exclude_none=True)
-    fields["components"]["uhead"]["scales"] = [scale.model_dump(mode="json") for scale in shape.scales]
+    fields["components"]["uhead"] |= shape.model_dump(mode="json", exclude={"source"})
     if arch == "sd15":
         clip = write_clip_text(folder, width=768, layers=12, heads=12)
         fields["components"]["names"] = fields["components"]["text"]

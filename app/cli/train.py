@@ -135,7 +135,7 @@ def train_heads_command(
     data_set: DataSetOption = DEFAULT_FOLDER,
     runs: RunsOption = RUNS,
     minutes: MinutesOption = 10.0,
-    steps: StepsOption = 1200,
+    steps: StepsOption = 1400,
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
 ) -> None:
@@ -148,16 +148,18 @@ def train_heads_command(
     from models.text import load_minilm
     from models.training.ablation import HeadRecord, only, write_record
     from models.training.frozen import frozen_features
-    from models.training.heads import HeadsModule, train_heads
+    from models.training.heads import HeadsModule, measure_standards, train_heads
 
     root = runs.expanduser() / "heads"
     suffix = "" if features == "fused" else f"-{features}"
-    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=1e-3, decay=True, ema=0.99, weight_decay=0.05)
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=1.5e-3, decay=True, ema=0.99, weight_decay=0.05)
     with _stage("heads", steps, threads) as progress:
         data = only(frozen_features(load_dataset(data_set), prior, root, progress=progress), features)
         torch.manual_seed(seed)
         module = HeadsModule(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION))
-        if start is not None:
+        if start is None:
+            measure_standards(module.uhead, data.store, data.scene_store)
+        else:
             load_heads(module.uhead, module.segmentation, start / "heads")
         train_heads(
             module,

@@ -1,16 +1,21 @@
 """The U-head: fuses diffusion taps and expert maps from high to low resolution (Vermouth, arXiv 2401.16459, §3.2).
 
-`pooled` comes from the lowest scale by attention pooling; `dense` goes back up over the fused maps.
+`dense` goes back up over the fused maps. `pooled` is read from the cells of all maps, place by place, or comes from the
+lowest scale by attention pooling, as in the paper.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.heads.places import PlacesPool, Standard, cells_of
 from models.layers import Adapter, AttentionPool, Fuse
+
+Pooling = Literal["places", "attention"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +43,57 @@ class UHeadConfig:
         scales: from high to low resolution, each stride twice the one before.
         dimension: D of `pooled` and `dense`.
         dense_width: channels of the top-down path.
-        pool_side: side of the map that is attention-pooled.
-        pool_heads: attention heads of the pooling.
+        pooling: what `pooled` comes from, see the module.
+        pool_side: side of the cells that are pooled.
+        pool_heads: attention heads, of `attention`.
+        pool_width, pool_rank: channels of the cells once and twice fused, of `places`.
         groups: of every GroupNorm.
     """
 
     scales: Sequence[UHeadScale]
     dimension: int
     dense_width: int = 128
+    pooling: Pooling = "attention"
     pool_side: int = 4
     pool_heads: int = 8
+    pool_width: int = 512
+    pool_rank: int = 128
     groups: int = 16
+
+    @property
+    def tap_shapes(self) -> dict[str, "MapShape"]:
+        """Every tap, from high to low resolution."""
+        return {name: MapShape(count, self._is_fine(s)) for s in self.scales for name, count in s.taps.items()}
+
+    @property
+    def expert_shapes(self) -> tuple["MapShape", ...]:
+        """The expert's maps, from high to low resolution."""
+        return tuple(MapShape(s.expert, self._is_fine(s)) for s in self.scales if s.expert)
+
+    def _is_fine(self, scale: UHeadScale) -> bool:
+        return scale.stride < self.scales[-1].stride
+
+    def tap_cells(self, taps: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The first channels of what `places` reads, from taps by name: [B, C, side, side]."""
+        cells = [cells_of(taps[n], self.pool_side, has_peaks=shape.is_fine) for n, shape in self.tap_shapes.items()]
+        return torch.cat(cells, dim=1)
+
+    def expert_cells(self, expert: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The last channels of what `places` reads, from the expert's maps: [B, C, side, side]."""
+        shapes = zip(expert, self.expert_shapes, strict=True)
+        return torch.cat([cells_of(m, self.pool_side, has_peaks=shape.is_fine) for m, shape in shapes], dim=1)
+
+
+class MapShape(NamedTuple):
+    """Channels of a map, and whether it is finer than the last scale."""
+
+    channels: int
+    is_fine: bool
+
+    @property
+    def cell_channels(self) -> int:
+        """Channels of its cells."""
+        return self.channels * (2 if self.is_fine else 1)
 
 
 class UHead(nn.Module):
@@ -72,12 +117,9 @@ class UHead(nn.Module):
             nn.SiLU(),
             nn.Conv2d(config.dense_width, config.dimension, 1),
         )
-        self.pool = AttentionPool(
-            side=config.pool_side,
-            channels=config.scales[-1].width,
-            heads=config.pool_heads,
-            dimension=config.dimension,
-        )
+        self.tap_standards = nn.ModuleDict({n: Standard(shape.channels) for n, shape in config.tap_shapes.items()})
+        self.expert_standards = nn.ModuleList(Standard(shape.channels) for shape in config.expert_shapes)
+        self.pool = _new_pool(config)
 
     def forward(
         self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor], *, size: tuple[int, int] | None = None
@@ -93,31 +135,49 @@ class UHead(nn.Module):
             `pooled` [B, D], unit length, and `dense` [B, D, h, w] at the highest scale, not normalised.
         """
         fused = self._fused(taps, expert, size)
-        return self._pooled(fused), self._dense(fused)
+        pooled = self._attended(fused) if isinstance(self.pool, AttentionPool) else self.pool(self.cells(taps, expert))
+        return pooled, self._dense(fused)
 
-    def pooled(
-        self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor], *, size: tuple[int, int] | None = None
-    ) -> torch.Tensor:
+    def pooled(self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor]) -> torch.Tensor:
         """`forward` without the dense path, which is most of its cost: [B, D], unit length."""
-        return self._pooled(self._fused(taps, expert, size))
+        if isinstance(self.pool, AttentionPool):
+            return self._attended(self._fused(taps, expert, None))
+        pooled: torch.Tensor = self.pool(self.cells(taps, expert))
+        return pooled
+
+    def dense(self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor]) -> torch.Tensor:
+        """`forward` without `pooled`: [B, D, h, w], not normalised."""
+        return self._dense(self._fused(taps, expert, None))
+
+    def cells(self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What `places` reads, [B, C, side, side]; nothing in it is trained."""
+        cells = [self.config.tap_cells(taps)] if self.config.tap_shapes else []
+        return torch.cat([*cells, self.config.expert_cells(expert)] if expert else cells, dim=1)
+
+    def measure(self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor]) -> None:
+        """Takes the standards of the dense path from maps of N views."""
+        for name, standard in self.tap_standards.items():
+            standard.measure(taps[name])  # type: ignore[operator]  # a module's method, typed as a tensor
+        for standard, features in zip(self.expert_standards, expert, strict=True):
+            standard.measure(features)  # type: ignore[operator]
 
     def _fused(
         self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor], size: tuple[int, int] | None
     ) -> list[torch.Tensor]:
         height, width = size or _finest(taps, expert)
-        remaining = iter(expert)
+        adapted = iter([standard(level) for standard, level in zip(self.expert_standards, expert, strict=True)])
         fused: list[torch.Tensor] = []
         for number, scale in enumerate(self.config.scales):
             shape = (max(1, height >> number), max(1, width >> number))
-            parts = [_resized(taps[name], shape) for name in scale.taps]
+            parts = [_resized(self.tap_standards[name](taps[name]), shape) for name in scale.taps]
             if scale.expert:
-                parts.append(_resized(self.adapters[number](next(remaining)), shape))
+                parts.append(_resized(self.adapters[number](next(adapted)), shape))
             if fused:
                 parts.append(F.adaptive_avg_pool2d(fused[-1], shape))
             fused.append(self.fuse[number](torch.cat(parts, dim=1)))
         return fused
 
-    def _pooled(self, fused: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _attended(self, fused: Sequence[torch.Tensor]) -> torch.Tensor:
         return F.normalize(self.pool(F.adaptive_avg_pool2d(fused[-1], self.config.pool_side)), dim=1)
 
     def _dense(self, fused: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -126,6 +186,24 @@ class UHead(nn.Module):
             top = _resized(top, (fused[number].shape[2], fused[number].shape[3])) + self.lateral[number](fused[number])
         dense: torch.Tensor = self.smooth(top)
         return dense
+
+
+def _new_pool(config: UHeadConfig) -> AttentionPool | PlacesPool:
+    if config.pooling == "attention":
+        return AttentionPool(
+            side=config.pool_side,
+            channels=config.scales[-1].width,
+            heads=config.pool_heads,
+            dimension=config.dimension,
+        )
+    return PlacesPool(
+        sum(shape.cell_channels for shape in (*config.tap_shapes.values(), *config.expert_shapes)),
+        side=config.pool_side,
+        width=config.pool_width,
+        rank=config.pool_rank,
+        dimension=config.dimension,
+        groups=config.groups,
+    )
 
 
 def _finest(taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor]) -> tuple[int, int]:

@@ -12,11 +12,18 @@ from numpy.typing import NDArray
 Maps = Mapping[str, torch.Tensor]
 """Frozen maps by name: [B, C, h, w] float32; `sd.<tap>` and `expert.<level>`."""
 
+EXPERT_CELLS, TAP_CELLS = "expert.cells", "sd.cells"
+"""What a U-head's pool reads of a view, in two maps because taps change more often."""
+
 _BATCH = 8  # on a CPU twice as fast as 32: the maps of a batch stay in the cache
 
 
 class MapReader(Protocol):
-    """Maps of N views, by row: kept ones (`FeatureStore`), or ones of a network in training."""
+    """Maps of N views, by row."""
+
+    def __len__(self) -> int:
+        """N."""
+        ...
 
     def read(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """The maps of some rows, [len(rows), C, h, w] float32 each, channels last."""
@@ -46,6 +53,10 @@ class FeatureStore:
     def without(self, name: str) -> "FeatureStore":
         """The store less one map."""
         return FeatureStore({key: array for key, array in self._arrays.items() if key != name}, self._blank)
+
+    def in_memory(self) -> "FeatureStore":
+        """The store with its maps read from the disk once and for all."""
+        return FeatureStore({name: np.array(array) for name, array in self._arrays.items()}, self._blank)
 
     def blank(self, prefix: str) -> "FeatureStore":
         """The store with maps whose name starts with `prefix` reading as zeros."""

@@ -1,7 +1,8 @@
 """Frozen features of everything heads are trained on, each computed once.
 
 In two steps, because the prior changes most often: what needs only the VAE and the expert (most of the time), then
-the U-Net's taps, from kept latents.
+the U-Net's taps, from kept latents. Of views only the cells that `pooled` reads are kept, a sixth of the maps, so that
+all of them fit in memory; of scenes whole maps.
 """
 
 import dataclasses
@@ -20,10 +21,18 @@ from numpy.typing import NDArray
 from models.build import load_expert, load_extractor, load_vae
 from models.config import Part
 from models.data.dataset import DataSet
-from models.pack import MINI_TIMESTEP, lite0_part, prior_manifest, vae_part
+from models.pack import MINI_TIMESTEP, lite0_part, mini_uhead_config, prior_manifest, vae_part
 from models.text import load_minilm
 from models.training.corpus import to_tensor
-from models.training.feature_store import FeatureStore, JoinedStore, Maps, build_store, in_batches
+from models.training.feature_store import (
+    EXPERT_CELLS,
+    TAP_CELLS,
+    FeatureStore,
+    JoinedStore,
+    Maps,
+    build_store,
+    in_batches,
+)
 from models.training.scene_views import ScenePixels, SceneViews, build_scene_pixels
 from models.training.views import VIEW_PARTS, ViewSet, build_views
 
@@ -76,18 +85,23 @@ def frozen_features(
         taps = extractor.backbone.taps_of(kept, timesteps, nothing.expand(len(kept), -1, -1))
         return {f"sd.{name}": values for name, values in taps.items()}
 
-    def taps_of(kind: str, store: FeatureStore) -> FeatureStore:
+    def tap_cells(latents: NDArray[Any]) -> Maps:
+        return _cells(tap(latents))
+
+    def taps_of(kind: str, store: FeatureStore, extract: Callable[[NDArray[Any]], Maps]) -> FeatureStore:
         digest = _digest(manifest.components.vae) + _digest(manifest.components.unet)
         tapped = build_store(
-            folder / f"{kind}-taps-{digest}-t{MINI_TIMESTEP}", store.batches(LATENTS), len(store), tap, progress
+            folder / f"{kind}-taps-{digest}-t{MINI_TIMESTEP}", store.batches(LATENTS), len(store), extract, progress
         )
         return store.without(LATENTS) | tapped
 
     return HeadData(
         views=inputs.views,
-        store=JoinedStore([taps_of(name, store) for name, store in inputs.view_stores.items()]),
+        store=JoinedStore(
+            [taps_of(f"{name}-cells", store, tap_cells).in_memory() for name, store in inputs.view_stores.items()]
+        ),
         scenes=named_scenes(inputs.scenes),
-        scene_store=taps_of("scenes", inputs.scene_store),
+        scene_store=taps_of("scenes", inputs.scene_store, tap),
     )
 
 
@@ -121,16 +135,28 @@ def frozen_inputs(
         levels = {f"expert.{level}": values for level, values in enumerate(expert(batch))}
         return {LATENTS: vae.encode(batch).latent_dist.mean * scaling, **levels}
 
-    def inputs_of(kind: str, pixels: NDArray[np.uint8]) -> FeatureStore:
-        return build_store(folder / f"{kind}-{_digest(part)}", in_batches(pixels), len(pixels), encode, progress)
+    def encode_cells(pixels: NDArray[Any]) -> Maps:
+        return _cells(encode(pixels))
 
-    scene_store = inputs_of("scenes", scenes.pixels)
+    def inputs_of(kind: str, pixels: NDArray[np.uint8], extract: Callable[[NDArray[Any]], Maps]) -> FeatureStore:
+        return build_store(folder / f"{kind}-{_digest(part)}", in_batches(pixels), len(pixels), extract, progress)
+
+    scene_store = inputs_of("scenes", scenes.pixels, encode)
     return HeadInputs(
         views=relabelled(views, dataset),
-        view_stores={name: inputs_of(name, pixels) for name, (pixels, _) in parts.items()},
+        view_stores={name: inputs_of(f"{name}-cells", pixels, encode_cells) for name, (pixels, _) in parts.items()},
         scenes=scenes,
         scene_store=scene_store,
     )
+
+
+def _cells(maps: Maps) -> Maps:
+    """What a U-head reads of taps or of the expert's maps; latents stay whole."""
+    shape = mini_uhead_config()
+    levels = [maps[name] for name in sorted(maps) if name.startswith("expert.")]
+    if levels:
+        return {LATENTS: maps[LATENTS], EXPERT_CELLS: shape.expert_cells(levels)}
+    return {TAP_CELLS: shape.tap_cells({name.removeprefix("sd."): values for name, values in maps.items()})}
 
 
 def relabelled(views: ViewSet, dataset: DataSet) -> ViewSet:

@@ -11,21 +11,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import nn
 from torch.nn import functional as F
 
+from models.heads.places import PlacesPool, Standard
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
-from models.training.feature_store import MapReader
+from models.training.feature_store import EXPERT_CELLS, TAP_CELLS, MapReader
 from models.training.loop import Schedule, fit
 from models.training.losses import contrastive_loss, symmetric_contrastive_loss
 from models.training.scene_views import SceneViews
 from models.training.views import ViewSet
 
-PAIRS = 128
-SCENES = 12
-CHUNK = 64
-SKETCH_SHARES = {"drawing": 0.42, "outline": 0.26, "edges": 0.25, "icon": 0.07}
+PAIRS = 512
+"""Drawings find pictures among so many: with 128, twice the steps reach half as far (docs/adr/0018)."""
+SCENES = 24
+STANDARD_VIEWS, STANDARD_SCENES = 4096, 256
+"""Rows that means and deviations are measured on."""
+SKETCH_SHARES = {"drawing": 0.46, "outline": 0.26, "edges": 0.22, "icon": 0.06}
 DENSE_WEIGHT = 0.7
 REGION_WEIGHT = 0.2
 TEXT_WEIGHT = 0.5
@@ -42,12 +46,12 @@ class Names:
     Attributes:
         names: G distinct names.
         embeddings: [G, D] float32, unit length.
-        concepts: [G, K] bool: the concepts a name stands for.
+        concepts: [G, K] 0 or 1, sparse: the concepts a name stands for.
     """
 
     names: tuple[str, ...]
     embeddings: torch.Tensor
-    concepts: torch.Tensor
+    concepts: csr_array
 
 
 class HeadsModule(nn.Module):
@@ -61,12 +65,17 @@ class HeadsModule(nn.Module):
         self.log_name_scale = nn.Parameter(torch.tensor(20.0).log())
 
 
-def concept_matrix(concepts: Sequence[tuple[str, ...]], vocabulary: dict[str, int]) -> torch.Tensor:
-    """[N, K] bool: which concepts of the vocabulary each entry names."""
-    matrix = torch.zeros((len(concepts), len(vocabulary)), dtype=torch.bool)
-    for row, codes in enumerate(concepts):
-        matrix[row, [vocabulary[code] for code in codes]] = True
-    return matrix
+def concept_matrix(concepts: Sequence[tuple[str, ...]], vocabulary: dict[str, int]) -> csr_array:
+    """[N, K] 0 or 1, sparse: which concepts of the vocabulary each entry names; others are left out."""
+    known = [[vocabulary[code] for code in codes if code in vocabulary] for codes in concepts]
+    starts = np.cumsum([0, *map(len, known)])
+    columns = np.array([column for row in known for column in row], dtype=np.int64)
+    return csr_array((np.ones(len(columns), np.float32), columns, starts), shape=(len(concepts), len(vocabulary)))
+
+
+def sharing(left: csr_array, right: csr_array) -> torch.Tensor:
+    """[A, B] bool: which rows of two concept matrices name a concept in common."""
+    return torch.from_numpy((left @ right.T).toarray() > 0)
 
 
 def collect_names(
@@ -130,10 +139,9 @@ class HeadLoss:
         codes = sorted({code for row in rows for code in views.concepts[row]})
         self._vocabulary = {code: number for number, code in enumerate(codes)}
         names = collect_names(views, rows, self._vocabulary, embed)
-        self._name_embeddings = names.embeddings
-        self._named_by = names.concepts.float().T.contiguous()
+        self._names = names
+        self._shown = concept_matrix(views.concepts, self._vocabulary)
         self._module = module
-        self._views = views
         self._maps = maps
         self._sampler = PairSampler(views, rows)
         self._dense = DenseLoss(module, scenes, scene_maps, with_unseen)
@@ -142,16 +150,11 @@ class HeadLoss:
         """Four scalars: `pairs`, `names`, and those of `DenseLoss`."""
         sketches, partners = self._sampler.draw(pairs, generator)
         both = np.concatenate([sketches, partners])
-        # Small batches, because the maps of one stay in a CPU's cache: half the time of all at once.
-        pooled = torch.cat(
-            [self._module.uhead.pooled(*split_maps(_thinned(self._maps.read(part)))) for part in _parts(both)]
-        )
-        shown = concept_matrix([self._views.concepts[row] for row in both], self._vocabulary).float()
-        left, right = pooled[:pairs], pooled[pairs:]
-        same = shown[:pairs] @ shown[pairs:].T > 0
-        pair_logits = self._module.log_pair_scale.exp().clamp(max=100) * left @ right.T
-        name_logits = self._module.log_name_scale.exp().clamp(max=100) * pooled @ self._name_embeddings.T
-        named = shown @ self._named_by > 0
+        pooled = self._module.uhead.pool(all_cells(self._maps.read(both)))
+        pair_logits = self._module.log_pair_scale.exp().clamp(max=100) * pooled[:pairs] @ pooled[pairs:].T
+        name_logits = self._module.log_name_scale.exp().clamp(max=100) * pooled @ self._names.embeddings.T
+        same = sharing(self._shown[sketches], self._shown[partners])
+        named = sharing(self._shown[both], self._names.concepts)
         return {
             "pairs": symmetric_contrastive_loss(pair_logits, same),
             "names": TEXT_WEIGHT * contrastive_loss(name_logits, named),
@@ -176,11 +179,14 @@ def train_heads(
     """Trains or goes on training; returns the module with averaged weights.
 
     Args:
-        views: all training views; `store` holds their frozen maps row by row.
+        views: all training views; `store` holds the cells of their frozen maps row by row.
         scenes: composed scenes, `scene_store` their frozen maps; those of unseen classes are used only `with_unseen`.
         embed: names → [G, D] unit embeddings, as served.
         with_unseen: release heads (True) or zero-shot heads (False).
     """
+    for part in module.modules():
+        if isinstance(part, Standard):
+            part.dropout.p = CHANNEL_DROPOUT
     loss = HeadLoss(module, views, store, scenes, scene_store, embed, with_unseen=with_unseen)
     torch.manual_seed(seed)
     module.to(memory_format=torch.channels_last)
@@ -203,12 +209,20 @@ def split_maps(maps: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], 
     return taps, [maps[name] for name in levels]
 
 
-def _thinned(maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: F.dropout2d(values, CHANNEL_DROPOUT) for name, values in maps.items()}
+def all_cells(cells: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A store's cells as the U-head's pool takes them, [B, C, side, side]."""
+    return torch.cat([cells[TAP_CELLS], cells[EXPERT_CELLS]], dim=1)
 
 
-def _parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    return np.array_split(rows, -(-len(rows) // CHUNK))
+def measure_standards(uhead: UHead, views: MapReader, scenes: MapReader) -> None:
+    """Mean and deviation of every channel: of the views' cells for `pooled`, of the scenes' maps for `dense`."""
+    if isinstance(uhead.pool, PlacesPool):
+        uhead.pool.standard.measure(all_cells(views.read(_spread(len(views), STANDARD_VIEWS))))
+    uhead.measure(*split_maps(scenes.read(_spread(len(scenes), STANDARD_SCENES))))
+
+
+def _spread(rows: int, count: int) -> NDArray[np.int64]:
+    return np.linspace(0, rows - 1, min(rows, count)).astype(np.int64)
 
 
 class DenseLoss:
@@ -230,7 +244,7 @@ class DenseLoss:
         among them. `regions`: cross-entropy of every object's mean cell over all names.
         """
         rows = self._scenes.draw(count, self._with_unseen, generator)
-        _, dense = self._module.uhead(*split_maps(_thinned(self._maps.read(rows))))
+        dense = self._module.uhead.dense(*split_maps(self._maps.read(rows)))
         cells: torch.Tensor = dense.new_zeros(())
         regions: list[torch.Tensor] = []
         wanted: list[int] = []

@@ -14,6 +14,7 @@ MINI = UHeadConfig(
         UHeadScale(stride=32, taps={"up_0": 128, "mid": 128}, expert=320, width=256),
     ),
     dimension=384,
+    pooling="places",
 )
 PAPER = UHeadConfig(
     scales=(
@@ -81,7 +82,25 @@ def test_the_papers_shape_has_its_number_of_parameters() -> None:
 
 
 def test_the_mini_shape_is_small() -> None:
-    assert sum(p.numel() for p in UHead(MINI).parameters()) < 1_500_000
+    assert sum(p.numel() for p in UHead(MINI).parameters()) < 2_300_000
+
+
+def test_cells_hold_means_and_of_fine_maps_maxima_too() -> None:
+    taps, expert = _inputs(MINI, 2)
+    cells = UHead(MINI).cells(taps, expert)
+    assert cells.shape == (2, 1312, 4, 4)
+    assert torch.equal(cells, torch.cat([MINI.tap_cells(taps), MINI.expert_cells(expert)], dim=1))
+    up_2 = taps["up_2"]
+    assert cells[1, 3, 2, 1] == pytest.approx(up_2[1, 3, 8:12, 4:8].mean().item(), abs=1e-6)
+    assert cells[1, 64 + 3, 2, 1] == up_2[1, 3, 8:12, 4:8].max()
+    assert torch.equal(cells[:, -320:], expert[3])
+
+
+def test_pooled_knows_what_is_where() -> None:
+    head, (taps, expert) = _head(MINI), _inputs(MINI, 1)
+    mirrored = {name: tap.flip(3) for name, tap in taps.items()}, [level.flip(3) for level in expert]
+    with torch.no_grad():
+        assert (head.pooled(taps, expert) * head.pooled(*mirrored)).sum() < 0.9
 
 
 def test_a_fresh_adapter_hands_the_expert_on() -> None:

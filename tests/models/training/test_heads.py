@@ -9,11 +9,22 @@ import torch
 
 from models.build import new_uhead
 from models.data.dataset import DataSet
+from models.heads.places import PlacesPool
 from models.heads.segmentation import SegmentationHead
-from models.pack import MINI_DIMENSION, mini_uhead_shape
+from models.pack import MINI_DIMENSION, mini_uhead_config, mini_uhead_shape
 from models.training import heads as heads_stage
-from models.training.feature_store import FeatureStore
-from models.training.heads import HeadsModule, PairSampler, collect_names, concept_matrix, train_heads
+from models.training.feature_store import EXPERT_CELLS, TAP_CELLS, FeatureStore
+from models.training.heads import (
+    HeadsModule,
+    PairSampler,
+    all_cells,
+    collect_names,
+    concept_matrix,
+    measure_standards,
+    sharing,
+    split_maps,
+    train_heads,
+)
 from models.training.loop import Schedule
 from models.training.scene_views import SceneViews
 from models.training.views import ViewSet, training_views
@@ -47,6 +58,14 @@ def random_store(rows: int, seed: int) -> FeatureStore:
     return FeatureStore({name: rng.standard_normal((rows, *s)).astype(np.float16) for name, s in SHAPES.items()})
 
 
+def random_cells(rows: int, seed: int) -> FeatureStore:
+    """What a view store keeps: the cells of random maps."""
+    taps, expert = split_maps(random_store(rows, seed).read(np.arange(rows)))
+    shape = mini_uhead_config()
+    cells = {TAP_CELLS: shape.tap_cells(taps), EXPERT_CELLS: shape.expert_cells(expert)}
+    return FeatureStore({name: values.numpy().astype(np.float16) for name, values in cells.items()})
+
+
 def embed(names: list[str]) -> torch.Tensor:
     rows = [torch.randn(MINI_DIMENSION, generator=torch.Generator().manual_seed(sum(map(ord, name)))) for name in names]
     return torch.nn.functional.normalize(torch.stack(rows), dim=1)
@@ -74,7 +93,7 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
     train_heads(
         module,
         views,
-        random_store(len(views.kinds), 0),
+        random_cells(len(views.kinds), 0),
         scene_views(),
         random_store(4, 1),
         embed,
@@ -108,8 +127,29 @@ def test_a_name_stands_for_all_the_concepts_it_is_used_for(views: ViewSet) -> No
     names = collect_names(views, np.arange(len(views.kinds)), vocabulary, embed)
     assert len(names.names) == len(set(views.names))
     row = names.names.index("cat")
-    assert names.concepts[row].nonzero().flatten().tolist() == [vocabulary["1F431"]]
-    assert concept_matrix([("1F431", "1F989")], vocabulary).sum() == 2
+    assert names.concepts.toarray()[row].nonzero()[0].tolist() == [vocabulary["1F431"]]
+
+
+def test_what_shares_a_concept_is_the_same_thing() -> None:
+    vocabulary = {"cat": 0, "owl": 1, "bed": 2}
+    left = concept_matrix([("cat", "owl"), ("bed",), ("unknown",)], vocabulary)
+    right = concept_matrix([("owl",), ("bed", "cat")], vocabulary)
+    assert sharing(left, right).tolist() == [[True, True], [False, True], [False, False]]
+
+
+def test_standards_are_those_of_the_stores_and_a_blank_map_reads_as_zero() -> None:
+    uhead = new_uhead(mini_uhead_shape(), MINI_DIMENSION)
+    views, scenes = random_cells(40, 0), random_store(8, 1)
+    measure_standards(uhead, views.blank("sd."), scenes)
+    assert isinstance(uhead.pool, PlacesPool)
+    cells = all_cells(views.read(np.arange(40)))
+    taps = sum(shape.cell_channels for shape in uhead.config.tap_shapes.values())
+    standard = uhead.pool.standard(cells)[:, taps:]
+    assert standard.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+    assert (standard.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+    assert uhead.pool.standard(all_cells(views.blank("sd.").read(np.arange(4))))[:, :taps].abs().max() == 0
+    level = scenes.read(np.arange(8))["expert.3"]
+    assert uhead.expert_standards[3](level).std() == pytest.approx(1, abs=0.02)
 
 
 def test_scenes_of_the_unseen_are_drawn_only_on_request_and_withheld_names_become_background() -> None:
