@@ -1,5 +1,6 @@
 """`vermouth train`: the stages of the embedded default's training, each resumable."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,8 +135,11 @@ def train_heads_command(
     prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = Path("weights/mini"),
     data_set: DataSetOption = DEFAULT_FOLDER,
     runs: RunsOption = RUNS,
-    minutes: MinutesOption = 10.0,
-    steps: StepsOption = 1400,
+    minutes: Annotated[float, typer.Option(help="Wall-clock budget of each stage.")] = 60.0,
+    steps: Annotated[
+        int, typer.Option(help="Steps of the pooled stage in all; default 1500 with --release, else 350.")
+    ] = 0,
+    dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all.")] = 1300,
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
 ) -> None:
@@ -148,31 +152,35 @@ def train_heads_command(
     from models.text import load_minilm
     from models.training.ablation import HeadRecord, only, write_record
     from models.training.frozen import frozen_features
-    from models.training.heads import HeadsModule, measure_standards, train_heads
+    from models.training.heads import measure_standards, train_dense, train_pooled
 
     root = runs.expanduser() / "heads"
     suffix = "" if features == "fused" else f"-{features}"
-    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=1.5e-3, decay=True, ema=0.99, weight_decay=0.05)
+    folder = root / f"{'release' if release else 'zeroshot'}-{seed}{suffix}"
+    steps = steps or (1400 if release else 350)
+    plan = Schedule(steps=steps, minutes=minutes, learning_rate=1.5e-3, decay=True, ema=0.99, weight_decay=0.05)
     with _stage("heads", steps, threads) as progress:
         data = only(frozen_features(load_dataset(data_set), prior, root, progress=progress), features)
         torch.manual_seed(seed)
-        module = HeadsModule(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION))
+        uhead, segmentation = new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
         if start is None:
-            measure_standards(module.uhead, data.store, data.scene_store)
+            measure_standards(uhead, data.store, data.scene_store)
         else:
-            load_heads(module.uhead, module.segmentation, start / "heads")
-        train_heads(
-            module,
-            data.views,
-            data.store,
-            data.scenes,
-            data.scene_store,
-            load_minilm().embeddings,
-            schedule,
+            load_heads(uhead, segmentation, start / "heads")
+        embed = load_minilm().embeddings
+        train_pooled(
+            uhead, data, embed, plan, with_unseen=release, folder=folder / "pooled", seed=seed, progress=progress
+        )
+    with _stage("dense", dense_steps, threads) as progress:
+        train_dense(
+            uhead,
+            segmentation,
+            data,
+            dataclasses.replace(plan, steps=dense_steps),
             with_unseen=release,
-            folder=root / f"{'release' if release else 'zeroshot'}-{seed}{suffix}",
+            folder=folder / "dense",
             seed=seed,
             progress=progress,
         )
-        save_heads(module.uhead, module.segmentation, bundle / "heads")
+        save_heads(uhead, segmentation, bundle / "heads")
         write_record(bundle / "heads", HeadRecord(features=features, release=release, seed=seed, steps=steps))

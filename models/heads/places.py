@@ -37,10 +37,13 @@ class PlacesPool(nn.Module):
 
     An average, and attention whose one query is the average, forget where things are; on two cores they learnt a third
     as fast (docs/adr/0018).
+
+    In training whole places and fused features may go missing: `place_dropout`, `dropout.p`, 0 unless set.
     """
 
     def __init__(self, channels: int, *, side: int, width: int, rank: int, dimension: int, groups: int) -> None:
         super().__init__()
+        self.place_dropout = 0.0
         self.standard = Standard(channels)
         self.fuse = nn.Sequential(
             nn.Conv2d(channels, width, 1, bias=False),
@@ -50,12 +53,16 @@ class PlacesPool(nn.Module):
             nn.GroupNorm(groups, rank),
             nn.SiLU(),
         )
+        self.dropout = nn.Dropout(0.0)
         self.out = nn.Linear(rank * side * side, dimension)
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
         """[B, C, side, side] → [B, D], unit length."""
-        places: torch.Tensor = self.out(self.fuse(self.standard(cells)).flatten(1))
-        return F.normalize(places, dim=1)
+        cells = self.standard(cells)
+        if self.training and self.place_dropout:
+            cells = cells * F.dropout(torch.ones_like(cells[:, :1]), self.place_dropout)
+        pooled: torch.Tensor = self.out(self.dropout(self.fuse(cells).flatten(1)))
+        return F.normalize(pooled, dim=1)
 
 
 def cells_of(features: torch.Tensor, side: int, *, has_peaks: bool) -> torch.Tensor:

@@ -1,17 +1,16 @@
 """Trains the U-head and the segmentation head on frozen features: what a sketch, a picture, a word and a pixel mean.
 
-Losses on one batch: sketches find pictures of the same thing and back; both find their names; the cells of composed
-scenes find theirs, or the background; and an object's cells together find its name among all names.
+In two stages that share no trained weight. Pooled: sketches find pictures of the same thing and back; both find their
+names. Dense: the cells of composed scenes find theirs, or the background; an object's cells together find its name
+among all names.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,8 +18,10 @@ from models.heads.places import PlacesPool, Standard
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
 from models.training.feature_store import EXPERT_CELLS, TAP_CELLS, MapReader
+from models.training.frozen import HeadData
 from models.training.loop import Schedule, fit
 from models.training.losses import contrastive_loss, symmetric_contrastive_loss
+from models.training.pairs import PairSampler, collect_names, concept_matrix, sharing
 from models.training.scene_views import SceneViews
 from models.training.views import ViewSet
 
@@ -29,145 +30,82 @@ PAIRS = 512
 SCENES = 24
 STANDARD_VIEWS, STANDARD_SCENES = 4096, 256
 """Rows that means and deviations are measured on."""
-SKETCH_SHARES = {"drawing": 0.46, "outline": 0.26, "edges": 0.22, "icon": 0.06}
 DENSE_WEIGHT = 0.7
 REGION_WEIGHT = 0.2
 TEXT_WEIGHT = 0.5
-CHANNEL_DROPOUT = 0.15
-"""Share of a map's channels that go missing at random in training, so that none is relied on alone."""
+CHANNEL_DROPOUT, PLACE_DROPOUT, FUSED_DROPOUT = 0.15, 0.2, 0.3
+"""Shares of a map's channels, of places and of fused features that go missing in training: none is relied on alone."""
 LEAST_CELLS = 8
 """Objects that fill fewer cells do not count as regions."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Names:
-    """Every name training uses.
+class PooledStage(nn.Module):
+    """What is trained for `pooled`: the U-head's pool and the logit scales of the two contrastive losses."""
 
-    Attributes:
-        names: G distinct names.
-        embeddings: [G, D] float32, unit length.
-        concepts: [G, K] 0 or 1, sparse: the concepts a name stands for.
-    """
-
-    names: tuple[str, ...]
-    embeddings: torch.Tensor
-    concepts: csr_array
+    def __init__(self, uhead: UHead) -> None:
+        super().__init__()
+        self.pool = uhead.pool
+        self.log_pair_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.log_name_scale = nn.Parameter(torch.tensor(20.0).log())
 
 
-class HeadsModule(nn.Module):
-    """What is trained together: both heads and the logit scales of the two contrastive losses."""
+class DenseStage(nn.Module):
+    """What is trained for `dense`: all of the U-head that the pool does not read, and the segmentation head."""
 
     def __init__(self, uhead: UHead, segmentation: SegmentationHead) -> None:
         super().__init__()
         self.uhead = uhead
         self.segmentation = segmentation
-        self.log_pair_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-        self.log_name_scale = nn.Parameter(torch.tensor(20.0).log())
 
 
-def concept_matrix(concepts: Sequence[tuple[str, ...]], vocabulary: dict[str, int]) -> csr_array:
-    """[N, K] 0 or 1, sparse: which concepts of the vocabulary each entry names; others are left out."""
-    known = [[vocabulary[code] for code in codes if code in vocabulary] for codes in concepts]
-    starts = np.cumsum([0, *map(len, known)])
-    columns = np.array([column for row in known for column in row], dtype=np.int64)
-    return csr_array((np.ones(len(columns), np.float32), columns, starts), shape=(len(concepts), len(vocabulary)))
+class PairLoss:
+    """What one batch of pairs asks of the pool.
 
-
-def sharing(left: csr_array, right: csr_array) -> torch.Tensor:
-    """[A, B] bool: which rows of two concept matrices name a concept in common."""
-    return torch.from_numpy((left @ right.T).toarray() > 0)
-
-
-def collect_names(
-    views: ViewSet, rows: NDArray[np.int64], vocabulary: dict[str, int], embed: Callable[[list[str]], torch.Tensor]
-) -> Names:
-    """The distinct names of some views, with all the concepts each is used for."""
-    concepts: dict[str, set[str]] = {}
-    for row in rows:
-        if views.names[row]:
-            concepts.setdefault(views.names[row], set()).update(views.concepts[row])
-    names = tuple(sorted(concepts))
-    return Names(
-        names=names,
-        embeddings=embed(list(names)),
-        concepts=concept_matrix([tuple(concepts[name]) for name in names], vocabulary),
-    )
-
-
-class PairSampler:
-    """Draws (sketch, partner) rows that show the same thing; the partner is a picture where there is one."""
-
-    def __init__(self, views: ViewSet, rows: NDArray[np.int64]) -> None:
-        self._views = views
-        self._sketches = {
-            kind: np.array([row for row in rows if views.kinds[row] == kind], dtype=np.int64) for kind in SKETCH_SHARES
-        }
-        self._partners: dict[str, list[int]] = {}
-        pictured = {code for row in rows if views.kinds[row] == "picture" for code in views.concepts[row]}
-        for row in rows:
-            for code in views.concepts[row]:
-                if views.kinds[row] == "picture" or code not in pictured:
-                    self._partners.setdefault(code, []).append(int(row))
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`count` sketch rows and their partner rows."""
-        rng = np.random.default_rng(int(torch.randint(0, 2**62, (1,), generator=generator)))
-        kinds = [kind for kind, rows in self._sketches.items() if len(rows)]
-        shares = np.array([SKETCH_SHARES[kind] for kind in kinds])
-        chosen = rng.choice(len(kinds), size=count, p=shares / shares.sum())
-        sketches = np.array([rng.choice(self._sketches[kinds[kind]]) for kind in chosen])
-        partners = [rng.choice(self._partners[rng.choice(list(self._views.concepts[row]))]) for row in sketches]
-        return sketches, np.array(partners)
-
-
-class HeadLoss:
-    """What one batch of pairs and scenes asks of both heads."""
+    Args:
+        stage: what is trained.
+        views: all training views; `cells` holds what the pool reads of them, row by row.
+        embed: names → [G, D] unit embeddings, as served.
+        with_unseen: release heads (True) or zero-shot heads (False).
+    """
 
     def __init__(
         self,
-        module: HeadsModule,
+        stage: PooledStage,
         views: ViewSet,
-        maps: MapReader,
-        scenes: SceneViews,
-        scene_maps: MapReader,
+        cells: MapReader,
         embed: Callable[[list[str]], torch.Tensor],
         *,
         with_unseen: bool,
     ) -> None:
         rows = np.arange(len(views.kinds)) if with_unseen else np.flatnonzero(~views.is_unseen)
         rows = rows[[views.concepts[row] != () for row in rows]]
-        codes = sorted({code for row in rows for code in views.concepts[row]})
-        self._vocabulary = {code: number for number, code in enumerate(codes)}
-        names = collect_names(views, rows, self._vocabulary, embed)
-        self._names = names
-        self._shown = concept_matrix(views.concepts, self._vocabulary)
-        self._module = module
-        self._maps = maps
+        vocabulary = {
+            code: number for number, code in enumerate(sorted({c for row in rows for c in views.concepts[row]}))
+        }
+        self._names = collect_names(views, rows, vocabulary, embed)
+        self._shown = concept_matrix(views.concepts, vocabulary)
+        self._stage = stage
+        self._cells = cells
         self._sampler = PairSampler(views, rows)
-        self._dense = DenseLoss(module, scenes, scene_maps, with_unseen)
 
-    def __call__(self, generator: torch.Generator, *, pairs: int, scenes: int) -> dict[str, torch.Tensor]:
-        """Four scalars: `pairs`, `names`, and those of `DenseLoss`."""
-        sketches, partners = self._sampler.draw(pairs, generator)
+    def __call__(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Two scalars: `pairs`, sketches and pictures that find each other, and `names`, both finding their names."""
+        sketches, partners = self._sampler.draw(PAIRS, generator)
         both = np.concatenate([sketches, partners])
-        pooled = self._module.uhead.pool(all_cells(self._maps.read(both)))
-        pair_logits = self._module.log_pair_scale.exp().clamp(max=100) * pooled[:pairs] @ pooled[pairs:].T
-        name_logits = self._module.log_name_scale.exp().clamp(max=100) * pooled @ self._names.embeddings.T
+        pooled = self._stage.pool(all_cells(self._cells.read(both)))
+        pair_logits = self._stage.log_pair_scale.exp().clamp(max=100) * pooled[:PAIRS] @ pooled[PAIRS:].T
+        name_logits = self._stage.log_name_scale.exp().clamp(max=100) * pooled @ self._names.embeddings.T
         same = sharing(self._shown[sketches], self._shown[partners])
         named = sharing(self._shown[both], self._names.concepts)
         return {
             "pairs": symmetric_contrastive_loss(pair_logits, same),
             "names": TEXT_WEIGHT * contrastive_loss(name_logits, named),
-            **self._dense(generator, scenes),
         }
 
 
-def train_heads(
-    module: HeadsModule,
-    views: ViewSet,
-    store: MapReader,
-    scenes: SceneViews,
-    scene_store: MapReader,
+def train_pooled(
+    uhead: UHead,
+    data: HeadData,
     embed: Callable[[list[str]], torch.Tensor],
     schedule: Schedule,
     *,
@@ -175,31 +113,55 @@ def train_heads(
     folder: Path,
     seed: int,
     progress: Callable[[int, float], None],
-) -> HeadsModule:
-    """Trains or goes on training; returns the module with averaged weights.
+) -> None:
+    """Trains the U-head's pool, or goes on training it, and leaves it with averaged weights.
 
     Args:
-        views: all training views; `store` holds the cells of their frozen maps row by row.
-        scenes: composed scenes, `scene_store` their frozen maps; those of unseen classes are used only `with_unseen`.
-        embed: names → [G, D] unit embeddings, as served.
-        with_unseen: release heads (True) or zero-shot heads (False).
+        uhead: its pool is trained in place; it must be of the kind `places`.
+        data: views and the cells of their frozen maps.
+        embed, with_unseen: as of `PairLoss`.
+        schedule, folder, seed, progress: as of `fit`.
     """
-    for part in module.modules():
+    stage = PooledStage(uhead)
+    torch.manual_seed(seed)
+    stage.to(memory_format=torch.channels_last)
+    _set_dropout(stage)
+    loss = PairLoss(stage, data.views, data.store, embed, with_unseen=with_unseen)
+    stage.load_state_dict(fit(stage, loss, schedule, folder=folder, seed=seed, progress=progress))
+    stage.eval()
+
+
+def train_dense(
+    uhead: UHead,
+    segmentation: SegmentationHead,
+    data: HeadData,
+    schedule: Schedule,
+    *,
+    with_unseen: bool,
+    folder: Path,
+    seed: int,
+    progress: Callable[[int, float], None],
+) -> None:
+    """The same for the dense path and the segmentation head, on composed scenes; the pool stays as it is.
+
+    Args:
+        data: scenes and their frozen maps; those of unseen classes are used only `with_unseen`.
+    """
+    stage = DenseStage(uhead, segmentation)
+    torch.manual_seed(seed)
+    stage.to(memory_format=torch.channels_last)
+    _set_dropout(stage)
+    loss = DenseLoss(stage, data.scenes, data.scene_store, with_unseen)
+    stage.load_state_dict(fit(stage, loss, schedule, folder=folder, seed=seed, progress=progress))
+    stage.eval()
+
+
+def _set_dropout(stage: nn.Module) -> None:
+    for part in stage.modules():
         if isinstance(part, Standard):
             part.dropout.p = CHANNEL_DROPOUT
-    loss = HeadLoss(module, views, store, scenes, scene_store, embed, with_unseen=with_unseen)
-    torch.manual_seed(seed)
-    module.to(memory_format=torch.channels_last)
-    averaged = fit(
-        module,
-        lambda generator: loss(generator, pairs=PAIRS, scenes=SCENES),
-        schedule,
-        folder=folder,
-        seed=seed,
-        progress=progress,
-    )
-    module.load_state_dict(averaged)
-    return module.eval().requires_grad_(False)
+        if isinstance(part, PlacesPool):
+            part.place_dropout, part.dropout.p = PLACE_DROPOUT, FUSED_DROPOUT
 
 
 def split_maps(maps: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
@@ -228,8 +190,8 @@ def _spread(rows: int, count: int) -> NDArray[np.int64]:
 class DenseLoss:
     """What the cells of composed scenes are asked; unseen scenes and names only `with_unseen`."""
 
-    def __init__(self, module: HeadsModule, scenes: SceneViews, maps: MapReader, with_unseen: bool) -> None:
-        self._module = module
+    def __init__(self, stage: DenseStage, scenes: SceneViews, maps: MapReader, with_unseen: bool) -> None:
+        self._stage = stage
         self._scenes = scenes
         self._maps = maps
         self._with_unseen = with_unseen
@@ -237,20 +199,20 @@ class DenseLoss:
         self._numbers = {name: number for number, name in enumerate(names)}
         self._embeddings = torch.stack([scenes.embeddings[name] for name in names])
 
-    def __call__(self, generator: torch.Generator, count: int) -> dict[str, torch.Tensor]:
-        """Two scalars, from `count` scenes.
+    def __call__(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Two scalars, from `SCENES` scenes.
 
         `dense`: cross-entropy of every cell over background and prompts, some present names withheld, absent ones
         among them. `regions`: cross-entropy of every object's mean cell over all names.
         """
-        rows = self._scenes.draw(count, self._with_unseen, generator)
-        dense = self._module.uhead.dense(*split_maps(self._maps.read(rows)))
+        rows = self._scenes.draw(SCENES, self._with_unseen, generator)
+        dense = self._stage.uhead.dense(*split_maps(self._maps.read(rows)))
         cells: torch.Tensor = dense.new_zeros(())
         regions: list[torch.Tensor] = []
         wanted: list[int] = []
         for row, features in zip(rows, dense, strict=True):
             prompts, targets = self._scenes.targets(int(row), generator)
-            logits = self._module.segmentation.logits(features[None], prompts)
+            logits = self._stage.segmentation.logits(features[None], prompts)
             cells = cells + F.cross_entropy(logits, targets[None]) / len(rows)
             directions = F.normalize(features, dim=0).flatten(1)
             labels = torch.from_numpy(self._scenes.labels[row].astype(np.int64)).flatten()
@@ -261,7 +223,7 @@ class DenseLoss:
                     wanted.append(self._numbers[name])
         named: torch.Tensor = dense.new_zeros(())
         if regions:
-            scale = self._module.segmentation.log_scale.exp().clamp(max=100)
+            scale = self._stage.segmentation.log_scale.exp().clamp(max=100)
             logits = scale * F.normalize(torch.stack(regions), dim=1) @ self._embeddings.T
             named = F.cross_entropy(logits, torch.tensor(wanted))
         return {"dense": DENSE_WEIGHT * cells, "regions": REGION_WEIGHT * named}

@@ -13,19 +13,17 @@ from models.heads.places import PlacesPool
 from models.heads.segmentation import SegmentationHead
 from models.pack import MINI_DIMENSION, mini_uhead_config, mini_uhead_shape
 from models.training import heads as heads_stage
-from models.training.feature_store import EXPERT_CELLS, TAP_CELLS, FeatureStore
+from models.training.feature_store import EXPERT_CELLS, TAP_CELLS, FeatureStore, JoinedStore
+from models.training.frozen import HeadData
 from models.training.heads import (
-    HeadsModule,
-    PairSampler,
     all_cells,
-    collect_names,
-    concept_matrix,
     measure_standards,
-    sharing,
     split_maps,
-    train_heads,
+    train_dense,
+    train_pooled,
 )
 from models.training.loop import Schedule
+from models.training.pairs import PairSampler, collect_names, concept_matrix, sharing
 from models.training.scene_views import SceneViews
 from models.training.views import ViewSet, training_views
 
@@ -88,25 +86,38 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(heads_stage, "PAIRS", 4)
     monkeypatch.setattr(heads_stage, "SCENES", 2)
     torch.manual_seed(0)
-    module = HeadsModule(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION))
-    schedule = Schedule(steps=20, minutes=2, learning_rate=2e-3, warmup_steps=5)
-    train_heads(
-        module,
-        views,
-        random_cells(len(views.kinds), 0),
-        scene_views(),
-        random_store(4, 1),
-        embed,
-        schedule,
-        with_unseen=False,
-        folder=tmp_path,
-        seed=0,
-        progress=lambda _step, _loss: None,
+    uhead, segmentation = new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
+    data = HeadData(
+        views=views,
+        store=JoinedStore([random_cells(len(views.kinds), 0)]),
+        scenes=scene_views(),
+        scene_store=random_store(4, 1),
     )
-    with (tmp_path / "curve.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for name in ("names", "dense", "regions"):
-        assert float(rows[-1][name]) < float(rows[0][name])
+    schedule = Schedule(steps=20, minutes=2, learning_rate=2e-3, warmup_steps=5)
+    before = {name: weight.clone() for name, weight in uhead.state_dict().items()}
+
+    def changed() -> set[bool]:
+        """Whether weights of the pool (True) and others (False) are no longer what they were."""
+        now = uhead.state_dict()
+        return {name.startswith("pool.") for name, weight in before.items() if not torch.equal(now[name], weight)}
+
+    def quiet(_step: int, _loss: float) -> None:
+        pass
+
+    train_pooled(uhead, data, embed, schedule, with_unseen=False, folder=tmp_path / "pooled", seed=0, progress=quiet)
+    assert changed() == {True}
+    pool = {name: weight.clone() for name, weight in uhead.pool.state_dict().items()}
+    train_dense(
+        uhead, segmentation, data, schedule, with_unseen=False, folder=tmp_path / "dense", seed=0, progress=quiet
+    )
+    assert changed() == {True, False}
+    assert all(torch.equal(weight, pool[name]) for name, weight in uhead.pool.state_dict().items())
+    assert not uhead.training
+    for stage, losses in (("pooled", ["names"]), ("dense", ["dense", "regions"])):
+        with (tmp_path / stage / "curve.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for name in losses:
+            assert float(rows[-1][name]) < float(rows[0][name])
 
 
 def test_pairs_show_the_same_thing_and_partners_are_pictures_where_there_are_any(views: ViewSet) -> None:
