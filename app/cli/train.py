@@ -139,7 +139,7 @@ def train_heads_command(
     steps: Annotated[
         int, typer.Option(help="Steps of the pooled stage in all; default 1500 with --release, else 350.")
     ] = 0,
-    dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all.")] = 1300,
+    dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all.")] = 450,
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
 ) -> None:

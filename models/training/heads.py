@@ -34,7 +34,9 @@ DENSE_WEIGHT = 0.7
 REGION_WEIGHT = 0.2
 TEXT_WEIGHT = 0.5
 CHANNEL_DROPOUT, PLACE_DROPOUT, FUSED_DROPOUT = 0.15, 0.2, 0.3
-"""Shares of a map's channels, of places and of fused features that go missing in training: none is relied on alone."""
+"""Shares of channels, of places and of fused features that go missing for the pool: none is relied on alone."""
+DENSE_CHANNEL_DROPOUT = 0.3
+"""Share of a map's channels that go missing for the dense path."""
 LEAST_CELLS = 8
 """Objects that fill fewer cells do not count as regions."""
 
@@ -125,7 +127,7 @@ def train_pooled(
     stage = PooledStage(uhead)
     torch.manual_seed(seed)
     stage.to(memory_format=torch.channels_last)
-    _set_dropout(stage)
+    _set_dropout(stage, CHANNEL_DROPOUT)
     loss = PairLoss(stage, data.views, data.store, embed, with_unseen=with_unseen)
     stage.load_state_dict(fit(stage, loss, schedule, folder=folder, seed=seed, progress=progress))
     stage.eval()
@@ -150,16 +152,16 @@ def train_dense(
     stage = DenseStage(uhead, segmentation)
     torch.manual_seed(seed)
     stage.to(memory_format=torch.channels_last)
-    _set_dropout(stage)
+    _set_dropout(stage, DENSE_CHANNEL_DROPOUT)
     loss = DenseLoss(stage, data.scenes, data.scene_store, with_unseen)
     stage.load_state_dict(fit(stage, loss, schedule, folder=folder, seed=seed, progress=progress))
     stage.eval()
 
 
-def _set_dropout(stage: nn.Module) -> None:
+def _set_dropout(stage: nn.Module, channels: float) -> None:
     for part in stage.modules():
         if isinstance(part, Standard):
-            part.dropout.p = CHANNEL_DROPOUT
+            part.dropout.p = channels
         if isinstance(part, PlacesPool):
             part.place_dropout, part.dropout.p = PLACE_DROPOUT, FUSED_DROPOUT
 

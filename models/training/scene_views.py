@@ -15,7 +15,7 @@ from models.data.scenes import Scene, ScenePool, build_pool, compose_training_sc
 from models.transforms import fit_square
 
 CELLS = 32
-WITHHELD_SHARE = 0.2
+WITHHELD_SHARE = 0.1
 UNSEEN_SEED_OFFSET = 1_000_000
 
 
