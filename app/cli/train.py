@@ -137,7 +137,7 @@ def train_heads_command(
     runs: RunsOption = RUNS,
     minutes: Annotated[float, typer.Option(help="Wall-clock budget of each stage.")] = 60.0,
     steps: Annotated[
-        int, typer.Option(help="Steps of the pooled stage in all; default 1500 with --release, else 350.")
+        int, typer.Option(help="Steps of the pooled stage in all; default 1400 with --release, else 350.")
     ] = 0,
     dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all.")] = 450,
     seed: SeedOption = 0,
@@ -152,7 +152,7 @@ def train_heads_command(
     from models.text import load_minilm
     from models.training.ablation import HeadRecord, only, write_record
     from models.training.frozen import frozen_features
-    from models.training.heads import measure_standards, train_dense, train_pooled
+    from models.training.heads import Run, measure_standards, train_dense, train_pooled
 
     root = runs.expanduser() / "heads"
     suffix = "" if features == "fused" else f"-{features}"
@@ -167,20 +167,10 @@ def train_heads_command(
             measure_standards(uhead, data.store, data.scene_store)
         else:
             load_heads(uhead, segmentation, start / "heads")
-        embed = load_minilm().embeddings
-        train_pooled(
-            uhead, data, embed, plan, with_unseen=release, folder=folder / "pooled", seed=seed, progress=progress
-        )
+        run = Run(with_unseen=release, folder=folder, seed=seed, progress=progress)
+        train_pooled(uhead, data, load_minilm().embeddings, plan, run)
     with _stage("dense", dense_steps, threads) as progress:
-        train_dense(
-            uhead,
-            segmentation,
-            data,
-            dataclasses.replace(plan, steps=dense_steps),
-            with_unseen=release,
-            folder=folder / "dense",
-            seed=seed,
-            progress=progress,
-        )
+        run = dataclasses.replace(run, progress=progress)
+        train_dense(uhead, segmentation, data, dataclasses.replace(plan, steps=dense_steps), run)
         save_heads(uhead, segmentation, bundle / "heads")
         write_record(bundle / "heads", HeadRecord(features=features, release=release, seed=seed, steps=steps))

@@ -86,7 +86,8 @@ def frozen_features(
         return {f"sd.{name}": values for name, values in taps.items()}
 
     def tap_cells(latents: NDArray[Any]) -> Maps:
-        return _cells(tap(latents))
+        taps = {name.removeprefix("sd."): values for name, values in tap(latents).items()}
+        return {TAP_CELLS: mini_uhead_config().tap_cells(taps)}
 
     def taps_of(kind: str, store: FeatureStore, extract: Callable[[NDArray[Any]], Maps]) -> FeatureStore:
         digest = _digest(manifest.components.vae) + _digest(manifest.components.unet)
@@ -136,7 +137,8 @@ def frozen_inputs(
         return {LATENTS: vae.encode(batch).latent_dist.mean * scaling, **levels}
 
     def encode_cells(pixels: NDArray[Any]) -> Maps:
-        return _cells(encode(pixels))
+        latents, *levels = encode(pixels).values()
+        return {LATENTS: latents, EXPERT_CELLS: mini_uhead_config().expert_cells(levels)}
 
     def inputs_of(kind: str, pixels: NDArray[np.uint8], extract: Callable[[NDArray[Any]], Maps]) -> FeatureStore:
         return build_store(folder / f"{kind}-{_digest(part)}", in_batches(pixels), len(pixels), extract, progress)
@@ -148,15 +150,6 @@ def frozen_inputs(
         scenes=scenes,
         scene_store=scene_store,
     )
-
-
-def _cells(maps: Maps) -> Maps:
-    """What a U-head reads of taps or of the expert's maps; latents stay whole."""
-    shape = mini_uhead_config()
-    levels = [maps[name] for name in sorted(maps) if name.startswith("expert.")]
-    if levels:
-        return {LATENTS: maps[LATENTS], EXPERT_CELLS: shape.expert_cells(levels)}
-    return {TAP_CELLS: shape.tap_cells({name.removeprefix("sd."): values for name, values in maps.items()})}
 
 
 def relabelled(views: ViewSet, dataset: DataSet) -> ViewSet:

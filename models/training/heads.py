@@ -6,6 +6,7 @@ among all names.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
 from models.training.feature_store import EXPERT_CELLS, TAP_CELLS, MapReader
 from models.training.frozen import HeadData
-from models.training.loop import Schedule, fit
+from models.training.loop import LossFunction, Schedule, fit
 from models.training.losses import contrastive_loss, symmetric_contrastive_loss
 from models.training.pairs import PairSampler, collect_names, concept_matrix, sharing
 from models.training.scene_views import SceneViews
@@ -105,65 +106,62 @@ class PairLoss:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """How both stages of one set of heads are trained.
+
+    Attributes:
+        with_unseen: release heads (True) or zero-shot heads (False).
+        folder: of checkpoints and curves, one below it for each stage.
+        seed: of batches and augmentation.
+        progress: called with (step, loss) after each step.
+    """
+
+    with_unseen: bool
+    folder: Path
+    seed: int
+    progress: Callable[[int, float], None]
+
+
 def train_pooled(
-    uhead: UHead,
-    data: HeadData,
-    embed: Callable[[list[str]], torch.Tensor],
-    schedule: Schedule,
-    *,
-    with_unseen: bool,
-    folder: Path,
-    seed: int,
-    progress: Callable[[int, float], None],
+    uhead: UHead, data: HeadData, embed: Callable[[list[str]], torch.Tensor], schedule: Schedule, run: Run
 ) -> None:
     """Trains the U-head's pool, or goes on training it, and leaves it with averaged weights.
 
     Args:
         uhead: its pool is trained in place; it must be of the kind `places`.
         data: views and the cells of their frozen maps.
-        embed, with_unseen: as of `PairLoss`.
-        schedule, folder, seed, progress: as of `fit`.
+        embed: names → [G, D] unit embeddings, as served.
     """
     stage = PooledStage(uhead)
-    torch.manual_seed(seed)
-    stage.to(memory_format=torch.channels_last)
-    _set_dropout(stage, CHANNEL_DROPOUT)
-    loss = PairLoss(stage, data.views, data.store, embed, with_unseen=with_unseen)
-    stage.load_state_dict(fit(stage, loss, schedule, folder=folder, seed=seed, progress=progress))
-    stage.eval()
+    loss = PairLoss(stage, data.views, data.store, embed, with_unseen=run.with_unseen)
+    _train(stage, loss, schedule, run, name="pooled", channel_dropout=CHANNEL_DROPOUT)
 
 
-def train_dense(
-    uhead: UHead,
-    segmentation: SegmentationHead,
-    data: HeadData,
-    schedule: Schedule,
-    *,
-    with_unseen: bool,
-    folder: Path,
-    seed: int,
-    progress: Callable[[int, float], None],
-) -> None:
+def train_dense(uhead: UHead, segmentation: SegmentationHead, data: HeadData, schedule: Schedule, run: Run) -> None:
     """The same for the dense path and the segmentation head, on composed scenes; the pool stays as it is.
 
     Args:
-        data: scenes and their frozen maps; those of unseen classes are used only `with_unseen`.
+        data: scenes and their frozen maps; those of unseen classes are used only by release heads.
     """
     stage = DenseStage(uhead, segmentation)
-    torch.manual_seed(seed)
-    stage.to(memory_format=torch.channels_last)
-    _set_dropout(stage, DENSE_CHANNEL_DROPOUT)
-    loss = DenseLoss(stage, data.scenes, data.scene_store, with_unseen)
-    stage.load_state_dict(fit(stage, loss, schedule, folder=folder, seed=seed, progress=progress))
-    stage.eval()
+    loss = DenseLoss(stage, data.scenes, data.scene_store, run.with_unseen)
+    _train(stage, loss, schedule, run, name="dense", channel_dropout=DENSE_CHANNEL_DROPOUT)
 
 
-def _set_dropout(stage: nn.Module, channels: float) -> None:
+def _train(
+    stage: nn.Module, loss: LossFunction, schedule: Schedule, run: Run, *, name: str, channel_dropout: float
+) -> None:
     for part in stage.modules():
         if isinstance(part, Standard):
-            part.dropout.p = channels
+            part.dropout.p = channel_dropout
         if isinstance(part, PlacesPool):
             part.place_dropout, part.dropout.p = PLACE_DROPOUT, FUSED_DROPOUT
+    torch.manual_seed(run.seed)
+    stage.to(memory_format=torch.channels_last)
+    averaged = fit(stage, loss, schedule, folder=run.folder / name, seed=run.seed, progress=run.progress)
+    stage.load_state_dict(averaged)
+    stage.eval()
 
 
 def split_maps(maps: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:

@@ -16,6 +16,7 @@ from models.training import heads as heads_stage
 from models.training.feature_store import EXPERT_CELLS, TAP_CELLS, FeatureStore, JoinedStore
 from models.training.frozen import HeadData
 from models.training.heads import (
+    Run,
     all_cells,
     measure_standards,
     split_maps,
@@ -101,15 +102,11 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
         now = uhead.state_dict()
         return {name.startswith("pool.") for name, weight in before.items() if not torch.equal(now[name], weight)}
 
-    def quiet(_step: int, _loss: float) -> None:
-        pass
-
-    train_pooled(uhead, data, embed, schedule, with_unseen=False, folder=tmp_path / "pooled", seed=0, progress=quiet)
+    run = Run(with_unseen=False, folder=tmp_path, seed=0, progress=lambda _step, _loss: None)
+    train_pooled(uhead, data, embed, schedule, run)
     assert changed() == {True}
     pool = {name: weight.clone() for name, weight in uhead.pool.state_dict().items()}
-    train_dense(
-        uhead, segmentation, data, schedule, with_unseen=False, folder=tmp_path / "dense", seed=0, progress=quiet
-    )
+    train_dense(uhead, segmentation, data, schedule, run)
     assert changed() == {True, False}
     assert all(torch.equal(weight, pool[name]) for name, weight in uhead.pool.state_dict().items())
     assert not uhead.training
