@@ -20,7 +20,7 @@ $(VENV)/serve.stamp: pyproject.toml requirements.lock | $(BIN)/python
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml requirements.lock | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[cpu,train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[cpu,postgres,train,dev]'
 	@touch $@ $(VENV)/serve.stamp
 
 serve: $(VENV)/serve.stamp ## start on 127.0.0.1:$(PORT) and fill the demo gallery while it answers

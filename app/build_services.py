@@ -13,7 +13,8 @@ from app.engine.executor import DeviceExecutor
 from app.engine.feature_cache import FeatureCache
 from app.lifecycle import EXIT_FATAL
 from app.settings import Settings
-from app.tasks.assemble import open_tasks
+from app.stores.index_base import IndexOptions
+from app.tasks.assemble import StoreOptions, open_tasks
 from app.tasks.fewshot import PrototypeHead
 from app.tasks.segmentation import SegmentationHead
 
@@ -72,7 +73,18 @@ def assemble_services(
         data_dir=settings.data_dir,
         segmentation_head=segmentation_head,
         prototype_head=prototype_head,
-        database_url=database_url.get_secret_value() if database_url is not None else None,
+        store=StoreOptions(
+            database_url=database_url.get_secret_value() if database_url is not None else None,
+            blob_url=settings.blob_url,
+            index=IndexOptions(
+                kind=None if settings.index_kind == "auto" else settings.index_kind,
+                flat_rows=settings.index_flat_rows,
+                storage=settings.index_storage,
+            ),
+            vector_dtype=settings.vector_dtype,
+            follow_interval_s=settings.follow_interval_s,
+            hold_s=2 * settings.deadline_s + 30,
+        ),
     )
 
     async def warm_up() -> None:

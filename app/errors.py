@@ -103,6 +103,10 @@ class InferenceFailed(ServiceError):
     status, code, title = 500, "inference-failed", "The model failed on this input"
 
 
+class Damaged(ServiceError):
+    status, code, title = 500, "damaged", "What was stored is damaged"
+
+
 class EngineUnavailable(ServiceError):
     status, code, title = 503, "unavailable", "Loading, draining or failed"
 

@@ -13,7 +13,17 @@ from app.api import contract, problems
 from app.api.auth import ApiKey, ApiKeys, Scope, ScopedRoute, declared_scope, parse_keys, sha256_hex
 from app.api.deps import Platform
 from app.api.middleware import BodyLimit, DisconnectWatch, InFlightLimit, PathGuard, RequestContext, RequestDeadline
-from app.api.routers import fewshot, galleries, health, items, operation, retrieval, segmentation
+from app.api.routers import (
+    class_sets,
+    fewshot,
+    galleries,
+    health,
+    items,
+    jobs,
+    operation,
+    retrieval,
+    segmentation,
+)
 from app.api.services import Services
 from app.build_services import build_services as build_default_services
 from app.images import ImageDecoder
@@ -29,7 +39,9 @@ ROUTERS = (
     galleries.router,
     items.router,
     segmentation.router,
+    class_sets.router,
     fewshot.router,
+    jobs.router,
 )
 
 
@@ -75,17 +87,6 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
     check_scopes(app)
     contract.install(app)
     return app
-
-
-ROUTERS = (
-    health.router,
-    operation.router,
-    retrieval.router,
-    galleries.router,
-    items.router,
-    segmentation.router,
-    fewshot.router,
-)
 
 
 def check_scopes(app: FastAPI) -> None:

@@ -15,6 +15,7 @@ from app.api.deps import read_form
 from app.errors import FieldError, Invalid, Malformed
 from app.images import EncodedImage
 from app.limits import Limits
+from app.stores.filters import MAX_INTEGER, Filter, parse_filter
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -22,6 +23,7 @@ T = TypeVar("T")
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
 _LARGE_BYTES = 64 * 1024
+MAX_METADATA_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,19 +133,41 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def check_metadata(metadata: Mapping[str, object] | None, field: str, limits: Limits) -> None:
-    """Refuse metadata over the limit, and numbers that are not finite.
+    """Refuse metadata over the limit, and values that not every JSON reader and database keeps.
 
     Raises:
         Invalid: naming the field.
     """
     if metadata is None:
         return
+    _check_value(metadata, field, MAX_METADATA_DEPTH)
     try:
         size = len(json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode())
     except ValueError as err:
         raise _invalid(field, "holds a number that is not finite") from err
     if size > limits.max_metadata_bytes:
         raise _invalid(field, f"is over {limits.max_metadata_bytes} bytes")
+
+
+def read_filter(value: object | None) -> Filter | None:
+    """The filter of a request's JSON value, None for none. Raises Invalid."""
+    return None if value is None else parse_filter(value)
+
+
+def _check_value(value: object, field: str, depth: int) -> None:
+    if depth == 0:
+        raise _invalid(field, f"is deeper than {MAX_METADATA_DEPTH}")
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise _invalid(field, "holds a NUL or half a surrogate pair")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise _invalid(field, "holds an integer beyond 2^53 - 1: write it as a string")
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_value(name, field, depth)
+            _check_value(inner, field, depth - 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_value(inner, field, depth - 1)
 
 
 def _validated(body: bytes, shape: type[T]) -> T:

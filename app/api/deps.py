@@ -1,10 +1,11 @@
 """What endpoints receive: the platform, the services and what the request says of itself."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, params
 from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData
 from starlette.requests import HTTPConnection, Request
@@ -39,9 +40,13 @@ class Platform:
     services: Services | None = None
 
 
-def new_router(tag: str) -> APIRouter:
+def new_router(
+    tag: str, *, route_class: type[ScopedRoute] = ScopedRoute, dependencies: Sequence[params.Depends] = ()
+) -> APIRouter:
     """A router whose routes check their declared scope before they read the body."""
-    return APIRouter(tags=[tag], route_class=ScopedRoute, default_response_class=JSONResponse)
+    return APIRouter(
+        tags=[tag], route_class=route_class, dependencies=[*dependencies], default_response_class=JSONResponse
+    )
 
 
 async def get_platform(connection: HTTPConnection) -> Platform:

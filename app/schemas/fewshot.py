@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from app.schemas.images import HOUSE, LINE, ImageInput
 from app.schemas.wire import EPISODE_PATTERN, Label, Reproducible, Timings, Wire
 
-Method = Literal["prototype"]
+Method = Literal["prototype", "ridge", "cache"]
 TopK = Annotated[int, Field(ge=1, le=512)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Queries = Annotated[list[ImageInput], Field(max_length=256)]
@@ -40,6 +40,20 @@ class OptionsForm(Wire):
     """The text fields of the multipart form: `options`, JSON of `EpisodeForm`."""
 
     options: str | None = None
+
+
+class SupportForm(Wire):
+    """The multipart part `options` of more support: `labels` name the parts `support`, in order."""
+
+    labels: list[Label] | None = None
+
+
+class SupportRequest(Wire):
+    """More examples for the ways of an episode; a new label adds a way."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ways": [{"label": "house", "support": [HOUSE]}]}]})
+
+    ways: Annotated[list[WayInput], Field(min_length=1, max_length=512)]
 
 
 class WayLabel(Wire):
@@ -114,8 +128,16 @@ class PredictionReport(Wire):
     scores: list[LabelScore]
 
 
+class LeaveOneOutReport(Wire):
+    """How well an episode classifies its own support, each example without itself."""
+
+    accuracy: float
+    ci95: tuple[float, float]
+    confusion: dict[str, dict[str, int]]
+
+
 class EpisodeReport(Wire):
-    """A stored episode; `expires_at` in seconds since 1970."""
+    """A stored episode; `expires_at` in seconds since 1970. `leave_one_out` is not worked out for lists."""
 
     id: str
     name: str | None
@@ -124,7 +146,7 @@ class EpisodeReport(Wire):
     fingerprint: str
     expires_at: float | None
     ways: list[WayReport]
-    leave_one_out: None = None
+    leave_one_out: LeaveOneOutReport | None = None
 
 
 class EpisodeCreated(EpisodeReport):

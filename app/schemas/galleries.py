@@ -5,9 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, JsonValue
 
 from app.schemas.images import HOUSE, ImageInput
-from app.schemas.wire import Caption, GalleryName, ItemId, Wire
-
-Metadata = dict[str, JsonValue]
+from app.schemas.wire import Caption, FilterInput, GalleryName, ItemId, Metadata, Wire
 
 
 class GalleryFields(Wire):
@@ -33,7 +31,10 @@ class GalleryList(Wire):
 
 
 class IndexReport(Wire):
-    """The vector index behind a gallery; two replicas that agree have equal digests."""
+    """The vector index behind a gallery; two replicas that agree have equal digests.
+
+    `recall` at 10 is as measured when the index was built; null where the search is exact.
+    """
 
     kind: str
     vectors: int
@@ -41,6 +42,7 @@ class IndexReport(Wire):
     head_seq: int
     fingerprint: str
     digest: str
+    recall: float | None
 
 
 class GalleryReport(GallerySummary):
@@ -90,6 +92,37 @@ class ItemPutOptions(Wire):
     caption: Caption | None = None
 
 
+class ItemPatch(Wire):
+    """A JSON merge patch (RFC 7396) of the metadata: null takes a member away."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"metadata": {"name": "hut", "old": None}}]})
+
+    metadata: Metadata
+
+
+class ItemsDelete(Wire):
+    """Which items to delete: some ids, or all that pass a filter."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["house"]}, {"filter": {"kind": "icon"}}]})
+
+    ids: Annotated[list[ItemId], Field(min_length=1, max_length=10_000)] | None = None
+    filter: FilterInput | None = None
+
+
+class ItemsDeleted(Wire):
+    """How many items went, and which ids were not there."""
+
+    seq: int
+    deleted: int
+    missing: list[str]
+
+
+class WriteQuery(Wire):
+    """`wait`: answer once the write is searchable here (true), or once it is durable."""
+
+    wait: bool = True
+
+
 class ItemOutcome(Wire):
     """What became of one item; `problem` where it was rejected."""
 
@@ -129,9 +162,10 @@ class ItemPage(Wire):
 
 
 class ItemPageQuery(Wire):
-    """Query parameters of the item list."""
+    """Query parameters of the item list; `filter` is the JSON of a filter."""
 
     cursor: ItemId | None = None
+    filter: Annotated[str, Field(max_length=65_536)] | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 

@@ -2,12 +2,19 @@
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field
 
 from app.schemas.images import HOUSE, ImageInput
-from app.schemas.wire import Caption, GalleryName, Reproducible, Timings, Wire
+from app.schemas.wire import Caption, FilterInput, GalleryName, ItemId, Metadata, Reproducible, Timings, Wire
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class LikeInput(Wire):
+    """Items of the gallery to go towards (`positive`) and away from (`negative`)."""
+
+    positive: Annotated[list[ItemId], Field(max_length=100)] = Field(default_factory=list)
+    negative: Annotated[list[ItemId], Field(max_length=100)] = Field(default_factory=list)
 
 
 class RetrieveOptions(Wire):
@@ -15,6 +22,8 @@ class RetrieveOptions(Wire):
 
     text: Text | None = None
     text_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    like: LikeInput | None = None
+    filter: FilterInput | None = None
     gallery: GalleryName = "default"
     k: Annotated[int, Field(ge=1, le=1000)] = 10
     min_score: float | None = None
@@ -23,10 +32,10 @@ class RetrieveOptions(Wire):
 
 
 class RetrieveRequest(RetrieveOptions):
-    """Search by sketch, text or both."""
+    """Search by sketch, text, liked items, or all of them."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"sketch": HOUSE, "k": 5}, {"text": "a red fish", "k": 5}]}
+        json_schema_extra={"examples": [{"sketch": HOUSE, "k": 5}, {"text": "a fish", "filter": {"kind": "icon"}}]}
     )
 
     sketch: ImageInput | None = None
@@ -37,7 +46,7 @@ class RetrieveResult(Wire):
 
     id: str
     score: float
-    metadata: dict[str, JsonValue]
+    metadata: Metadata
     image_url: str
 
 

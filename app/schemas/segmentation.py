@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from app.schemas.images import HOUSE, ImageInput
-from app.schemas.wire import Caption, Label, Reproducible, Timings, Wire
+from app.schemas.wire import Caption, GalleryName, Label, Reproducible, Timings, Wire
 
 Template = Annotated[str, Field(min_length=2, max_length=256)]
 
@@ -22,9 +22,10 @@ Classes = Annotated[list[Label | ClassObject], Field(min_length=1, max_length=25
 
 
 class SegmentOptions(Wire):
-    """Everything but the image: the fields of the multipart form."""
+    """Everything but the image: the fields of the multipart form. Exactly one of `classes`, `class_set`."""
 
-    classes: Classes
+    classes: Classes | None = None
+    class_set: GalleryName | None = None
     background: bool = True
     format: Literal["rle", "label_map", "png"] = "rle"
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.0

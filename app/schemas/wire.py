@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 GALLERY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 ITEM_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 EPISODE_PATTERN = r"^ep_[0-9a-f]{24}$"
 SUPPORT_PATTERN = r"^s_[0-9a-f]{16}$"
+JOB_PATTERN = r"^job_[0-9a-f]{24}$"
 
 
 class Wire(BaseModel):
@@ -30,3 +31,12 @@ Reproducible = Annotated[
     bool, Field(description="Compute in a pass of fixed size: equal inputs give equal bits, whatever the load.")
 ]
 Timings = dict[str, float]
+Metadata = dict[str, JsonValue]
+FilterInput = Annotated[
+    dict[str, JsonValue],
+    Field(
+        description="`{field: value}` or `{field: {op: value}}` with eq ne in lt lte gt gte any all exists, joined by"
+        " `and`, `or`, `not`. A field of such a name is written `{field, op, value}`.",
+        examples=[{"kind": "icon", "year": {"gte": 2020}}],
+    ),
+]

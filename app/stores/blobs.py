@@ -3,12 +3,17 @@
 import errno
 import hashlib
 import os
+import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 
-from app.errors import DiskFull, NotFound
+from app.errors import Damaged, DiskFull, NotFound
+from app.stores.write_points import reached
+
+_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs:
@@ -51,12 +56,26 @@ class Blobs:
 
         Raises:
             NotFound: none are stored.
+            Damaged: they are not what was stored.
         """
         try:
             data: bytes = self._fs.cat_file(self._path(sha256))
         except FileNotFoundError as err:
             raise NotFound("The stored image is gone.") from err
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise Damaged("The stored image is damaged.")
         return data
+
+    def has(self, sha256: str) -> bool:
+        """Whether bytes of that name are stored."""
+        return bool(self._fs.exists(self._path(sha256)))
+
+    def names(self) -> Iterator[str]:
+        """The SHA-256 of everything stored."""
+        for path in self._fs.find(self._root) if self._fs.exists(self._root) else ():
+            name = path.rsplit("/", 1)[1]
+            if _NAME.fullmatch(name):
+                yield name
 
     def delete(self, sha256: str) -> None:
         """Remove bytes that nothing names any more; absent ones are fine."""
@@ -66,7 +85,7 @@ class Blobs:
 
     def count(self) -> int:
         """How many blobs are stored."""
-        return len(self._fs.find(self._root)) if self._fs.exists(self._root) else 0
+        return sum(1 for _ in self.names())
 
     def _path(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256}"
@@ -80,6 +99,7 @@ def _write_durably(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        reached("blob.temporary")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -87,5 +107,6 @@ def _write_durably(path: Path, data: bytes) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+        reached("blob.renamed")
     finally:
         os.close(folder)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,10 +17,13 @@ from alembic import command
 from alembic.config import Config
 
 from app.errors import DiskFull, EngineUnavailable, QueueFull
+from app.stores.tables import counters
 
 MIN_SQLITE = (3, 51, 3)
+SQLITE_FILE = "vermouth.sqlite3"
 MAX_PENDING = 512
 MIGRATION_LOCK = 0x7665726D
+DISK_FULL_STATE = "53100"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,17 +33,23 @@ class DataFolderLocked(RuntimeError):
     """Another process serves this data folder."""
 
 
+class UnusableDatabase(RuntimeError):
+    """The database's URL cannot be used; the message does not repeat it, for it holds a password."""
+
+
 class Database:
     """Connections, transactions and the pool that runs them.
 
     Attributes:
-        write_lock: held by every writer from its first file to its last derived value, so that
-            blobs, rows and the index change in the order of `seq`.
+        is_shared: other processes may write to it too (PostgreSQL).
+        write_lock: held by every writer of this process from its first file to its last derived value.
     """
 
     def __init__(self, engine: sa.Engine, pool: ThreadPoolExecutor, lock_file: IO[str] | None) -> None:
         self.engine = engine
+        self.is_shared = engine.dialect.name == "postgresql"
         self.write_lock = threading.RLock()
+        self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if self.is_shared else None
         self._pool = pool
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._lock_file = lock_file
@@ -48,19 +58,24 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One consistent snapshot to read from."""
-        with _sql_errors(), self.engine.connect() as connection:
+        with sql_errors(), (self._readers or self.engine).connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """One transaction of the only writer; committed and on disk when the block ends.
 
+        The writers of all processes take turns: SQLite by its own lock, PostgreSQL by the counter row that
+        `seq` is taken from. So what a transaction reads first is still true when it commits.
+
         Raises:
             DiskFull: no space for the transaction.
         """
-        with self.write_lock, _sql_errors(), self.engine.connect() as connection:
+        with self.write_lock, sql_errors(), self.engine.connect() as connection:
             writer = connection.execution_options(vermouth_writes=True)
             with writer.begin():
+                if self.is_shared:
+                    writer.execute(sa.select(counters.c.value).where(counters.c.name == "seq").with_for_update())
                 yield writer
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -107,17 +122,18 @@ def open_database(*, data_dir: Path, url: str | None = None, threads: int = 4) -
 
     Args:
         data_dir: the state's folder, made when absent.
-        url: an SQLAlchemy URL; None for SQLite in `data_dir`.
+        url: a PostgreSQL URL; None for SQLite in `data_dir`.
         threads: size of the pool that runs SQL.
 
     Raises:
         DataFolderLocked: another process holds the folder.
+        UnusableDatabase: the URL is no PostgreSQL URL, or nothing answers there.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     lock_file = _lock_folder(data_dir)
     try:
-        engine = _sqlite_engine(data_dir / "vermouth.sqlite3") if url is None else sa.create_engine(url)
-        _migrate(engine)
+        engine = sqlite_engine(data_dir / SQLITE_FILE) if url is None else _postgres_engine(url, threads)
+        migrate(engine)
     except BaseException:
         lock_file.close()
         raise
@@ -137,9 +153,16 @@ def _lock_folder(data_dir: Path) -> IO[str]:
     return lock_file
 
 
-def _sqlite_engine(path: Path) -> sa.Engine:
+def sqlite_engine(path: Path) -> sa.Engine:
+    """An engine over an SQLite file: WAL, every commit on disk, foreign keys checked.
+
+    Raises:
+        RuntimeError: the only SQLite at hand has the WAL-reset bug.
+    """
     module = _sqlite_module()
-    engine = sa.create_engine(f"sqlite+pysqlite:///{path}", module=module, connect_args={"timeout": 30})
+    engine = sa.create_engine(
+        f"sqlite+pysqlite:///{path}", module=module, connect_args={"timeout": 30}, json_serializer=_json
+    )
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
@@ -156,6 +179,41 @@ def _sqlite_engine(path: Path) -> sa.Engine:
     return engine
 
 
+def _postgres_engine(url: str, threads: int) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as err:
+        raise UnusableDatabase("The database URL cannot be read.") from err
+    if parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
+        raise UnusableDatabase("The database URL must begin with postgresql://.")
+    try:
+        engine = sa.create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_size=threads + 4,
+            pool_pre_ping=True,
+            json_serializer=_json,
+            connect_args={
+                "connect_timeout": 10,
+                # A writer that hangs or a connection that was cut must not hold the others up for ever.
+                "options": "-c lock_timeout=30000 -c idle_in_transaction_session_timeout=60000",
+            },
+        )
+        with engine.connect() as connection:
+            encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+    except ImportError as err:
+        raise UnusableDatabase("PostgreSQL needs the extra `postgres` (psycopg).") from err
+    except sa.exc.OperationalError as err:
+        raise UnusableDatabase("No PostgreSQL answers at the database URL.") from err
+    if encoding != "UTF8":
+        raise UnusableDatabase("The PostgreSQL database must be encoded in UTF8.")
+    return engine
+
+
+def _json(value: object) -> str:
+    # As it is, not escaped: keys are compared as text.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
 def _sqlite_module() -> Any:
     """The SQLite driver without the WAL-reset bug: pysqlite3's, or Python's own where new enough."""
     try:
@@ -168,7 +226,8 @@ def _sqlite_module() -> Any:
     return module
 
 
-def _migrate(engine: sa.Engine) -> None:
+def migrate(engine: sa.Engine, to: str = "head") -> None:
+    """Bring a database to the present schema, one process at a time; all of it or nothing."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("version_path_separator", "os")
@@ -178,15 +237,16 @@ def _migrate(engine: sa.Engine) -> None:
             if engine.dialect.name == "postgresql":
                 writer.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             config.attributes["connection"] = writer
-            command.upgrade(config, "head")
+            command.upgrade(config, to)
 
 
 @contextlib.contextmanager
-def _sql_errors() -> Iterator[None]:
+def sql_errors() -> Iterator[None]:
+    """Turn what a database says of disks and connections into the service's errors."""
     try:
         yield
     except sa.exc.OperationalError as err:
-        if "full" in str(err.orig):
+        if "full" in str(err.orig) or getattr(err.orig, "sqlstate", "") == DISK_FULL_STATE:
             raise DiskFull("No space left to store this.") from err
         raise EngineUnavailable("The store cannot be reached.", retry_after_s=1.0) from err
     except OSError as err:

@@ -7,8 +7,6 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from app.stores.vector_index import Hit
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gallery:
@@ -30,7 +28,6 @@ class Item:
     height: int
     metadata: Mapping[str, object]
     caption: str | None
-    fingerprint: str
     created_at: float
     seq: int
 
@@ -50,6 +47,15 @@ class NewItem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """One found vector: its item's row, external id and cosine similarity."""
+
+    item_id: int
+    external_id: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """One search result with its item's metadata."""
 
@@ -57,7 +63,16 @@ class Found:
     metadata: Mapping[str, object]
 
 
-def item_of(row: sa.Row[tuple[object, ...]]) -> Item:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """One item with its vector [D] float32."""
+
+    id: str
+    metadata: Mapping[str, object]
+    vector: NDArray[np.float32]
+
+
+def item_of(row: sa.Row[*tuple[object, ...]]) -> Item:
     """An item from its row of the `items` table."""
     return Item(
         id=row.external_id,
@@ -67,7 +82,6 @@ def item_of(row: sa.Row[tuple[object, ...]]) -> Item:
         height=row.height,
         metadata=row.metadata,
         caption=row.caption,
-        fingerprint=row.fingerprint,
         created_at=row.created_at,
         seq=row.seq,
     )

@@ -1,5 +1,6 @@
-"""Few-shot episodes: ways, their support pictures and features, persisted."""
+"""Few-shot episodes: ways, their support pictures and features, persisted and versioned."""
 
+import hashlib
 import secrets
 import time
 from collections.abc import Sequence
@@ -9,12 +10,14 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from app.errors import NotFound
-from app.stores import change_log
+from app.errors import Conflict, Invalid, NotFound, PreconditionFailed
+from app.stores import change_log, facts
 from app.stores.blobs import Blobs
 from app.stores.database import Database
-from app.stores.tables import episodes, supports
+from app.stores.tables import episodes, support_vectors, supports
 from app.stores.unreferenced import delete_unreferenced
+from app.stores.vector_bytes import pack, unpack
+from app.stores.write_points import reached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,7 @@ class NewSupport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewWay:
-    """One class of a new episode."""
+    """One class and examples to store."""
 
     label: str
     support: Sequence[NewSupport]
@@ -36,7 +39,7 @@ class NewWay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """One stored example; `vector` is [D] float32, unit length."""
+    """One stored example; `vector` is [D] float32, unit length, empty where another bundle made it."""
 
     id: str
     sha256: str
@@ -65,12 +68,25 @@ class Episode:
     ways: Sequence[Way]
 
 
-class SupportSets:
-    """All episodes; every method blocks, call them through `Database.run`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeLimits:
+    """Most ways an episode may have, and most examples a way."""
 
-    def __init__(self, database: Database, blobs: Blobs) -> None:
+    ways: int
+    support_per_way: int
+
+
+class SupportSets:
+    """All episodes; every method blocks, call them through `Database.run`.
+
+    Args:
+        fingerprint: of the bundle that makes the features.
+    """
+
+    def __init__(self, database: Database, blobs: Blobs, *, fingerprint: str) -> None:
         self._database = database
         self._blobs = blobs
+        self._fingerprint = fingerprint
 
     def create(
         self,
@@ -78,50 +94,122 @@ class SupportSets:
         *,
         name: str | None,
         method: str,
-        fingerprint: str,
         ttl_s: float | None,
+        token: str | None = None,
     ) -> tuple[int, Episode]:
         """Store an episode: pictures first, then its rows in one transaction.
+
+        Args:
+            token: ids follow from it, and an episode it made before is answered, not made again.
 
         Returns:
             The write's `seq`, and the episode.
 
         Raises:
+            FingerprintMismatch: another bundle's features are the active ones.
             DiskFull: nothing was stored.
         """
-        episode_id = f"ep_{secrets.token_hex(12)}"
+        token = token or secrets.token_hex(16)
+        episode_id = f"ep_{_derived(token, 'episode', 24)}"
         now = time.time()
-        with self._database.write_lock:
-            self._drop_expired(now)
-            digests: list[str] = []
-            try:
-                digests.extend(self._blobs.put(s.data) for way in ways for s in way.support)
-                with self._database.write() as connection:
+        self._drop_expired(now)
+        digests: list[str] = []
+        try:
+            digests.extend(self._put_pictures(ways))
+            with self._database.write() as connection:
+                facts.require_fingerprint(connection, self._fingerprint)
+                if self._read(connection, episodes.c.id == episode_id, limit=1):
+                    seq = change_log.head(connection)
+                else:
                     row = {
                         "id": episode_id,
                         "name": name,
                         "version": 1,
                         "method": method,
-                        "fingerprint": fingerprint,
                         "labels": [way.label for way in ways],
                         "created_at": now,
                         "expires_at": None if ttl_s is None else now + ttl_s,
                     }
                     connection.execute(sa.insert(episodes), row)
-                    connection.execute(sa.insert(supports), _support_rows(episode_id, ways, digests))
+                    placed = [(at, p, s) for at, way in enumerate(ways) for p, s in enumerate(way.support)]
+                    self._insert(connection, episode_id, placed, token)
                     seq = change_log.append(connection, "episode.put", episode_id)
-            except BaseException:
-                delete_unreferenced(self._database, self._blobs, set(digests))
-                raise
+                    reached("rows.written")
+        except BaseException:
+            delete_unreferenced(self._database, self._blobs, set(digests))
+            raise
+        reached("rows.committed")
+        return seq, self.get(episode_id)
+
+    def add(
+        self,
+        episode_id: str,
+        ways: Sequence[NewWay],
+        *,
+        if_match: Sequence[int] | None,
+        limits: EpisodeLimits,
+        token: str | None = None,
+    ) -> tuple[int, Episode]:
+        """Add examples; a new label adds a way. The episode has its next version then.
+
+        Args:
+            if_match: the episode's version must be one of these; None for any.
+            token: as in `create`.
+
+        Raises:
+            NotFound, PreconditionFailed, FingerprintMismatch, DiskFull: nothing was stored.
+            Invalid: it would have more ways or examples than `limits`.
+        """
+        token = token or secrets.token_hex(16)
+        digests: list[str] = []
+        try:
+            digests.extend(self._put_pictures(ways))
+            with self._database.write() as connection:
+                facts.require_fingerprint(connection, self._fingerprint)
+                episode = self._required(connection, episode_id)
+                first = f"s_{_derived(token, '0', 16)}"
+                if any(one.id == first for way in episode.ways for one in way.support):
+                    return change_log.head(connection), episode
+                _check_version(episode, if_match)
+                labels = [way.label for way in episode.ways]
+                labels += [way.label for way in ways if way.label not in labels]
+                placed = _placed(connection, episode_id, labels, ways)
+                self._insert(connection, episode_id, placed, token)
+                _check_size(episode, labels, ways, limits)
+                seq = self._bump(connection, episode, labels)
+                reached("rows.written")
+        except BaseException:
+            delete_unreferenced(self._database, self._blobs, set(digests))
+            raise
+        reached("rows.committed")
+        return seq, self.get(episode_id)
+
+    def remove(self, episode_id: str, support_id: str, *, if_match: Sequence[int] | None) -> tuple[int, Episode]:
+        """Take one example away. The episode has its next version then.
+
+        Raises:
+            NotFound: no such episode or example.
+            PreconditionFailed: the episode has another version.
+            Conflict: it is the last of its way.
+        """
+        with self._database.write() as connection:
+            episode = self._required(connection, episode_id)
+            way = next((way for way in episode.ways if any(s.id == support_id for s in way.support)), None)
+            if way is None:
+                raise NotFound(f"There is no support {support_id!r} in this episode.")
+            _check_version(episode, if_match)
+            if len(way.support) == 1:
+                raise Conflict(f"It is the last support of the way {way.label!r}.")
+            connection.execute(sa.delete(supports).where(supports.c.id == support_id))
+            seq = self._bump(connection, episode, [one.label for one in episode.ways])
+        digest = next(one.sha256 for one in way.support if one.id == support_id)
+        delete_unreferenced(self._database, self._blobs, {digest})
         return seq, self.get(episode_id)
 
     def get(self, episode_id: str) -> Episode:
         """One episode that has not expired. Raises NotFound."""
         with self._database.read() as connection:
-            found = self._read(connection, episodes.c.id == episode_id, limit=1)
-        if not found:
-            raise NotFound(f"There is no episode {episode_id!r}.")
-        return found[0]
+            return self._required(connection, episode_id)
 
     def all(self, *, after: str | None, limit: int) -> Sequence[Episode]:
         """A page of episodes by id, those that follow `after`."""
@@ -131,9 +219,11 @@ class SupportSets:
 
     def delete(self, episode_id: str) -> int:
         """Delete an episode and its pictures. Returns the write's `seq`. Raises NotFound."""
-        with self._database.write_lock:
-            self.get(episode_id)
-            return self._delete([episode_id])
+        with self._database.write() as connection:
+            self._required(connection, episode_id)
+            seq, digests = _delete(connection, [episode_id])
+        delete_unreferenced(self._database, self._blobs, digests)
+        return seq
 
     def picture(self, episode_id: str, support_id: str) -> tuple[Support, bytes]:
         """One support and its stored bytes. Raises NotFound."""
@@ -143,62 +233,127 @@ class SupportSets:
                     return support, self._blobs.get(support.sha256)
         raise NotFound(f"There is no support {support_id!r} in this episode.")
 
+    def _put_pictures(self, ways: Sequence[NewWay]) -> list[str]:
+        return [self._blobs.put(support.data) for way in ways for support in way.support]
+
+    def _insert(
+        self,
+        connection: sa.Connection,
+        episode_id: str,
+        placed: Sequence[tuple[int, int, NewSupport]],
+        token: str,
+    ) -> None:
+        """Write examples as (way, position, example); their pictures once more, in the writer's turn."""
+        rows = [
+            {
+                "id": f"s_{_derived(token, str(number), 16)}",
+                "episode_id": episode_id,
+                "way": way,
+                "position": position,
+                "sha256": self._blobs.put(support.data),
+                "media_type": support.media_type,
+            }
+            for number, (way, position, support) in enumerate(placed)
+        ]
+        connection.execute(sa.insert(supports), rows)
+        vectors = [
+            {"support_id": row["id"], "fingerprint": self._fingerprint, "vector": pack(support.vector)}
+            for row, (_, _, support) in zip(rows, placed, strict=True)
+        ]
+        connection.execute(sa.insert(support_vectors), vectors)
+
+    def _bump(self, connection: sa.Connection, episode: Episode, labels: Sequence[str]) -> int:
+        values = {"version": episode.version + 1, "labels": list(labels)}
+        connection.execute(sa.update(episodes).where(episodes.c.id == episode.id).values(values))
+        return change_log.append(connection, "episode.put", episode.id)
+
     def _drop_expired(self, now: float) -> None:
         with self._database.read() as connection:
             gone = list(connection.execute(sa.select(episodes.c.id).where(episodes.c.expires_at <= now)).scalars())
         if gone:
-            self._delete(gone)
+            with self._database.write() as connection:
+                _, digests = _delete(connection, gone)
+            delete_unreferenced(self._database, self._blobs, digests)
 
-    def _delete(self, episode_ids: Sequence[str]) -> int:
-        with self._database.write() as connection:
-            belongs = supports.c.episode_id.in_(episode_ids)
-            blobs = set(connection.execute(sa.select(supports.c.sha256).where(belongs)).scalars())
-            connection.execute(sa.delete(supports).where(belongs))
-            connection.execute(sa.delete(episodes).where(episodes.c.id.in_(episode_ids)))
-            seq = 0
-            for episode_id in episode_ids:
-                seq = change_log.append(connection, "episode.delete", episode_id)
-        delete_unreferenced(self._database, self._blobs, blobs)
-        return seq
+    def _required(self, connection: sa.Connection, episode_id: str) -> Episode:
+        found = self._read(connection, episodes.c.id == episode_id, limit=1)
+        if not found:
+            raise NotFound(f"There is no episode {episode_id!r}.")
+        return found[0]
 
     def _read(self, connection: sa.Connection, condition: sa.ColumnElement[bool], *, limit: int) -> Sequence[Episode]:
         alive = sa.or_(episodes.c.expires_at.is_(None), episodes.c.expires_at > time.time())
         query = sa.select(episodes).where(condition, alive).order_by(episodes.c.id).limit(limit)
         rows = connection.execute(query).all()
-        belongs = supports.c.episode_id.in_([row.id for row in rows])
-        query = sa.select(supports).where(belongs).order_by(supports.c.way, supports.c.position)
+        own = sa.and_(support_vectors.c.support_id == supports.c.id, support_vectors.c.fingerprint == self._fingerprint)
+        joined = (
+            sa.select(supports, support_vectors.c.vector)
+            .select_from(supports.outerjoin(support_vectors, own))
+            .where(supports.c.episode_id.in_([row.id for row in rows]))
+            .order_by(supports.c.way, supports.c.position)
+        )
         by_way: dict[tuple[str, int], list[Support]] = {}
-        for row in connection.execute(query):
-            vector = np.frombuffer(row.vector, np.float32)
-            support = Support(id=row.id, sha256=row.sha256, media_type=row.media_type, vector=vector)
+        for row in connection.execute(joined):
+            support = Support(id=row.id, sha256=row.sha256, media_type=row.media_type, vector=unpack(row.vector or b""))
             by_way.setdefault((row.episode_id, row.way), []).append(support)
-        return [_episode(row, by_way) for row in rows]
+        active = facts.read(connection, facts.FINGERPRINT) or self._fingerprint
+        return [_episode(row, by_way, active) for row in rows]
 
 
-def _support_rows(episode_id: str, ways: Sequence[NewWay], digests: Sequence[str]) -> list[dict[str, object]]:
-    placed = [(w, p, s) for w, way in enumerate(ways) for p, s in enumerate(way.support)]
-    return [
-        {
-            "id": f"s_{secrets.token_hex(8)}",
-            "episode_id": episode_id,
-            "way": way,
-            "position": position,
-            "sha256": sha256,
-            "media_type": support.media_type,
-            "vector": support.vector.astype(np.float32).tobytes(),
-        }
-        for (way, position, support), sha256 in zip(placed, digests, strict=True)
-    ]
+def _placed(
+    connection: sa.Connection, episode_id: str, labels: Sequence[str], ways: Sequence[NewWay]
+) -> list[tuple[int, int, NewSupport]]:
+    """New examples after the last position of their ways."""
+    ends = sa.select(supports.c.way, sa.func.max(supports.c.position)).where(supports.c.episode_id == episode_id)
+    next_at = {way: end + 1 for way, end in connection.execute(ends.group_by(supports.c.way))}
+    placed: list[tuple[int, int, NewSupport]] = []
+    for way in ways:
+        at = labels.index(way.label)
+        for support in way.support:
+            placed.append((at, next_at.get(at, 0), support))
+            next_at[at] = next_at.get(at, 0) + 1
+    return placed
 
 
-def _episode(row: sa.Row[tuple[object, ...]], by_way: dict[tuple[str, int], list[Support]]) -> Episode:
+def _check_version(episode: Episode, if_match: Sequence[int] | None) -> None:
+    if if_match is not None and episode.version not in if_match:
+        raise PreconditionFailed(f"The episode is at version {episode.version}.")
+
+
+def _check_size(episode: Episode, labels: Sequence[str], ways: Sequence[NewWay], limits: EpisodeLimits) -> None:
+    shots = {way.label: len(way.support) for way in episode.ways}
+    for way in ways:
+        shots[way.label] = shots.get(way.label, 0) + len(way.support)
+    if len(labels) > limits.ways:
+        raise Invalid(f"An episode has at most {limits.ways} ways.")
+    if max(shots.values()) > limits.support_per_way:
+        raise Invalid(f"A way has at most {limits.support_per_way} support images.")
+
+
+def _delete(connection: sa.Connection, episode_ids: Sequence[str]) -> tuple[int, set[str]]:
+    """Delete episodes in the caller's transaction: the last `seq`, and the pictures they named."""
+    belongs = supports.c.episode_id.in_(episode_ids)
+    digests = set(connection.execute(sa.select(supports.c.sha256).where(belongs)).scalars())
+    connection.execute(sa.delete(supports).where(belongs))
+    connection.execute(sa.delete(episodes).where(episodes.c.id.in_(episode_ids)))
+    seq = 0
+    for episode_id in episode_ids:
+        seq = change_log.append(connection, "episode.delete", episode_id)
+    return seq, digests
+
+
+def _derived(token: str, what: str, length: int) -> str:
+    return hashlib.sha256(f"{token}:{what}".encode()).hexdigest()[:length]
+
+
+def _episode(row: sa.Row[*tuple[object, ...]], by_way: dict[tuple[str, int], list[Support]], active: str) -> Episode:
     ways = [Way(label=label, support=by_way.get((row.id, way), [])) for way, label in enumerate(row.labels)]
     return Episode(
         id=row.id,
         name=row.name,
         version=row.version,
         method=row.method,
-        fingerprint=row.fingerprint,
+        fingerprint=active,
         expires_at=row.expires_at,
         ways=ways,
     )

@@ -3,12 +3,27 @@
 import sqlalchemy as sa
 
 metadata = sa.MetaData()
+_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+
+def _name(length: int) -> sa.types.TypeEngine[str]:
+    """Text in the order of its code points, as Python and SQLite sort it."""
+    return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
+
 
 counters = sa.Table(
     "counters",
     metadata,
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+# Single facts of the whole database: its identity, the active fingerprint, who holds pictures back.
+facts = sa.Table(
+    "facts",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
 )
 
 changes = sa.Table(
@@ -24,8 +39,8 @@ changes = sa.Table(
 galleries = sa.Table(
     "galleries",
     metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("name", sa.String(64), nullable=False, unique=True),
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("name", _name(64), nullable=False, unique=True),
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
 )
@@ -33,20 +48,19 @@ galleries = sa.Table(
 items = sa.Table(
     "items",
     metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("id", _ID, primary_key=True),
     sa.Column("gallery_id", sa.ForeignKey("galleries.id", ondelete="CASCADE"), nullable=False),
-    sa.Column("external_id", sa.String(128), nullable=False),
+    sa.Column("external_id", _name(128), nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False, index=True),
     sa.Column("media_type", sa.String(64), nullable=False),
     sa.Column("width", sa.Integer, nullable=False),
     sa.Column("height", sa.Integer, nullable=False),
     sa.Column("metadata", sa.JSON, nullable=False),
     sa.Column("caption", sa.Text),
-    sa.Column("vector", sa.LargeBinary, nullable=False),
-    sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("seq", sa.BigInteger, nullable=False),
-    sa.Column("deleted_seq", sa.BigInteger),
+    sa.Column("added_seq", sa.BigInteger, nullable=False, index=True),
+    sa.Column("deleted_seq", sa.BigInteger, index=True),
     sqlite_autoincrement=True,
 )
 # One live row an external id; replaced and deleted rows stay until a vacuum.
@@ -59,6 +73,16 @@ sa.Index(
     postgresql_where=items.c.deleted_seq.is_(None),
 )
 
+# One vector an item and bundle, so that a new bundle's are made beside the old ones. `dtype` is fp32 or fp16.
+item_vectors = sa.Table(
+    "item_vectors",
+    metadata,
+    sa.Column("item_id", sa.ForeignKey("items.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("fingerprint", sa.String(64), primary_key=True),
+    sa.Column("dtype", sa.String(8), nullable=False),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
+)
+
 episodes = sa.Table(
     "episodes",
     metadata,
@@ -66,10 +90,9 @@ episodes = sa.Table(
     sa.Column("name", sa.String(128)),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("method", sa.String(32), nullable=False),
-    sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("labels", sa.JSON, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("expires_at", sa.Float),
+    sa.Column("expires_at", sa.Float, index=True),
 )
 
 supports = sa.Table(
@@ -81,5 +104,59 @@ supports = sa.Table(
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False, index=True),
     sa.Column("media_type", sa.String(64), nullable=False),
+)
+
+support_vectors = sa.Table(
+    "support_vectors",
+    metadata,
+    sa.Column("support_id", sa.ForeignKey("supports.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("fingerprint", sa.String(64), primary_key=True),
     sa.Column("vector", sa.LargeBinary, nullable=False),
+)
+
+class_sets = sa.Table(
+    "class_sets",
+    metadata,
+    sa.Column("name", _name(64), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("classes", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+)
+
+# [N, D] float32 of a class set's N classes, one row a bundle.
+class_set_vectors = sa.Table(
+    "class_set_vectors",
+    metadata,
+    sa.Column("name", sa.ForeignKey("class_sets.name", ondelete="CASCADE"), primary_key=True),
+    sa.Column("fingerprint", sa.String(64), primary_key=True),
+    sa.Column("vectors", sa.LargeBinary, nullable=False),
+)
+
+# `status` is null while the request that holds the key is at work.
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("request", sa.String(64), nullable=False),
+    sa.Column("token", sa.String(64), nullable=False),
+    sa.Column("held_until", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False, index=True),
+    sa.Column("status", sa.Integer),
+    sa.Column("headers", sa.JSON),
+    sa.Column("body", sa.LargeBinary),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("done", sa.BigInteger, nullable=False),
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("report", sa.JSON, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
 )

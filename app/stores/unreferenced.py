@@ -1,28 +1,49 @@
 """Collecting pictures that no row names any more."""
 
+import time
 from collections.abc import Set
 
 import sqlalchemy as sa
 
+from app.stores import facts
 from app.stores.blobs import Blobs
 from app.stores.database import Database
 from app.stores.tables import items, supports
+from app.stores.write_points import reached
+
+BLOBS_AT_ONCE = 500
 
 
-def delete_unreferenced(database: Database, blobs: Blobs, candidates: Set[str]) -> None:
-    """Delete those of `candidates` (SHA-256) that neither a live item nor a support names.
+def delete_unreferenced(database: Database, blobs: Blobs, candidates: Set[str]) -> int:
+    """Delete those of `candidates` (SHA-256) that neither a live item nor a support names; returns how many.
 
-    Call it with the write lock held, so that no writer is about to name one of them.
+    It holds the writer's turn, in which writers also make sure of the pictures they name: so no process
+    deletes what another is about to name. While a backup holds pictures back nothing is deleted; a vacuum
+    finds it later.
     """
-    if not candidates:
-        return
-    named: set[str] = set()
     ordered = sorted(candidates)
-    with database.read() as connection:
-        for start in range(0, len(ordered), 500):
-            part = ordered[start : start + 500]
-            live = sa.select(items.c.sha256).where(items.c.sha256.in_(part), items.c.deleted_seq.is_(None))
-            kept = sa.select(supports.c.sha256).where(supports.c.sha256.in_(part))
-            named.update(connection.execute(live.union(kept)).scalars())
-    for sha256 in candidates - named:
-        blobs.delete(sha256)
+    count = 0
+    for start in range(0, len(ordered), BLOBS_AT_ONCE):
+        part = ordered[start : start + BLOBS_AT_ONCE]
+        with database.write() as connection:
+            if are_held(connection):
+                return count
+            gone = set(part) - named(connection, part)
+            for sha256 in gone:
+                blobs.delete(sha256)
+            count += len(gone)
+    if ordered:
+        reached("blobs.collected")
+    return count
+
+
+def named(connection: sa.Connection, digests: list[str]) -> set[str]:
+    """Those of some SHA-256 that a live item or a support names."""
+    live = sa.select(items.c.sha256).where(items.c.sha256.in_(digests), items.c.deleted_seq.is_(None))
+    kept = sa.select(supports.c.sha256).where(supports.c.sha256.in_(digests))
+    return set(connection.execute(live.union(kept)).scalars())
+
+
+def are_held(connection: sa.Connection) -> bool:
+    """Whether a backup is copying pictures just now."""
+    return float(facts.read(connection, facts.PICTURES_HELD_UNTIL) or 0) > time.time()

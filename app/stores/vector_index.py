@@ -1,63 +1,90 @@
-"""Exact search over a gallery: an immutable FAISS base, a small delta and tombstones.
+"""Search over a gallery: an immutable FAISS base, a small exact delta and tombstones.
 
-Searches read one snapshot reference; the writer builds the next snapshot and swaps it in. All of it
-is derived from SQL and rebuilt from there at start.
+Searches read one snapshot reference; the writer builds the next snapshot and swaps it in, a merge builds the
+next base beside the present one. All of it is derived from SQL and can be rebuilt from there.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-MERGE_AT = 1024
+from app.stores.index_base import Base, IndexOptions, build_base, empty_base
+
 TIE = 1e-6
 """Scores closer than this are ties: FAISS and NumPy may differ in the last bit."""
+MERGE_AT = 1024
+MAX_DELTA = 16_384
+"""Most vectors outside the base, which every search scans."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hit:
-    """One found vector: its item's row, external id and cosine similarity."""
-
-    item_id: int
-    external_id: str
-    score: float
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One vector to add: `vector` [D] float32, unit length."""
+    """One vector to add: `vector` [D] float32, unit length; `mark` from `mark_of`."""
 
     item_id: int
-    external_id: str
     vector: NDArray[np.float32]
+    mark: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """One vector to take away, with the mark it was added with."""
+
+    item_id: int
+    mark: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexState:
-    """What `GET /galleries/{name}` tells of an index."""
+    """What `GET /galleries/{name}` tells of an index; `recall` at 10 as measured, None where it is exact."""
 
     kind: str
     vectors: int
     applied_seq: int
     digest: str
+    recall: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Snapshot:
-    base: faiss.IndexIDMap
-    base_ids: NDArray[np.int64]
+class Snapshot:
+    """One immutable state.
+
+    Attributes:
+        base_dead: [n] bool, tombstones over the base's rows.
+        delta: [capacity, D] float32; rows after `delta_count` belong to later snapshots.
+        delta_ids: [capacity] int64, ascending.
+        delta_dead: [delta_count] bool.
+        digest: sum of the live entries' marks.
+    """
+
+    base: Base
+    base_dead: NDArray[np.bool_]
+    base_dead_count: int
     delta: NDArray[np.float32]
-    delta_ids: NDArray[np.int64]
-    dead: frozenset[int]
-    external_ids: dict[int, str]
-    seq: int
+    delta_ids: Ids
+    delta_count: int
+    delta_dead: NDArray[np.bool_]
+    digest: int
 
     @property
     def live(self) -> int:
-        return len(self.base_ids) + len(self.delta_ids) - len(self.dead)
+        """How many vectors can be found."""
+        return len(self.base.ids) + self.delta_count - self.base_dead_count - int(self.delta_dead.sum())
+
+    def live_vectors(self) -> tuple[NDArray[np.float32], Ids]:
+        """All live vectors [N, D] float32 and their ids, ascending."""
+        kept, kept_delta = ~self.base_dead, ~self.delta_dead
+        vectors = [self.base.vectors(np.flatnonzero(kept)), self.delta[: self.delta_count][kept_delta]]
+        return np.concatenate(vectors), np.concatenate(
+            [self.base.ids[kept], self.delta_ids[: self.delta_count][kept_delta]]
+        )
 
 
 class VectorIndex:
@@ -65,137 +92,198 @@ class VectorIndex:
 
     Args:
         dimension: D.
+        options: which kind of base to build at which size.
     """
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, options: IndexOptions | None = None) -> None:
         self._dimension = dimension
-        self._snapshot = _build(dimension, np.empty((0, dimension), np.float32), np.empty(0, np.int64), {}, 0)
+        self._options = options or IndexOptions()
+        self._lock = threading.Lock()
+        self._merging = threading.Lock()
+        self.snapshot = _fresh(empty_base(dimension), 0)
 
     def __len__(self) -> int:
-        return self._snapshot.live
+        return self.snapshot.live
 
-    def load(self, entries: Sequence[Entry], seq: int) -> None:
-        """Replace everything by `entries`, the state at `seq`."""
-        vectors = np.stack([entry.vector for entry in entries]) if entries else self._no_vectors()
-        ids = np.array([entry.item_id for entry in entries], np.int64)
-        names = {entry.item_id: entry.external_id for entry in entries}
-        self._snapshot = _build(self._dimension, vectors, ids, names, seq)
+    def load(self, vectors: NDArray[np.float32], ids: Ids, digest: int) -> None:
+        """Replace everything by [N, D] unit vectors under ascending ids; exact until the next merge."""
+        self.snapshot = _fresh(build_base(vectors, ids, replace(self._options, kind="flat")), digest)
 
-    def apply(self, added: Sequence[Entry], removed: Collection[int], seq: int) -> None:
-        """Make one write visible; call it from the only writer.
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a state that was saved."""
+        self.snapshot = snapshot
+
+    def apply(self, added: Sequence[Entry], removed: Sequence[Removal]) -> None:
+        """Make one write visible; call it from one thread at a time.
 
         Args:
-            added: new vectors, under row ids never used before.
-            removed: row ids that are gone.
-            seq: the write's number in the change log.
+            added: new vectors, under ascending row ids never used before.
+            removed: what is gone; ids the index does not hold are passed over.
         """
-        old = self._snapshot
-        rows = [old.delta, *(entry.vector[None] for entry in added)]
-        known = [item_id for item_id in removed if item_id in old.external_ids]
-        new = _Snapshot(
-            base=old.base,
-            base_ids=old.base_ids,
-            delta=np.concatenate(rows),
-            delta_ids=np.concatenate([old.delta_ids, np.array([e.item_id for e in added], np.int64)]),
-            dead=old.dead | frozenset(known),
-            external_ids=old.external_ids,
-            seq=seq,
-        )
-        # Row ids are never used twice, so that readers of older snapshots are not disturbed.
-        new.external_ids.update({entry.item_id: entry.external_id for entry in added})
-        limit = max(MERGE_AT, len(new.base_ids) // 10)
-        if len(new.delta_ids) > limit or len(new.dead) > limit:
-            new = self._merge(new)
-        self._snapshot = new
+        with self._lock:
+            grown = _grown(self.snapshot, added)
+            self.snapshot = _buried(grown, removed)
 
-    def search(self, query: NDArray[np.float32], k: int, min_score: float | None = None) -> tuple[int, list[Hit]]:
-        """The k nearest vectors, best first, equal scores by external id.
+    @property
+    def wants_merge(self) -> bool:
+        """Whether the delta or the tombstones have grown past their share, or the base is of the wrong kind."""
+        snapshot = self.snapshot
+        rows = len(snapshot.base.ids)
+        delta_limit = max(MERGE_AT, min(rows // 10, MAX_DELTA))
+        return (
+            snapshot.delta_count > delta_limit
+            or snapshot.base_dead_count > max(MERGE_AT, rows // 5)
+            or (rows > 0 and snapshot.base.kind != self._options.kind_for(snapshot.live))
+        )
+
+    def merge(self) -> None:
+        """Build the next base beside the present one, then swap; searches and writes go on meanwhile."""
+        with self._merging:
+            before = self.snapshot
+            base = self._next_base(before)
+            with self._lock:
+                self.snapshot = _carried_over(before, self.snapshot, base)
+
+    def search(self, query: NDArray[np.float32], k: int, allowed: Ids | None = None) -> tuple[Ids, Scores]:
+        """Candidates for the k nearest, in no order: the best k and, where the search is exact, all their ties.
 
         Args:
             query: [D] float32, unit length.
-            k: how many at most; fewer exist → all that exist.
-            min_score: drop what scores less.
+            k: how many are wanted.
+            allowed: ascending ids to choose from; None for all.
 
         Returns:
-            The `seq` of the snapshot searched, and the hits.
+            Ids and cosine similarities; min(k, live allowed) of them or more.
         """
-        snapshot = self._snapshot
-        ids, scores = self._candidates(snapshot, np.ascontiguousarray(query, np.float32), k)
-        hits = [
-            Hit(item_id=int(i), external_id=snapshot.external_ids[int(i)], score=float(np.clip(s, -1, 1)))
-            for i, s in zip(ids, scores, strict=True)
-        ]
-        hits.sort(key=lambda hit: (-round(hit.score / TIE), hit.external_id))
-        if min_score is not None:
-            hits = [hit for hit in hits if hit.score >= min_score]
-        return snapshot.seq, hits[:k]
+        snapshot = self.snapshot
+        query = np.ascontiguousarray(query, np.float32)
+        rows = np.flatnonzero(_among(snapshot.delta_ids[: snapshot.delta_count], allowed) & ~snapshot.delta_dead)
+        delta_scores = snapshot.delta[rows] @ query
+        alive = None
+        if allowed is not None or snapshot.base_dead_count:
+            alive = _among(snapshot.base.ids, allowed) & ~snapshot.base_dead
+        positions, base_scores = snapshot.base.search(query, k, alive, TIE)
+        ids = np.concatenate([snapshot.base.ids[positions], snapshot.delta_ids[rows]])
+        scores = np.concatenate([base_scores, delta_scores])
+        if len(scores) <= k:
+            return ids, scores
+        kept = scores >= np.partition(scores, -k)[-k] - 2 * TIE
+        return ids[kept], scores[kept]
 
-    def state(self) -> IndexState:
-        """Size, position in the log and a digest of the live (external id, vector) pairs."""
-        snapshot = self._snapshot
-        vectors, ids = _live_vectors(snapshot)
-        order = sorted(range(len(ids)), key=lambda row: snapshot.external_ids[int(ids[row])])
-        digest = hashlib.sha256()
-        for row in order:
-            digest.update(snapshot.external_ids[int(ids[row])].encode())
-            digest.update(b"\0")
-            digest.update(vectors[row].tobytes())
-        return IndexState(kind="flat", vectors=snapshot.live, applied_seq=snapshot.seq, digest=digest.hexdigest())
+    def state(self, applied_seq: int) -> IndexState:
+        """Size, kind and a digest of the live (external id, vector) pairs, as of `applied_seq`."""
+        snapshot = self.snapshot
+        return IndexState(
+            kind=snapshot.base.kind,
+            vectors=snapshot.live,
+            applied_seq=applied_seq,
+            digest=digest_text(snapshot.digest),
+            recall=snapshot.base.recall,
+        )
 
-    def _candidates(
-        self, snapshot: _Snapshot, query: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """At least the best k live vectors and all that tie with the last of them."""
-        delta_scores = snapshot.delta @ query
-        wanted = k + len(snapshot.dead)
-        while True:
-            fetched = min(wanted, len(snapshot.base_ids))
-            ids, scores = snapshot.delta_ids, delta_scores
-            floor = -np.inf
-            if fetched:
-                base_scores, base_ids = snapshot.base.search(query[None], fetched)
-                ids = np.concatenate([base_ids[0], ids])
-                scores = np.concatenate([base_scores[0], scores])
-                floor = base_scores[0, -1]
-            if snapshot.dead:
-                alive = np.array([int(i) not in snapshot.dead for i in ids], bool)
-                ids, scores = ids[alive], scores[alive]
-            if fetched == len(snapshot.base_ids):
-                return ids, scores
-            if len(scores) >= k and floor < np.partition(scores, -k)[-k] - 2 * TIE:
-                return ids, scores
-            wanted *= 2
-
-    def _merge(self, snapshot: _Snapshot) -> _Snapshot:
-        vectors, ids = _live_vectors(snapshot)
-        names = {int(i): snapshot.external_ids[int(i)] for i in ids}
-        return _build(self._dimension, vectors, ids, names, snapshot.seq)
-
-    def _no_vectors(self) -> NDArray[np.float32]:
-        return np.empty((0, self._dimension), np.float32)
+    def _next_base(self, before: Snapshot) -> Base:
+        kind = self._options.kind_for(before.live)
+        is_mostly_alive = before.base_dead_count <= len(before.base.ids) // 10
+        if kind != "flat" and kind == before.base.kind and is_mostly_alive:
+            fresh = ~before.delta_dead
+            rows = before.delta[: before.delta_count][fresh]
+            return before.base.extended(rows, before.delta_ids[: before.delta_count][fresh])
+        vectors, ids = before.live_vectors()
+        return build_base(vectors, ids, replace(self._options, kind=kind))
 
 
-def _build(
-    dimension: int, vectors: NDArray[np.float32], ids: NDArray[np.int64], names: dict[int, str], seq: int
-) -> _Snapshot:
-    base = faiss.IndexIDMap(faiss.IndexFlatIP(dimension))
-    if len(ids):
-        base.add_with_ids(np.ascontiguousarray(vectors, np.float32), ids)
-    return _Snapshot(
+def mark_of(external_id: str, vector: NDArray[np.float32]) -> int:
+    """A 128-bit number of one (external id, vector); the sum over a gallery is its digest, in whatever order."""
+    digest = hashlib.blake2b(external_id.encode() + b"\0", digest_size=16)
+    digest.update(np.ascontiguousarray(vector, np.float32).tobytes())
+    return int.from_bytes(digest.digest())
+
+
+def digest_text(total: int) -> str:
+    """The digest in hex, from a sum of marks."""
+    return f"{total % (1 << 128):032x}"
+
+
+def _fresh(base: Base, digest: int) -> Snapshot:
+    return Snapshot(
         base=base,
-        base_ids=ids,
-        delta=np.empty((0, dimension), np.float32),
-        delta_ids=np.empty(0, np.int64),
-        dead=frozenset(),
-        external_ids=names,
-        seq=seq,
+        base_dead=np.zeros(len(base.ids), bool),
+        base_dead_count=0,
+        delta=np.empty((MERGE_AT, base.dimension), np.float32),
+        delta_ids=np.empty(MERGE_AT, np.int64),
+        delta_count=0,
+        delta_dead=np.zeros(0, bool),
+        digest=digest,
     )
 
 
-def _live_vectors(snapshot: _Snapshot) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    flat = faiss.downcast_index(snapshot.base.index)
-    stored = flat.reconstruct_n(0, len(snapshot.base_ids)) if len(snapshot.base_ids) else snapshot.delta[:0]
-    vectors = np.concatenate([stored, snapshot.delta])
-    ids = np.concatenate([snapshot.base_ids, snapshot.delta_ids])
-    alive = np.array([int(i) not in snapshot.dead for i in ids], bool)
-    return vectors[alive], ids[alive]
+def _grown(old: Snapshot, added: Sequence[Entry]) -> Snapshot:
+    """The snapshot with more rows; readers of older ones never look past their own count."""
+    if not added:
+        return old
+    count = old.delta_count + len(added)
+    delta, delta_ids = old.delta, old.delta_ids
+    if count > len(delta_ids):
+        capacity = max(count, 2 * len(delta_ids))
+        delta = np.empty((capacity, delta.shape[1]), np.float32)
+        delta_ids = np.empty(capacity, np.int64)
+        delta[: old.delta_count] = old.delta[: old.delta_count]
+        delta_ids[: old.delta_count] = old.delta_ids[: old.delta_count]
+    delta[old.delta_count : count] = [entry.vector for entry in added]
+    delta_ids[old.delta_count : count] = [entry.item_id for entry in added]
+    return replace(
+        old,
+        delta=delta,
+        delta_ids=delta_ids,
+        delta_count=count,
+        delta_dead=np.concatenate([old.delta_dead, np.zeros(len(added), bool)]),
+        digest=old.digest + sum(entry.mark for entry in added),
+    )
+
+
+def _buried(old: Snapshot, removed: Sequence[Removal]) -> Snapshot:
+    if not removed:
+        return old
+    base_dead, delta_dead, digest = old.base_dead.copy(), old.delta_dead.copy(), old.digest
+    delta_ids = old.delta_ids[: old.delta_count]
+    for removal in removed:
+        for ids, dead in ((old.base.ids, base_dead), (delta_ids, delta_dead)):
+            place = int(np.searchsorted(ids, removal.item_id))
+            if place < len(ids) and ids[place] == removal.item_id and not dead[place]:
+                dead[place] = True
+                digest -= removal.mark
+    return replace(old, base_dead=base_dead, base_dead_count=int(base_dead.sum()), delta_dead=delta_dead, digest=digest)
+
+
+def _carried_over(before: Snapshot, now: Snapshot, base: Base) -> Snapshot:
+    """A snapshot over the new base with what was added and buried while it was built."""
+    alive = np.concatenate(
+        [now.base.ids[~now.base_dead], now.delta_ids[: before.delta_count][~now.delta_dead[: before.delta_count]]]
+    )
+    later = slice(before.delta_count, now.delta_count)
+    fresh = _fresh(base, now.digest)
+    count = now.delta_count - before.delta_count
+    capacity = max(MERGE_AT, 2 * count)
+    delta = np.empty((capacity, base.dimension), np.float32)
+    delta_ids = np.empty(capacity, np.int64)
+    delta[:count], delta_ids[:count] = now.delta[later], now.delta_ids[later]
+    base_dead = ~_among(base.ids, alive)
+    return replace(
+        fresh,
+        base_dead=base_dead,
+        base_dead_count=int(base_dead.sum()),
+        delta=delta,
+        delta_ids=delta_ids,
+        delta_count=count,
+        delta_dead=now.delta_dead[later].copy(),
+    )
+
+
+def _among(ids: Ids, allowed: Ids | None) -> NDArray[np.bool_]:
+    """Which of ascending `ids` are in ascending `allowed`: [n] bool."""
+    if allowed is None:
+        return np.ones(len(ids), bool)
+    if not len(allowed):
+        return np.zeros(len(ids), bool)
+    places = np.minimum(np.searchsorted(allowed, ids), len(allowed) - 1)
+    return np.asarray(allowed[places] == ids)

@@ -1,16 +1,24 @@
 """Stores and tasks put together over one engine; what `build_services` calls."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.domain import BundleInfo, FeatureEngine
 from app.images import ImageDecoder
 from app.limits import Limits
 from app.stores.blobs import Blobs
+from app.stores.class_sets import ClassSets
 from app.stores.database import Database, open_database
 from app.stores.galleries import Galleries
-from app.stores.support_sets import SupportSets
+from app.stores.idempotency import IdempotencyKeys
+from app.stores.index_base import IndexOptions
+from app.stores.index_snapshots import IndexSnapshots
+from app.stores.indexes import Indexes
+from app.stores.items import Items
+from app.stores.jobs import Jobs
+from app.stores.support_sets import EpisodeLimits, SupportSets
+from app.stores.vector_bytes import VectorDtype
 from app.tasks.fewshot import FewShot, PrototypeHead
 from app.tasks.ingest import Ingest
 from app.tasks.pictures import Pictures
@@ -19,14 +27,41 @@ from app.tasks.segmentation import Segmentation, SegmentationHead
 from app.tasks.thumbnails import Thumbnails
 from app.tasks.workers import Workers
 
+BLOBS = "blobs"
+INDEXES = "indexes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """Where state lies and how it is kept.
+
+    Attributes:
+        database_url: a PostgreSQL URL; None for SQLite in the data folder.
+        blob_url: an fsspec URL for pictures; None for the data folder. Replicas share it.
+        follow_interval_s: how often a replica looks for others' writes.
+        hold_s: how long a request may hold its `Idempotency-Key`; longer than the deadline.
+    """
+
+    database_url: str | None = None
+    blob_url: str | None = None
+    index: IndexOptions = field(default_factory=IndexOptions)
+    vector_dtype: VectorDtype = "fp32"
+    follow_interval_s: float = 0.1
+    hold_s: float = 90.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tasks:
     """What routers call; `close` ends the pools and lets go of the data folder."""
 
     database: Database
+    indexes: Indexes
     galleries: Galleries
+    items: Items
     support_sets: SupportSets
+    class_sets: ClassSets
+    idempotency: IdempotencyKeys
+    jobs: Jobs
     retrieval: Retrieval
     ingest: Ingest
     segmentation: Segmentation
@@ -44,37 +79,60 @@ def open_tasks(
     data_dir: Path,
     segmentation_head: SegmentationHead,
     prototype_head: PrototypeHead,
-    database_url: str | None = None,
-    blob_url: str | None = None,
+    store: StoreOptions | None = None,
 ) -> Tasks:
-    """Open the stores in `data_dir`, rebuild the indexes and wire the tasks; blocks, call it off the loop.
+    """Open the stores in `data_dir`, bring up the indexes and wire the tasks; blocks, call it off the loop.
 
     Raises:
         DataFolderLocked: another process serves the folder.
-        FingerprintMismatch: a gallery holds another bundle's vectors.
+        UnusableDatabase: the database's URL is wrong, or nothing answers there.
     """
-    database = open_database(data_dir=data_dir, url=database_url)
+    store = store or StoreOptions()
+    database = open_database(data_dir=data_dir, url=store.database_url)
+    blobs = Blobs(store.blob_url or str(data_dir / BLOBS))
+    indexes = Indexes(
+        database,
+        dimension=bundle.dimension,
+        fingerprint=bundle.fingerprint,
+        options=store.index,
+        snapshots=IndexSnapshots(data_dir / INDEXES),
+    )
+    galleries = Galleries(database, blobs, indexes, fingerprint=bundle.fingerprint)
+    items = Items(database, blobs, indexes, fingerprint=bundle.fingerprint, dtype=store.vector_dtype)
+    idempotency = IdempotencyKeys(database, hold_s=store.hold_s)
     workers = Workers()
 
     def close() -> None:
         workers.close()
+        indexes.close()
         database.close()
 
     try:
-        blobs = Blobs(blob_url or str(data_dir / "blobs"))
-        galleries = Galleries(database, blobs, dimension=bundle.dimension, fingerprint=bundle.fingerprint)
         galleries.load()
+        if not database.is_shared:
+            idempotency.release_all()
+        indexes.follow(store.follow_interval_s if database.is_shared else None)
     except BaseException:
         close()
         raise
-    support_sets = SupportSets(database, blobs)
-    pictures = Pictures(images, database, galleries)
+    support_sets = SupportSets(database, blobs, fingerprint=bundle.fingerprint)
+    pictures = Pictures(images, database, items)
+    class_sets = ClassSets(database, dimension=bundle.dimension, fingerprint=bundle.fingerprint)
     return Tasks(
         database=database,
+        indexes=indexes,
         galleries=galleries,
+        items=items,
         support_sets=support_sets,
-        retrieval=Retrieval(bundle=bundle, engine=engine, pictures=pictures, database=database, galleries=galleries),
-        ingest=Ingest(bundle=bundle, engine=engine, pictures=pictures, database=database, galleries=galleries),
+        class_sets=class_sets,
+        idempotency=idempotency,
+        jobs=Jobs(database),
+        retrieval=Retrieval(
+            bundle=bundle, engine=engine, pictures=pictures, database=database, galleries=galleries, indexes=indexes
+        ),
+        ingest=Ingest(
+            bundle=bundle, engine=engine, pictures=pictures, database=database, galleries=galleries, items=items
+        ),
         segmentation=Segmentation(
             bundle=bundle,
             engine=engine,
@@ -82,6 +140,8 @@ def open_tasks(
             pictures=pictures,
             workers=workers,
             limits=limits,
+            database=database,
+            class_sets=class_sets,
         ),
         fewshot=FewShot(
             bundle=bundle,
@@ -91,6 +151,7 @@ def open_tasks(
             database=database,
             support_sets=support_sets,
             workers=workers,
+            limits=EpisodeLimits(ways=limits.max_ways, support_per_way=limits.max_support_per_way),
         ),
         thumbnails=Thumbnails(images, limits),
         close=close,

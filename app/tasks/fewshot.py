@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +11,20 @@ from app.domain import BundleInfo, FeatureEngine
 from app.errors import FingerprintMismatch
 from app.images import PixelBudget
 from app.stores.database import Database
-from app.stores.support_sets import Episode, NewSupport, NewWay, SupportSets
+from app.stores.support_sets import Episode, EpisodeLimits, NewSupport, NewWay, SupportSets
 from app.tasks.features import pooled_pictures
+from app.tasks.fewshot_methods import (
+    LeaveOneOut,
+    Method,
+    cache_probabilities,
+    leave_one_out,
+    ridge_probabilities,
+)
 from app.tasks.pictures import Pictures, Source
 from app.tasks.timing import Timings
 from app.tasks.workers import Workers
 
-METHOD: Literal["prototype"] = "prototype"
+MAX_REPORTS = 256
 
 
 class PrototypeHead(Protocol):
@@ -43,6 +50,7 @@ class EpisodeRequest:
     """A new episode, and queries to answer at once."""
 
     name: str | None
+    method: Method
     ways: Sequence[WayRequest]
     queries: Sequence[Source]
     top_k: int | None
@@ -74,6 +82,7 @@ class Created:
 
     seq: int
     episode: Episode
+    leave_one_out: LeaveOneOut | None
     predictions: Sequence[Prediction] | None
     timings_ms: Mapping[str, float]
 
@@ -100,6 +109,7 @@ class FewShot:
         database: Database,
         support_sets: SupportSets,
         workers: Workers,
+        limits: EpisodeLimits,
     ) -> None:
         self._bundle = bundle
         self._engine = engine
@@ -108,11 +118,24 @@ class FewShot:
         self._database = database
         self._support_sets = support_sets
         self._workers = workers
+        self._limits = limits
+        self._reports: dict[tuple[str, int], LeaveOneOut | None] = {}
 
-    async def create(self, request: EpisodeRequest, budget: PixelBudget, *, timeout_s: float | None = None) -> Created:
+    async def create(
+        self,
+        request: EpisodeRequest,
+        budget: PixelBudget,
+        *,
+        token: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Created:
         """Encode and store an episode; queries are answered from what was stored.
 
+        Args:
+            token: ids follow from it, so that a repeated request makes no second episode.
+
         Raises:
+            FingerprintMismatch: another bundle's features are the active ones.
             As `Pictures.prepare_all` and `FeatureEngine`; nothing was stored then.
         """
         timings = Timings()
@@ -144,14 +167,78 @@ class FewShot:
             self._support_sets.create,
             ways,
             name=request.name,
-            method=METHOD,
-            fingerprint=self._bundle.fingerprint,
+            method=request.method,
             ttl_s=request.ttl_s,
+            token=token,
         )
         predictions = None
         if request.queries:
             predictions = await self._predict(episode, vectors[len(sources) :], request.top_k, request.abstain_below)
-        return Created(seq=seq, episode=episode, predictions=predictions, timings_ms=timings.totals_ms())
+        return Created(
+            seq=seq,
+            episode=episode,
+            leave_one_out=await self.report(episode),
+            predictions=predictions,
+            timings_ms=timings.totals_ms(),
+        )
+
+    async def add_support(
+        self,
+        episode_id: str,
+        ways: Sequence[WayRequest],
+        budget: PixelBudget,
+        *,
+        if_match: Sequence[int] | None,
+        token: str | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[int, Episode]:
+        """Encode and store more examples; nothing old is encoded again.
+
+        Returns:
+            The write's `seq`, and the episode's next version.
+
+        Raises:
+            NotFound: no such episode.
+            PreconditionFailed: its version is none of `if_match`.
+            Invalid: it would have too many ways or examples.
+            As `create`.
+        """
+        await self._database.run(self._support_sets.get, episode_id)
+        timings = Timings()
+        profile = self._bundle.tasks["fewshot"]
+        sources = [source for way in ways for source in way.support]
+        with self._engine.admit(views=len(sources), timeout_s=timeout_s) as place:
+            prepared = await self._pictures.prepare_all(sources, budget, profile)
+            vectors = await pooled_pictures(
+                self._engine,
+                [one.square for one in prepared],
+                captions=[None] * len(prepared),
+                profile=profile,
+                place=place,
+                timeout_s=timeout_s,
+                timings=timings,
+            )
+        stored = iter(
+            NewSupport(data=one.data, media_type=one.media_type, vector=vector)
+            for one, vector in zip(prepared, vectors, strict=True)
+        )
+        new = [NewWay(label=way.label, support=[next(stored) for _ in way.support]) for way in ways]
+        return await self._database.run_write(
+            self._support_sets.add, episode_id, new, if_match=if_match, limits=self._limits, token=token
+        )
+
+    async def report(self, episode: Episode) -> LeaveOneOut | None:
+        """The leave-one-out report of one version; None where no way has two examples, or another bundle's are."""
+        key = (episode.id, episode.version)
+        if episode.fingerprint != self._bundle.fingerprint:
+            return None
+        if key not in self._reports:
+            labels = [way.label for way in episode.ways]
+            found = await self._workers.run(leave_one_out, method_of(episode), labels, _support(episode))
+            while len(self._reports) >= MAX_REPORTS:
+                self._reports.pop(next(iter(self._reports)))
+            self._reports[key] = found
+        return self._reports[key]
 
     async def classify(
         self,
@@ -196,10 +283,23 @@ class FewShot:
     async def _predict(
         self, episode: Episode, queries: NDArray[np.float32], top_k: int | None, abstain_below: float | None
     ) -> Sequence[Prediction]:
-        support = [np.stack([one.vector for one in way.support]) for way in episode.ways]
-        probabilities = await self._workers.run(self._head.probabilities, support, queries)
+        classify = {
+            "prototype": self._head.probabilities,
+            "ridge": ridge_probabilities,
+            "cache": cache_probabilities,
+        }[method_of(episode)]
+        probabilities = await self._workers.run(classify, _support(episode), queries)
         labels = [way.label for way in episode.ways]
         return [_prediction(labels, row, top_k, abstain_below) for row in probabilities]
+
+
+def method_of(episode: Episode) -> Method:
+    """The episode's method, as one of those there are."""
+    return "ridge" if episode.method == "ridge" else "cache" if episode.method == "cache" else "prototype"
+
+
+def _support(episode: Episode) -> list[NDArray[np.float32]]:
+    return [np.stack([one.vector for one in way.support]) for way in episode.ways]
 
 
 def _prediction(

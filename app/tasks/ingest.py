@@ -1,5 +1,6 @@
 """Pictures into galleries: one bad image rejects itself, not its neighbours."""
 
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from app.images import PixelBudget
 from app.stores.database import Database
 from app.stores.galleries import Galleries
 from app.stores.gallery_records import Item, NewItem
+from app.stores.items import Items
 from app.tasks.features import pooled_pictures
 from app.tasks.pictures import Pictures, Prepared, Source
 from app.tasks.timing import Timings
@@ -52,17 +54,32 @@ class Ingest:
         pictures: Pictures,
         database: Database,
         galleries: Galleries,
+        items: Items,
     ) -> None:
         self._bundle = bundle
         self._engine = engine
         self._pictures = pictures
         self._database = database
         self._galleries = galleries
+        self._items = items
 
     async def add(
-        self, gallery: str, requests: Sequence[ItemRequest], budget: PixelBudget, *, timeout_s: float | None = None
+        self,
+        gallery: str,
+        requests: Sequence[ItemRequest],
+        budget: PixelBudget,
+        *,
+        wait: bool = True,
+        token: str | None = None,
+        if_match: Sequence[int] | None = None,
+        timeout_s: float | None = None,
     ) -> tuple[int, Sequence[Outcome]]:
         """Write items; of two equal ids the later is rejected.
+
+        Args:
+            wait: until they are searchable here, not only durable.
+            token: made-up ids follow from it, so that a repeated request writes the same items.
+            if_match: every item must be there at one of these `seq`.
 
         Returns:
             The last write's `seq`, and an outcome for each request, in order.
@@ -72,7 +89,7 @@ class Ingest:
             As `Pictures.prepare` and `FeatureEngine`; nothing was written then.
         """
         await self._database.run(self._galleries.get, gallery)
-        ids = [request.id or f"i_{secrets.token_hex(12)}" for request in requests]
+        ids = [request.id or _made_up(token, at) for at, request in enumerate(requests)]
         outcomes: dict[int, Outcome] = {}
         with self._engine.admit(views=len(requests), timeout_s=timeout_s) as place:
             prepared = await self._pictures.prepare(
@@ -82,14 +99,23 @@ class Ingest:
             new = await self._encoded(requests, ids, accepted, place, timeout_s)
         seq = await self._database.run(self._galleries.head_seq)
         if new:
-            seq, replaced = await self._database.run_write(self._galleries.upsert, gallery, new)
+            seq, replaced = await self._database.run_write(
+                self._items.upsert, gallery, new, wait=wait, if_match=if_match
+            )
             for (at, _), was_there in zip(accepted, replaced, strict=True):
                 status = Status.REPLACED if was_there else Status.CREATED
                 outcomes[at] = Outcome(id=ids[at], status=status, error=None)
         return seq, [outcomes[at] for at in range(len(requests))]
 
     async def put(
-        self, gallery: str, request: ItemRequest, budget: PixelBudget, *, timeout_s: float | None = None
+        self,
+        gallery: str,
+        request: ItemRequest,
+        budget: PixelBudget,
+        *,
+        wait: bool = True,
+        if_match: Sequence[int] | None = None,
+        timeout_s: float | None = None,
     ) -> tuple[int, Item, bool]:
         """Create or replace one item.
 
@@ -99,10 +125,10 @@ class Ingest:
         Raises:
             As `add`, and the picture's own error.
         """
-        seq, (outcome,) = await self.add(gallery, [request], budget, timeout_s=timeout_s)
+        seq, (outcome,) = await self.add(gallery, [request], budget, wait=wait, if_match=if_match, timeout_s=timeout_s)
         if outcome.error is not None or outcome.id is None:
             raise outcome.error or NotFound("The item is gone.")
-        item = await self._database.run(self._galleries.item, gallery, outcome.id)
+        item = await self._database.run(self._items.item, gallery, outcome.id)
         return seq, item, outcome.status is Status.CREATED
 
     async def _encoded(
@@ -137,6 +163,12 @@ class Ingest:
             )
             for (at, one), vector in zip(accepted, vectors, strict=True)
         ]
+
+
+def _made_up(token: str | None, at: int) -> str:
+    if token is None:
+        return f"i_{secrets.token_hex(12)}"
+    return f"i_{hashlib.sha256(f'{token}:item:{at}'.encode()).hexdigest()[:24]}"
 
 
 def _accepted(

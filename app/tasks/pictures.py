@@ -22,7 +22,7 @@ from app.images import (
     decode_base64,
 )
 from app.stores.database import Database
-from app.stores.galleries import Galleries
+from app.stores.items import Items
 from models.errors import InputError
 from models.transforms import canonical_image
 from models.types import TaskProfile
@@ -73,13 +73,13 @@ class Pictures:
     Args:
         decoder: decodes untrusted bytes in its own pool.
         database: runs blocking store work.
-        galleries: where item references lead.
+        items: where item references lead.
     """
 
-    def __init__(self, decoder: ImageDecoder, database: Database, galleries: Galleries) -> None:
+    def __init__(self, decoder: ImageDecoder, database: Database, items: Items) -> None:
         self._decoder = decoder
         self._database = database
-        self._galleries = galleries
+        self._items = items
 
     async def prepare(
         self, sources: Sequence[Source], budget: PixelBudget, profile: TaskProfile
@@ -133,7 +133,7 @@ class Pictures:
         """The source as something the decoder takes, with its bytes at hand where it has any."""
         try:
             if isinstance(source, ItemImage):
-                _, data = await self._database.run(self._galleries.picture, source.gallery, source.id)
+                _, data = await self._database.run(self._items.picture, source.gallery, source.id)
                 return EncodedImage(data=data)
             if isinstance(source, Base64Image):
                 return EncodedImage(data=await self._database.run(decode_base64, source.text))

@@ -1,4 +1,4 @@
-"""Search by sketch, text or both, and embeddings in the space it searches."""
+"""Search by sketch, text and liked items, and embeddings in the space it searches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,10 @@ from app.domain import BundleInfo, FeatureEngine
 from app.errors import Invalid
 from app.images import PixelBudget
 from app.stores.database import Database
+from app.stores.filters import Filter
 from app.stores.galleries import Galleries
 from app.stores.gallery_records import Found
+from app.stores.indexes import Indexes
 from app.tasks.features import pooled_pictures, pooled_texts
 from app.tasks.pictures import Pictures, Source
 from app.tasks.timing import Timings
@@ -20,7 +22,7 @@ from models.types import TaskProfile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieveQuery:
-    """What to search for; at least one of `sketch` and `text`."""
+    """What to search for; at least one of `sketch`, `text`, `like` and `unlike`, which are ids of items."""
 
     sketch: Source | None
     text: str | None
@@ -29,6 +31,9 @@ class RetrieveQuery:
     k: int
     min_score: float | None
     caption: str | None
+    like: Sequence[str] = ()
+    unlike: Sequence[str] = ()
+    where: Filter | None = None
     is_reproducible: bool = False
 
 
@@ -65,12 +70,14 @@ class Retrieval:
         pictures: Pictures,
         database: Database,
         galleries: Galleries,
+        indexes: Indexes,
     ) -> None:
         self._bundle = bundle
         self._engine = engine
         self._pictures = pictures
         self._database = database
         self._galleries = galleries
+        self._indexes = indexes
 
     @property
     def _profile(self) -> TaskProfile:
@@ -82,13 +89,19 @@ class Retrieval:
         """The nearest items of a gallery.
 
         Raises:
-            NotFound: no such gallery.
-            Invalid: sketch and text cancel each other out.
+            NotFound: no such gallery, or no such item to be like.
+            FingerprintMismatch: the gallery was embedded by another bundle.
+            Invalid: the parts of the query cancel each other out.
             As `Pictures.prepare_all` and `FeatureEngine`.
         """
         timings = Timings()
+        self._indexes.require_active()
         await self._database.run(self._galleries.get, query.gallery)
         parts: list[tuple[float, NDArray[np.float32]]] = []
+        if query.like or query.unlike:
+            liked = await self._database.run(self._galleries.vectors, query.gallery, [*query.like, *query.unlike])
+            parts += [(1.0, liked[item_id]) for item_id in query.like]
+            parts += [(-1.0, liked[item_id]) for item_id in query.unlike]
         weight = query.text_weight if query.sketch is not None and query.text is not None else None
         sketches = [] if query.sketch is None else [query.sketch]
         texts = [] if query.text is None else [query.text]
@@ -108,7 +121,12 @@ class Retrieval:
         vector = _combined(parts)
         with timings.phase("search"):
             seq, found = await self._database.run(
-                self._galleries.search, query.gallery, vector, k=query.k, min_score=query.min_score
+                self._galleries.search,
+                query.gallery,
+                vector,
+                k=query.k,
+                min_score=query.min_score,
+                where=query.where,
             )
         return RetrieveAnswer(
             gallery=query.gallery,
@@ -190,5 +208,5 @@ def _combined(parts: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.
     total = np.sum([weight * vector for weight, vector in parts], axis=0)
     norm = float(np.linalg.norm(total))
     if norm < 1e-6:
-        raise Invalid("Sketch and text cancel each other out.")
+        raise Invalid("The parts of the query cancel each other out.")
     return np.asarray(total / norm, np.float32)

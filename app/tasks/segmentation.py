@@ -3,7 +3,7 @@
 import asyncio
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -15,6 +15,8 @@ from app.domain import BundleInfo, FeatureEngine, Features, Picture, Place, View
 from app.errors import Invalid, TooMuchWork
 from app.images import ImageSource, PixelBudget, StrokesImage
 from app.limits import Limits
+from app.stores.class_sets import ClassSet, ClassSets, StoredClass
+from app.stores.database import Database
 from app.tasks.features import count_features, pooled_texts, view_of
 from app.tasks.masks import Region, regions
 from app.tasks.pictures import Pictures, Source
@@ -48,13 +50,14 @@ class ClassPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentQuery:
-    """What to look for in which picture."""
+    """What to look for in which picture: `classes`, or those of a stored `class_set`."""
 
     source: Source
     classes: Sequence[ClassPrompt]
     has_background: bool
     threshold: float
     caption: str | None
+    class_set: str | None = None
     is_reproducible: bool = False
 
 
@@ -98,6 +101,8 @@ class Segmentation:
         pictures: Pictures,
         workers: Workers,
         limits: Limits,
+        database: Database,
+        class_sets: ClassSets,
     ) -> None:
         self._bundle = bundle
         self._engine = engine
@@ -105,6 +110,8 @@ class Segmentation:
         self._pictures = pictures
         self._workers = workers
         self._limits = limits
+        self._database = database
+        self._class_sets = class_sets
 
     async def segment(
         self, query: SegmentQuery, budget: PixelBudget, *, timeout_s: float | None = None
@@ -114,21 +121,29 @@ class Segmentation:
         Raises:
             Invalid: names that are equal, or templates without one `{}`.
             TooMuchWork: too many strings.
+            NotFound: there is no such class set.
+            FingerprintMismatch: the class set was embedded by another bundle.
             As `Pictures.convert` and `FeatureEngine`.
         """
         timings = Timings()
         profile = self._bundle.tasks["segmentation"]
-        prompts = [self._strings(prompt, profile) for prompt in query.classes]
-        self._check(query, prompts)
+        ready: NDArray[np.float32] | None = None
+        if query.class_set is not None:
+            stored, ready = await self._database.run(self._class_sets.embedded, query.class_set)
+            query = replace(query, classes=[ClassPrompt(name=one.name) for one in stored.classes])
+        prompts = [self._strings(prompt, profile) for prompt in query.classes] if ready is None else []
+        self._check(query.classes, prompts)
+        if not query.has_background and len(query.classes) > 254:
+            raise Invalid("Without a background at most 254 classes fit: 255 marks unlabelled pixels.")
         plan = partial(_plan, profile, self._limits.max_tiles, query)
         strings = sum(map(len, prompts))
         with self._engine.admit(views=1, texts=strings, timeout_s=timeout_s) as place:
             with timings.phase("decode"):
                 planned = await self._pictures.convert(query.source, budget, plan, size=profile.resolution)
             place.grow(views=len(planned.views) - 1)
-            cells = min(MAX_CELLS, planned.height * planned.width * (len(prompts) + 1))
+            cells = min(MAX_CELLS, planned.height * planned.width * (len(query.classes) + 1))
             with self._workers.room(cells):
-                features, texts = await self._encoded(query, planned, prompts, place, timeout_s, timings)
+                features, texts = await self._encoded(query, planned, prompts, ready, place, timeout_s, timings)
                 with timings.phase("head"):
                     stitched, found = await self._workers.run(self._masks, query, planned, features, texts)
         answers = [
@@ -149,11 +164,16 @@ class Segmentation:
         query: SegmentQuery,
         planned: _Planned,
         prompts: Sequence[Sequence[str]],
+        ready: NDArray[np.float32] | None,
         place: Place,
         timeout_s: float | None,
         timings: Timings,
     ) -> tuple[Sequence[Features], NDArray[np.float32]]:
-        """Features of the views and embeddings of the classes; they wait for the device together."""
+        """Features of the views and embeddings of the classes, unless `ready`; they wait for the device together."""
+        if ready is not None:
+            features = await self._engine.encode_views(planned.views, timeout_s=timings.left_s(timeout_s), place=place)
+            count_features(features, timings)
+            return features, ready
         naming = asyncio.create_task(self._class_embeddings(prompts, place, timeout_s, timings, query.is_reproducible))
         try:
             features = await self._engine.encode_views(planned.views, timeout_s=timings.left_s(timeout_s), place=place)
@@ -164,6 +184,29 @@ class Segmentation:
             await asyncio.gather(naming, return_exceptions=True)
         count_features(features, timings)
         return features, texts
+
+    async def keep_classes(
+        self,
+        name: str,
+        classes: Sequence[ClassPrompt],
+        if_match: Sequence[int] | None,
+        *,
+        timeout_s: float | None = None,
+    ) -> tuple[int, ClassSet, bool]:
+        """Embed the classes of a set and store it.
+
+        Returns:
+            The write's `seq`, the class set, and whether it is new.
+
+        Raises:
+            As `segment`, and PreconditionFailed: its version is none of `if_match`.
+        """
+        prompts = [self._strings(prompt, self._bundle.tasks["segmentation"]) for prompt in classes]
+        self._check(classes, prompts)
+        with self._engine.admit(texts=sum(map(len, prompts)), timeout_s=timeout_s) as place:
+            vectors = await self._class_embeddings(prompts, place, timeout_s, Timings(), False)
+        stored = [StoredClass(name=one.name, synonyms=one.synonyms, templates=one.templates) for one in classes]
+        return await self._database.run_write(self._class_sets.put, name, stored, vectors, if_match=if_match)
 
     async def render(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the making of an answer's bytes in the worker pool."""
@@ -176,16 +219,14 @@ class Segmentation:
                 raise Invalid("A template must hold `{}` exactly once.")
         return [template.replace("{}", name) for name in (prompt.name, *prompt.synonyms) for template in templates]
 
-    def _check(self, query: SegmentQuery, prompts: Sequence[Sequence[str]]) -> None:
-        names = [normalised_name(prompt.name) for prompt in query.classes]
+    def _check(self, classes: Sequence[ClassPrompt], prompts: Sequence[Sequence[str]]) -> None:
+        names = [normalised_name(prompt.name) for prompt in classes]
         if len(names) > self._limits.max_classes:
             raise Invalid(f"At most {self._limits.max_classes} classes a request.")
         if not all(names):
             raise Invalid("A class name is blank.")
         if len(set(names)) < len(names):
             raise Invalid("Class names must be unique.")
-        if not query.has_background and len(names) > 254:
-            raise Invalid("Without a background at most 254 classes fit: 255 marks unlabelled pixels.")
         if sum(map(len, prompts)) > self._limits.max_segment_strings:
             raise TooMuchWork(f"Names and templates make more than {self._limits.max_segment_strings} strings.")
 

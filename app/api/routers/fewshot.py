@@ -10,6 +10,7 @@ from app.api.auth import Scope, requires
 from app.api.body import JSON, MULTIPART, Form, form_model, parse_json, read_json, read_multipart
 from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
 from app.api.openapi_body import request_body
+from app.api.preconditions import IdempotentRoute, RequiredIfMatchDep, TokenDep, etag, wait_for_min_seq
 from app.api.routers.fewshot_reports import created_report, episode_report, prediction_report
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep, tell_timings
@@ -27,6 +28,8 @@ from app.schemas.fewshot import (
     EpisodeReport,
     EpisodeRequest,
     OptionsForm,
+    SupportForm,
+    SupportRequest,
     WayLabel,
 )
 from app.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
@@ -34,7 +37,7 @@ from app.tasks.fewshot import EpisodeRequest as NewEpisode
 from app.tasks.fewshot import WayRequest
 from app.tasks.pictures import Source
 
-router = new_router("fewshot")
+router = new_router("fewshot", route_class=IdempotentRoute, dependencies=[Depends(wait_for_min_seq)])
 EpisodePath = Annotated[str, Path(pattern=EPISODE_PATTERN, description="Id of an episode.")]
 SupportPath = Annotated[str, Path(pattern=SUPPORT_PATTERN, description="Id of a support image.")]
 SUPPORT = "support"
@@ -58,12 +61,30 @@ async def read_episode(request: Request, limits: LimitsDep) -> NewEpisode:
     _check(ways, queries, limits)
     return NewEpisode(
         name=options.name,
+        method=options.method,
         ways=ways,
         queries=queries,
         top_k=options.top_k,
         abstain_below=options.abstain_below,
         ttl_s=options.ttl_seconds,
     )
+
+
+async def read_support(request: Request, limits: LimitsDep) -> Sequence[WayRequest]:
+    """The examples to add, of either form of body."""
+    if check_content_type(request, JSON, MULTIPART) == JSON:
+        wire = await read_json(request, SupportRequest)
+        ways = [WayRequest(label=w.label, support=[source_of(i) for i in w.support]) for w in wire.ways]
+    else:
+        form = await read_multipart(request, limits, files={SUPPORT, f"{SUPPORT}:"})
+        fields = form.scalars()
+        given = SupportForm.model_validate(parse_json(fields.pop("options", "{}")))
+        form_model(OptionsForm, fields)
+        ways = _ways(form, given.labels)
+    if not ways:
+        raise Invalid("Send at least one support image.")
+    _check_ways(ways, limits)
+    return ways
 
 
 async def read_queries(request: Request, limits: LimitsDep) -> tuple[ClassifyOptions, Sequence[Source]]:
@@ -97,12 +118,13 @@ async def create_episode(
     episode: Annotated[NewEpisode, Depends(read_episode)],
     budget: PixelBudgetDep,
     remaining_s: RemainingDep,
+    token: TokenDep,
 ) -> EpisodeCreated:
     """2 to 512 ways; `predictions` come when `queries` did."""
-    created = await tasks.fewshot.create(episode, budget, timeout_s=remaining_s)
+    created = await tasks.fewshot.create(episode, budget, token=token, timeout_s=remaining_s)
     tell_timings(request, created.timings_ms)
     response.headers["Location"] = f"/fewshot/episodes/{created.episode.id}"
-    response.headers["ETag"] = f'"{created.episode.version}"'
+    response.headers["ETag"] = etag(created.episode.version)
     response.headers["X-Seq"] = str(created.seq)
     return created_report(created)
 
@@ -159,8 +181,50 @@ async def list_episodes(tasks: TasksDep, query: Annotated[EpisodePageQuery, Quer
 async def get_episode(response: Response, tasks: TasksDep, episode_id: EpisodePath) -> EpisodeReport:
     """Its ways and support images."""
     episode = await tasks.database.run(tasks.support_sets.get, episode_id)
-    response.headers["ETag"] = f'"{episode.version}"'
-    return episode_report(episode)
+    response.headers["ETag"] = etag(episode.version)
+    return episode_report(episode, await tasks.fewshot.report(episode))
+
+
+@router.post(
+    "/fewshot/episodes/{episode_id}/support",
+    response_model=EpisodeReport,
+    summary="Add support images to an episode",
+    openapi_extra=request_body(json=SupportRequest, form=OptionsForm, files={SUPPORT: True, "support:<label>": True}),
+)
+@requires(Scope.WRITE)
+async def add_support(
+    response: Response,
+    tasks: TasksDep,
+    episode_id: EpisodePath,
+    ways: Annotated[Sequence[WayRequest], Depends(read_support)],
+    if_match: RequiredIfMatchDep,
+    budget: PixelBudgetDep,
+    remaining_s: RemainingDep,
+    token: TokenDep,
+) -> EpisodeReport:
+    """A new label adds a way. The episode with its new version; needs `If-Match`."""
+    seq, episode = await tasks.fewshot.add_support(
+        episode_id, ways, budget, if_match=if_match, token=token, timeout_s=remaining_s
+    )
+    response.headers["X-Seq"] = str(seq)
+    response.headers["ETag"] = etag(episode.version)
+    return episode_report(episode, await tasks.fewshot.report(episode))
+
+
+@router.delete(
+    "/fewshot/episodes/{episode_id}/support/{support_id}",
+    response_model=EpisodeReport,
+    summary="Take a support image away",
+)
+@requires(Scope.WRITE)
+async def remove_support(
+    response: Response, tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath, if_match: RequiredIfMatchDep
+) -> EpisodeReport:
+    """A way keeps at least one. The episode with its new version; needs `If-Match`."""
+    seq, episode = await tasks.database.run_write(tasks.support_sets.remove, episode_id, support_id, if_match=if_match)
+    response.headers["X-Seq"] = str(seq)
+    response.headers["ETag"] = etag(episode.version)
+    return episode_report(episode, await tasks.fewshot.report(episode))
 
 
 @router.get(
@@ -216,9 +280,14 @@ def _check(ways: Sequence[WayRequest], queries: Sequence[Source], limits: Limits
     labels = [way.label for way in ways]
     if not 2 <= len(labels) <= limits.max_ways:
         raise Invalid(f"An episode has 2 to {limits.max_ways} ways.")
+    _check_ways(ways, limits)
+    if len(queries) > limits.max_queries:
+        raise Invalid(f"At most {limits.max_queries} queries a request.")
+
+
+def _check_ways(ways: Sequence[WayRequest], limits: Limits) -> None:
+    labels = [way.label for way in ways]
     if len(set(labels)) < len(labels):
         raise Invalid("Labels must be unique.")
     if max(len(way.support) for way in ways) > limits.max_support_per_way:
         raise Invalid(f"A way has 1 to {limits.max_support_per_way} support images.")
-    if len(queries) > limits.max_queries:
-        raise Invalid(f"At most {limits.max_queries} queries a request.")

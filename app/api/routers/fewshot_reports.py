@@ -1,35 +1,39 @@
 """Episodes and predictions in their wire format."""
 
+from dataclasses import asdict
+
 from app.schemas.fewshot import (
     EpisodeCreated,
     EpisodeReport,
     LabelScore,
+    LeaveOneOutReport,
     PredictionReport,
     SupportReport,
     WayReport,
 )
 from app.stores.support_sets import Episode
-from app.tasks.fewshot import METHOD, Created, Prediction
+from app.tasks.fewshot import Created, Prediction, method_of
+from app.tasks.fewshot_methods import LeaveOneOut
 
 
-def episode_report(episode: Episode) -> EpisodeReport:
+def episode_report(episode: Episode, left_out: LeaveOneOut | None = None) -> EpisodeReport:
     """A stored episode."""
     return EpisodeReport(
         id=episode.id,
         name=episode.name,
         version=episode.version,
-        method=METHOD,
+        method=method_of(episode),
         fingerprint=episode.fingerprint,
         expires_at=episode.expires_at,
         ways=_ways(episode),
-        leave_one_out=None,
+        leave_one_out=None if left_out is None else LeaveOneOutReport.model_validate(asdict(left_out)),
     )
 
 
 def created_report(created: Created) -> EpisodeCreated:
     """A new episode; `predictions` is left unset where no queries came."""
     report = EpisodeCreated(
-        **episode_report(created.episode).model_dump(exclude={"ways"}),
+        **episode_report(created.episode, created.leave_one_out).model_dump(exclude={"ways"}),
         ways=_ways(created.episode),
         timings_ms=dict(created.timings_ms),
     )

@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import Path, Query, Request, Response
+from fastapi import Depends, Path, Query, Request, Response
 
 from app.api.auth import Scope, requires
 from app.api.body import JSON, read_json
 from app.api.deps import BundleDep, check_content_type, new_router
 from app.api.openapi_body import request_body
+from app.api.preconditions import wait_for_min_seq
 from app.api.task_deps import TasksDep
 from app.domain import BundleInfo
 from app.schemas.galleries import (
@@ -21,7 +22,7 @@ from app.schemas.galleries import (
 from app.schemas.wire import GALLERY_PATTERN
 from app.tasks.assemble import Tasks
 
-router = new_router("galleries")
+router = new_router("galleries", dependencies=[Depends(wait_for_min_seq)])
 GalleryPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of a gallery.")]
 
 
@@ -86,5 +87,6 @@ def _report(tasks: Tasks, bundle: BundleInfo, name: str) -> GalleryReport:
             head_seq=tasks.galleries.head_seq(),
             fingerprint=bundle.fingerprint,
             digest=state.digest,
+            recall=state.recall,
         ),
     )

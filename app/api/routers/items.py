@@ -1,13 +1,26 @@
 """Items of a gallery: written one by one or many at once, read back with their pictures."""
 
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request, Response
+from starlette.responses import StreamingResponse
 
 from app.api.auth import Scope, requires
-from app.api.body import JSON, MULTIPART, check_metadata, form_model, parse_json, read_json, read_multipart
+from app.api.body import (
+    JSON,
+    MULTIPART,
+    check_metadata,
+    form_model,
+    parse_json,
+    read_filter,
+    read_json,
+    read_multipart,
+)
 from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
 from app.api.openapi_body import request_body
+from app.api.preconditions import IdempotentRoute, IfMatchDep, TokenDep, etag, wait_for_min_seq
 from app.api.problems import problem_body
 from app.api.routers.galleries import GalleryPath
 from app.api.sources import source_of
@@ -19,19 +32,27 @@ from app.schemas.galleries import (
     ItemOutcome,
     ItemPage,
     ItemPageQuery,
+    ItemPatch,
     ItemPut,
     ItemPutOptions,
     ItemReport,
+    ItemsDelete,
+    ItemsDeleted,
     ItemsForm,
     ItemsWritten,
     NewItem,
+    WriteQuery,
 )
 from app.schemas.wire import ITEM_PATTERN
-from app.stores.gallery_records import Item
+from app.stores.gallery_records import Exported, Item
+from app.tasks.assemble import Tasks
 from app.tasks.ingest import ItemRequest, Outcome
-from app.tasks.pictures import Source
+from app.tasks.merge_patch import merged, replaced_by
+from app.tasks.pictures import ItemImage, Source
 
-router = new_router("items")
+router = new_router("items", route_class=IdempotentRoute, dependencies=[Depends(wait_for_min_seq)])
+NDJSON = "application/x-ndjson"
+MERGE_PATCH = "application/merge-patch+json"
 ItemPath = Annotated[str, Path(pattern=ITEM_PATTERN, description="The caller's id of an item.")]
 
 
@@ -90,11 +111,13 @@ async def add_items(
     tasks: TasksDep,
     name: GalleryPath,
     items: Annotated[list[ItemRequest], Depends(read_items)],
+    query: Annotated[WriteQuery, Query()],
     budget: PixelBudgetDep,
     remaining_s: RemainingDep,
+    token: TokenDep,
 ) -> ItemsWritten:
     """One bad image rejects itself, not its neighbours; of two equal ids the later is rejected."""
-    seq, outcomes = await tasks.ingest.add(name, items, budget, timeout_s=remaining_s)
+    seq, outcomes = await tasks.ingest.add(name, items, budget, wait=query.wait, token=token, timeout_s=remaining_s)
     response.headers["X-Seq"] = str(seq)
     return ItemsWritten(seq=seq, results=[_outcome(outcome, request) for outcome in outcomes])
 
@@ -113,39 +136,128 @@ async def put_item(
     name: GalleryPath,
     item_id: ItemPath,
     inputs: Annotated[tuple[ItemPut | ItemPutOptions, Source | None], Depends(read_put)],
+    query: Annotated[WriteQuery, Query()],
+    if_match: IfMatchDep,
     budget: PixelBudgetDep,
     remaining_s: RemainingDep,
 ) -> ItemReport:
-    """201 where the item is new; without an image only the metadata of an existing item changes."""
+    """201 where the item is new; without an image what is sent of metadata and caption changes on an existing one."""
     wire, source = inputs
+    metadata: Mapping[str, object] | None = wire.metadata
+    is_new = False
+    if source is None and wire.caption is not None:
+        # A caption shapes the vector: the stored picture is encoded anew.
+        stored = await tasks.database.run(tasks.items.item, name, item_id)
+        source, metadata = ItemImage(gallery=name, id=item_id), stored.metadata if metadata is None else metadata
     if source is None:
-        seq, item = await tasks.database.run_write(tasks.galleries.set_fields, name, item_id, metadata=wire.metadata)
-        is_new = False
+        change = None if metadata is None else replaced_by(metadata)
+        seq, item = await tasks.database.run_write(tasks.items.change, name, item_id, change, if_match=if_match)
     else:
-        one = ItemRequest(id=item_id, source=source, metadata=wire.metadata or {}, caption=wire.caption)
-        seq, item, is_new = await tasks.ingest.put(name, one, budget, timeout_s=remaining_s)
+        one = ItemRequest(id=item_id, source=source, metadata=metadata or {}, caption=wire.caption)
+        seq, item, is_new = await tasks.ingest.put(
+            name, one, budget, wait=query.wait, if_match=if_match, timeout_s=remaining_s
+        )
     response.headers["X-Seq"] = str(seq)
+    response.headers["ETag"] = etag(item.seq)
     response.status_code = 201 if is_new else 200
-    return _report(name, item)
+    return _report(tasks, name, item)
+
+
+@router.patch(
+    "/galleries/{name}/items/{item_id}",
+    response_model=ItemReport,
+    summary="Change an item's metadata",
+    openapi_extra=request_body(json=ItemPatch),
+)
+@requires(Scope.WRITE)
+async def patch_item(
+    request: Request,
+    response: Response,
+    tasks: TasksDep,
+    name: GalleryPath,
+    item_id: ItemPath,
+    limits: LimitsDep,
+    if_match: IfMatchDep,
+) -> ItemReport:
+    """A JSON merge patch: null takes a member away, what is not named stays."""
+    check_content_type(request, JSON, MERGE_PATCH)
+    wire = await read_json(request, ItemPatch)
+
+    def change(old: Mapping[str, object]) -> Mapping[str, object]:
+        new = merged(old, wire.metadata)
+        check_metadata(new, "metadata", limits)
+        return new
+
+    seq, item = await tasks.database.run_write(tasks.items.change, name, item_id, change, if_match=if_match)
+    response.headers["X-Seq"] = str(seq)
+    response.headers["ETag"] = etag(item.seq)
+    return _report(tasks, name, item)
+
+
+@router.post(
+    "/galleries/{name}/items/delete",
+    response_model=ItemsDeleted,
+    summary="Delete many items",
+    openapi_extra=request_body(json=ItemsDelete),
+)
+@requires(Scope.WRITE)
+async def delete_items(
+    request: Request,
+    response: Response,
+    tasks: TasksDep,
+    name: GalleryPath,
+    query: Annotated[WriteQuery, Query()],
+) -> ItemsDeleted:
+    """Some ids, or all that pass a filter; all of them or none."""
+    check_content_type(request, JSON)
+    wire = await read_json(request, ItemsDelete)
+    if (wire.ids is None) == (wire.filter is None):
+        raise Invalid("Send exactly one of ids and filter.")
+    removed = await tasks.database.run_write(
+        tasks.items.remove_many, name, ids=wire.ids, where=read_filter(wire.filter), wait=query.wait
+    )
+    response.headers["X-Seq"] = str(removed.seq)
+    return ItemsDeleted(seq=removed.seq, deleted=removed.count, missing=[*removed.missing])
+
+
+@router.get(
+    "/galleries/{name}/export",
+    summary="All items with their vectors",
+    response_class=Response,
+    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}},
+)
+@requires(Scope.READ)
+async def export_items(tasks: TasksDep, name: GalleryPath) -> Response:
+    """One JSON object a line: id, metadata, vector; all as of the `seq` in `X-Seq`."""
+    seq, parts = await tasks.database.run(tasks.items.export, name)
+
+    async def lines() -> AsyncIterator[bytes]:
+        while (part := await tasks.database.run(next, parts, None)) is not None:
+            yield await tasks.database.run(_lines, part)
+
+    return StreamingResponse(lines(), media_type=NDJSON, headers={"X-Seq": str(seq)})
 
 
 @router.get("/galleries/{name}/items", response_model=ItemPage, summary="Items by id, in pages")
 @requires(Scope.READ)
 async def list_items(tasks: TasksDep, name: GalleryPath, query: Annotated[ItemPageQuery, Query()]) -> ItemPage:
     """One page; pass `next_cursor` as `cursor` for the next."""
-    found = await tasks.database.run(tasks.galleries.items, name, after=query.cursor, limit=query.limit + 1)
+    where = read_filter(None if query.filter is None else parse_json(query.filter))
+    found = await tasks.database.run(tasks.items.page, name, after=query.cursor, limit=query.limit + 1, where=where)
     page = found[: query.limit]
     return ItemPage(
-        items=[_report(name, item) for item in page],
+        items=[_report(tasks, name, item) for item in page],
         next_cursor=page[-1].id if len(found) > query.limit else None,
     )
 
 
 @router.get("/galleries/{name}/items/{item_id}", response_model=ItemReport, summary="One item")
 @requires(Scope.READ)
-async def get_item(tasks: TasksDep, name: GalleryPath, item_id: ItemPath) -> ItemReport:
+async def get_item(response: Response, tasks: TasksDep, name: GalleryPath, item_id: ItemPath) -> ItemReport:
     """Its metadata and what is known of its picture."""
-    return _report(name, await tasks.database.run(tasks.galleries.item, name, item_id))
+    item = await tasks.database.run(tasks.items.item, name, item_id)
+    response.headers["ETag"] = etag(item.seq)
+    return _report(tasks, name, item)
 
 
 @router.get(
@@ -159,7 +271,7 @@ async def get_item_image(
     tasks: TasksDep, name: GalleryPath, item_id: ItemPath, query: Annotated[ImageQuery, Query()]
 ) -> Response:
     """The stored picture, or a WebP thumbnail whose longest side is `size`."""
-    item, data = await tasks.database.run(tasks.galleries.picture, name, item_id)
+    item, data = await tasks.database.run(tasks.items.picture, name, item_id)
     if query.size is None:
         return Response(data, media_type=item.media_type, headers={"ETag": f'"{item.sha256}"'})
     thumbnail = await tasks.thumbnails.make(data, query.size)
@@ -168,9 +280,15 @@ async def get_item_image(
 
 @router.delete("/galleries/{name}/items/{item_id}", status_code=204, summary="Delete one item")
 @requires(Scope.WRITE)
-async def delete_item(tasks: TasksDep, name: GalleryPath, item_id: ItemPath) -> Response:
+async def delete_item(
+    tasks: TasksDep,
+    name: GalleryPath,
+    item_id: ItemPath,
+    query: Annotated[WriteQuery, Query()],
+    if_match: IfMatchDep,
+) -> Response:
     """Gone from search and storage once answered."""
-    seq = await tasks.database.run_write(tasks.galleries.remove, name, item_id)
+    seq = await tasks.database.run_write(tasks.items.remove, name, item_id, wait=query.wait, if_match=if_match)
     return Response(status_code=204, headers={"X-Seq": str(seq)})
 
 
@@ -185,7 +303,12 @@ def _problem(error: ServiceError, request: Request) -> dict[str, object]:
     return problem_body(error, instance=request.url.path, request_id=request.state.request_id)
 
 
-def _report(gallery: str, item: Item) -> ItemReport:
+def _lines(part: Sequence[Exported]) -> bytes:
+    rows = ({"id": one.id, "metadata": dict(one.metadata), "vector": one.vector.tolist()} for one in part)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _report(tasks: Tasks, gallery: str, item: Item) -> ItemReport:
     return ItemReport.model_validate(
         {
             "id": item.id,
@@ -195,7 +318,7 @@ def _report(gallery: str, item: Item) -> ItemReport:
             "media_type": item.media_type,
             "width": item.width,
             "height": item.height,
-            "fingerprint": item.fingerprint,
+            "fingerprint": tasks.indexes.active_fingerprint,
             "created_at": item.created_at,
             "seq": item.seq,
             "image_url": f"/galleries/{gallery}/items/{item.id}/image",

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.auth import Scope, requires
-from app.api.body import JSON, MULTIPART, form_model, read_json, read_multipart
+from app.api.body import JSON, MULTIPART, form_model, parse_json, read_filter, read_json, read_multipart
 from app.api.deps import (
     LimitsDep,
     PixelBudgetDep,
@@ -14,6 +14,7 @@ from app.api.deps import (
     new_router,
 )
 from app.api.openapi_body import request_body
+from app.api.preconditions import wait_for_min_seq
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep, tell_timings
 from app.errors import Invalid
@@ -21,6 +22,7 @@ from app.limits import Limits
 from app.schemas.retrieval import (
     EmbedRequest,
     EmbedResponse,
+    LikeInput,
     RetrieveOptions,
     RetrieveRequest,
     RetrieveResponse,
@@ -29,7 +31,7 @@ from app.schemas.retrieval import (
 from app.tasks.pictures import Source
 from app.tasks.retrieval import RetrieveAnswer, RetrieveQuery
 
-router = new_router("retrieval")
+router = new_router("retrieval", dependencies=[Depends(wait_for_min_seq)])
 
 EmbedInput = tuple[list[Source], EmbedRequest]
 
@@ -40,7 +42,9 @@ async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
         wire = await read_json(request, RetrieveRequest)
         return _query(wire, None if wire.sketch is None else source_of(wire.sketch), limits)
     form = await read_multipart(request, limits, files={"sketch"})
-    return _query(form_model(RetrieveOptions, form.scalars()), form.one_image("sketch"), limits)
+    fields: dict[str, object] = {**form.scalars()}
+    fields.update({name: parse_json(str(fields[name])) for name in ("like", "filter") if name in fields})
+    return _query(form_model(RetrieveOptions, fields), form.one_image("sketch"), limits)
 
 
 async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
@@ -62,7 +66,7 @@ async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
 @router.post(
     "/retrieve",
     response_model=RetrieveResponse,
-    summary="Search a gallery by sketch, text or both",
+    summary="Search a gallery by sketch, text and liked items",
     openapi_extra=request_body(json=RetrieveRequest, form=RetrieveOptions, files={"sketch": False}),
 )
 @requires(Scope.READ)
@@ -108,8 +112,9 @@ async def embed(
 
 
 def _query(wire: RetrieveOptions, sketch: Source | None, limits: Limits) -> RetrieveQuery:
-    if sketch is None and wire.text is None:
-        raise Invalid("Send at least one of sketch and text.")
+    like = wire.like or LikeInput()
+    if sketch is None and wire.text is None and not (like.positive or like.negative):
+        raise Invalid("Send at least one of sketch, text and like.")
     if wire.k > limits.max_k:
         raise Invalid(f"k is at most {limits.max_k}.")
     return RetrieveQuery(
@@ -119,6 +124,9 @@ def _query(wire: RetrieveOptions, sketch: Source | None, limits: Limits) -> Retr
         gallery=wire.gallery,
         k=wire.k,
         min_score=wire.min_score,
+        like=like.positive,
+        unlike=like.negative,
+        where=read_filter(wire.filter),
         caption=wire.caption,
         is_reproducible=wire.reproducible,
     )

@@ -10,6 +10,7 @@ from app.api.auth import Scope, requires
 from app.api.body import JSON, MULTIPART, form_model, parse_json, read_json, read_multipart
 from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
 from app.api.openapi_body import request_body
+from app.api.preconditions import wait_for_min_seq
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep, tell_timings
 from app.errors import Invalid, NotAcceptable, TooMuchWork
@@ -25,7 +26,7 @@ from app.tasks.masks import bit_png, palette_png
 from app.tasks.pictures import Source
 from app.tasks.segmentation import ClassAnswer, ClassPrompt, SegmentAnswer, SegmentQuery
 
-router = new_router("segmentation")
+router = new_router("segmentation", dependencies=[Depends(wait_for_min_seq)])
 PNG = "image/png"
 MAX_PNG_CELLS = 512_000_000
 """Most pixels that 1-bit masks of all found classes may hold together."""
@@ -43,7 +44,8 @@ async def read_segment(request: Request, limits: LimitsDep) -> SegmentInput:
     if image is None:
         raise Invalid("The form needs a part 'image'.")
     classes = [parse_json(text) if text.lstrip().startswith("{") else text for text in form.repeated("classes")]
-    return form_model(SegmentOptions, {**form.scalars(repeated={"classes"}), "classes": classes}), image
+    named = {"classes": classes} if classes else {}
+    return form_model(SegmentOptions, {**form.scalars(repeated={"classes"}), **named}), image
 
 
 async def wanted_type(request: Request) -> str:
@@ -79,9 +81,12 @@ async def segment(
 ) -> Response:
     """Disjoint masks at the input's own size; `Accept: image/png` gives the label map as a palette PNG."""
     options, source = inputs
+    if (options.classes is None) == (options.class_set is None):
+        raise Invalid("Send exactly one of classes and class_set.")
     query = SegmentQuery(
         source=source,
-        classes=[_prompt(entry) for entry in options.classes],
+        classes=[prompt_of(entry) for entry in options.classes or ()],
+        class_set=options.class_set,
         has_background=options.background,
         threshold=options.threshold,
         caption=options.caption,
@@ -96,7 +101,8 @@ async def segment(
     return JSONResponse(body)
 
 
-def _prompt(entry: str | ClassObject) -> ClassPrompt:
+def prompt_of(entry: str | ClassObject) -> ClassPrompt:
+    """What the task takes, from a name or an object with synonyms and templates."""
     if isinstance(entry, str):
         return ClassPrompt(name=entry)
     return ClassPrompt(name=entry.name, synonyms=entry.synonyms, templates=entry.templates)

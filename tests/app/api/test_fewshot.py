@@ -19,7 +19,8 @@ async def test_an_episode_is_created_and_classifies(client: httpx.AsyncClient) -
     assert created.headers["location"] == f"/fewshot/episodes/{body['id']}"
     assert created.headers["etag"] == '"1"'
     assert [(way["label"], way["shots"]) for way in body["ways"]] == [("square", 2), ("cross", 1)]
-    assert (body["version"], body["method"], body["leave_one_out"]) == (1, "prototype", None)
+    assert (body["version"], body["method"], body["leave_one_out"]["accuracy"]) == (1, "prototype", 1.0)
+    assert body["leave_one_out"]["confusion"] == {"square": {"square": 2}}
     assert "predictions" not in body
     assert (await client.get(body["ways"][0]["support"][0]["image_url"])).headers["content-type"] == "image/png"
     answer = await client.post(f"{created.headers['location']}/classify", json={"queries": [CROSS, SQUARE], "top_k": 1})
@@ -77,7 +78,7 @@ async def test_episodes_are_listed_and_deleted_whole(client: httpx.AsyncClient, 
         {"ways": [WAYS[0], WAYS[0]]},
         {"ways": [{"label": "a\n", "support": [SQUARE]}, WAYS[0]]},
         {"ways": [{"label": "a", "support": []}, WAYS[0]]},
-        {"ways": WAYS, "method": "ridge"},
+        {"ways": WAYS, "method": "svm"},
         {"ways": WAYS, "top_k": 0},
         {"ways": WAYS, "ttl_seconds": -1},
     ],

@@ -1,55 +1,173 @@
 """The database: migration, locking, order of changes."""
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
+from app.errors import DiskFull
 from app.stores import change_log
-from app.stores.database import Database, DataFolderLocked, open_database
+from app.stores import database as database_module
+from app.stores.blobs import Blobs
+from app.stores.database import (
+    SQLITE_FILE,
+    Database,
+    DataFolderLocked,
+    UnusableDatabase,
+    migrate,
+    open_database,
+    sqlite_engine,
+)
+from app.stores.support_sets import SupportSets
+from app.stores.tables import metadata
+from tests.app.stores.conftest import OpenReplica
+from tests.app.stores.stores import open_stores, unit
+
+WRITERS = 10
+FIRST_SCHEMA_ROWS = (
+    "INSERT INTO galleries (id, name, description, created_at) VALUES (1, 'default', '', 0)",
+    "INSERT INTO items (gallery_id, external_id, sha256, media_type, width, height, metadata, vector, fingerprint,"
+    " created_at, seq) VALUES (1, 'a', :sha, 'image/png', 1, 1, '{\"n\": 1}', :vector, 'f1', 0, 7)",
+    "INSERT INTO episodes (id, name, version, method, fingerprint, labels, created_at)"
+    " VALUES ('ep_1', NULL, 1, 'prototype', 'f1', '[\"x\"]', 0)",
+    "INSERT INTO supports (id, episode_id, way, position, sha256, media_type, vector)"
+    " VALUES ('s_1', 'ep_1', 0, 0, :sha, 'image/png', :vector)",
+    "UPDATE counters SET value = 7",
+)
+CHANGES = int(os.environ.get("ORDER_CHANGES", "300"))
 
 
-def test_sqlite_runs_in_wal_with_full_sync(database: Database) -> None:
+def test_sqlite_runs_in_wal_with_full_sync(tmp_path: Path) -> None:
+    database = open_database(data_dir=tmp_path)
     with database.read() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
-        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0001"
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+    database.close()
 
 
-@pytest.mark.usefixtures("database")
+def test_an_sqlite_with_the_wal_bug_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "MIN_SQLITE", (99, 0, 0))
+    with pytest.raises(RuntimeError, match="WAL bug"):
+        open_database(data_dir=tmp_path)
+
+
+def test_migrations_lead_to_the_schema_of_the_code(database: Database) -> None:
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_a_database_of_the_first_schema_keeps_its_items_and_episodes(
+    tmp_path: Path, database_url: str | None, blobs: Blobs
+) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    engine = sa.create_engine(database_url.replace("://", "+psycopg://")) if database_url else None
+    engine = engine or sqlite_engine(folder / SQLITE_FILE)
+    migrate(engine, "0001")
+    vector = unit(1, 2).tobytes()
+    picture = {"sha": blobs.put(b"picture"), "vector": vector}
+    with engine.connect() as connection, connection.execution_options(vermouth_writes=True).begin():
+        for statement in FIRST_SCHEMA_ROWS:
+            connection.execute(sa.text(statement), picture)
+    engine.dispose()
+    database = open_database(data_dir=folder, url=database_url)
+    stores = open_stores(database, blobs)
+    assert stores.found(unit(1, 2)) == ["a"]
+    assert stores.items.item("default", "a").metadata == {"n": 1}
+    episode = SupportSets(database, blobs, fingerprint="f1").get("ep_1")
+    np.testing.assert_array_equal(episode.ways[0].support[0].vector, unit(1, 2))
+    assert stores.galleries.put("next", "")[0] == 8
+    database.close()
+
+
 def test_a_second_opener_of_the_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataFolderLocked, match="in use"):
-        open_database(data_dir=tmp_path / "data")
-
-
-def test_a_closed_folder_opens_again_with_its_content(tmp_path: Path) -> None:
     first = open_database(data_dir=tmp_path)
+    with pytest.raises(DataFolderLocked, match="in use"):
+        open_database(data_dir=tmp_path)
+    first.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("mysql://root@127.0.0.1/x", "begin with postgresql"),
+        ("sqlite:///x.db", "begin with postgresql"),
+        ("nonsense", "cannot be read"),
+        ("postgresql://nobody:secret@127.0.0.1:1/x", "No PostgreSQL answers"),
+    ],
+)
+def test_an_unusable_url_is_told_without_its_password(tmp_path: Path, url: str, words: str) -> None:
+    with pytest.raises(UnusableDatabase, match=words) as caught:
+        open_database(data_dir=tmp_path, url=url)
+    assert "secret" not in str(caught.value)
+    open_database(data_dir=tmp_path).close()
+
+
+def test_a_closed_folder_opens_again_with_its_content(tmp_path: Path, database_url: str | None) -> None:
+    first = open_database(data_dir=tmp_path, url=database_url)
     with first.write() as connection:
         change_log.append(connection, "test", "a")
     first.close()
-    second = open_database(data_dir=tmp_path)
+    second = open_database(data_dir=tmp_path, url=database_url)
     with second.read() as connection:
         assert [change.subject for change in change_log.after(connection, 0)] == ["a"]
     second.close()
 
 
-def test_seq_follows_commit_order_and_a_rollback_leaves_no_gap(database: Database) -> None:
+def test_ten_writers_leave_no_gap_a_reader_could_skip(database: Database) -> None:
     with pytest.raises(ZeroDivisionError):
         _write_and_fail(database)
-    threads = [threading.Thread(target=_write_some, args=(database, str(n))) for n in range(4)]
+    threads = [threading.Thread(target=_write_some, args=(database, str(n))) for n in range(WRITERS)]
     for thread in threads:
         thread.start()
     seen = 0
     while any(thread.is_alive() for thread in threads):
-        with database.read() as connection:
-            seqs = [change.seq for change in change_log.after(connection, seen)]
-        assert seqs == list(range(seen + 1, seen + 1 + len(seqs)))
-        seen += len(seqs)
-    with database.read() as connection:
-        assert change_log.head(connection) == 40
-        assert len(change_log.after(connection, 0)) == 40
+        seen += _follow(database, seen)
+    seen += _follow(database, seen)
+    assert seen == CHANGES
+
+
+def test_a_reader_skips_nothing_while_a_writer_holds_its_transaction_open(open_replica: OpenReplica) -> None:
+    """Two processes' worth of PostgreSQL: a sequence's value would be taken before the commit and be skipped."""
+    slow, quick, reader = open_replica(), open_replica(), open_replica()
+    is_open, may_commit = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with slow.write() as connection:
+            change_log.append(connection, "test", "slow")
+            is_open.set()
+            assert may_commit.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert is_open.wait(30)
+    others = [threading.Thread(target=_write_some, args=(quick, "quick", 3))]
+    others[0].start()
+    assert _follow(reader, 0) == 0
+    may_commit.set()
+    for thread in (holder, *others):
+        thread.join()
+    with reader.read() as connection:
+        found = change_log.after(connection, 0)
+    assert [(change.seq, change.subject) for change in found] == [(1, "slow"), (2, "quick"), (3, "quick"), (4, "quick")]
+
+
+def test_ten_writers_of_several_processes_leave_no_gap(open_replica: OpenReplica) -> None:
+    databases = [open_replica() for _ in range(3)]
+    threads = [threading.Thread(target=_write_some, args=(databases[n % 2], str(n))) for n in range(WRITERS)]
+    for thread in threads:
+        thread.start()
+    seen = 0
+    while any(thread.is_alive() for thread in threads):
+        seen += _follow(databases[2], seen)
+    assert seen + _follow(databases[2], seen) == CHANGES
 
 
 def test_the_pool_runs_blocking_work_off_the_loop(database: Database) -> None:
@@ -63,12 +181,39 @@ def test_the_pool_runs_blocking_work_off_the_loop(database: Database) -> None:
 
 def test_an_unreachable_database_says_so(database: Database) -> None:
     assert database.is_reachable()
+    database.engine.dispose()
     database.engine = sa.create_engine("sqlite:////nonexistent/folder/x.sqlite3")
     assert not database.is_reachable()
 
 
-def _write_some(database: Database, subject: str) -> None:
-    for _ in range(10):
+def test_a_full_database_is_507(tmp_path: Path) -> None:
+    database = open_database(data_dir=tmp_path)
+    with database.read() as connection:
+        pages = int(connection.exec_driver_sql("PRAGMA page_count").scalar_one())
+
+    def fill() -> None:
+        with database.write() as connection:
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 2}")
+            for _ in range(1000):
+                change_log.append(connection, "test", "x" * 200)
+
+    with pytest.raises(DiskFull):
+        fill()
+    with database.read() as connection:
+        assert change_log.head(connection) == 0
+    database.close()
+
+
+def _follow(database: Database, seen: int) -> int:
+    """How many changes follow `seen`; none may be missing between them."""
+    with database.read() as connection:
+        seqs = [change.seq for change in change_log.after(connection, seen)]
+    assert seqs == list(range(seen + 1, seen + 1 + len(seqs)))
+    return len(seqs)
+
+
+def _write_some(database: Database, subject: str, count: int = CHANGES // WRITERS) -> None:
+    for _ in range(count):
         with database.write() as connection:
             change_log.append(connection, "test", subject)
 

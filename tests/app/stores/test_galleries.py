@@ -1,132 +1,177 @@
-"""Galleries against real SQLite, a real folder and real FAISS."""
+"""Galleries and items against a real database, a real folder and real FAISS."""
 
+import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from app.errors import Conflict, DiskFull, FingerprintMismatch, NotFound
+from app.errors import Conflict, Damaged, DiskFull, FingerprintMismatch, Invalid, NotFound, PreconditionFailed
 from app.stores.blobs import Blobs
 from app.stores.database import Database
-from app.stores.galleries import Galleries
-from app.stores.gallery_records import NewItem
-
-D = 8
-
-
-def unit(*values: float) -> NDArray[np.float32]:
-    vector = np.zeros(D, np.float32)
-    vector[: len(values)] = values
-    return vector / np.linalg.norm(vector)
-
-
-def new_item(item_id: str, vector: NDArray[np.float32], data: bytes = b"") -> NewItem:
-    return NewItem(
-        id=item_id,
-        data=data or item_id.encode(),
-        media_type="image/png",
-        width=3,
-        height=2,
-        metadata={"name": item_id},
-        caption=None,
-        vector=vector,
-    )
+from app.stores.filters import parse_filter
+from app.stores.index_base import IndexOptions
+from tests.app.stores.stores import Stores, new_item, open_stores, unit
 
 
 @pytest.fixture
-def store(database: Database, blobs: Blobs) -> Galleries:
-    store = Galleries(database, blobs, dimension=D, fingerprint="f1")
-    store.load()
-    return store
+def stores(database: Database, blobs: Blobs) -> Stores:
+    return open_stores(database, blobs)
 
 
-def test_default_exists_and_cannot_be_deleted(store: Galleries) -> None:
-    assert [gallery.name for gallery in store.all()] == ["default"]
+def test_default_exists_and_cannot_be_deleted(stores: Stores) -> None:
+    assert [gallery.name for gallery in stores.galleries.all()] == ["default"]
     with pytest.raises(Conflict):
-        store.delete("default", confirmed=True)
+        stores.galleries.delete("default", confirmed=True)
 
 
-def test_written_items_are_found_best_first_with_ties_by_id(store: Galleries) -> None:
+def test_written_items_are_found_best_first_with_ties_by_id(stores: Stores) -> None:
     written = [new_item("b", unit(1)), new_item("a", unit(1)), new_item("c", unit(1, 1))]
-    seq, replaced = store.upsert("default", written)
+    seq, replaced = stores.items.upsert("default", written)
     assert (seq, replaced) == (4, [False, False, False])
-    searched_at, found = store.search("default", unit(1), k=10, min_score=None)
+    searched_at, found = stores.galleries.search("default", unit(1), k=10, min_score=None)
     assert searched_at == seq
     assert [f.hit.external_id for f in found] == ["a", "b", "c"]
     assert found[2].hit.score == pytest.approx(2**-0.5)
     assert found[0].metadata == {"name": "a"}
 
 
-def test_min_score_and_k_bound_the_results(store: Galleries) -> None:
-    store.upsert("default", [new_item("a", unit(1)), new_item("b", unit(0, 1))])
-    assert [f.hit.external_id for f in store.search("default", unit(1), k=10, min_score=0.5)[1]] == ["a"]
-    assert len(store.search("default", unit(1), k=1, min_score=None)[1]) == 1
+def test_min_score_and_k_bound_the_results(stores: Stores) -> None:
+    stores.items.upsert("default", [new_item("a", unit(1)), new_item("b", unit(0, 1))])
+    near = stores.galleries.search("default", unit(1), k=10, min_score=0.5)[1]
+    assert [f.hit.external_id for f in near] == ["a"]
+    assert len(stores.found(unit(1), k=1)) == 1
 
 
-def test_replacing_an_item_changes_its_vector_and_collects_its_old_picture(store: Galleries, blobs: Blobs) -> None:
-    store.upsert("default", [new_item("a", unit(1), b"old")])
-    _, replaced = store.upsert("default", [new_item("a", unit(0, 1), b"new")])
+def test_a_filtered_search_returns_what_matches(stores: Stores) -> None:
+    written = [
+        new_item(f"i{n}", unit(1, n), metadata={"n": n, "kind": "even" if n % 2 == 0 else "odd"}) for n in range(20)
+    ]
+    stores.items.upsert("default", written)
+    where = parse_filter({"kind": "odd", "n": {"gte": 15}})
+    found = stores.galleries.search("default", unit(1), k=10, min_score=None, where=where)[1]
+    assert [one.hit.external_id for one in found] == ["i15", "i17", "i19"]
+    assert [item.id for item in stores.items.page("default", after="i15", limit=10, where=where)] == ["i17", "i19"]
+
+
+def test_replacing_an_item_changes_its_vector_and_collects_its_old_picture(stores: Stores, blobs: Blobs) -> None:
+    stores.items.upsert("default", [new_item("a", unit(1), b"old")])
+    _, replaced = stores.items.upsert("default", [new_item("a", unit(0, 1), b"new")])
     assert replaced == [True]
-    assert store.get("default").count == 1
-    assert store.picture("default", "a")[1] == b"new"
+    assert stores.galleries.get("default").count == 1
+    assert stores.items.picture("default", "a")[1] == b"new"
     assert blobs.count() == 1
-    assert store.search("default", unit(1), k=5, min_score=None)[1][0].hit.score == pytest.approx(0)
+    found = stores.galleries.search("default", unit(1), k=5, min_score=None)[1]
+    assert [one.hit.score for one in found] == [pytest.approx(0)]
 
 
-def test_a_picture_shared_by_two_items_outlives_one(store: Galleries, blobs: Blobs) -> None:
-    store.upsert("default", [new_item("a", unit(1), b"same"), new_item("b", unit(1), b"same")])
-    store.remove("default", "a")
-    assert store.picture("default", "b")[1] == b"same"
-    store.remove("default", "b")
+def test_a_write_that_is_not_waited_for_is_seen_after_catching_up(stores: Stores) -> None:
+    seq, _ = stores.items.upsert("default", [new_item("a", unit(1))], wait=False)
+    assert stores.found(unit(1)) == []
+    assert stores.indexes.catch_up() == seq
+    assert stores.found(unit(1)) == ["a"]
+    stores.items.remove("default", "a", wait=False)
+    assert stores.found(unit(1)) == []
+
+
+def test_a_picture_shared_by_two_items_outlives_one(stores: Stores, blobs: Blobs) -> None:
+    stores.items.upsert("default", [new_item("a", unit(1), b"same"), new_item("b", unit(1), b"same")])
+    stores.items.remove("default", "a")
+    assert stores.items.picture("default", "b")[1] == b"same"
+    stores.items.remove("default", "b")
     assert blobs.count() == 0
     with pytest.raises(NotFound):
-        store.remove("default", "b")
+        stores.items.remove("default", "b")
 
 
-def test_deleting_a_gallery_with_items_needs_confirmation(store: Galleries, blobs: Blobs) -> None:
-    assert store.put("pets", "Cats.")[1]
-    store.upsert("pets", [new_item("a", unit(1))])
+def test_many_are_deleted_at_once_by_id_or_by_filter(stores: Stores, blobs: Blobs) -> None:
+    stores.items.upsert("default", [new_item(f"i{n}", unit(1), metadata={"n": n}) for n in range(8)])
+    removed = stores.items.remove_many("default", ids=["i0", "i1", "gone", "i1"])
+    assert (removed.count, removed.missing) == (2, ["gone"])
+    removed = stores.items.remove_many("default", where=parse_filter({"n": {"lt": 5}}))
+    assert (removed.count, removed.seq) == (3, stores.galleries.head_seq())
+    assert stores.found(unit(1)) == ["i5", "i6", "i7"]
+    assert blobs.count() == 3
+
+
+def test_metadata_changes_under_if_match_alone(stores: Stores) -> None:
+    seq, _ = stores.items.upsert("default", [new_item("a", unit(1))])
+    with pytest.raises(PreconditionFailed):
+        stores.items.change("default", "a", lambda old: {**old, "n": 1}, if_match=[seq + 1])
+    changed, item = stores.items.change("default", "a", lambda old: {**old, "n": 1}, if_match=[seq])
+    assert (item.seq, item.metadata) == (changed, {"name": "a", "n": 1})
+    with pytest.raises(PreconditionFailed):
+        stores.items.remove("default", "a", if_match=[seq])
+    stores.items.remove("default", "a", if_match=[changed])
+
+
+def test_a_change_that_fails_writes_nothing(stores: Stores) -> None:
+    def refuse(_: object) -> dict[str, object]:
+        raise Invalid("too large")
+
+    stores.items.upsert("default", [new_item("a", unit(1))])
+    head = stores.galleries.head_seq()
+    with pytest.raises(Invalid):
+        stores.items.change("default", "a", refuse)
+    assert stores.galleries.head_seq() == head
+
+
+def test_deleting_a_gallery_with_items_needs_confirmation(stores: Stores, blobs: Blobs) -> None:
+    assert stores.galleries.put("pets", "Cats.")[1]
+    stores.items.upsert("pets", [new_item("a", unit(1))])
     with pytest.raises(Conflict):
-        store.delete("pets", confirmed=False)
-    store.delete("pets", confirmed=True)
+        stores.galleries.delete("pets", confirmed=False)
+    stores.galleries.delete("pets", confirmed=True)
     assert blobs.count() == 0
     with pytest.raises(NotFound):
-        store.search("pets", unit(1), k=1, min_score=None)
+        stores.found(unit(1), "pets")
+    stores.galleries.put("pets", "Dogs.")
+    assert stores.found(unit(1), "pets") == []
 
 
-def test_items_survive_a_restart_with_equal_digest(store: Galleries, database: Database, blobs: Blobs) -> None:
-    store.upsert("default", [new_item(f"i{n}", unit(1, n)) for n in range(20)])
-    store.remove("default", "i3")
-    again = Galleries(database, blobs, dimension=D, fingerprint="f1")
-    again.load()
-    before, after = store.index_state("default"), again.index_state("default")
+def test_a_restart_has_an_equal_digest_and_so_has_the_truth(stores: Stores, database: Database, blobs: Blobs) -> None:
+    stores.items.upsert("default", [new_item(f"i{n}", unit(1, n)) for n in range(20)])
+    stores.items.upsert("default", [new_item("i4", unit(0, 1))])
+    stores.items.remove("default", "i3")
+    again = open_stores(database, blobs)
+    before, after = stores.galleries.index_state("default"), again.galleries.index_state("default")
     assert before == after
     assert after.vectors == 19
-    assert after.applied_seq == again.head_seq()
+    assert after.applied_seq == again.galleries.head_seq()
+    assert stores.indexes.true_digests() == {"default": before.digest}
 
 
-def test_writes_elsewhere_leave_no_index_behind(store: Galleries) -> None:
-    store.put("pets", "")
-    state = store.index_state("default")
-    assert state.applied_seq == store.head_seq()
-
-
-def test_another_bundles_vectors_are_refused(store: Galleries, database: Database, blobs: Blobs) -> None:
-    store.upsert("default", [new_item("a", unit(1))])
+def test_another_bundles_vectors_are_never_mixed(stores: Stores, database: Database, blobs: Blobs) -> None:
+    stores.items.upsert("default", [new_item("a", unit(1))])
+    other = open_stores(database, blobs, fingerprint="f2")
     with pytest.raises(FingerprintMismatch):
-        Galleries(database, blobs, dimension=D, fingerprint="f2").load()
+        other.found(unit(1))
+    with pytest.raises(FingerprintMismatch):
+        other.items.upsert("default", [new_item("b", unit(1))])
+    assert other.items.item("default", "a").id == "a"
+    assert stores.found(unit(1)) == ["a"]
 
 
-def test_pages_follow_each_other(store: Galleries) -> None:
-    store.upsert("default", [new_item(f"i{n}", unit(1)) for n in range(5)])
-    first = store.items("default", after=None, limit=3)
-    second = store.items("default", after=first[-1].id, limit=3)
-    assert [item.id for item in [*first, *second]] == [f"i{n}" for n in range(5)]
+def test_pages_follow_each_other(stores: Stores) -> None:
+    stores.items.upsert("default", [new_item(f"i{n}", unit(1)) for n in "a_Z-0."])
+    first = stores.items.page("default", after=None, limit=3)
+    second = stores.items.page("default", after=first[-1].id, limit=3)
+    assert [item.id for item in [*first, *second]] == sorted(f"i{n}" for n in "a_Z-0.")
+
+
+def test_an_export_is_of_one_moment(stores: Stores) -> None:
+    stores.items.upsert("default", [new_item(f"i{n:03}", unit(1, n)) for n in range(300)])
+    seq, parts = stores.items.export("default")
+    first = next(parts)
+    stores.items.remove("default", "i299")
+    stores.items.upsert("default", [new_item("later", unit(1))])
+    exported = [*first, *(one for part in parts for one in part)]
+    assert [one.id for one in exported] == [f"i{n:03}" for n in range(300)]
+    assert seq < stores.galleries.head_seq()
+    assert exported[7].vector.tolist() == unit(1, 7).tolist()
 
 
 def test_a_full_disk_leaves_nothing_behind(
-    store: Galleries, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    stores: Stores, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     original = Blobs.put
 
@@ -137,7 +182,28 @@ def test_a_full_disk_leaves_nothing_behind(
 
     monkeypatch.setattr(Blobs, "put", put)
     with pytest.raises(DiskFull):
-        store.upsert("default", [new_item("a", unit(1), b"first"), new_item("b", unit(1), b"second")])
-    assert store.get("default").count == 0
+        stores.items.upsert("default", [new_item("a", unit(1), b"first"), new_item("b", unit(1), b"second")])
+    assert stores.galleries.get("default").count == 0
     assert blobs.count() == 0
     assert not [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()]
+
+
+def test_a_flipped_byte_of_a_picture_is_told(stores: Stores, tmp_path: Path) -> None:
+    stores.items.upsert("default", [new_item("a", unit(1), b"picture")])
+    (path,) = [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()]
+    path.write_bytes(b"pictura")
+    with pytest.raises(Damaged):
+        stores.items.picture("default", "a")
+
+
+@pytest.mark.parametrize("storage", ["fp16", "sq8"])
+def test_lossy_storage_still_scores_exactly(database: Database, blobs: Blobs, storage: str) -> None:
+    options = dataclasses.replace(IndexOptions(kind="hnsw"), storage=storage)  # type: ignore[arg-type]  # one of them
+    stores = open_stores(database, blobs, options=options)
+    stores.items.upsert("default", [new_item(f"i{n}", unit(1, n / 7, n % 3)) for n in range(40)])
+    stores.indexes.close()
+    query = unit(1, 2, 1)
+    found = stores.galleries.search("default", query, k=5, min_score=None)[1]
+    for one in found:
+        n = int(one.hit.external_id[1:])
+        assert one.hit.score == pytest.approx(float(unit(1, n / 7, n % 3) @ query), abs=1e-6)

@@ -1,43 +1,106 @@
-"""Episodes against real SQLite."""
+"""Episodes against a real database."""
 
 import time
 
 import numpy as np
 import pytest
 
-from app.errors import NotFound
+from app.errors import Conflict, FingerprintMismatch, Invalid, NotFound, PreconditionFailed
+from app.stores import facts
 from app.stores.blobs import Blobs
 from app.stores.database import Database
-from app.stores.support_sets import Episode, NewSupport, NewWay, SupportSets
+from app.stores.support_sets import Episode, EpisodeLimits, NewSupport, NewWay, SupportSets
+
+VECTORS = np.eye(4, dtype=np.float32)
+LIMITS = EpisodeLimits(ways=3, support_per_way=3)
 
 
-def create(store: SupportSets, ttl_s: float | None = None) -> Episode:
-    vectors = np.eye(4, dtype=np.float32)
-    ways = [
-        NewWay(label="apple", support=[NewSupport(data=b"a", media_type="image/png", vector=vectors[0])]),
-        NewWay(
-            label="Birne é",
-            support=[
-                NewSupport(data=b"b", media_type="image/png", vector=vectors[1]),
-                NewSupport(data=b"a", media_type="image/png", vector=vectors[2]),
-            ],
-        ),
-    ]
-    return store.create(ways, name="fruit", method="prototype", fingerprint="f", ttl_s=ttl_s)[1]
+def example(data: bytes, at: int) -> NewSupport:
+    return NewSupport(data=data, media_type="image/png", vector=VECTORS[at])
 
 
-def test_an_episode_is_read_back_whole_and_in_order(database: Database, blobs: Blobs) -> None:
-    store = SupportSets(database, blobs)
+WAYS = [
+    NewWay(label="apple", support=[example(b"a", 0)]),
+    NewWay(label="Birne é", support=[example(b"b", 1), example(b"a", 2)]),
+]
+
+
+@pytest.fixture
+def store(database: Database, blobs: Blobs) -> SupportSets:
+    with database.write() as connection:
+        facts.write(connection, facts.FINGERPRINT, "f")
+    return SupportSets(database, blobs, fingerprint="f")
+
+
+def create(store: SupportSets, ttl_s: float | None = None, token: str | None = None) -> Episode:
+    return store.create(WAYS, name="fruit", method="prototype", ttl_s=ttl_s, token=token)[1]
+
+
+def content(episode: Episode) -> tuple[str, int, list[tuple[str, list[str]]]]:
+    return episode.id, episode.version, [(way.label, [one.id for one in way.support]) for way in episode.ways]
+
+
+def shots(episode: Episode) -> list[tuple[str, int]]:
+    return [(way.label, len(way.support)) for way in episode.ways]
+
+
+def test_an_episode_is_read_back_whole_and_in_order(store: SupportSets) -> None:
     episode = create(store)
     read = store.get(episode.id)
-    assert [(way.label, len(way.support)) for way in read.ways] == [("apple", 1), ("Birne é", 2)]
+    assert shots(read) == [("apple", 1), ("Birne é", 2)]
     assert read.ways[1].support[1].vector.tolist() == [0, 0, 1, 0]
     assert store.picture(episode.id, read.ways[1].support[0].id)[1] == b"b"
-    assert read.version == 1
+    assert (read.version, read.fingerprint) == (1, "f")
 
 
-def test_deleting_the_last_episode_leaves_no_picture(database: Database, blobs: Blobs) -> None:
-    store = SupportSets(database, blobs)
+def test_support_is_added_to_old_and_new_ways(store: SupportSets) -> None:
+    episode = create(store)
+    more = [NewWay(label="apple", support=[example(b"c", 3)]), NewWay(label="kiwi", support=[example(b"d", 0)])]
+    _, changed = store.add(episode.id, more, if_match=[1], limits=LIMITS)
+    assert changed.version == 2
+    assert shots(changed) == [("apple", 2), ("Birne é", 2), ("kiwi", 1)]
+    assert changed.ways[0].support[1].vector.tolist() == [0, 0, 0, 1]
+    with pytest.raises(PreconditionFailed):
+        store.add(episode.id, more, if_match=[1], limits=LIMITS)
+    assert content(store.get(episode.id)) == content(changed)
+
+
+def test_what_would_be_too_much_is_refused_and_leaves_nothing(store: SupportSets, blobs: Blobs) -> None:
+    episode = create(store)
+    too_many_shots = [NewWay(label="apple", support=[example(bytes([n]), 0) for n in range(3)])]
+    too_many_ways = [NewWay(label=label, support=[example(label.encode(), 0)]) for label in ("x", "y")]
+    for ways in (too_many_shots, too_many_ways):
+        with pytest.raises(Invalid):
+            store.add(episode.id, ways, if_match=None, limits=LIMITS)
+    assert content(store.get(episode.id)) == content(episode)
+    assert blobs.count() == 2
+
+
+def test_support_is_taken_away_but_for_a_ways_last(store: SupportSets, blobs: Blobs) -> None:
+    episode = create(store)
+    first, second = (one.id for one in episode.ways[1].support)
+    with pytest.raises(PreconditionFailed):
+        store.remove(episode.id, first, if_match=[7])
+    _, changed = store.remove(episode.id, first, if_match=[1])
+    assert (changed.version, shots(changed)) == (2, [("apple", 1), ("Birne é", 1)])
+    assert blobs.count() == 1
+    with pytest.raises(Conflict):
+        store.remove(episode.id, second, if_match=[2])
+    with pytest.raises(NotFound):
+        store.remove(episode.id, first, if_match=[2])
+
+
+def test_a_repeat_with_the_same_token_makes_nothing_new(store: SupportSets) -> None:
+    assert content(create(store, token="t")) == content(create(store, token="t"))
+    episode = create(store, token="t")
+    more = [NewWay(label="apple", support=[example(b"c", 3)])]
+    once = store.add(episode.id, more, if_match=[1], limits=LIMITS, token="u")[1]
+    again = store.add(episode.id, more, if_match=[1], limits=LIMITS, token="u")[1]
+    assert content(again) == content(once)
+    assert len(store.all(after=None, limit=10)) == 1
+
+
+def test_deleting_the_last_episode_leaves_no_picture(store: SupportSets, blobs: Blobs) -> None:
     one, two = create(store), create(store)
     store.delete(one.id)
     assert blobs.count() == 2
@@ -47,8 +110,7 @@ def test_deleting_the_last_episode_leaves_no_picture(database: Database, blobs: 
         store.get(one.id)
 
 
-def test_an_expired_episode_is_gone(database: Database, blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = SupportSets(database, blobs)
+def test_an_expired_episode_is_gone(store: SupportSets, blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
     episode = create(store, ttl_s=60)
     assert store.get(episode.id).expires_at is not None
     later = time.time() + 61
@@ -56,10 +118,19 @@ def test_an_expired_episode_is_gone(database: Database, blobs: Blobs, monkeypatc
     with pytest.raises(NotFound):
         store.get(episode.id)
     assert store.all(after=None, limit=10) == []
+    store.delete(create(store).id)
+    assert blobs.count() == 0
 
 
-def test_pages_follow_each_other(database: Database, blobs: Blobs) -> None:
-    store = SupportSets(database, blobs)
+def test_another_bundle_may_read_but_not_write(store: SupportSets, database: Database, blobs: Blobs) -> None:
+    episode = create(store)
+    other = SupportSets(database, blobs, fingerprint="g")
+    assert other.get(episode.id).fingerprint == "f"
+    with pytest.raises(FingerprintMismatch):
+        create(other)
+
+
+def test_pages_follow_each_other(store: SupportSets) -> None:
     ids = sorted(create(store).id for _ in range(3))
     first = store.all(after=None, limit=2)
     second = store.all(after=first[-1].id, limit=2)

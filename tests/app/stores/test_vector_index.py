@@ -1,10 +1,13 @@
 """The index against a brute-force scan."""
 
+import threading
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.stores.vector_index import MERGE_AT, Entry, VectorIndex
+from app.stores.index_base import IndexOptions, Kind
+from app.stores.vector_index import MERGE_AT, Entry, Removal, VectorIndex, mark_of
 
 D = 16
 
@@ -12,51 +15,98 @@ D = 16
 def entries(generator: np.random.Generator, start: int, count: int) -> list[Entry]:
     vectors = generator.standard_normal((count, D)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return [Entry(item_id=start + n, external_id=f"x{start + n:05}", vector=v) for n, v in enumerate(vectors)]
+    return [Entry(item_id=start + n, vector=v, mark=mark_of(f"x{start + n:05}", v)) for n, v in enumerate(vectors)]
 
 
-def brute_force(live: dict[int, Entry], query: NDArray[np.float32], k: int) -> list[str]:
-    ranked = sorted(live.values(), key=lambda e: (-round(float(e.vector @ query), 5), e.external_id))
-    return [entry.external_id for entry in ranked[:k]]
+def removal(entry: Entry) -> Removal:
+    return Removal(item_id=entry.item_id, mark=entry.mark)
 
 
+def brute_force(live: dict[int, Entry], query: NDArray[np.float32], k: int) -> set[int]:
+    ranked = sorted(live.values(), key=lambda e: -float(e.vector @ query))
+    return {entry.item_id for entry in ranked[:k]}
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
 @pytest.mark.parametrize("k", [1, 10, 1000], ids=lambda k: f"k={k}")
-def test_search_equals_brute_force_through_adds_removals_and_merges(k: int) -> None:
+def test_search_through_adds_removals_and_merges(k: int, kind: Kind) -> None:
     generator = np.random.default_rng(1)
-    index, live, row = VectorIndex(D), dict[int, Entry](), 1
-    for seq in range(1, 30):
+    index, live, row = VectorIndex(D, IndexOptions(kind=kind)), dict[int, Entry](), 1
+    for step in range(30):
         new = entries(generator, row, MERGE_AT // 8)
         row += len(new)
-        gone = [int(i) for i in generator.choice(list(live), size=min(len(live), 20), replace=False)] if live else []
-        index.apply(new, gone, seq)
+        gone = (
+            [live[int(i)] for i in generator.choice(list(live), size=min(len(live), 20), replace=False)] if live else []
+        )
+        index.apply(new, [removal(entry) for entry in gone])
         live.update({entry.item_id: entry for entry in new})
-        for item_id in gone:
-            del live[item_id]
+        for entry in gone:
+            del live[entry.item_id]
+        if index.wants_merge:
+            index.merge()
         query = entries(generator, 0, 1)[0].vector
-        searched_at, hits = index.search(query, k)
-        assert searched_at == seq
-        assert len(hits) == min(k, len(live))
+        allowed = None if step % 2 else np.array(sorted(live)[:: step + 1], np.int64)
+        wanted = live if allowed is None else {int(i): live[int(i)] for i in allowed}
+        ids, scores = index.search(query, k, allowed)
+        assert len(set(ids.tolist())) == len(ids) >= min(k, len(wanted))
+        assert set(ids.tolist()) <= wanted.keys()
+        np.testing.assert_allclose(scores, [live[int(i)].vector @ query for i in ids], atol=1e-5)
         assert len(index) == len(live)
-        assert [hit.external_id for hit in hits][:5] == brute_force(live, query, min(k, 5))
+        best = brute_force(wanted, query, k)
+        recall = len(best & set(ids.tolist())) / len(best)
+        assert recall == 1 if kind == "flat" or allowed is not None else recall >= 0.7
+    assert index.snapshot.base.kind == kind
+    assert (index.snapshot.base.recall is None) == (kind == "flat")
 
 
-def test_ties_across_the_kth_place_go_by_external_id() -> None:
+def test_ties_across_the_kth_place_all_come() -> None:
     vector = np.eye(D, dtype=np.float32)[0]
     index = VectorIndex(D)
-    index.load([Entry(item_id=n, external_id=f"z{99 - n}", vector=vector) for n in range(50)], 1)
-    index.apply([Entry(item_id=60, external_id="a", vector=vector)], [], 2)
-    assert [hit.external_id for hit in index.search(vector, 3)[1]] == ["a", "z50", "z51"]
+    index.load(np.tile(vector, (50, 1)), np.arange(50), 0)
+    index.apply([Entry(item_id=60, vector=vector, mark=1)], [])
+    assert sorted(index.search(vector, 3)[0].tolist()) == [*range(50), 60]
 
 
 def test_an_empty_index_answers_nothing() -> None:
-    assert VectorIndex(D).search(np.eye(D, dtype=np.float32)[0], 10) == (0, [])
+    index = VectorIndex(D)
+    assert len(index.search(np.eye(D, dtype=np.float32)[0], 10)[0]) == 0
+    assert not index.wants_merge
 
 
 def test_the_digest_depends_on_content_alone() -> None:
     some = entries(np.random.default_rng(2), 1, 5)
     one, other = VectorIndex(D), VectorIndex(D)
-    one.load(some, 9)
-    other.apply(list(reversed(some)), [], 9)
-    assert one.state() == other.state()
-    other.apply([], [some[0].item_id], 10)
-    assert one.state().digest != other.state().digest
+    one.load(np.stack([e.vector for e in some]), np.arange(1, 6), sum(e.mark for e in some))
+    other.apply(some, [])
+    assert one.state(9) == other.state(9)
+    other.apply([], [removal(some[0])])
+    assert one.state(10).digest != other.state(10).digest
+    other.apply([Entry(item_id=99, vector=some[0].vector, mark=some[0].mark)], [])
+    assert one.state(11).digest == other.state(11).digest
+
+
+def test_what_happens_during_a_merge_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    index, first = VectorIndex(D), entries(generator, 1, 200)
+    index.apply(first, [])
+    building, go_on = threading.Event(), threading.Event()
+    original = VectorIndex._next_base
+
+    def slow(self: VectorIndex, before: object) -> object:
+        building.set()
+        assert go_on.wait(30)
+        return original(self, before)  # type: ignore[arg-type]  # the snapshot it was given
+
+    monkeypatch.setattr(VectorIndex, "_next_base", slow)
+    merging = threading.Thread(target=index.merge)
+    merging.start()
+    assert building.wait(30)
+    later = entries(generator, 500, 50)
+    index.apply(later, [removal(first[0])])
+    index.apply([], [removal(later[1]), removal(first[150])])
+    go_on.set()
+    merging.join()
+    expected = {e.item_id for e in [*first, *later]} - {first[0].item_id, later[1].item_id, first[150].item_id}
+    assert set(index.search(first[5].vector, 1000)[0].tolist()) == expected
+    assert len(index) == len(expected)
+    assert len(index.snapshot.base.ids) == 200

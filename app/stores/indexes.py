@@ -1,0 +1,312 @@
+"""The vector indexes of all galleries; every process follows the change log with its own."""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from app.errors import NotFound, ServiceError
+from app.stores import change_log, facts
+from app.stores.database import Database
+from app.stores.index_base import IndexOptions
+from app.stores.index_snapshots import IndexSnapshots, SnapshotKey
+from app.stores.tables import counters, galleries, item_vectors, items
+from app.stores.vector_bytes import unpack
+from app.stores.vector_index import Entry, IndexState, Removal, VectorIndex, digest_text, mark_of
+
+CHANGES_AT_ONCE = 4096
+ROWS_AT_ONCE = 8192
+
+
+@dataclass(slots=True, kw_only=True)
+class _Followed:
+    name: str
+    index: VectorIndex
+
+
+class Indexes:
+    """One index a gallery, in step with SQL.
+
+    Local and foreign writes take the same path: `catch_up` reads what was committed since and applies it, so
+    that two processes that have applied the same `seq` hold the same vectors.
+
+    Args:
+        database: the truth.
+        dimension: D of the bundle's vectors.
+        fingerprint: of the bundle; while another's vectors are the active ones nothing is served.
+        options: which kind of index is built at which size.
+        snapshots: where indexes are kept over a restart; None keeps none.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        dimension: int,
+        fingerprint: str,
+        options: IndexOptions,
+        snapshots: IndexSnapshots | None,
+    ) -> None:
+        self._database = database
+        self._dimension = dimension
+        self._fingerprint = fingerprint
+        self._options = options
+        self._snapshots = snapshots
+        self._lock = threading.Lock()
+        self._by_id: dict[int, _Followed] = {}
+        self.active_fingerprint = fingerprint
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="index-builder")
+        self._building: set[int] = set()
+        self._wake = threading.Event()
+        self._is_closed = False
+        self._follower: threading.Thread | None = None
+        self.applied_seq = 0
+
+    @property
+    def _is_active(self) -> bool:
+        return self.active_fingerprint == self._fingerprint
+
+    def load(self) -> None:
+        """Bring every index to the head of the log: from its snapshot where that is sound, else from SQL."""
+        with self._lock, self._database.read() as connection:
+            self._reload(connection)
+
+    def follow(self, interval_s: float | None) -> None:
+        """Go on catching up in a thread of its own: when `nudge` says so, and every so often where others write."""
+
+        def run() -> None:
+            while not self._is_closed:
+                self._wake.wait(interval_s)
+                self._wake.clear()
+                try:
+                    self.catch_up()
+                except ServiceError:
+                    # The database is away: whoever reads hears of it, and the next round tries again.
+                    time.sleep(interval_s or 0.1)
+
+        self._follower = threading.Thread(target=run, name="log-follower", daemon=True)
+        self._follower.start()
+
+    def nudge(self) -> None:
+        """Say that something was written that nobody waits for."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """Wait for a merge that runs, then keep the indexes for the next start."""
+        self._is_closed = True
+        self._wake.set()
+        if self._follower is not None:
+            self._follower.join()
+        self._builder.shutdown(wait=True, cancel_futures=True)
+        self._save(list(self._by_id))
+
+    def catch_up(self) -> int:
+        """Apply every change committed so far; returns the `seq` reached."""
+        with self._lock:
+            while True:
+                with self._database.read() as connection:
+                    head = change_log.head(connection)
+                    if self.applied_seq >= head:
+                        return self.applied_seq
+                    if not self._follows(connection):
+                        self._reload(connection)
+                    else:
+                        self._apply(connection, change_log.after(connection, self.applied_seq, CHANGES_AT_ONCE))
+
+    def require_active(self) -> None:
+        """Raises FingerprintMismatch where another bundle's vectors are the active ones."""
+        if not self._is_active:
+            raise facts.mismatch()
+
+    def search(
+        self, name: str, query: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
+        """Candidates as `VectorIndex.search`, and whether their scores are only near the true ones.
+
+        Raises:
+            NotFound: there is no such gallery.
+            FingerprintMismatch: another bundle's vectors are the active ones.
+        """
+        self.require_active()
+        index = self._index(name)
+        ids, scores = index.search(query, k, allowed)
+        return ids, scores, index.snapshot.base.storage != "fp32"
+
+    def state(self, name: str) -> IndexState:
+        """The index behind a gallery. Raises NotFound, FingerprintMismatch."""
+        self.require_active()
+        with self._lock:
+            return self._index(name).state(self.applied_seq)
+
+    def counts(self) -> Mapping[str, int]:
+        """Searchable vectors of every gallery, read from memory; safe on the event loop."""
+        return {followed.name: len(followed.index) for followed in list(self._by_id.values())}
+
+    def true_digests(self) -> Mapping[str, str]:
+        """The digest every gallery's index must have, worked out from SQL alone."""
+        with self._database.read() as connection:
+            names = connection.execute(sa.select(galleries.c.id, galleries.c.name)).all()
+            return {row.name: digest_text(_read_all(connection, row.id, self._fingerprint, 0)[2]) for row in names}
+
+    def _index(self, name: str) -> VectorIndex:
+        for followed in list(self._by_id.values()):
+            if followed.name == name:
+                return followed.index
+        raise NotFound(f"There is no gallery {name!r}.")
+
+    def _follows(self, connection: sa.Connection) -> bool:
+        """Whether the log still holds all changes since `applied_seq`, of this bundle."""
+        query = sa.select(counters.c.value).where(counters.c.name == "vacuumed")
+        vacuumed: int = connection.execute(query).scalar_one()
+        is_active = facts.read(connection, facts.FINGERPRINT) == self._fingerprint
+        return is_active and self._is_active and vacuumed <= self.applied_seq
+
+    def _reload(self, connection: sa.Connection) -> None:
+        head = change_log.head(connection)
+        self.active_fingerprint = facts.read(connection, facts.FINGERPRINT) or self._fingerprint
+        loaded: dict[int, _Followed] = {}
+        for row in connection.execute(sa.select(galleries.c.id, galleries.c.name)).all():
+            index = VectorIndex(self._dimension, self._options)
+            if self._is_active and not self._restored(connection, row.id, index):
+                index.load(*_read_all(connection, row.id, self._fingerprint, self._dimension))
+            loaded[row.id] = _Followed(name=row.name, index=index)
+        self._by_id = loaded
+        self.applied_seq = head
+        self._schedule_merges()
+
+    def _restored(self, connection: sa.Connection, gallery_id: int, index: VectorIndex) -> bool:
+        """Whether the index came from its snapshot and the changes since, and holds as many as SQL."""
+        if self._snapshots is None:
+            return False
+        key = self._key(connection, gallery_id)
+        saved = self._snapshots.read(key)
+        vacuumed = connection.execute(sa.select(counters.c.value).where(counters.c.name == "vacuumed")).scalar_one()
+        if saved is None or not vacuumed <= saved.seq <= change_log.head(connection):
+            return False
+        index.restore(saved.snapshot)
+        added = _added(connection, self._fingerprint, saved.seq, gallery_id)
+        removed = _removed(connection, self._fingerprint, saved.seq, gallery_id)
+        index.apply(added.get(gallery_id, []), removed.get(gallery_id, []))
+        live = sa.select(sa.func.count()).where(items.c.gallery_id == gallery_id, items.c.deleted_seq.is_(None))
+        return bool(len(index) == connection.execute(live).scalar_one())
+
+    def _apply(self, connection: sa.Connection, found: Sequence[change_log.Change]) -> None:
+        upto = found[-1].seq
+        if any(change.kind.startswith("gallery.") for change in found):
+            self._follow_galleries(connection)
+        added = _added(connection, self._fingerprint, self.applied_seq, upto=upto)
+        removed = _removed(connection, self._fingerprint, self.applied_seq, upto=upto)
+        for gallery_id in added.keys() | removed.keys():
+            followed = self._by_id.get(gallery_id)
+            if followed is not None:
+                followed.index.apply(added.get(gallery_id, []), removed.get(gallery_id, []))
+        self.applied_seq = upto
+        self._schedule_merges()
+
+    def _follow_galleries(self, connection: sa.Connection) -> None:
+        names = {row.id: row.name for row in connection.execute(sa.select(galleries.c.id, galleries.c.name))}
+        known = {key: followed for key, followed in self._by_id.items() if key in names}
+        for key in names.keys() - known.keys():
+            known[key] = _Followed(name=names[key], index=VectorIndex(self._dimension, self._options))
+        self._by_id = known
+
+    def _schedule_merges(self) -> None:
+        for key, followed in self._by_id.items():
+            if key not in self._building and followed.index.wants_merge:
+                self._building.add(key)
+                self._builder.submit(self._merge, key, followed.index)
+
+    def _merge(self, key: int, index: VectorIndex) -> None:
+        try:
+            index.merge()
+        finally:
+            self._building.discard(key)
+        self._save([key])
+
+    def _save(self, keys: Sequence[int]) -> None:
+        if self._snapshots is None or not self._is_active:
+            return
+        # The pair is taken under the lock, the writing may take seconds.
+        with self._lock:
+            seq = self.applied_seq
+            states = {key: self._by_id[key].index.snapshot for key in keys if key in self._by_id}
+            present = list(self._by_id)
+        with self._database.read() as connection:
+            named = {key: self._key(connection, key) for key in states}
+        for key, snapshot in states.items():
+            self._snapshots.write(named[key], snapshot, seq)
+        self._snapshots.keep_only(present)
+
+    def _key(self, connection: sa.Connection, gallery_id: int) -> SnapshotKey:
+        return SnapshotKey(
+            database_id=facts.read(connection, facts.DATABASE_ID) or "",
+            gallery_id=gallery_id,
+            fingerprint=self._fingerprint,
+            dimension=self._dimension,
+        )
+
+
+def _read_all(
+    connection: sa.Connection, gallery_id: int, fingerprint: str, dimension: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
+    """Vectors [N, D], ascending ids and the sum of marks of a gallery's live items."""
+    query = _vectors(fingerprint).where(items.c.gallery_id == gallery_id, items.c.deleted_seq.is_(None))
+    parts, ids, digest = [np.empty((0, dimension), np.float32)], list[int](), 0
+    for rows in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}).partitions():
+        vectors = [unpack(row.vector, row.dtype) for row in rows]
+        digest += sum(mark_of(row.external_id, vector) for row, vector in zip(rows, vectors, strict=True))
+        ids.extend(row.id for row in rows)
+        if dimension:
+            parts.append(np.stack(vectors))
+    return np.concatenate(parts), np.array(ids, np.int64), digest
+
+
+def _added(
+    connection: sa.Connection, fingerprint: str, after: int, gallery_id: int | None = None, upto: int | None = None
+) -> dict[int, list[Entry]]:
+    """Items written after a `seq` that are still there (as of `upto`), by gallery."""
+    found: dict[int, list[Entry]] = {}
+    is_live: sa.ColumnElement[bool] = items.c.deleted_seq.is_(None)
+    condition = _within(items.c.added_seq, after, upto)
+    if upto is not None:
+        is_live = sa.or_(is_live, items.c.deleted_seq > upto)
+    query = _vectors(fingerprint).where(condition, is_live, _of(gallery_id))
+    for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
+        vector = unpack(row.vector, row.dtype)
+        entry = Entry(item_id=row.id, vector=vector, mark=mark_of(row.external_id, vector))
+        found.setdefault(row.gallery_id, []).append(entry)
+    return found
+
+
+def _removed(
+    connection: sa.Connection, fingerprint: str, after: int, gallery_id: int | None = None, upto: int | None = None
+) -> dict[int, list[Removal]]:
+    """Items that were there at a `seq` and were deleted or replaced since (up to `upto`), by gallery."""
+    found: dict[int, list[Removal]] = {}
+    condition = sa.and_(_within(items.c.deleted_seq, after, upto), items.c.added_seq <= after, _of(gallery_id))
+    query = _vectors(fingerprint).where(condition)
+    for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
+        mark = mark_of(row.external_id, unpack(row.vector, row.dtype))
+        found.setdefault(row.gallery_id, []).append(Removal(item_id=row.id, mark=mark))
+    return found
+
+
+def _vectors(fingerprint: str) -> sa.Select[tuple[int, int, str, str, bytes]]:
+    joined = items.join(
+        item_vectors, sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == fingerprint)
+    )
+    columns = (items.c.id, items.c.gallery_id, items.c.external_id, item_vectors.c.dtype, item_vectors.c.vector)
+    return sa.select(*columns).select_from(joined).order_by(items.c.id)
+
+
+def _within(column: sa.Column[int], after: int, upto: int | None) -> sa.ColumnElement[bool]:
+    return column > after if upto is None else sa.and_(column > after, column <= upto)
+
+
+def _of(gallery_id: int | None) -> sa.ColumnElement[bool]:
+    return sa.true() if gallery_id is None else items.c.gallery_id == gallery_id
