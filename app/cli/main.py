@@ -67,5 +67,29 @@ def gallery(context: typer.Context) -> None:
     _run(gallery_app, context)
 
 
+@app.command("db", context_settings=_PASS_ON)
+def db(context: typer.Context) -> None:
+    """Check, rebuild and vacuum the state."""
+    from app.cli.db import db_app
+
+    _run(db_app, context)
+
+
+@app.command("backup", context_settings=_PASS_ON)
+def backup(context: typer.Context) -> None:
+    """Copy the state into a folder, while the service runs."""
+    from app.cli.db import backup_app
+
+    _run(backup_app, context)
+
+
+@app.command("restore", context_settings=_PASS_ON)
+def restore(context: typer.Context) -> None:
+    """Bring a copy of the state into an empty one."""
+    from app.cli.db import restore_app
+
+    _run(restore_app, context)
+
+
 def _run(group: typer.Typer, context: typer.Context) -> None:
     group(args=context.args, prog_name=f"vermouth {context.info_name}")

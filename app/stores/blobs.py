@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,14 @@ class Blobs:
         path = self._path(sha256)
         if self._fs.exists(path):
             self._fs.rm_file(path)
+
+    def remove_temporary(self) -> None:
+        """Remove what a killed process left half written; files of the last hour may be at work still."""
+        if not self._is_local:
+            return
+        for path in Path(self._root).glob("??/.*"):
+            if path.stat().st_mtime < time.time() - 3600:
+                path.unlink(missing_ok=True)
 
     def count(self) -> int:
         """How many blobs are stored."""

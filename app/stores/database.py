@@ -15,6 +15,8 @@ from typing import IO, Any, ParamSpec, TypeVar
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from app.errors import DiskFull, EngineUnavailable, QueueFull
 from app.stores.tables import counters
@@ -108,6 +110,14 @@ class Database:
             return False
         return True
 
+    def compact(self) -> None:
+        """Give the room of deleted rows back to the disk."""
+        if not self.is_shared:
+            with sql_errors(), self.engine.connect() as connection:
+                # It begins a transaction by itself; the connection's own is empty.
+                connection.exec_driver_sql("COMMIT")
+                connection.exec_driver_sql("VACUUM")
+
     def close(self) -> None:
         """Finish what runs, close the connections and let go of the data folder."""
         self._writer.shutdown(wait=True)
@@ -138,6 +148,24 @@ def open_database(*, data_dir: Path, url: str | None = None, threads: int = 4) -
         lock_file.close()
         raise
     return Database(engine, ThreadPoolExecutor(threads, thread_name_prefix="store"), lock_file)
+
+
+def attach_database(*, data_dir: Path, url: str | None = None) -> Database:
+    """A database that another process may be serving: neither locked nor migrated.
+
+    Raises:
+        UnusableDatabase: there is none, or it is of another release.
+    """
+    path = data_dir / SQLITE_FILE
+    if url is None and not path.exists():
+        raise UnusableDatabase(f"There is no database in {data_dir}.")
+    engine = sqlite_engine(path) if url is None else _postgres_engine(url, 1)
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    if found != _script().get_current_head():
+        engine.dispose()
+        raise UnusableDatabase("The database is of another release: start this one once, it will migrate it.")
+    return Database(engine, ThreadPoolExecutor(1, thread_name_prefix="store"), None)
 
 
 def _lock_folder(data_dir: Path) -> IO[str]:
@@ -228,9 +256,7 @@ def _sqlite_module() -> Any:
 
 def migrate(engine: sa.Engine, to: str = "head") -> None:
     """Bring a database to the present schema, one process at a time; all of it or nothing."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.set_main_option("version_path_separator", "os")
+    config = _config()
     with engine.connect() as connection:
         writer = connection.execution_options(vermouth_writes=True)
         with writer.begin():
@@ -238,6 +264,17 @@ def migrate(engine: sa.Engine, to: str = "head") -> None:
                 writer.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             config.attributes["connection"] = writer
             command.upgrade(config, to)
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("version_path_separator", "os")
+    return config
+
+
+def _script() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
 
 
 @contextlib.contextmanager

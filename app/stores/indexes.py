@@ -105,6 +105,16 @@ class Indexes:
         self._builder.shutdown(wait=True, cancel_futures=True)
         self._save(list(self._by_id))
 
+    def settle(self) -> None:
+        """Make every merge that is due now, in this thread."""
+        for followed in list(self._by_id.values()):
+            while followed.index.wants_merge:
+                followed.index.merge()
+
+    def discard(self) -> None:
+        """End without keeping anything."""
+        self._builder.shutdown(wait=True, cancel_futures=True)
+
     def catch_up(self) -> int:
         """Apply every change committed so far; returns the `seq` reached."""
         with self._lock:
@@ -146,6 +156,10 @@ class Indexes:
     def counts(self) -> Mapping[str, int]:
         """Searchable vectors of every gallery, read from memory; safe on the event loop."""
         return {followed.name: len(followed.index) for followed in list(self._by_id.values())}
+
+    def names(self) -> Sequence[str]:
+        """Galleries that have an index."""
+        return [followed.name for followed in self._by_id.values()]
 
     def true_digests(self) -> Mapping[str, str]:
         """The digest every gallery's index must have, worked out from SQL alone."""

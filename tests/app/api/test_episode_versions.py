@@ -1,0 +1,108 @@
+"""Episodes that change: support added and taken away, versions, methods, reports, repeats."""
+
+import json
+
+import httpx
+import pytest
+
+from app.tasks.assemble import Tasks
+from tests.app.api.pictures import BAR, CROSS, SQUARE, png
+
+pytestmark = pytest.mark.anyio
+WAYS = [{"label": "square", "support": [SQUARE, SQUARE]}, {"label": "cross", "support": [CROSS]}]
+MORE = {"ways": [{"label": "cross", "support": [CROSS]}, {"label": "bar", "support": [BAR]}]}
+
+
+async def create(client: httpx.AsyncClient, **options: object) -> dict[str, object]:
+    answer = await client.post("/fewshot/episodes", json={"ways": WAYS, **options})
+    assert answer.status_code == 201, answer.text
+    body: dict[str, object] = answer.json()
+    return body
+
+
+async def test_support_is_added_and_taken_away_under_if_match(client: httpx.AsyncClient) -> None:
+    url = f"/fewshot/episodes/{(await create(client))['id']}"
+    added = await client.post(f"{url}/support", json=MORE, headers={"If-Match": '"1"'})
+    assert (added.status_code, added.headers["etag"], added.json()["version"]) == (200, '"2"', 2)
+    assert [(way["label"], way["shots"]) for way in added.json()["ways"]] == [("square", 2), ("cross", 2), ("bar", 1)]
+    said = await client.post(f"{url}/classify", json={"queries": [BAR]})
+    assert (said.json()["version"], said.json()["predictions"][0]["label"]) == (2, "bar")
+    support = f"{url}/support/{added.json()['ways'][0]['support'][0]['id']}"
+    last = f"{url}/support/{added.json()['ways'][2]['support'][0]['id']}"
+    assert (await client.delete(support, headers={"If-Match": '"1"'})).status_code == 412
+    removed = await client.delete(support, headers={"If-Match": '"2"'})
+    assert (removed.status_code, removed.json()["ways"][0]["shots"], removed.headers["etag"]) == (200, 1, '"3"')
+    assert (await client.delete(last, headers={"If-Match": '"3"'})).status_code == 409
+    assert (await client.delete(support, headers={"If-Match": '"3"'})).status_code == 404
+
+
+async def test_a_change_without_if_match_is_428(client: httpx.AsyncClient) -> None:
+    url = f"/fewshot/episodes/{(await create(client))['id']}"
+    for answer in (
+        await client.post(f"{url}/support", json=MORE),
+        await client.delete(f"{url}/support/s_{'0' * 16}"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (428, "precondition-required")
+    assert (await client.get(url)).json()["version"] == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"ways": []}, {"ways": [{"label": "a", "support": []}]}, {"ways": [MORE["ways"][0], MORE["ways"][0]]}, {}],
+    ids=["none", "empty", "equal", "no-ways"],
+)
+async def test_bad_support_is_422(client: httpx.AsyncClient, body: dict[str, object]) -> None:
+    url = f"/fewshot/episodes/{(await create(client))['id']}/support"
+    assert (await client.post(url, json=body, headers={"If-Match": "*"})).status_code == 422
+
+
+async def test_support_comes_as_a_form_too(client: httpx.AsyncClient) -> None:
+    url = f"/fewshot/episodes/{(await create(client))['id']}/support"
+    files = [("support:cross", ("a.png", png())), ("support", ("b.png", png(colour=(0, 200, 0))))]
+    data = {"options": json.dumps({"labels": ["green"]})}
+    answer = await client.post(url, files=files, data=data, headers={"If-Match": "*"})
+    assert [(way["label"], way["shots"]) for way in answer.json()["ways"]] == [
+        ("square", 2),
+        ("cross", 2),
+        ("green", 1),
+    ]
+    bad = await client.post(url, files=[("support:x", ("a.png", b"text"))], headers={"If-Match": "*"})
+    assert bad.status_code == 400
+
+
+@pytest.mark.parametrize("method", ["prototype", "ridge", "cache"])
+async def test_every_method_classifies_and_reports(client: httpx.AsyncClient, method: str) -> None:
+    episode = await create(client, method=method, queries=[CROSS, SQUARE], top_k=2)
+    assert episode["method"] == method
+    predictions = episode["predictions"]
+    assert isinstance(predictions, list)
+    assert [one["label"] for one in predictions] == ["cross", "square"]
+    assert sum(score["probability"] for score in predictions[0]["scores"]) == pytest.approx(1, abs=1e-5)
+    report = (await client.get(f"/fewshot/episodes/{episode['id']}")).json()["leave_one_out"]
+    assert report == episode["leave_one_out"]
+    # The way of a single example cannot be left one out.
+    assert report["confusion"] == {"square": {"square": 2}}
+    assert report["accuracy"] == 1
+    assert report["ci95"] == pytest.approx([0.342, 1.0], abs=1e-3)
+
+
+async def test_no_way_with_two_examples_leaves_no_report(client: httpx.AsyncClient) -> None:
+    single = [{"label": "square", "support": [SQUARE]}, {"label": "cross", "support": [CROSS]}]
+    assert (await create(client, ways=single))["leave_one_out"] is None
+
+
+async def test_a_repeat_makes_one_episode_and_one_addition(client: httpx.AsyncClient, tasks: Tasks) -> None:
+    headers = {"Idempotency-Key": "new"}
+    first = await client.post("/fewshot/episodes", json={"ways": WAYS}, headers=headers)
+    again = await client.post("/fewshot/episodes", json={"ways": WAYS}, headers=headers)
+    assert again.content == first.content
+    assert again.headers["location"] == first.headers["location"]
+    url = f"{first.headers['location']}/support"
+    headers = {"Idempotency-Key": "more", "If-Match": '"1"'}
+    added = [await client.post(url, json=MORE, headers=headers) for _ in range(2)]
+    assert added[0].content == added[1].content
+    with tasks.database.write() as connection:
+        connection.exec_driver_sql("UPDATE idempotency_keys SET status = NULL, held_until = 0")
+    after_a_crash = await client.post(url, json=MORE, headers=headers)
+    assert after_a_crash.json() == added[0].json()
+    assert len(tasks.support_sets.all(after=None, limit=10)) == 1

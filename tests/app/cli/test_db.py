@@ -1,0 +1,67 @@
+"""The commands over a state of their own."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli.main import app
+from app.stores.blobs import Blobs
+from app.stores.database import open_database
+from tests.app.stores.stores import new_item, open_stores, unit
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "data"
+    database, blobs = open_database(data_dir=folder), Blobs(str(folder / "blobs"))
+    stores = open_stores(database, blobs, snapshots=folder / "indexes")
+    stores.items.upsert("default", [new_item(f"i{n}", unit(1, n)) for n in range(5)])
+    stores.items.remove("default", "i1")
+    stores.indexes.close()
+    database.close()
+    monkeypatch.setenv("VERMOUTH_DATA_DIR", str(folder))
+    return folder
+
+
+@pytest.mark.usefixtures("state")
+def test_check_rebuild_and_vacuum() -> None:
+    assert run("db", "check", "--deep") == (0, "sound\n")
+    assert run("db", "rebuild") == (0, "4 vectors indexed\n")
+    assert run("db", "vacuum") == (0, "1 items, 7 changes, 0 episodes, 0 pictures removed\n")
+    assert run("db", "check") == (0, "sound\n")
+
+
+def test_a_fault_is_told_and_exits_with_one(state: Path) -> None:
+    picture = next(path for path in (state / "blobs").rglob("*") if path.is_file())
+    picture.write_bytes(b"x")
+    assert run("db", "check")[0] == 0
+    code, said = run("db", "check", "--deep")
+    assert (code, said) == (1, f"The picture {picture.name} is damaged.\n")
+
+
+def test_a_state_in_use_is_told_in_a_line(state: Path) -> None:
+    database = open_database(data_dir=state)
+    code, said = run("db", "check")
+    database.close()
+    assert code == 1
+    assert "in use by another process" in " ".join(said.split())
+
+
+def test_backup_and_restore(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = open_database(data_dir=state)
+    code, said = run("backup", str(tmp_path / "copy"))
+    assert code == 0
+    assert "4 items and 4 pictures" in said
+    serving.close()
+    assert run("restore", str(tmp_path / "copy"))[0] == 1
+    monkeypatch.setenv("VERMOUTH_DATA_DIR", str(tmp_path / "new"))
+    code, said = run("restore", str(tmp_path / "copy"))
+    assert code == 0
+    assert "restored" in said
+    assert run("db", "check", "--deep")[1] == "sound\n"

@@ -1,0 +1,241 @@
+"""Snapshots, checks, vacuums and backups of real stores, and what damage does to them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from app.stores import facts
+from app.stores.backup import BackupRefused, restore_backup, write_backup
+from app.stores.blobs import Blobs
+from app.stores.database import Database, attach_database, open_database
+from app.stores.index_base import IndexOptions, Kind
+from app.stores.index_snapshots import IndexSnapshots
+from app.stores.support_sets import NewSupport, NewWay, SupportSets
+from app.stores.tables import changes, item_vectors
+from app.stores.tables import items as item_rows
+from app.stores.upkeep import Upkeep
+from app.stores.vector_index import MERGE_AT
+from tests.app.postgres import PostgresServer
+from tests.app.stores.stores import FINGERPRINT, Stores, new_item, open_stores, unit
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "indexes"
+
+
+@pytest.fixture
+def upkeep(database: Database, blobs: Blobs, folder: Path) -> Upkeep:
+    return Upkeep(database, blobs, IndexSnapshots(folder))
+
+
+def fill(stores: Stores, count: int = 30) -> None:
+    stores.items.upsert("default", [new_item(f"i{n}", unit(1, n)) for n in range(count)])
+    stores.items.upsert("default", [new_item("i3", unit(0, 1))])
+    stores.items.remove("default", "i5")
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_a_start_goes_on_from_the_snapshot_and_the_log(
+    database: Database, blobs: Blobs, folder: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = IndexOptions(kind=kind)
+    first = open_stores(database, blobs, snapshots=folder, options=options)
+    fill(first, MERGE_AT + 10)
+    first.indexes.settle()
+    first.indexes.close()
+    second = open_stores(database, blobs, options=options)
+    second.items.remove("default", "i7")
+    second.items.upsert("default", [new_item("i8", unit(0, 0, 1)), new_item("new", unit(0, 0, 1))])
+    monkeypatch.setattr("app.stores.indexes._read_all", None)
+    third = open_stores(database, blobs, snapshots=folder, options=options)
+    assert third.indexes.state("default").digest == second.indexes.state("default").digest
+    assert third.indexes.state("default").kind == kind
+    assert third.found(unit(0, 0, 1), k=2) == ["i8", "new"]
+
+
+def damage_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def damage_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def lose(path: Path) -> None:
+    path.unlink()
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "flipped": damage_bit,
+    "truncated": damage_end,
+    "lost": lose,
+    "empty": damage_all,
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", ["base.faiss", "arrays.npz", "manifest.json"])
+def test_a_damaged_snapshot_is_never_served(tmp_path: Path, folder: Path, name: str, how: str) -> None:
+    database, blobs = open_database(data_dir=tmp_path / "data"), Blobs(str(tmp_path / "data" / "blobs"))
+    first = open_stores(database, blobs, snapshots=folder)
+    fill(first)
+    before = first.galleries.index_state("default")
+    first.indexes.close()
+    for path in files(folder):
+        if path.name == name:
+            DAMAGE[how](path)
+    again = open_stores(database, blobs, snapshots=folder)
+    assert again.galleries.index_state("default") == before
+    assert len(again.found(unit(1))) == 29
+    database.close()
+
+
+def test_a_lost_folder_and_a_read_only_one_cost_nothing_but_time(
+    database: Database, blobs: Blobs, folder: Path
+) -> None:
+    first = open_stores(database, blobs, snapshots=folder)
+    fill(first)
+    first.indexes.close()
+    shutil.rmtree(folder)
+    # A file where the folder should be: nothing can be written there, by root neither.
+    folder.write_text("")
+    again = open_stores(database, blobs, snapshots=folder / "below")
+    assert len(again.found(unit(1))) == 29
+    again.indexes.close()
+
+
+def test_a_snapshot_of_another_history_is_not_believed(database: Database, blobs: Blobs, folder: Path) -> None:
+    first = open_stores(database, blobs, snapshots=folder)
+    fill(first)
+    first.indexes.close()
+    with database.write() as connection:
+        facts.renew_identity(connection)
+        connection.execute(sa.delete(item_rows).where(item_rows.c.external_id == "i1"))
+    again = open_stores(database, blobs, snapshots=folder)
+    assert "i1" not in again.found(unit(1))
+
+
+def test_only_the_last_two_snapshots_are_kept(database: Database, blobs: Blobs, folder: Path) -> None:
+    for n in range(4):
+        stores = open_stores(database, blobs, snapshots=folder)
+        stores.items.upsert("default", [new_item(f"i{n}", unit(1))])
+        stores.indexes.close()
+    assert len([path for path in files(folder) if path.name == "manifest.json"]) == 2
+
+
+def test_a_sound_store_is_sound(database: Database, blobs: Blobs, folder: Path, upkeep: Upkeep) -> None:
+    assert upkeep.check(deep=True) == []
+    stores = open_stores(database, blobs, snapshots=folder)
+    fill(stores)
+    stores.indexes.close()
+    assert upkeep.check(deep=True) == []
+
+
+def test_faults_are_told(database: Database, blobs: Blobs, upkeep: Upkeep) -> None:
+    stores = open_stores(database, blobs)
+    fill(stores)
+    blobs.delete(stores.items.item("default", "i1").sha256)
+    with database.write() as connection:
+        connection.execute(sa.delete(item_vectors).where(item_vectors.c.item_id == 2))
+        connection.execute(sa.delete(changes).where(changes.c.seq == 3))
+    found = "\n".join(upkeep.check())
+    assert "named but not stored" in found
+    assert "1 items have no vector" in found
+    assert "The change log holds" in found
+
+
+def test_a_rebuild_makes_what_the_truth_says(database: Database, blobs: Blobs, folder: Path, upkeep: Upkeep) -> None:
+    stores = open_stores(database, blobs, snapshots=folder)
+    fill(stores)
+    digest = stores.galleries.index_state("default").digest
+    stores.indexes.close()
+    assert upkeep.rebuild() == 29
+    assert open_stores(database, blobs, snapshots=folder).galleries.index_state("default").digest == digest
+
+
+def test_a_vacuum_leaves_only_what_lives_and_replicas_read_anew(
+    database: Database, blobs: Blobs, upkeep: Upkeep
+) -> None:
+    stores, behind = open_stores(database, blobs), open_stores(database, blobs)
+    fill(stores)
+    blobs.put(b"left by a killed process")
+    done = upkeep.vacuum()
+    assert (done.items, done.pictures) == (2, 1)
+    assert upkeep.check() == []
+    assert behind.found(unit(1)) == []
+    assert behind.indexes.catch_up() == stores.indexes.applied_seq
+    assert behind.galleries.index_state("default") == stores.galleries.index_state("default")
+    stores.items.upsert("default", [new_item("next", unit(1))])
+    behind.indexes.catch_up()
+    assert "next" in behind.found(unit(1))
+
+
+@pytest.mark.parametrize("target", ["sqlite", "postgresql"])
+def test_a_backup_is_restored_whole(
+    database: Database, blobs: Blobs, tmp_path: Path, target: str, postgres: PostgresServer
+) -> None:
+    stores = open_stores(database, blobs)
+    fill(stores)
+    sets = SupportSets(database, blobs, fingerprint=FINGERPRINT)
+    way = NewWay(label="a", support=[NewSupport(data=b"support", media_type="image/png", vector=unit(1))])
+    _, episode = sets.create([way, way], name=None, method="ridge", ttl_s=None)
+    done = write_backup(database, blobs, tmp_path / "backup")
+    assert (done.seq, done.items) == (stores.galleries.head_seq(), 29)
+    stores.items.remove("default", "i1")
+    url = postgres.new_database() if target == "postgresql" else None
+    other, kept = open_database(data_dir=tmp_path / "other", url=url), Blobs(str(tmp_path / "other" / "blobs"))
+    assert restore_backup(tmp_path / "backup", other, kept) == done
+    again = open_stores(other, kept)
+    assert len(again.found(unit(1))) == 29
+    assert again.items.picture("default", "i1")[1] == b"i1"
+    assert SupportSets(other, kept, fingerprint=FINGERPRINT).get(episode.id).method == "ridge"
+    assert again.items.upsert("default", [new_item("next", unit(1))])[0] == done.seq + 1
+    assert Upkeep(other, kept, IndexSnapshots(tmp_path / "x")).check(deep=True) == []
+    with pytest.raises(BackupRefused, match="not empty"):
+        restore_backup(tmp_path / "backup", other, kept)
+    other.close()
+    if url is not None:
+        postgres.drop(url)
+
+
+def test_a_backup_runs_beside_the_service_and_pictures_wait_for_it(tmp_path: Path) -> None:
+    serving, blobs = open_database(data_dir=tmp_path / "data"), Blobs(str(tmp_path / "data" / "blobs"))
+    stores = open_stores(serving, blobs)
+    fill(stores)
+    beside = attach_database(data_dir=tmp_path / "data")
+
+    def delete_one(done: int, _: int) -> None:
+        if done == 1:
+            stores.items.remove_many("default", ids=[f"i{n}" for n in range(20, 30)])
+
+    done = write_backup(beside, blobs, tmp_path / "backup", delete_one)
+    assert (done.items, done.pictures) == (29, 29)
+    assert blobs.count() == 29
+    Upkeep(serving, blobs, IndexSnapshots(tmp_path / "x")).vacuum()
+    assert blobs.count() == 19
+    beside.close()
+    serving.close()
+
+
+def test_a_damaged_backup_is_refused(database: Database, blobs: Blobs, tmp_path: Path) -> None:
+    fill(open_stores(database, blobs))
+    write_backup(database, blobs, tmp_path / "backup")
+    with pytest.raises(BackupRefused, match="exists"):
+        write_backup(database, blobs, tmp_path / "backup")
+    damage_bit(tmp_path / "backup" / "vermouth.sqlite3")
+    other = open_database(data_dir=tmp_path / "other")
+    with pytest.raises(BackupRefused, match="damaged"):
+        restore_backup(tmp_path / "backup", other, Blobs(str(tmp_path / "other" / "blobs")))
+    with pytest.raises(BackupRefused, match="no backup"):
+        restore_backup(tmp_path, other, Blobs(str(tmp_path / "other" / "blobs")))
+    other.close()
