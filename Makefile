@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export VERMOUTH_PORT := $(PORT)
 
-.PHONY: serve test prove-engine bench-serve bench-encoder bench-soak bench-maxima lint format lock clean weights
+.PHONY: serve test prove-engine prove-state bench-serve bench-encoder bench-soak bench-maxima lint format lock clean weights
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -34,6 +34,10 @@ test: $(VENV)/test.stamp ## the whole suite, on the real mini bundle
 SCHEDULES ?= 10000
 prove-engine: $(VENV)/test.stamp ## ten thousand random schedules of arrivals, departures and faults
 	ENGINE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest tests/app/engine/test_schedules.py --durations=1
+
+prove-state: $(VENV)/test.stamp ## hundreds of kills on both databases, 10,000 changes in order, long random histories (hours)
+	ORDER_CHANGES=10000 CRASHES_SQLITE=200 CRASHES_POSTGRESQL=50 STORE_EXAMPLES=300 STORE_STEPS=60 \
+		$(BIN)/python -m pytest tests/app/stores --durations=5
 
 # The peers' packages live apart from ours, on top of them.
 PEERS ?= /tmp/peers

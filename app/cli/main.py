@@ -91,5 +91,13 @@ def restore(context: typer.Context) -> None:
     _run(restore_app, context)
 
 
+@app.command("reembed", context_settings=_PASS_ON)
+def reembed(context: typer.Context) -> None:
+    """Go over to another bundle, or back."""
+    from app.cli.reembed import reembed_app
+
+    _run(reembed_app, context)
+
+
 def _run(group: typer.Typer, context: typer.Context) -> None:
     group(args=context.args, prog_name=f"vermouth {context.info_name}")

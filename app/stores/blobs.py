@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fsspec
 
-from app.errors import Damaged, DiskFull, NotFound
+from app.errors import Damaged, DiskFull, EngineUnavailable, NotFound
 from app.stores.write_points import reached
 
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -49,6 +49,8 @@ class Blobs:
         except OSError as err:
             if err.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise DiskFull("No space left to store the image.") from err
+            if err.errno in {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}:
+                raise EngineUnavailable("The image cannot be stored just now.", retry_after_s=5.0) from err
             raise
         return sha256
 

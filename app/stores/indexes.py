@@ -265,19 +265,45 @@ class Indexes:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exact:
+    """All vectors of a gallery, [N, D] float32, under ascending row ids."""
+
+    ids: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+
+    def near(self, item_id: int, k: int) -> set[int]:
+        """Rows of the k items nearest to one of them, without itself."""
+        at = int(np.searchsorted(self.ids, item_id))
+        scores = self.vectors @ self.vectors[at]
+        scores[at] = -np.inf
+        return set(self.ids[np.argpartition(-scores, k)[:k]].tolist())
+
+
+def read_exact(database: Database, fingerprint: str) -> Mapping[str, Exact]:
+    """Every gallery's vectors of a bundle, active or not, read from SQL."""
+    found: dict[str, Exact] = {}
+    with database.read() as connection:
+        for row in connection.execute(sa.select(galleries.c.id, galleries.c.name)).all():
+            vectors, ids, _ = _read_all(connection, row.id, fingerprint, None)
+            found[row.name] = Exact(ids=ids, vectors=vectors)
+    return found
+
+
 def _read_all(
-    connection: sa.Connection, gallery_id: int, fingerprint: str, dimension: int
+    connection: sa.Connection, gallery_id: int, fingerprint: str, dimension: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
-    """Vectors [N, D], ascending ids and the sum of marks of a gallery's live items."""
+    """Vectors [N, D], ascending ids and the sum of marks of a gallery's live items; D 0 keeps no vectors."""
     query = _vectors(fingerprint).where(items.c.gallery_id == gallery_id, items.c.deleted_seq.is_(None))
-    parts, ids, digest = [np.empty((0, dimension), np.float32)], list[int](), 0
+    parts, ids, digest = [np.empty((0, dimension), np.float32)] if dimension else [], list[int](), 0
     for rows in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}).partitions():
         vectors = [unpack(row.vector, row.dtype) for row in rows]
         digest += sum(mark_of(row.external_id, vector) for row, vector in zip(rows, vectors, strict=True))
         ids.extend(row.id for row in rows)
-        if dimension:
+        if dimension != 0:
             parts.append(np.stack(vectors))
-    return np.concatenate(parts), np.array(ids, np.int64), digest
+    found = np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
+    return found, np.array(ids, np.int64), digest
 
 
 def _added(

@@ -1,7 +1,7 @@
 """Looking after a store: is it sound, what can be thrown away, how are indexes made anew."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -71,6 +71,14 @@ class Upkeep:
         if not found:
             found.extend(self._index_faults())
         return found
+
+    def true_digests(self) -> Mapping[str, str]:
+        """The digest that every gallery's index must have."""
+        indexes = self._indexes()
+        try:
+            return indexes.true_digests()
+        finally:
+            indexes.discard()
 
     def rebuild(self) -> int:
         """Throw the indexes away and make them from SQL; returns how many vectors they hold."""

@@ -17,11 +17,13 @@ from app.stores.index_snapshots import IndexSnapshots
 from app.stores.indexes import Indexes
 from app.stores.items import Items
 from app.stores.jobs import Jobs
+from app.stores.reembedding import Reembedding
 from app.stores.support_sets import EpisodeLimits, SupportSets
 from app.stores.vector_bytes import VectorDtype
 from app.tasks.fewshot import FewShot, PrototypeHead
 from app.tasks.ingest import Ingest
 from app.tasks.pictures import Pictures
+from app.tasks.reembed import Reembed
 from app.tasks.retrieval import Retrieval
 from app.tasks.segmentation import Segmentation, SegmentationHead
 from app.tasks.thumbnails import Thumbnails
@@ -67,6 +69,7 @@ class Tasks:
     segmentation: Segmentation
     fewshot: FewShot
     thumbnails: Thumbnails
+    reembed: Reembed
     close: Callable[[], None]
 
 
@@ -118,6 +121,17 @@ def open_tasks(
     support_sets = SupportSets(database, blobs, fingerprint=bundle.fingerprint)
     pictures = Pictures(images, database, items)
     class_sets = ClassSets(database, dimension=bundle.dimension, fingerprint=bundle.fingerprint)
+    segmentation = Segmentation(
+        bundle=bundle,
+        engine=engine,
+        head=segmentation_head,
+        pictures=pictures,
+        workers=workers,
+        limits=limits,
+        database=database,
+        class_sets=class_sets,
+    )
+    jobs = Jobs(database)
     return Tasks(
         database=database,
         indexes=indexes,
@@ -126,23 +140,14 @@ def open_tasks(
         support_sets=support_sets,
         class_sets=class_sets,
         idempotency=idempotency,
-        jobs=Jobs(database),
+        jobs=jobs,
         retrieval=Retrieval(
             bundle=bundle, engine=engine, pictures=pictures, database=database, galleries=galleries, indexes=indexes
         ),
         ingest=Ingest(
             bundle=bundle, engine=engine, pictures=pictures, database=database, galleries=galleries, items=items
         ),
-        segmentation=Segmentation(
-            bundle=bundle,
-            engine=engine,
-            head=segmentation_head,
-            pictures=pictures,
-            workers=workers,
-            limits=limits,
-            database=database,
-            class_sets=class_sets,
-        ),
+        segmentation=segmentation,
         fewshot=FewShot(
             bundle=bundle,
             engine=engine,
@@ -154,5 +159,16 @@ def open_tasks(
             limits=EpisodeLimits(ways=limits.max_ways, support_per_way=limits.max_support_per_way),
         ),
         thumbnails=Thumbnails(images, limits),
+        reembed=Reembed(
+            bundle=bundle,
+            engine=engine,
+            pictures=pictures,
+            segmentation=segmentation,
+            database=database,
+            blobs=blobs,
+            jobs=jobs,
+            reembedding=Reembedding(database, fingerprint=bundle.fingerprint, dtype=store.vector_dtype),
+            limits=limits,
+        ),
         close=close,
     )

@@ -201,12 +201,18 @@ class Segmentation:
         Raises:
             As `segment`, and PreconditionFailed: its version is none of `if_match`.
         """
+        vectors = await self.embed_classes(classes, timeout_s=timeout_s)
+        stored = [StoredClass(name=one.name, synonyms=one.synonyms, templates=one.templates) for one in classes]
+        return await self._database.run_write(self._class_sets.put, name, stored, vectors, if_match=if_match)
+
+    async def embed_classes(
+        self, classes: Sequence[ClassPrompt], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """[N, D] float32, unit length: one embedding a class. Raises as `segment`."""
         prompts = [self._strings(prompt, self._bundle.tasks["segmentation"]) for prompt in classes]
         self._check(classes, prompts)
         with self._engine.admit(texts=sum(map(len, prompts)), timeout_s=timeout_s) as place:
-            vectors = await self._class_embeddings(prompts, place, timeout_s, Timings(), False)
-        stored = [StoredClass(name=one.name, synonyms=one.synonyms, templates=one.templates) for one in classes]
-        return await self._database.run_write(self._class_sets.put, name, stored, vectors, if_match=if_match)
+            return await self._class_embeddings(prompts, place, timeout_s, Timings(), False)
 
     async def render(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the making of an answer's bytes in the worker pool."""

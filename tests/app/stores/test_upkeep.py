@@ -71,6 +71,10 @@ def damage_end(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def damage_all(path: Path) -> None:
+    path.write_bytes(b"")
+
+
 def lose(path: Path) -> None:
     path.unlink()
 

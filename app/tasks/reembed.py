@@ -1,0 +1,179 @@
+"""Going over to another bundle: everything embedded anew beside the old, compared, switched at once."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.domain import BundleInfo, FeatureEngine
+from app.errors import Conflict, ServiceError
+from app.images import EncodedImage, PixelBudget
+from app.limits import Limits
+from app.stores.blobs import Blobs
+from app.stores.database import Database
+from app.stores.indexes import read_exact
+from app.stores.jobs import Jobs
+from app.stores.reembedding import LackingPicture, Reembedding
+from app.tasks.features import pooled_pictures
+from app.tasks.pictures import Pictures
+from app.tasks.segmentation import ClassPrompt, Segmentation
+from app.tasks.timing import Timings
+from models.types import TaskProfile
+
+PICTURES_AT_ONCE = 32
+SAMPLED = 100
+NEIGHBOURS = 10
+MAX_FAULTS = 20
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reembedded:
+    """What a change of bundle did.
+
+    Attributes:
+        job: its id.
+        embedded: items, supports and class sets that got new vectors.
+        overlap_at_10: for each gallery of more than ten, how many of the ten nearest of a sampled item are the
+            same with the new vectors, on average, as a share.
+    """
+
+    job: str
+    embedded: int
+    overlap_at_10: Mapping[str, float]
+
+
+class Reembed:
+    """Embeds what is stored with this process's bundle, whatever bundle is the active one."""
+
+    def __init__(
+        self,
+        *,
+        bundle: BundleInfo,
+        engine: FeatureEngine,
+        pictures: Pictures,
+        segmentation: Segmentation,
+        database: Database,
+        blobs: Blobs,
+        jobs: Jobs,
+        reembedding: Reembedding,
+        limits: Limits,
+    ) -> None:
+        self._bundle = bundle
+        self._engine = engine
+        self._pictures = pictures
+        self._segmentation = segmentation
+        self._database = database
+        self._blobs = blobs
+        self._jobs = jobs
+        self._reembedding = reembedding
+        self._limits = limits
+
+    async def run(self, progress: Progress = lambda *_: None) -> Reembedded:
+        """Embed what lacks a vector, then switch. What a stopped run made is used by the next.
+
+        Args:
+            progress: told of entries done and in all.
+
+        Raises:
+            Conflict: the job was cancelled, or some entries cannot be embedded; nothing was switched then.
+        """
+        total = await self._database.run(self._reembedding.count)
+        job = await self._database.run_write(self._jobs.begin, "reembed", total)
+        try:
+            done = 0
+            while True:
+                done = await self._round(job.id, done, total, progress)
+                overlap = await asyncio.to_thread(self._overlap)
+                if await self._database.run_write(self._reembedding.switch):
+                    break
+                # Something was written meanwhile by those who still serve the other bundle.
+        except BaseException as err:
+            told = err.detail if isinstance(err, ServiceError) else "The process ended."
+            await self._database.run_write(self._jobs.finish, job.id, report={}, error=told)
+            raise
+        report = {"embedded": done, "overlap_at_10": dict(overlap), "fingerprint": self._bundle.fingerprint}
+        await self._database.run_write(self._jobs.finish, job.id, report=report)
+        return Reembedded(job=job.id, embedded=done, overlap_at_10=overlap)
+
+    async def _round(self, job_id: str, done: int, total: int, progress: Progress) -> int:
+        """Embed all that lacks a vector now; returns how many were done so far."""
+        faults: list[str] = []
+        last_item, last_support = 0, ""
+        while part := await self._database.run(self._reembedding.items, PICTURES_AT_ONCE, last_item):
+            last_item = int(part[-1].owner)
+            faults += await self._embed(part, self._bundle.tasks["retrieval"])
+            done = await self._advance(job_id, done + len(part), total, progress)
+        while part := await self._database.run(self._reembedding.supports, PICTURES_AT_ONCE, last_support):
+            last_support = str(part[-1].owner)
+            faults += await self._embed(part, self._bundle.tasks["fewshot"])
+            done = await self._advance(job_id, done + len(part), total, progress)
+        for lacking in await self._database.run(self._reembedding.class_sets):
+            prompts = [
+                ClassPrompt(name=one.name, synonyms=one.synonyms, templates=one.templates) for one in lacking.classes
+            ]
+            vectors = await self._segmentation.embed_classes(prompts)
+            await self._database.run_write(self._reembedding.keep_classes, lacking, vectors)
+            done = await self._advance(job_id, done + 1, total, progress)
+        if faults:
+            raise Conflict(f"{len(faults)} entries cannot be embedded: {'; '.join(faults[:MAX_FAULTS])}")
+        return done
+
+    async def _embed(self, part: Sequence[LackingPicture], profile: TaskProfile) -> list[str]:
+        """Embed stored pictures; a sentence for each that cannot be."""
+        budget = PixelBudget(
+            max_pixels=self._limits.max_image_pixels * len(part), max_images=self._limits.max_request_images
+        )
+        read: list[tuple[LackingPicture, bytes]] = []
+        faults: list[str] = []
+        for one in part:
+            try:
+                read.append((one, await self._database.run(self._blobs.get, one.sha256)))
+            except ServiceError as err:
+                faults.append(f"{one.owner}: {err.detail}")
+        prepared = await self._pictures.prepare([EncodedImage(data=data) for _, data in read], budget, profile)
+        sound = [
+            (one, ready) for (one, _), ready in zip(read, prepared, strict=True) if not isinstance(ready, ServiceError)
+        ]
+        faults += [
+            f"{one.owner}: {ready.detail}"
+            for (one, _), ready in zip(read, prepared, strict=True)
+            if isinstance(ready, ServiceError)
+        ]
+        if sound:
+            with self._engine.admit(views=len(sound)) as place:
+                vectors = await pooled_pictures(
+                    self._engine,
+                    [ready.square for _, ready in sound],
+                    captions=[one.caption for one, _ in sound],
+                    profile=profile,
+                    place=place,
+                    timeout_s=None,
+                    timings=Timings(),
+                )
+            found = [(one, vector) for (one, _), vector in zip(sound, vectors, strict=True)]
+            await self._database.run_write(self._reembedding.keep_pictures, found)
+        return faults
+
+    async def _advance(self, job_id: str, done: int, total: int, progress: Progress) -> int:
+        progress(done, max(total, done))
+        if not await self._database.run_write(self._jobs.advance, job_id, done):
+            raise Conflict("The job was cancelled; the old bundle is still the active one.")
+        return done
+
+    def _overlap(self) -> Mapping[str, float]:
+        """overlap@10 between the two bundles' neighbours of sampled items, by gallery."""
+        active = self._reembedding.active()
+        if active is None or active == self._bundle.fingerprint:
+            return {}
+        old, new = (read_exact(self._database, fingerprint) for fingerprint in (active, self._bundle.fingerprint))
+        found: dict[str, float] = {}
+        for name in sorted(old.keys() & new.keys()):
+            shared = np.intersect1d(old[name].ids, new[name].ids)
+            if len(shared) > NEIGHBOURS:
+                sampled = np.random.default_rng(1).choice(shared, min(SAMPLED, len(shared)), replace=False)
+                shares = [len(old[name].near(i, NEIGHBOURS) & new[name].near(i, NEIGHBOURS)) for i in sampled]
+                found[name] = float(np.mean(shares)) / NEIGHBOURS
+        return found

@@ -1,0 +1,163 @@
+"""A change of bundle over real stores: beside the old, switched at once, and back."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.api.deps import Platform
+from app.api.services import Services
+from app.errors import Conflict
+from app.main import create_app
+from app.settings import Settings
+from app.stores.jobs import JobState
+from app.stores.reembedding import roll_back
+from app.tasks.assemble import StoreOptions, Tasks, open_tasks
+from tests.app.api.conftest import FakeEngine, FakePrototypeHead, FakeSegmentationHead, bundle_info
+from tests.app.api.pictures import BAR, CROSS, SQUARE, base64_image, png
+from tests.app.postgres import PostgresServer
+
+pytestmark = pytest.mark.anyio
+OLD, NEW = "a" * 64, "b" * 64
+INACTIVE = [409, 409, 200, 409]
+"""Of a bundle that has vectors of its own but is not the active one: class sets need nothing else."""
+
+
+@asynccontextmanager
+async def serving(folder: Path, fingerprint: str, url: str | None) -> AsyncIterator[tuple[httpx.AsyncClient, Tasks]]:
+    """The app with a bundle of that fingerprint over the state."""
+    bundle = replace(bundle_info(), fingerprint=fingerprint)
+
+    def build(settings: Settings, platform: Platform) -> Services:
+        engine = FakeEngine()
+        tasks = open_tasks(
+            bundle=bundle,
+            engine=engine,
+            images=platform.images,
+            limits=platform.limits,
+            data_dir=settings.data_dir,
+            segmentation_head=FakeSegmentationHead(),
+            prototype_head=FakePrototypeHead(),
+            store=StoreOptions(database_url=url, blob_url=str(folder / "blobs")),
+        )
+
+        async def close() -> None:
+            tasks.close()
+
+        return Services(bundle=bundle, engine=engine, is_alive=lambda: True, tasks=tasks, on_stop=[close])
+
+    app: FastAPI = create_app(Settings(data_dir=folder / fingerprint if url else folder / "data"), build)
+    async with app.router.lifespan_context(app):
+        await app.state.supervisor.settled()
+        services = app.state.platform.services
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client, services.tasks
+
+
+async def fill(client: httpx.AsyncClient) -> str:
+    images = [SQUARE, CROSS, BAR, *(base64_image(png(colour=(9 * n, 90, 5 * n))) for n in range(12))]
+    body = [{"id": f"i{n}", "image": image} for n, image in enumerate(images)]
+    assert (await client.post("/galleries/default/items", json=body)).status_code == 200
+    await client.put("/class-sets/scene", json={"classes": ["ink", "sky"]})
+    ways = [{"label": "square", "support": [SQUARE]}, {"label": "cross", "support": [CROSS]}]
+    episode: str = (await client.post("/fewshot/episodes", json={"ways": ways})).headers["location"]
+    return episode
+
+
+async def statuses(client: httpx.AsyncClient, episode: str) -> list[int]:
+    return [
+        (await client.post("/retrieve", json={"sketch": SQUARE})).status_code,
+        (await client.post(f"{episode}/classify", json={"queries": [SQUARE]})).status_code,
+        (await client.post("/segment", json={"image": SQUARE, "class_set": "scene"})).status_code,
+        (await client.put("/galleries/default/items/i0", json={"image": SQUARE})).status_code,
+    ]
+
+
+async def test_over_to_another_bundle_and_back(tmp_path: Path) -> None:
+    async with serving(tmp_path, OLD, None) as (client, _):
+        episode = await fill(client)
+    async with serving(tmp_path, NEW, None) as (client, tasks):
+        assert await statuses(client, episode) == [409] * 4
+        seen: list[tuple[int, int]] = []
+        done = await tasks.reembed.run(lambda count, total: seen.append((count, total)))
+        assert (done.embedded, done.overlap_at_10) == (15 + 2 + 1, {"default": 1.0})
+        assert seen[-1] == (18, 18)
+        job = (await client.get(f"/jobs/{done.job}")).json()
+        assert (job["state"], job["report"]["embedded"]) == ("succeeded", 18)
+        tasks.indexes.catch_up()
+        assert await statuses(client, episode) == [200] * 4
+        # i0 was written by the new bundle alone.
+        with pytest.raises(Conflict, match="1 entries were written since"):
+            roll_back(tasks.database)
+        await client.delete("/galleries/default/items/i0")
+        assert roll_back(tasks.database) == OLD
+        tasks.indexes.catch_up()
+        assert await statuses(client, episode) == INACTIVE
+    async with serving(tmp_path, OLD, None) as (client, tasks):
+        assert await statuses(client, episode) == [200, 200, 200, 201]
+        assert tasks.indexes.true_digests()["default"] == tasks.indexes.state("default").digest
+
+
+async def test_beside_a_replica_that_serves_the_old_one_and_writes(tmp_path: Path, postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    async with serving(tmp_path, OLD, url) as (old, old_tasks), serving(tmp_path, NEW, url) as (new, tasks):
+        episode = await fill(old)
+
+        def write_meanwhile(count: int, _: int) -> None:
+            # The old replica serves on; what it adds is embedded before the switch too.
+            if count == 15:
+                stored = old_tasks.items.item("default", "i1")
+                data = old_tasks.items.picture("default", "i1")[1]
+                vector = old_tasks.galleries.vectors("default", ["i1"])["i1"]
+                from app.stores.gallery_records import NewItem
+
+                late = NewItem(
+                    id="late",
+                    data=data,
+                    media_type=stored.media_type,
+                    width=stored.width,
+                    height=stored.height,
+                    metadata={},
+                    caption=None,
+                    vector=vector,
+                )
+                old_tasks.items.upsert("default", [late])
+
+        done = await tasks.reembed.run(write_meanwhile)
+        assert done.embedded == 19
+        for one in (tasks, old_tasks):
+            one.indexes.catch_up()
+        assert await statuses(new, episode) == [200] * 4
+        assert await statuses(old, episode) == INACTIVE
+        assert tasks.items.item("default", "late").id == "late"
+    postgres.drop(url)
+
+
+async def test_a_cancelled_or_hindered_run_switches_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path, OLD, None) as (client, tasks):
+        episode = await fill(client)
+        lost = tasks.items.item("default", "i1").sha256
+    async with serving(tmp_path, NEW, None) as (client, tasks):
+
+        def cancel(_: int, __: int) -> None:
+            with tasks.database.read() as connection:
+                job_id = connection.exec_driver_sql("SELECT id FROM jobs").scalar_one()
+            tasks.jobs.delete(job_id)
+
+        with pytest.raises(Conflict, match="cancelled"):
+            await tasks.reembed.run(cancel)
+        (tmp_path / "blobs" / lost[:2] / lost).unlink()
+        with tasks.database.write() as connection:
+            connection.exec_driver_sql("DELETE FROM jobs")
+            connection.exec_driver_sql(f"DELETE FROM item_vectors WHERE fingerprint = '{NEW}'")
+        with pytest.raises(Conflict, match="cannot be embedded"):
+            await tasks.reembed.run()
+        with tasks.database.read() as connection:
+            job_id = connection.exec_driver_sql("SELECT id FROM jobs").scalar_one()
+        assert tasks.jobs.get(job_id).state is JobState.FAILED
+        assert await statuses(client, episode) == INACTIVE
