@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -32,11 +33,6 @@ class ServiceRefused(Exception):
     """The service did not take what was sent; the message says why."""
 
 
-@gallery_app.callback()
-def main() -> None:
-    """Keeps `demo` a sub-command while it is the only one."""
-
-
 @gallery_app.command("demo")
 def demo_command(
     url: Annotated[str, typer.Option(help="Where the service answers.")] = "http://127.0.0.1:8000",
@@ -60,6 +56,38 @@ def demo_command(
         console.print(f"rejected {line}", style="yellow", markup=False)
     console.print(f"{added} pictures added to the gallery {gallery!r}. Draw a house and search:", markup=False)
     typer.echo(curl_line(url, gallery, needs_key=api_key is not None))
+
+
+@gallery_app.command("import")
+def import_command(
+    source: Annotated[Path, typer.Argument(help="A folder, .zip, .csv (column path) or webdataset .tar.", exists=True)],
+    url: Annotated[str, typer.Option(help="Where the service answers.")] = "http://127.0.0.1:8000",
+    gallery: Annotated[str, typer.Option(help="Gallery to fill; made when absent.")] = "default",
+    batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Pictures a request.")] = 32,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Requests at once.")] = 2,
+    wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for the service to be ready.")] = 600.0,
+    api_key: Annotated[str | None, typer.Option(envvar="VERMOUTH_API_KEY", help="Key with the scope write.")] = None,
+) -> None:
+    """Add pictures; those whose ids are there already are left alone, so that a second run goes on."""
+    from app.cli.gallery_import import import_pictures
+    from app.cli.import_sources import UnreadableSource, read_source
+
+    console = Console(stderr=True)
+    headers = {"X-API-Key": api_key} if api_key else {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    try:
+        with (
+            httpx.Client(base_url=url, headers=headers, timeout=120.0) as client,
+            Progress(*columns, console=console) as bar,
+        ):
+            wait_until_ready(client, wait_s)
+            done = import_pictures(client, gallery, read_source(source), batch=batch, workers=workers, bar=bar)
+    except (ServiceRefused, UnreadableSource, httpx.HTTPError) as err:
+        console.print(f"error: {err}", style="red", markup=False)
+        raise typer.Exit(1) from err
+    for line in done.rejected:
+        typer.echo(f"rejected {line}")
+    typer.echo(f"{done.added} added, {done.skipped} there already, {len(done.rejected)} rejected")
 
 
 def curl_line(url: str, gallery: str, *, needs_key: bool = False) -> str:

@@ -1,0 +1,126 @@
+"""Bulk import from every kind of source, into the app itself."""
+
+import asyncio
+import csv
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import anyio.to_thread
+import httpx
+import pytest
+from fastapi import FastAPI
+from rich.console import Console
+from rich.progress import Progress
+
+from app.cli.gallery_import import Imported, import_pictures
+from app.cli.import_sources import UnreadableSource, item_id, read_source
+from app.tasks.assemble import Tasks
+from tests.app.api.pictures import png
+from tests.app.cli.test_gallery import LoopTransport
+
+pytestmark = pytest.mark.anyio
+NAMES = ["a.png", "b/c.png", "b/d é.PNG"]
+
+
+def pictures() -> dict[str, bytes]:
+    return {name: png(colour=(40 * at, 90, 60)) for at, name in enumerate(NAMES, start=1)}
+
+
+def make_folder(root: Path) -> Path:
+    for name, data in pictures().items():
+        path = root / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (root / "pictures" / "notes.txt").write_text("no picture")
+    return root / "pictures"
+
+
+def make_zip(root: Path) -> Path:
+    with zipfile.ZipFile(root / "pictures.zip", "w") as archive:
+        for name, data in pictures().items():
+            archive.writestr(name, data)
+    return root / "pictures.zip"
+
+
+def make_csv(root: Path) -> Path:
+    folder = make_folder(root)
+    with (folder / "table.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "id", "caption", "kind"])
+        rows.writerows([[name, f"n{at}", "", "icon"] for at, name in enumerate(NAMES)])
+    return folder / "table.csv"
+
+
+def make_tar(root: Path) -> Path:
+    with tarfile.open(root / "pictures.tar", "w") as archive:
+        for at, data in enumerate(pictures().values()):
+            for suffix, content in ((".png", data), (".json", json.dumps({"n": at}).encode()), (".txt", b"a word")):
+                entry = tarfile.TarInfo(f"{at:05}{suffix}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    return root / "pictures.tar"
+
+
+class ThreadsTransport(LoopTransport):
+    """Requests of any thread, answered by an app that lives on the test's loop."""
+
+    def __init__(self, app: FastAPI, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(app)
+        self._loop = loop
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop).result(30)
+
+
+async def run(app: FastAPI, source: Path) -> Imported:
+    loop = asyncio.get_running_loop()
+
+    def work() -> Imported:
+        with httpx.Client(transport=ThreadsTransport(app, loop), base_url="http://test") as client:
+            bar = Progress(console=Console(quiet=True))
+            return import_pictures(client, "pets", read_source(source), batch=2, workers=2, bar=bar)
+
+    return await anyio.to_thread.run_sync(work)
+
+
+@pytest.mark.parametrize("make", [make_folder, make_zip, make_csv, make_tar], ids=["folder", "zip", "csv", "tar"])
+async def test_every_kind_of_source_is_imported_once(app: FastAPI, tasks: Tasks, tmp_path: Path, make: object) -> None:
+    assert callable(make)
+    source: Path = make(tmp_path)
+    done = await run(app, source)
+    assert (done.added, done.skipped, done.rejected) == (3, 0, [])
+    again = await run(app, source)
+    assert (again.added, again.skipped) == (0, 3)
+    stored = tasks.items.page("pets", after=None, limit=10)
+    assert len(stored) == 3
+    if make is make_csv:
+        assert [(item.id, item.metadata) for item in stored] == [(f"n{at}", {"kind": "icon"}) for at in range(3)]
+    if make is make_tar:
+        assert [(item.metadata["n"], item.caption) for item in stored] == [(at, "a word") for at in range(3)]
+
+
+async def test_one_line_tells_of_each_rejected_file(app: FastAPI, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    (folder / "broken.png").write_bytes(b"no picture at all")
+    (folder / "table.csv").write_text("path,id\na.png,a\nbroken.png,b\nmissing.png,c\na.png,.odd\n")
+    done = await run(app, folder / "table.csv")
+    assert done.added == 1
+    assert sorted(line.split(":")[0] for line in done.rejected) == ["a.png", "broken.png", "missing.png"]
+
+
+async def test_what_is_no_source_is_told(tmp_path: Path) -> None:
+    for name, content in (("x.zip", b"no archive"), ("x.tar", b"no archive"), ("x.csv", b"id\n1\n"), ("x.doc", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UnreadableSource):
+            list(read_source(tmp_path / name))
+
+
+async def test_ids_follow_from_names_and_are_ids() -> None:
+    assert item_id("a.png") == "a.png"
+    odd = [item_id(name) for name in ("b/c.png", "b_c.png", "..", "é", "x" * 300, "-a")]
+    assert len(set(odd)) == len(odd)
+    assert all(len(one) <= 128 and one[0].isalnum() for one in odd)
