@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export VERMOUTH_PORT := $(PORT)
 
-.PHONY: serve test prove-engine prove-state bench-serve bench-encoder bench-soak bench-maxima lint format lock clean weights
+.PHONY: serve test prove-engine prove-state bench-serve bench-encoder bench-soak bench-maxima bench-index lint format lock clean weights
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -57,6 +57,10 @@ bench-soak: $(VENV)/test.stamp ## memory over ten minutes of steady load
 
 bench-maxima: $(VENV)/test.stamp ## every limit at its maximum
 	$(BIN)/python -m benchmarks.maxima
+
+bench-index: $(VENV)/test.stamp $(PEERS)/bin/ray ## the vector index beside FAISS HNSW, usearch and Qdrant Edge, into docs/results (an hour)
+	$(PEERS)/bin/python -m pip install --quiet usearch qdrant-edge-py
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m benchmarks.index
 
 lint: $(VENV)/test.stamp ## style, types and import contracts
 	$(BIN)/ruff check .

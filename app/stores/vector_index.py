@@ -157,18 +157,15 @@ class VectorIndex:
         """
         snapshot = self.snapshot
         query = np.ascontiguousarray(query, np.float32)
-        rows = np.flatnonzero(_among(snapshot.delta_ids[: snapshot.delta_count], allowed) & ~snapshot.delta_dead)
-        delta_scores = snapshot.delta[rows] @ query
         alive = None
         if allowed is not None or snapshot.base_dead_count:
             alive = _among(snapshot.base.ids, allowed) & ~snapshot.base_dead
         positions, base_scores = snapshot.base.search(query, k, alive, TIE)
+        if snapshot.delta_count == 0:
+            return _with_ties(snapshot.base.ids[positions], base_scores, k)
+        rows = np.flatnonzero(_among(snapshot.delta_ids[: snapshot.delta_count], allowed) & ~snapshot.delta_dead)
         ids = np.concatenate([snapshot.base.ids[positions], snapshot.delta_ids[rows]])
-        scores = np.concatenate([base_scores, delta_scores])
-        if len(scores) <= k:
-            return ids, scores
-        kept = scores >= np.partition(scores, -k)[-k] - 2 * TIE
-        return ids[kept], scores[kept]
+        return _with_ties(ids, np.concatenate([base_scores, snapshot.delta[rows] @ query]), k)
 
     def state(self, applied_seq: int) -> IndexState:
         """Size, kind and a digest of the live (external id, vector) pairs, as of `applied_seq`."""
@@ -190,6 +187,14 @@ class VectorIndex:
             return before.base.extended(rows, before.delta_ids[: before.delta_count][fresh])
         vectors, ids = before.live_vectors()
         return build_base(vectors, ids, replace(self._options, kind=kind))
+
+
+def _with_ties(ids: Ids, scores: Scores, k: int) -> tuple[Ids, Scores]:
+    """The k best and all that tie with the last of them."""
+    if len(scores) <= k:
+        return ids, scores
+    kept = scores >= np.partition(scores, -k)[-k] - 2 * TIE
+    return ids[kept], scores[kept]
 
 
 def mark_of(external_id: str, vector: NDArray[np.float32]) -> int:
