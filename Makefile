@@ -58,9 +58,9 @@ bench-soak: $(VENV)/test.stamp ## memory over ten minutes of steady load
 bench-maxima: $(VENV)/test.stamp ## every limit at its maximum
 	$(BIN)/python -m benchmarks.maxima
 
-bench-index: $(VENV)/test.stamp $(PEERS)/bin/ray ## the vector index beside FAISS HNSW, usearch and Qdrant Edge, into docs/results (an hour)
+bench-index: $(VENV)/test.stamp $(PEERS)/bin/ray ## the vector index beside FAISS HNSW, usearch and Qdrant Edge, into docs/results (twenty minutes)
 	$(PEERS)/bin/python -m pip install --quiet usearch qdrant-edge-py
-	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m benchmarks.index
+	$(PEERS)/bin/python -m benchmarks.index
 
 lint: $(VENV)/test.stamp ## style, types and import contracts
 	$(BIN)/ruff check .
