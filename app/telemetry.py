@@ -41,6 +41,8 @@ class Telemetry:
         )
         self.bundle_info = self._gauge("vermouth_bundle_info", "Always 1.", ("name", "fingerprint"))
         self.index_vectors = self._gauge("vermouth_index_vectors", "Searchable vectors.", ("gallery",))
+        self.index_applied_seq = self._gauge("vermouth_index_applied_seq", "Last change the indexes hold.")
+        self.index_lag = self._gauge("vermouth_index_lag", "Changes seen in the log and not in the indexes yet.")
         self.is_ready = self._gauge("vermouth_ready", "1 while the service is ready.")
 
     def exposition(self) -> bytes:

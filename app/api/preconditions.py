@@ -22,6 +22,8 @@ _SEQ = re.compile(r"\d{1,18}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _POLL_S = 0.02
 _NO_ROW = -1
+ANY_VERSION = range(1 << 62)
+"""`If-Match: *`: any version, but there must be one."""
 _KEPT_HEADERS = frozenset({"content-type", "location", "etag", "x-seq"})
 
 
@@ -31,14 +33,18 @@ def etag(version: int) -> str:
 
 
 async def read_if_match(request: Request) -> Sequence[int] | None:
-    """The versions `If-Match` allows; None where it is absent or `*`.
+    """The versions `If-Match` allows; None where it is absent.
+
+    Weak tags count too: proxies that compress make strong ones weak.
 
     Raises:
         Malformed: it is neither `*` nor a list of entity tags.
     """
     header = request.headers.get("if-match")
-    if header is None or header.strip() == "*":
+    if header is None:
         return None
+    if header.strip() == "*":
+        return ANY_VERSION
     tags = [tag.strip() for tag in header.split(",")]
     if not all(re.fullmatch(r'(?:W/)?"[^"]*"', tag) for tag in tags):
         raise Malformed('If-Match must be "*" or a list of entity tags.')
@@ -111,7 +117,7 @@ async def _answer_once(
     request: Request, handle: Callable[[Request], Coroutine[Any, Any, Response]], tasks: Tasks, key: str
 ) -> Response:
     keys: IdempotencyKeys = tasks.idempotency
-    name, content = _caller_key(request, key), await _request_digest(request)
+    name, content = _caller_key(request, key), await asyncio.to_thread(_request_digest, request, await request.body())
     claim = await tasks.database.run_write(keys.claim, name, content)
     if claim.answer is not None:
         headers = {**claim.answer.headers, "Idempotency-Replayed": "true"}
@@ -140,11 +146,10 @@ def _caller_key(request: Request, key: str) -> str:
     return hashlib.sha256("\0".join([*caller, key]).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-async def _request_digest(request: Request) -> str:
+def _request_digest(request: Request, body: bytes) -> str:
     """Address and body; the boundary of a form is another at each attempt and does not count."""
     kind, _, parameters = request.headers.get("content-type", "").partition(";")
     boundary = re.search(r'boundary="?([^";,]+)', parameters)
-    body = await request.body()
     if boundary is not None:
         body = body.replace(boundary[1].encode("latin-1"), b"")
     digest = hashlib.sha256(f"{request.url.path}?{request.url.query}\0{kind}\0".encode())

@@ -16,6 +16,7 @@ class Services:
 
     Attributes:
         is_alive: whether the device makes progress; False ends the process's life.
+        is_current: whether the stores follow what is written; False makes the process unready.
         tasks: stores and tasks (`app.tasks.assemble.open_tasks`); None only where no route needs them.
         on_start: awaited in order on the loop after the load (engine start, warm-up, stores).
         on_stop: awaited in order after the last request was answered.
@@ -24,6 +25,7 @@ class Services:
     bundle: BundleInfo
     engine: FeatureEngine
     is_alive: Callable[[], bool]
+    is_current: Callable[[], bool] = lambda: True
     tasks: Tasks | None = None
     on_start: Sequence[Callable[[], Awaitable[None]]] = ()
     on_stop: Sequence[Callable[[], Awaitable[None]]] = ()

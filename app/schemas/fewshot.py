@@ -27,7 +27,7 @@ class EpisodeOptions(Wire):
     method: Method = "prototype"
     top_k: TopK | None = None
     abstain_below: Probability | None = None
-    ttl_seconds: Annotated[float, Field(gt=0, le=315_360_000)] | None = None
+    ttl_seconds: Annotated[float, Field(ge=1, le=315_360_000)] | None = None
 
 
 class EpisodeForm(EpisodeOptions):

@@ -59,7 +59,7 @@ def write_backup(database: Database, blobs: Blobs, folder: Path, progress: Progr
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    _hold_pictures(database, time.time() + HOLD_S)
+    hold = _hold_pictures(database)
     try:
         seq = _copy_out(database, part / SQLITE_FILE)
         found = _named_pictures(part / SQLITE_FILE)
@@ -74,7 +74,7 @@ def write_backup(database: Database, blobs: Blobs, folder: Path, progress: Progr
         shutil.rmtree(part, ignore_errors=True)
         raise
     finally:
-        _hold_pictures(database, 0.0)
+        _let_go_of_pictures(database, hold)
     return BackedUp(seq=seq, items=counts, pictures=len(found))
 
 
@@ -163,9 +163,19 @@ def _from_file(path: Path, ask: Callable[[sa.Connection], T]) -> T:
         engine.dispose()
 
 
-def _hold_pictures(database: Database, until: float) -> None:
+def _hold_pictures(database: Database) -> str:
+    """Let no picture be collected; returns what tells this hold from another's."""
+    hold = repr(time.time() + HOLD_S)
     with database.write() as connection:
-        facts.write(connection, facts.PICTURES_HELD_UNTIL, str(until))
+        facts.write(connection, facts.PICTURES_HELD_UNTIL, hold)
+    return hold
+
+
+def _let_go_of_pictures(database: Database, hold: str) -> None:
+    with database.write() as connection:
+        # A backup that began later goes on holding them.
+        if facts.read(connection, facts.PICTURES_HELD_UNTIL) == hold:
+            facts.write(connection, facts.PICTURES_HELD_UNTIL, "0")
 
 
 def _write_manifest(folder: Path, seq: int, item_count: int, pictures: int) -> None:

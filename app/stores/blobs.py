@@ -39,7 +39,7 @@ class Blobs:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self._path(sha256)
-        if self._fs.exists(path):
+        if self._holds(path, len(data)):
             return sha256
         try:
             if self._is_local:
@@ -98,12 +98,22 @@ class Blobs:
         """How many blobs are stored."""
         return sum(1 for _ in self.names())
 
+    def _holds(self, path: str, size: int) -> bool:
+        # A file cut short, by whatever, is written again.
+        try:
+            return bool(self._fs.size(path) == size)
+        except FileNotFoundError:
+            return False
+
     def _path(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256}"
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A folder is on disk when its parent says so.
+        _sync_folder(path.parent.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("wb") as file:
@@ -115,9 +125,13 @@ def _write_durably(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+    reached("blob.renamed")
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
-        reached("blob.renamed")
     finally:
         os.close(folder)

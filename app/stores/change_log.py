@@ -56,6 +56,12 @@ def head(connection: sa.Connection) -> int:
     return seq
 
 
+def vacuumed(connection: sa.Connection) -> int:
+    """The `seq` up to which the log and the rows it made dead were thrown away."""
+    seq: int = connection.execute(sa.select(counters.c.value).where(counters.c.name == "vacuumed")).scalar_one()
+    return seq
+
+
 def after(connection: sa.Connection, seq: int, limit: int = 1000) -> Sequence[Change]:
     """The changes that follow `seq`, oldest first."""
     columns = (changes.c.seq, changes.c.kind, changes.c.subject, changes.c.item_id)

@@ -18,7 +18,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from app.errors import DiskFull, EngineUnavailable, QueueFull
+from app.errors import Damaged, DiskFull, EngineUnavailable, QueueFull
 from app.stores.tables import counters
 
 MIN_SQLITE = (3, 51, 3)
@@ -26,6 +26,7 @@ SQLITE_FILE = "vermouth.sqlite3"
 MAX_PENDING = 512
 MIGRATION_LOCK = 0x7665726D
 DISK_FULL_STATE = "53100"
+READ_ONLY_STATE = "25006"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -100,15 +101,6 @@ class Database:
             return await asyncio.get_running_loop().run_in_executor(pool, work)
         finally:
             self._pending -= 1
-
-    def is_reachable(self) -> bool:
-        """Whether a trivial query is answered (for `/readyz`)."""
-        try:
-            with self.engine.connect() as connection:
-                connection.execute(sa.text("SELECT 1"))
-        except sa.exc.SQLAlchemyError:
-            return False
-        return True
 
     def compact(self) -> None:
         """Give the room of deleted rows back to the disk."""
@@ -282,10 +274,18 @@ def sql_errors() -> Iterator[None]:
     """Turn what a database says of disks and connections into the service's errors."""
     try:
         yield
-    except sa.exc.OperationalError as err:
-        if "full" in str(err.orig) or getattr(err.orig, "sqlstate", "") == DISK_FULL_STATE:
+    except sa.exc.DBAPIError as err:
+        state = getattr(err.orig, "sqlstate", None)
+        if "disk is full" in str(err.orig) or state == DISK_FULL_STATE:
             raise DiskFull("No space left to store this.") from err
-        raise EngineUnavailable("The store cannot be reached.", retry_after_s=1.0) from err
+        if "malformed" in str(err.orig) or "not a database" in str(err.orig):
+            raise Damaged("The database is damaged.") from err
+        is_away = isinstance(err, sa.exc.OperationalError | sa.exc.InterfaceError) or err.connection_invalidated
+        if is_away or state == READ_ONLY_STATE:
+            raise EngineUnavailable("The store cannot be reached.", retry_after_s=1.0) from err
+        raise
+    except sa.exc.TimeoutError as err:
+        raise EngineUnavailable("The store is busy.", retry_after_s=1.0) from err
     except OSError as err:
         if err.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFull("No space left to store this.") from err

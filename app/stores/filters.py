@@ -5,7 +5,7 @@ matches only `exists: false` and `ne`. `lt lte gt gte` compare numbers with numb
 code points. `any` and `all` ask for elements of a list.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ Op = Literal["eq", "ne", "in", "lt", "lte", "gt", "gte", "any", "all", "exists"]
 MAX_DEPTH = 8
 MAX_LEAVES = 64
 MAX_VALUES = 256
+MAX_ALL_VALUES = 2048
+"""Over all lists of a filter: SQLite takes 32,766 parameters a statement."""
 MAX_TEXT = 1024
 MAX_INTEGER = 2**53 - 1
 """Beyond it an integer is not the same number in every JSON reader."""
@@ -56,11 +58,14 @@ def parse_filter(value: object) -> Filter:
     """The filter that a JSON value says.
 
     Raises:
-        Invalid: it is none, is deeper than 8 or has more than 64 comparisons.
+        Invalid: it is none, is deeper than 8, has more than 64 comparisons or more than 2,048 values.
     """
     found = _parse(value, "filter", 1)
-    if count_leaves(found) > MAX_LEAVES:
+    leaves = list(leaves_of(found))
+    if len(leaves) > MAX_LEAVES:
         raise _invalid("filter", f"has more than {MAX_LEAVES} comparisons")
+    if sum(len(leaf.values) for leaf in leaves) > MAX_ALL_VALUES:
+        raise _invalid("filter", f"has more than {MAX_ALL_VALUES} values")
     return found
 
 
@@ -87,11 +92,13 @@ def matches(found: Filter, metadata: Mapping[str, object]) -> bool:
     return _is_ordered(value, found)
 
 
-def count_leaves(found: Filter) -> int:
-    """How many comparisons a filter makes."""
-    if isinstance(found, Both):
-        return sum(map(count_leaves, found.parts))
-    return count_leaves(found.part) if isinstance(found, Not) else 1
+def leaves_of(found: Filter) -> Iterator[Leaf]:
+    """Every comparison of a filter."""
+    if isinstance(found, Leaf):
+        yield found
+        return
+    for part in found.parts if isinstance(found, Both) else (found.part,):
+        yield from leaves_of(part)
 
 
 def is_number(value: object) -> bool:

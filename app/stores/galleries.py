@@ -22,7 +22,8 @@ from app.stores.vector_index import TIE, IndexState
 from app.stores.write_points import reached
 
 DEFAULT_GALLERY = "default"
-ATTEMPTS = 3
+ATTEMPTS = 4
+MAX_SPARE = 1000
 IDS_AT_ONCE = 500
 
 
@@ -143,14 +144,16 @@ class Galleries:
             NotFound: there is no such gallery.
             FingerprintMismatch: another bundle's vectors are the active ones.
         """
+        wanted = k
         for _ in range(ATTEMPTS):
             seq = self._indexes.applied_seq
             allowed = None if where is None else self._matching(name, where)
-            ids, scores, are_near = self._indexes.search(name, query, k, allowed)
-            found, is_whole = self._found(ids, scores, query if are_near else None)
-            if is_whole:
+            ids, scores, are_near = self._indexes.search(name, query, wanted, allowed)
+            found = self._found(ids, scores, query if are_near else None)
+            if len(found) == len(ids):
                 break
-            # Rows went away since the index was read: it is behind, so let it follow and look again.
+            # Rows went away since the index was read: let it follow, and look again with as many to spare.
+            wanted = min(k + 2 * (len(ids) - len(found)), MAX_SPARE + k)
             self._indexes.catch_up()
         found.sort(key=lambda one: (-round(one.hit.score / TIE), one.hit.external_id))
         if min_score is not None:
@@ -191,8 +194,8 @@ class Galleries:
 
     def _found(
         self, ids: NDArray[np.int64], scores: NDArray[np.float32], query: NDArray[np.float32] | None
-    ) -> tuple[list[Found], bool]:
-        """Candidates that are still there, and whether all are; scored again with `query` where it is given."""
+    ) -> list[Found]:
+        """Candidates that are still there; scored again with `query` where it is given."""
         by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
         found: list[Found] = []
         columns = [items.c.id, items.c.external_id, items.c.metadata]
@@ -210,7 +213,7 @@ class Galleries:
                     score = by_id[row.id] if query is None else float(unpack(row.vector, row.dtype) @ query)
                     hit = Hit(item_id=row.id, external_id=row.external_id, score=min(1.0, max(-1.0, score)))
                     found.append(Found(hit=hit, metadata=row.metadata))
-        return found, len(found) == len(by_id)
+        return found
 
     def _list(self, condition: sa.ColumnElement[bool]) -> Sequence[Gallery]:
         live = sa.and_(items.c.gallery_id == galleries.c.id, items.c.deleted_seq.is_(None))

@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 
 from app.stores.index_base import Base, Kind, Storage
+from app.stores.index_device import copy_to_device
 from app.stores.vector_index import Snapshot
 from app.stores.write_points import reached
 
@@ -71,7 +72,9 @@ class IndexSnapshots:
             shutil.rmtree(old, ignore_errors=True)
 
     def read(self, key: SnapshotKey) -> Saved | None:
-        """The newest sound snapshot of `key`; None where there is none. Damaged ones are removed."""
+        """The newest sound snapshot of `key`; None where there is none. Damaged and unfinished ones are removed."""
+        for path in (self._folder / str(key.gallery_id)).glob(".*"):
+            shutil.rmtree(path, ignore_errors=True)
         for path in self._kept(key.gallery_id):
             saved = _read(path, key)
             if saved is not None:
@@ -167,6 +170,7 @@ def _snapshot(path: Path, manifest: dict[str, object]) -> Snapshot:
         storage=storage,  # type: ignore[arg-type]  # likewise
         width=int(str(manifest["width"])),
         recall=None if manifest["recall"] is None else float(str(manifest["recall"])),
+        on_device=copy_to_device(index) if kind == "flat" else None,
     )
     return Snapshot(
         base=base,

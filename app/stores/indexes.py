@@ -1,5 +1,6 @@
 """The vector indexes of all galleries; every process follows the change log with its own."""
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,13 @@ from app.errors import NotFound, ServiceError
 from app.stores import change_log, facts
 from app.stores.database import Database
 from app.stores.index_base import IndexOptions
+from app.stores.index_rows import read_added, read_all, read_removed
 from app.stores.index_snapshots import IndexSnapshots, SnapshotKey
-from app.stores.tables import counters, galleries, item_vectors, items
-from app.stores.vector_bytes import unpack
-from app.stores.vector_index import Entry, IndexState, Removal, VectorIndex, digest_text, mark_of
+from app.stores.tables import galleries, items
+from app.stores.vector_index import IndexState, VectorIndex, digest_text
 
 CHANGES_AT_ONCE = 4096
-ROWS_AT_ONCE = 8192
+PATIENCE_S = 10.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,12 +65,25 @@ class Indexes:
         self._building: set[int] = set()
         self._wake = threading.Event()
         self._is_closed = False
+        self._followed_at_s = time.monotonic()
+        self._patience_s = math.inf
         self._follower: threading.Thread | None = None
         self.applied_seq = 0
+        self._head_seq = 0
 
     @property
     def _is_active(self) -> bool:
         return self.active_fingerprint == self._fingerprint
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this process follows the log: False where the database has been away for a while."""
+        return time.monotonic() - self._followed_at_s <= self._patience_s
+
+    @property
+    def lag(self) -> int:
+        """How many changes were seen in the log and are not applied yet."""
+        return max(0, self._head_seq - self.applied_seq)
 
     def load(self) -> None:
         """Bring every index to the head of the log: from its snapshot where that is sound, else from SQL."""
@@ -85,10 +99,14 @@ class Indexes:
                 self._wake.clear()
                 try:
                     self.catch_up()
+                    self._followed_at_s = time.monotonic()
                 except ServiceError:
                     # The database is away: whoever reads hears of it, and the next round tries again.
                     time.sleep(interval_s or 0.1)
 
+        if interval_s is not None:
+            self._patience_s = PATIENCE_S + 2 * interval_s
+        self._followed_at_s = time.monotonic()
         self._follower = threading.Thread(target=run, name="log-follower", daemon=True)
         self._follower.start()
 
@@ -120,7 +138,7 @@ class Indexes:
         with self._lock:
             while True:
                 with self._database.read() as connection:
-                    head = change_log.head(connection)
+                    head = self._head_seq = change_log.head(connection)
                     if self.applied_seq >= head:
                         return self.applied_seq
                     if not self._follows(connection):
@@ -165,7 +183,7 @@ class Indexes:
         """The digest every gallery's index must have, worked out from SQL alone."""
         with self._database.read() as connection:
             names = connection.execute(sa.select(galleries.c.id, galleries.c.name)).all()
-            return {row.name: digest_text(_read_all(connection, row.id, self._fingerprint, 0)[2]) for row in names}
+            return {row.name: digest_text(read_all(connection, row.id, self._fingerprint, 0)[2]) for row in names}
 
     def _index(self, name: str) -> VectorIndex:
         for followed in list(self._by_id.values()):
@@ -175,10 +193,8 @@ class Indexes:
 
     def _follows(self, connection: sa.Connection) -> bool:
         """Whether the log still holds all changes since `applied_seq`, of this bundle."""
-        query = sa.select(counters.c.value).where(counters.c.name == "vacuumed")
-        vacuumed: int = connection.execute(query).scalar_one()
         is_active = facts.read(connection, facts.FINGERPRINT) == self._fingerprint
-        return is_active and self._is_active and vacuumed <= self.applied_seq
+        return is_active and self._is_active and change_log.vacuumed(connection) <= self.applied_seq
 
     def _reload(self, connection: sa.Connection) -> None:
         head = change_log.head(connection)
@@ -187,7 +203,7 @@ class Indexes:
         for row in connection.execute(sa.select(galleries.c.id, galleries.c.name)).all():
             index = VectorIndex(self._dimension, self._options)
             if self._is_active and not self._restored(connection, row.id, index):
-                index.load(*_read_all(connection, row.id, self._fingerprint, self._dimension))
+                index.load(*read_all(connection, row.id, self._fingerprint, self._dimension))
             loaded[row.id] = _Followed(name=row.name, index=index)
         self._by_id = loaded
         self.applied_seq = head
@@ -199,12 +215,11 @@ class Indexes:
             return False
         key = self._key(connection, gallery_id)
         saved = self._snapshots.read(key)
-        vacuumed = connection.execute(sa.select(counters.c.value).where(counters.c.name == "vacuumed")).scalar_one()
-        if saved is None or not vacuumed <= saved.seq <= change_log.head(connection):
+        if saved is None or not change_log.vacuumed(connection) <= saved.seq <= change_log.head(connection):
             return False
         index.restore(saved.snapshot)
-        added = _added(connection, self._fingerprint, saved.seq, gallery_id)
-        removed = _removed(connection, self._fingerprint, saved.seq, gallery_id)
+        added = read_added(connection, self._fingerprint, saved.seq, gallery_id)
+        removed = read_removed(connection, self._fingerprint, saved.seq, gallery_id)
         index.apply(added.get(gallery_id, []), removed.get(gallery_id, []))
         live = sa.select(sa.func.count()).where(items.c.gallery_id == gallery_id, items.c.deleted_seq.is_(None))
         return bool(len(index) == connection.execute(live).scalar_one())
@@ -213,8 +228,8 @@ class Indexes:
         upto = found[-1].seq
         if any(change.kind.startswith("gallery.") for change in found):
             self._follow_galleries(connection)
-        added = _added(connection, self._fingerprint, self.applied_seq, upto=upto)
-        removed = _removed(connection, self._fingerprint, self.applied_seq, upto=upto)
+        added = read_added(connection, self._fingerprint, self.applied_seq, upto=upto)
+        removed = read_removed(connection, self._fingerprint, self.applied_seq, upto=upto)
         for gallery_id in added.keys() | removed.keys():
             followed = self._by_id.get(gallery_id)
             if followed is not None:
@@ -250,8 +265,12 @@ class Indexes:
             seq = self.applied_seq
             states = {key: self._by_id[key].index.snapshot for key in keys if key in self._by_id}
             present = list(self._by_id)
-        with self._database.read() as connection:
-            named = {key: self._key(connection, key) for key in states}
+        try:
+            with self._database.read() as connection:
+                named = {key: self._key(connection, key) for key in states}
+        except ServiceError:
+            # The next start takes an older snapshot, or SQL.
+            return
         for key, snapshot in states.items():
             self._snapshots.write(named[key], snapshot, seq)
         self._snapshots.keep_only(present)
@@ -263,90 +282,3 @@ class Indexes:
             fingerprint=self._fingerprint,
             dimension=self._dimension,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exact:
-    """All vectors of a gallery, [N, D] float32, under ascending row ids."""
-
-    ids: NDArray[np.int64]
-    vectors: NDArray[np.float32]
-
-    def near(self, item_id: int, k: int) -> set[int]:
-        """Rows of the k items nearest to one of them, without itself."""
-        at = int(np.searchsorted(self.ids, item_id))
-        scores = self.vectors @ self.vectors[at]
-        scores[at] = -np.inf
-        return set(self.ids[np.argpartition(-scores, k)[:k]].tolist())
-
-
-def read_exact(database: Database, fingerprint: str) -> Mapping[str, Exact]:
-    """Every gallery's vectors of a bundle, active or not, read from SQL."""
-    found: dict[str, Exact] = {}
-    with database.read() as connection:
-        for row in connection.execute(sa.select(galleries.c.id, galleries.c.name)).all():
-            vectors, ids, _ = _read_all(connection, row.id, fingerprint, None)
-            found[row.name] = Exact(ids=ids, vectors=vectors)
-    return found
-
-
-def _read_all(
-    connection: sa.Connection, gallery_id: int, fingerprint: str, dimension: int | None
-) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
-    """Vectors [N, D], ascending ids and the sum of marks of a gallery's live items; D 0 keeps no vectors."""
-    query = _vectors(fingerprint).where(items.c.gallery_id == gallery_id, items.c.deleted_seq.is_(None))
-    parts, ids, digest = [np.empty((0, dimension), np.float32)] if dimension else [], list[int](), 0
-    for rows in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}).partitions():
-        vectors = [unpack(row.vector, row.dtype) for row in rows]
-        digest += sum(mark_of(row.external_id, vector) for row, vector in zip(rows, vectors, strict=True))
-        ids.extend(row.id for row in rows)
-        if dimension != 0:
-            parts.append(np.stack(vectors))
-    found = np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
-    return found, np.array(ids, np.int64), digest
-
-
-def _added(
-    connection: sa.Connection, fingerprint: str, after: int, gallery_id: int | None = None, upto: int | None = None
-) -> dict[int, list[Entry]]:
-    """Items written after a `seq` that are still there (as of `upto`), by gallery."""
-    found: dict[int, list[Entry]] = {}
-    is_live: sa.ColumnElement[bool] = items.c.deleted_seq.is_(None)
-    condition = _within(items.c.added_seq, after, upto)
-    if upto is not None:
-        is_live = sa.or_(is_live, items.c.deleted_seq > upto)
-    query = _vectors(fingerprint).where(condition, is_live, _of(gallery_id))
-    for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
-        vector = unpack(row.vector, row.dtype)
-        entry = Entry(item_id=row.id, vector=vector, mark=mark_of(row.external_id, vector))
-        found.setdefault(row.gallery_id, []).append(entry)
-    return found
-
-
-def _removed(
-    connection: sa.Connection, fingerprint: str, after: int, gallery_id: int | None = None, upto: int | None = None
-) -> dict[int, list[Removal]]:
-    """Items that were there at a `seq` and were deleted or replaced since (up to `upto`), by gallery."""
-    found: dict[int, list[Removal]] = {}
-    condition = sa.and_(_within(items.c.deleted_seq, after, upto), items.c.added_seq <= after, _of(gallery_id))
-    query = _vectors(fingerprint).where(condition)
-    for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
-        mark = mark_of(row.external_id, unpack(row.vector, row.dtype))
-        found.setdefault(row.gallery_id, []).append(Removal(item_id=row.id, mark=mark))
-    return found
-
-
-def _vectors(fingerprint: str) -> sa.Select[tuple[int, int, str, str, bytes]]:
-    joined = items.join(
-        item_vectors, sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == fingerprint)
-    )
-    columns = (items.c.id, items.c.gallery_id, items.c.external_id, item_vectors.c.dtype, item_vectors.c.vector)
-    return sa.select(*columns).select_from(joined).order_by(items.c.id)
-
-
-def _within(column: sa.Column[int], after: int, upto: int | None) -> sa.ColumnElement[bool]:
-    return column > after if upto is None else sa.and_(column > after, column <= upto)
-
-
-def _of(gallery_id: int | None) -> sa.ColumnElement[bool]:
-    return sa.true() if gallery_id is None else items.c.gallery_id == gallery_id

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import sqlalchemy as sa
 
-from app.errors import NotFound, PreconditionFailed
+from app.errors import EngineUnavailable, NotFound, PreconditionFailed
 from app.stores import change_log, facts
 from app.stores.blobs import Blobs
 from app.stores.database import Database
@@ -16,7 +16,7 @@ from app.stores.filters import Filter
 from app.stores.galleries import gallery_id
 from app.stores.gallery_records import Exported, Item, NewItem, item_of
 from app.stores.indexes import Indexes
-from app.stores.tables import item_vectors, items
+from app.stores.tables import galleries, item_vectors, items
 from app.stores.unreferenced import delete_unreferenced
 from app.stores.vector_bytes import VectorDtype, pack, unpack
 from app.stores.write_points import reached
@@ -26,6 +26,15 @@ IDS_AT_ONCE = 500
 
 Change = Callable[[Mapping[str, object]], Mapping[str, object]]
 _Live = sa.Row[int, str, str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What a write did: the last `seq`, the items as they were written, and whether each replaced one."""
+
+    seq: int
+    items: Sequence[Item]
+    replaced: Sequence[bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +74,12 @@ class Items:
 
     def upsert(
         self, name: str, new: Sequence[NewItem], *, wait: bool = True, if_match: Sequence[int] | None = None
-    ) -> tuple[int, Sequence[bool]]:
+    ) -> Written:
         """Write items of distinct ids, replacing those there are: pictures, then one transaction, then the index.
 
         Args:
             wait: until they are searchable here, not only durable.
             if_match: every item must be there at one of these `seq`.
-
-        Returns:
-            The last write's `seq`, and for each item whether it replaced one.
 
         Raises:
             NotFound: there is no such gallery.
@@ -95,7 +101,7 @@ class Items:
                 old = {row.external_id: row for row in self._candidates(connection, key, [one.id for one in new], None)}
                 if if_match is not None and any(one.id not in old or old[one.id].seq not in if_match for one in new):
                     raise PreconditionFailed("The item is at another version.")
-                seqs = self._write_rows(connection, key, name, new, digests, old)
+                written = self._write_rows(connection, key, name, new, digests, old)
                 reached("rows.written")
         except BaseException:
             delete_unreferenced(self._database, self._blobs, set(digests))
@@ -107,7 +113,7 @@ class Items:
         else:
             self._indexes.nudge()
         delete_unreferenced(self._database, self._blobs, {row.sha256 for row in old.values()} - set(digests))
-        return seqs[-1], [item.id in old for item in new]
+        return Written(seq=written[-1].seq, items=written, replaced=[item.id in old for item in new])
 
     def change(
         self, name: str, item_id: str, change: Change | None, *, if_match: Sequence[int] | None = None
@@ -191,7 +197,8 @@ class Items:
         """All items with their vectors, in parts.
 
         Returns:
-            The `seq` they are of (writes after it are not seen, but for changed metadata), and the parts.
+            The `seq` they are of (writes after it are not seen, but for changed metadata), and the parts; those
+            raise EngineUnavailable where a vacuum or the gallery's end took rows away meanwhile.
 
         Raises:
             NotFound: there is no such gallery.
@@ -217,6 +224,8 @@ class Items:
         while True:
             # A transaction a part: a slow reader must not hold one open.
             with self._database.read() as connection:
+                if change_log.vacuumed(connection) > seq or not _is_there(connection, key):
+                    raise EngineUnavailable("The gallery was vacuumed or deleted during the export.")
                 rows = connection.execute(query.where(items.c.id > last)).all()
             if not rows:
                 return
@@ -257,8 +266,8 @@ class Items:
         new: Sequence[NewItem],
         digests: Sequence[str],
         old: Mapping[str, _Live],
-    ) -> range:
-        """Bury the live rows of the same ids and insert the new ones; returns their `seq`."""
+    ) -> Sequence[Item]:
+        """Bury the live rows of the same ids and insert the new ones; returns these."""
         seqs = change_log.take(connection, len(new))
         by_id = {item.id: seq for item, seq in zip(new, seqs, strict=True)}
         for external_id, row in old.items():
@@ -281,20 +290,24 @@ class Items:
             }
             for item, sha256, seq in zip(new, digests, seqs, strict=True)
         ]
-        inserted = sa.insert(items).returning(items.c.id, sort_by_parameter_order=True)
-        row_ids: list[int] = list(connection.execute(inserted, rows).scalars())
+        inserted = sa.insert(items).returning(items, sort_by_parameter_order=True)
+        stored = connection.execute(inserted, rows).all()
         vectors = [
             {
-                "item_id": row_id,
+                "item_id": row.id,
                 "fingerprint": self._fingerprint,
                 "dtype": self._dtype,
                 "vector": pack(np.asarray(item.vector, np.float32), self._dtype),
             }
-            for row_id, item in zip(row_ids, new, strict=True)
+            for row, item in zip(stored, new, strict=True)
         ]
         connection.execute(sa.insert(item_vectors), vectors)
-        change_log.note(connection, seqs, "item.put", name, row_ids)
-        return seqs
+        change_log.note(connection, seqs, "item.put", name, [row.id for row in stored])
+        return [item_of(row) for row in stored]
+
+
+def _is_there(connection: sa.Connection, key: int) -> bool:
+    return connection.execute(sa.select(galleries.c.id).where(galleries.c.id == key)).first() is not None
 
 
 def _required(

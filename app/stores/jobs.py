@@ -12,6 +12,8 @@ from app.errors import NotFound
 from app.stores.database import Database
 from app.stores.tables import jobs
 
+STALE_S = 3600.0
+
 
 class JobState(StrEnum):
     RUNNING = "running"
@@ -42,11 +44,14 @@ class Jobs:
         self._database = database
 
     def begin(self, kind: str, total: int) -> Job:
-        """Note that work begins."""
+        """Note that work begins; what of its kind made no step for long is noted as ended."""
         now = time.time()
+        stale = sa.and_(jobs.c.kind == kind, jobs.c.state == JobState.RUNNING.value, jobs.c.updated_at <= now - STALE_S)
+        ended = {"state": JobState.FAILED.value, "error": "The process ended.", "updated_at": now}
         row = {"id": f"job_{secrets.token_hex(12)}", "kind": kind, "state": JobState.RUNNING.value}
         counts = {"done": 0, "total": total, "report": {}, "created_at": now, "updated_at": now}
         with self._database.write() as connection:
+            connection.execute(sa.update(jobs).where(stale).values(ended))
             connection.execute(sa.insert(jobs), {**row, **counts})
         return self.get(row["id"])
 

@@ -12,7 +12,7 @@ from app.errors import Conflict
 from app.stores import change_log, facts
 from app.stores.class_sets import StoredClass
 from app.stores.database import Database
-from app.stores.tables import class_set_vectors, class_sets, item_vectors, items, support_vectors, supports
+from app.stores.tables import class_set_vectors, class_sets, galleries, item_vectors, items, support_vectors, supports
 from app.stores.vector_bytes import VectorDtype, pack
 
 
@@ -51,6 +51,11 @@ class Reembedding:
         """The fingerprint that is served now."""
         with self._database.read() as connection:
             return facts.read(connection, facts.FINGERPRINT)
+
+    def galleries(self) -> Sequence[str]:
+        """Names of all galleries."""
+        with self._database.read() as connection:
+            return connection.execute(sa.select(galleries.c.name).order_by(galleries.c.name)).scalars().all()
 
     def count(self) -> int:
         """How many items, supports and class sets lack a vector of the bundle."""
@@ -91,7 +96,8 @@ class Reembedding:
         with self._database.write() as connection:
             for one, vector in found:
                 if isinstance(one.owner, int):
-                    there = sa.select(items.c.id).where(items.c.id == one.owner)
+                    query = _items(self._fingerprint).where(items.c.id == one.owner)
+                    is_lacking = connection.execute(query).first() is not None
                     row: dict[str, object] = {
                         "item_id": one.owner,
                         "dtype": self._dtype,
@@ -99,17 +105,21 @@ class Reembedding:
                     }
                     table = item_vectors
                 else:
-                    there = sa.select(supports.c.id).where(supports.c.id == one.owner)
+                    of_support = _supports(self._fingerprint).where(supports.c.id == one.owner)
+                    is_lacking = connection.execute(of_support).first() is not None
                     row = {"support_id": one.owner, "vector": pack(vector)}
                     table = support_vectors
-                if connection.execute(there).first() is not None:
+                # Still there, and no other run was quicker.
+                if is_lacking:
                     connection.execute(sa.insert(table), {**row, "fingerprint": self._fingerprint})
 
     def keep_classes(self, one: LackingClasses, vectors: NDArray[np.float32]) -> None:
         """Store embeddings [N, D] of a class set, unless it changed meanwhile."""
-        there = sa.select(class_sets.c.name).where(class_sets.c.name == one.name, class_sets.c.version == one.version)
+        lacking = _class_sets(self._fingerprint).where(
+            class_sets.c.name == one.name, class_sets.c.version == one.version
+        )
         with self._database.write() as connection:
-            if connection.execute(there).first() is not None:
+            if connection.execute(lacking).first() is not None:
                 row = {"name": one.name, "fingerprint": self._fingerprint, "vectors": pack(vectors)}
                 connection.execute(sa.insert(class_set_vectors), row)
 

@@ -4,76 +4,21 @@ import hashlib
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 
 from app.errors import Conflict, Invalid, NotFound, PreconditionFailed
 from app.stores import change_log, facts
 from app.stores.blobs import Blobs
 from app.stores.database import Database
+from app.stores.episode_records import Episode, EpisodeLimits, NewSupport, NewWay, Support, Way
 from app.stores.tables import episodes, support_vectors, supports
 from app.stores.unreferenced import delete_unreferenced
 from app.stores.vector_bytes import pack, unpack
 from app.stores.write_points import reached
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewSupport:
-    """One labelled example to store; `vector` is [D] float32, unit length."""
-
-    data: bytes
-    media_type: str
-    vector: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewWay:
-    """One class and examples to store."""
-
-    label: str
-    support: Sequence[NewSupport]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Support:
-    """One stored example; `vector` is [D] float32, unit length, empty where another bundle made it."""
-
-    id: str
-    sha256: str
-    media_type: str
-    vector: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """One class and its examples."""
-
-    label: str
-    support: Sequence[Support]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Episode:
-    """A stored episode; `expires_at` in seconds since 1970, None for never."""
-
-    id: str
-    name: str | None
-    version: int
-    method: str
-    fingerprint: str
-    expires_at: float | None
-    ways: Sequence[Way]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeLimits:
-    """Most ways an episode may have, and most examples a way."""
-
-    ways: int
-    support_per_way: int
+DROPPED_AT_ONCE = 100
+"""Most expired episodes that a new one clears away, so that no caller pays for all of them."""
 
 
 class SupportSets:
@@ -135,11 +80,12 @@ class SupportSets:
                     self._insert(connection, episode_id, placed, token)
                     seq = change_log.append(connection, "episode.put", episode_id)
                     reached("rows.written")
+                episode = self._required(connection, episode_id)
         except BaseException:
             delete_unreferenced(self._database, self._blobs, set(digests))
             raise
         reached("rows.committed")
-        return seq, self.get(episode_id)
+        return seq, episode
 
     def add(
         self,
@@ -178,11 +124,12 @@ class SupportSets:
                 _check_size(episode, labels, ways, limits)
                 seq = self._bump(connection, episode, labels)
                 reached("rows.written")
+                episode = self._required(connection, episode_id)
         except BaseException:
             delete_unreferenced(self._database, self._blobs, set(digests))
             raise
         reached("rows.committed")
-        return seq, self.get(episode_id)
+        return seq, episode
 
     def remove(self, episode_id: str, support_id: str, *, if_match: Sequence[int] | None) -> tuple[int, Episode]:
         """Take one example away. The episode has its next version then.
@@ -202,9 +149,10 @@ class SupportSets:
                 raise Conflict(f"It is the last support of the way {way.label!r}.")
             connection.execute(sa.delete(supports).where(supports.c.id == support_id))
             seq = self._bump(connection, episode, [one.label for one in episode.ways])
+            changed = self._required(connection, episode_id)
         digest = next(one.sha256 for one in way.support if one.id == support_id)
         delete_unreferenced(self._database, self._blobs, {digest})
-        return seq, self.get(episode_id)
+        return seq, changed
 
     def get(self, episode_id: str) -> Episode:
         """One episode that has not expired. Raises NotFound."""
@@ -212,10 +160,10 @@ class SupportSets:
             return self._required(connection, episode_id)
 
     def all(self, *, after: str | None, limit: int) -> Sequence[Episode]:
-        """A page of episodes by id, those that follow `after`."""
+        """A page of episodes by id, those that follow `after`, without their vectors."""
         condition = sa.true() if after is None else episodes.c.id > after
         with self._database.read() as connection:
-            return self._read(connection, condition, limit=limit)
+            return self._read(connection, condition, limit=limit, with_vectors=False)
 
     def delete(self, episode_id: str) -> int:
         """Delete an episode and its pictures. Returns the write's `seq`. Raises NotFound."""
@@ -269,7 +217,8 @@ class SupportSets:
 
     def _drop_expired(self, now: float) -> None:
         with self._database.read() as connection:
-            gone = list(connection.execute(sa.select(episodes.c.id).where(episodes.c.expires_at <= now)).scalars())
+            old = sa.select(episodes.c.id).where(episodes.c.expires_at <= now).limit(DROPPED_AT_ONCE)
+            gone = list(connection.execute(old).scalars())
         if gone:
             with self._database.write() as connection:
                 _, digests = _delete(connection, gone)
@@ -281,13 +230,15 @@ class SupportSets:
             raise NotFound(f"There is no episode {episode_id!r}.")
         return found[0]
 
-    def _read(self, connection: sa.Connection, condition: sa.ColumnElement[bool], *, limit: int) -> Sequence[Episode]:
+    def _read(
+        self, connection: sa.Connection, condition: sa.ColumnElement[bool], *, limit: int, with_vectors: bool = True
+    ) -> Sequence[Episode]:
         alive = sa.or_(episodes.c.expires_at.is_(None), episodes.c.expires_at > time.time())
         query = sa.select(episodes).where(condition, alive).order_by(episodes.c.id).limit(limit)
         rows = connection.execute(query).all()
         own = sa.and_(support_vectors.c.support_id == supports.c.id, support_vectors.c.fingerprint == self._fingerprint)
         joined = (
-            sa.select(supports, support_vectors.c.vector)
+            sa.select(supports, support_vectors.c.vector if with_vectors else sa.null().label("vector"))
             .select_from(supports.outerjoin(support_vectors, own))
             .where(supports.c.episode_id.in_([row.id for row in rows]))
             .order_by(supports.c.way, supports.c.position)

@@ -162,7 +162,7 @@ def _sql_faults(connection: sa.Connection) -> Iterator[str]:
 
 def _log_faults(connection: sa.Connection) -> Iterator[str]:
     head = change_log.head(connection)
-    vacuumed = connection.execute(sa.select(counters.c.value).where(counters.c.name == "vacuumed")).scalar_one()
+    vacuumed = change_log.vacuumed(connection)
     count = connection.execute(sa.select(sa.func.count()).select_from(changes)).scalar_one()
     if count != head - vacuumed:
         yield f"The change log holds {count} changes between {vacuumed} and {head}."

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from app.stores.index_base import Base, IndexOptions, build_base, empty_base
+from app.stores.index_base import NEAR_FACTOR, Base, IndexOptions, build_base, empty_base
 
 TIE = 1e-6
 """Scores closer than this are ties: FAISS and NumPy may differ in the last bit."""
@@ -153,7 +153,8 @@ class VectorIndex:
             allowed: ascending ids to choose from; None for all.
 
         Returns:
-            Ids and cosine similarities; min(k, live allowed) of them or more.
+            Ids and cosine similarities; min(k, live allowed) of them or more, and four times as many from a base
+            that keeps vectors less than exactly, to be scored again.
         """
         snapshot = self.snapshot
         query = np.ascontiguousarray(query, np.float32)
@@ -161,11 +162,12 @@ class VectorIndex:
         if allowed is not None or snapshot.base_dead_count:
             alive = _among(snapshot.base.ids, allowed) & ~snapshot.base_dead
         positions, base_scores = snapshot.base.search(query, k, alive, TIE)
+        wanted = k if snapshot.base.storage == "fp32" else NEAR_FACTOR * k
         if snapshot.delta_count == 0:
-            return _with_ties(snapshot.base.ids[positions], base_scores, k)
+            return _with_ties(snapshot.base.ids[positions], base_scores, wanted)
         rows = np.flatnonzero(_among(snapshot.delta_ids[: snapshot.delta_count], allowed) & ~snapshot.delta_dead)
         ids = np.concatenate([snapshot.base.ids[positions], snapshot.delta_ids[rows]])
-        return _with_ties(ids, np.concatenate([base_scores, snapshot.delta[rows] @ query]), k)
+        return _with_ties(ids, np.concatenate([base_scores, snapshot.delta[rows] @ query]), wanted)
 
     def state(self, applied_seq: int) -> IndexState:
         """Size, kind and a digest of the live (external id, vector) pairs, as of `applied_seq`."""

@@ -10,6 +10,7 @@ from app.limits import Limits
 from app.stores.blobs import Blobs
 from app.stores.class_sets import ClassSets
 from app.stores.database import Database, open_database
+from app.stores.episode_records import EpisodeLimits
 from app.stores.galleries import Galleries
 from app.stores.idempotency import IdempotencyKeys
 from app.stores.index_base import IndexOptions
@@ -18,7 +19,7 @@ from app.stores.indexes import Indexes
 from app.stores.items import Items
 from app.stores.jobs import Jobs
 from app.stores.reembedding import Reembedding
-from app.stores.support_sets import EpisodeLimits, SupportSets
+from app.stores.support_sets import SupportSets
 from app.stores.vector_bytes import VectorDtype
 from app.tasks.fewshot import FewShot, PrototypeHead
 from app.tasks.ingest import Ingest

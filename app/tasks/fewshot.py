@@ -11,7 +11,8 @@ from app.domain import BundleInfo, FeatureEngine
 from app.errors import FingerprintMismatch
 from app.images import PixelBudget
 from app.stores.database import Database
-from app.stores.support_sets import Episode, EpisodeLimits, NewSupport, NewWay, SupportSets
+from app.stores.episode_records import Episode, EpisodeLimits, NewSupport, NewWay
+from app.stores.support_sets import SupportSets
 from app.tasks.features import pooled_pictures
 from app.tasks.fewshot_methods import (
     LeaveOneOut,

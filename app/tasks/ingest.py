@@ -36,11 +36,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one item; `error` where it was rejected."""
+    """What became of one item: `item` as it was written, or `error` where it was rejected."""
 
     id: str | None
     status: Status
-    error: ServiceError | None
+    item: Item | None = None
+    error: ServiceError | None = None
 
 
 class Ingest:
@@ -99,12 +100,11 @@ class Ingest:
             new = await self._encoded(requests, ids, accepted, place, timeout_s)
         seq = await self._database.run(self._galleries.head_seq)
         if new:
-            seq, replaced = await self._database.run_write(
-                self._items.upsert, gallery, new, wait=wait, if_match=if_match
-            )
-            for (at, _), was_there in zip(accepted, replaced, strict=True):
+            written = await self._database.run_write(self._items.upsert, gallery, new, wait=wait, if_match=if_match)
+            seq = written.seq
+            for (at, _), item, was_there in zip(accepted, written.items, written.replaced, strict=True):
                 status = Status.REPLACED if was_there else Status.CREATED
-                outcomes[at] = Outcome(id=ids[at], status=status, error=None)
+                outcomes[at] = Outcome(id=ids[at], status=status, item=item)
         return seq, [outcomes[at] for at in range(len(requests))]
 
     async def put(
@@ -126,10 +126,9 @@ class Ingest:
             As `add`, and the picture's own error.
         """
         seq, (outcome,) = await self.add(gallery, [request], budget, wait=wait, if_match=if_match, timeout_s=timeout_s)
-        if outcome.error is not None or outcome.id is None:
+        if outcome.item is None:
             raise outcome.error or NotFound("The item is gone.")
-        item = await self._database.run(self._items.item, gallery, outcome.id)
-        return seq, item, outcome.status is Status.CREATED
+        return seq, outcome.item, outcome.status is Status.CREATED
 
     async def _encoded(
         self,

@@ -12,7 +12,7 @@ from app.images import EncodedImage, PixelBudget
 from app.limits import Limits
 from app.stores.blobs import Blobs
 from app.stores.database import Database
-from app.stores.indexes import read_exact
+from app.stores.index_rows import read_exact
 from app.stores.jobs import Jobs
 from app.stores.reembedding import LackingPicture, Reembedding
 from app.tasks.features import pooled_pictures
@@ -168,12 +168,13 @@ class Reembed:
         active = self._reembedding.active()
         if active is None or active == self._bundle.fingerprint:
             return {}
-        old, new = (read_exact(self._database, fingerprint) for fingerprint in (active, self._bundle.fingerprint))
         found: dict[str, float] = {}
-        for name in sorted(old.keys() & new.keys()):
-            shared = np.intersect1d(old[name].ids, new[name].ids)
+        for name in self._reembedding.galleries():
+            # Two galleries' worth of vectors in memory, whatever the store holds.
+            old, new = (read_exact(self._database, name, one) for one in (active, self._bundle.fingerprint))
+            shared = np.intersect1d(old.ids, new.ids)
             if len(shared) > NEIGHBOURS:
                 sampled = np.random.default_rng(1).choice(shared, min(SAMPLED, len(shared)), replace=False)
-                shares = [len(old[name].near(i, NEIGHBOURS) & new[name].near(i, NEIGHBOURS)) for i in sampled]
+                shares = [len(old.near(i, NEIGHBOURS) & new.near(i, NEIGHBOURS)) for i in sampled]
                 found[name] = float(np.mean(shares)) / NEIGHBOURS
         return found

@@ -11,7 +11,7 @@ from app.schemas.fewshot import (
     SupportReport,
     WayReport,
 )
-from app.stores.support_sets import Episode
+from app.stores.episode_records import Episode
 from app.tasks.fewshot import Created, Prediction, method_of
 from app.tasks.fewshot_methods import LeaveOneOut
 

@@ -1,5 +1,6 @@
 """The health routes through the life of a process."""
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -45,12 +46,32 @@ async def test_from_loading_to_ready_to_draining_to_failed(tmp_path: Path) -> No
         metrics = (await client.get("/metrics")).text
         assert "vermouth_ready 1.0" in metrics
         assert 'vermouth_index_vectors{gallery="default"} 0.0' in metrics
+        assert "vermouth_index_applied_seq 1.0" in metrics
+        assert "vermouth_index_lag 0.0" in metrics
         assert 'vermouth_bundle_info{fingerprint="ffff' in metrics
         platform.lifecycle.drain()
         assert await statuses(client) == [200, 200, 503, 503, 503]
         assert (await client.get("/bundle")).status_code == 200
         platform.lifecycle.fail(70)
         assert await statuses(client) == [503, 503, 503, 503, 503]
+
+
+async def test_stores_that_fall_behind_make_it_unready_but_alive(tmp_path: Path) -> None:
+    is_current = True
+
+    def build(settings: Settings, platform: Platform) -> Services:
+        return dataclasses.replace(build_services(settings, platform), is_current=lambda: is_current)
+
+    app = create_app(Settings(data_dir=tmp_path), build)
+    async with (
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        app.router.lifespan_context(app),
+    ):
+        assert await app.state.supervisor.settled() is Phase.READY
+        is_current = False
+        assert await statuses(client) == [200, 200, 503, 503, 503]
+        is_current = True
+        assert await statuses(client) == [200, 200, 200, 200, 200]
 
 
 async def test_a_failed_load_fails_the_process_once(tmp_path: Path) -> None:

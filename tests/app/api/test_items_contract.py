@@ -1,5 +1,6 @@
 """Filters, likes, preconditions and repeats over HTTP."""
 
+import asyncio
 import json
 
 import httpx
@@ -146,6 +147,24 @@ async def test_a_repeated_write_is_answered_as_before_and_done_once(client: http
     assert elsewhere.status_code == 200
     for wrong in ("", "a b", "x" * 256):
         assert (await client.post(ITEMS, json=body, headers={"Idempotency-Key": wrong})).status_code == 400
+
+
+async def test_of_equal_requests_at_once_one_is_done(client: httpx.AsyncClient, tasks: Tasks) -> None:
+    headers, body = {"Idempotency-Key": "k"}, [{"image": SQUARE}]
+    answers = await asyncio.gather(*(client.post(ITEMS, json=body, headers=headers) for _ in range(8)))
+    assert {answer.status_code for answer in answers} <= {200, 409}
+    assert len({answer.content for answer in answers if answer.status_code == 200}) == 1
+    assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 409)
+    assert tasks.galleries.get("default").count == 1
+
+
+async def test_if_match_star_needs_an_item(client: httpx.AsyncClient) -> None:
+    url, headers = f"{ITEMS}/new", {"If-Match": "*"}
+    refused = await client.put(url, json={"image": SQUARE}, headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (412, "precondition-failed")
+    assert (await client.get(url)).status_code == 404
+    await client.put(url, json={"image": SQUARE})
+    assert (await client.put(url, json={"image": BAR}, headers=headers)).status_code == 200
 
 
 async def test_a_repeated_form_has_another_boundary_and_is_known(client: httpx.AsyncClient) -> None:

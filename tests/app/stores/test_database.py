@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from app.errors import DiskFull
+from app.errors import DiskFull, EngineUnavailable
 from app.stores import change_log
 from app.stores import database as database_module
 from app.stores.blobs import Blobs
@@ -179,11 +179,11 @@ def test_the_pool_runs_blocking_work_off_the_loop(database: Database) -> None:
     assert loop_thread != store_thread
 
 
-def test_an_unreachable_database_says_so(database: Database) -> None:
-    assert database.is_reachable()
+def test_an_unreachable_database_is_503(database: Database) -> None:
     database.engine.dispose()
     database.engine = sa.create_engine("sqlite:////nonexistent/folder/x.sqlite3")
-    assert not database.is_reachable()
+    with pytest.raises(EngineUnavailable), database.write():
+        pass
 
 
 def test_a_full_database_is_507(tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ def test_python_sqlite_and_postgresql_agree(
             assert list(connection.execute(query).scalars()) == expected, connection.dialect.name
 
 
+def test_the_largest_filter_runs_on_both_databases(databases: list[Database]) -> None:
+    values = [f"{n}" * 10 if n % 2 else n + 0.5 for n in range(256)]
+    where = parse_filter({"or": [{f"f{at}": {op: values}} for at in range(2) for op in ("in", "any", "all")]})
+    for database in databases:
+        with database.write() as connection:
+            connection.execute(sa.delete(documents))
+            connection.execute(sa.insert(documents), [{"id": 1, "metadata": {"f1": 254.5}}])
+            condition = filter_condition(where, documents.c.metadata, connection.dialect.name)
+            assert list(connection.execute(sa.select(documents.c.id).where(condition)).scalars()) == [1]
+
+
 ITEM: dict[str, object] = {"n": 1, "t": "x", "yes": True, "tags": ["a", 2], "null": None}
 
 
@@ -113,6 +124,7 @@ for _ in range(8):
     [
         None, [], {}, "x", {"a": {}}, {"a": {"like": 1}}, {"a": {"lt": True}}, {"a": {"lt": None}}, {"a": {"in": []}},
         {"a": {"in": "x"}}, {"a": {"exists": 1}}, {"and": []}, {"or": {"a": 1}}, {"not": []}, {"a": [1]},
+        {"or": [{"a": {"in": list(range(256))}}] * 9},
         {"a": 2**53}, {"a": float("nan")}, {"a": float("inf")}, {"a": "\0"}, {"a": "x" * 1025}, {"a\0": 1}, DEEP,
         {"and": [{"a": n} for n in range(65)]}, {"field": "a", "op": "eq"}, {"field": 1, "op": "eq", "value": 1},
         {"field": "a", "op": "eq", "value": 1, "more": 1}, {"a": {"eq": {"b": 1}}}, {"a": "\ud800"},

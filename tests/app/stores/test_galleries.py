@@ -2,14 +2,27 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from app.errors import Conflict, Damaged, DiskFull, FingerprintMismatch, Invalid, NotFound, PreconditionFailed
+from app.api.preconditions import ANY_VERSION
+from app.errors import (
+    Conflict,
+    Damaged,
+    DiskFull,
+    EngineUnavailable,
+    FingerprintMismatch,
+    Invalid,
+    NotFound,
+    PreconditionFailed,
+)
 from app.stores.blobs import Blobs
 from app.stores.database import Database
 from app.stores.filters import parse_filter
 from app.stores.index_base import IndexOptions
+from app.stores.index_snapshots import IndexSnapshots
+from app.stores.upkeep import Upkeep
 from tests.app.stores.stores import Stores, new_item, open_stores, unit
 
 
@@ -26,10 +39,11 @@ def test_default_exists_and_cannot_be_deleted(stores: Stores) -> None:
 
 def test_written_items_are_found_best_first_with_ties_by_id(stores: Stores) -> None:
     written = [new_item("b", unit(1)), new_item("a", unit(1)), new_item("c", unit(1, 1))]
-    seq, replaced = stores.items.upsert("default", written)
-    assert (seq, replaced) == (4, [False, False, False])
+    done = stores.items.upsert("default", written)
+    assert (done.seq, done.replaced) == (4, [False, False, False])
+    assert [(item.id, item.seq) for item in done.items] == [("b", 2), ("a", 3), ("c", 4)]
     searched_at, found = stores.galleries.search("default", unit(1), k=10, min_score=None)
-    assert searched_at == seq
+    assert searched_at == done.seq
     assert [f.hit.external_id for f in found] == ["a", "b", "c"]
     assert found[2].hit.score == pytest.approx(2**-0.5)
     assert found[0].metadata == {"name": "a"}
@@ -55,8 +69,7 @@ def test_a_filtered_search_returns_what_matches(stores: Stores) -> None:
 
 def test_replacing_an_item_changes_its_vector_and_collects_its_old_picture(stores: Stores, blobs: Blobs) -> None:
     stores.items.upsert("default", [new_item("a", unit(1), b"old")])
-    _, replaced = stores.items.upsert("default", [new_item("a", unit(0, 1), b"new")])
-    assert replaced == [True]
+    assert stores.items.upsert("default", [new_item("a", unit(0, 1), b"new")]).replaced == [True]
     assert stores.galleries.get("default").count == 1
     assert stores.items.picture("default", "a")[1] == b"new"
     assert blobs.count() == 1
@@ -65,7 +78,7 @@ def test_replacing_an_item_changes_its_vector_and_collects_its_old_picture(store
 
 
 def test_a_write_that_is_not_waited_for_is_seen_after_catching_up(stores: Stores) -> None:
-    seq, _ = stores.items.upsert("default", [new_item("a", unit(1))], wait=False)
+    seq = stores.items.upsert("default", [new_item("a", unit(1))], wait=False).seq
     assert stores.found(unit(1)) == []
     assert stores.indexes.catch_up() == seq
     assert stores.found(unit(1)) == ["a"]
@@ -94,7 +107,7 @@ def test_many_are_deleted_at_once_by_id_or_by_filter(stores: Stores, blobs: Blob
 
 
 def test_metadata_changes_under_if_match_alone(stores: Stores) -> None:
-    seq, _ = stores.items.upsert("default", [new_item("a", unit(1))])
+    seq = stores.items.upsert("default", [new_item("a", unit(1))]).seq
     with pytest.raises(PreconditionFailed):
         stores.items.change("default", "a", lambda old: {**old, "n": 1}, if_match=[seq + 1])
     changed, item = stores.items.change("default", "a", lambda old: {**old, "n": 1}, if_match=[seq])
@@ -168,6 +181,53 @@ def test_an_export_is_of_one_moment(stores: Stores) -> None:
     assert [one.id for one in exported] == [f"i{n:03}" for n in range(300)]
     assert seq < stores.galleries.head_seq()
     assert exported[7].vector.tolist() == unit(1, 7).tolist()
+
+
+def test_an_export_that_lost_rows_to_a_vacuum_says_so(
+    stores: Stores, database: Database, blobs: Blobs, tmp_path: Path
+) -> None:
+    stores.items.upsert("default", [new_item(f"i{n:03}", unit(1, n)) for n in range(300)])
+    _, parts = stores.items.export("default")
+    next(parts)
+    stores.items.remove("default", "i299")
+    Upkeep(database, blobs, IndexSnapshots(tmp_path / "indexes")).vacuum()
+    with pytest.raises(EngineUnavailable):
+        next(parts)
+
+
+def test_if_match_of_any_version_needs_an_item(stores: Stores) -> None:
+    with pytest.raises(PreconditionFailed):
+        stores.items.upsert("default", [new_item("a", unit(1))], if_match=ANY_VERSION)
+    stores.items.upsert("default", [new_item("a", unit(1))])
+    assert stores.items.upsert("default", [new_item("a", unit(1))], if_match=ANY_VERSION).replaced == [True]
+
+
+def test_a_picture_cut_short_is_written_again(stores: Stores, tmp_path: Path) -> None:
+    stores.items.upsert("default", [new_item("a", unit(1), b"a whole picture")])
+    (path,) = (path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file())
+    path.write_bytes(b"a whole")
+    with pytest.raises(Damaged):
+        stores.items.picture("default", "a")
+    stores.items.upsert("default", [new_item("a", unit(1), b"a whole picture")])
+    assert stores.items.picture("default", "a")[1] == b"a whole picture"
+
+
+def test_a_search_beside_unseen_deletes_still_fills_k(
+    stores: Stores, database: Database, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process deletes between each look at the index and the look at the rows."""
+    stores.items.upsert("default", [new_item(f"i{n:02}", unit(1, n / 50)) for n in range(40)])
+    other, doomed = open_stores(database, blobs), [f"i{n:02}" for n in range(12)]
+    original = stores.indexes.search
+
+    def search(*args: Any) -> Any:
+        found = original(*args)
+        for item_id in [doomed.pop(0) for _ in range(3) if doomed]:
+            other.items.remove("default", item_id)
+        return found
+
+    monkeypatch.setattr(stores.indexes, "search", search)
+    assert stores.found(unit(1), k=5) == [f"i{n:02}" for n in range(12, 17)]
 
 
 def test_a_full_disk_leaves_nothing_behind(

@@ -58,7 +58,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.stores.items.upsert(gallery, new)
             return
         known = [one in self.model[gallery] for one in ids]
-        assert self.stores.items.upsert(gallery, new, wait=wait)[1] == known
+        assert self.stores.items.upsert(gallery, new, wait=wait).replaced == known
         self.model[gallery].update({one: (n, {"n": n}) for one in ids})
 
     @rule(gallery=GALLERIES, item_id=IDS, n=NUMBERS)

@@ -42,12 +42,12 @@ def test_concurrent_writes_and_deletes_converge_to_equal_digests(replicas: list[
 
 def test_a_replica_sees_a_write_once_it_is_at_its_seq(replicas: list[Stores]) -> None:
     one, other = replicas
-    seq, _ = one.items.upsert("default", [new_item("a", unit(1))])
+    seq = one.items.upsert("default", [new_item("a", unit(1))]).seq
     assert other.indexes.applied_seq < seq
     assert other.indexes.catch_up() >= seq
     assert other.found(unit(1)) == ["a"]
     one.galleries.put("pets", "")
-    seq, _ = one.items.upsert("pets", [new_item("b", unit(1))])
+    seq = one.items.upsert("pets", [new_item("b", unit(1))]).seq
     one.items.remove("default", "a")
     other.indexes.catch_up()
     assert (other.found(unit(1)), other.found(unit(1), "pets")) == ([], ["b"])

@@ -9,7 +9,8 @@ from app.errors import Conflict, FingerprintMismatch, Invalid, NotFound, Precond
 from app.stores import facts
 from app.stores.blobs import Blobs
 from app.stores.database import Database
-from app.stores.support_sets import Episode, EpisodeLimits, NewSupport, NewWay, SupportSets
+from app.stores.episode_records import Episode, EpisodeLimits, NewSupport, NewWay
+from app.stores.support_sets import SupportSets
 
 VECTORS = np.eye(4, dtype=np.float32)
 LIMITS = EpisodeLimits(ways=3, support_per_way=3)
@@ -51,6 +52,9 @@ def test_an_episode_is_read_back_whole_and_in_order(store: SupportSets) -> None:
     assert read.ways[1].support[1].vector.tolist() == [0, 0, 1, 0]
     assert store.picture(episode.id, read.ways[1].support[0].id)[1] == b"b"
     assert (read.version, read.fingerprint) == (1, "f")
+    (listed,) = store.all(after=None, limit=10)
+    assert content(listed) == content(read)
+    assert all(one.vector.size == 0 for way in listed.ways for one in way.support)
 
 
 def test_support_is_added_to_old_and_new_ways(store: SupportSets) -> None:

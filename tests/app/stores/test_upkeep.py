@@ -1,6 +1,7 @@
 """Snapshots, checks, vacuums and backups of real stores, and what damage does to them."""
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from app.stores import facts
 from app.stores.backup import BackupRefused, restore_backup, write_backup
 from app.stores.blobs import Blobs
 from app.stores.database import Database, attach_database, open_database
+from app.stores.episode_records import NewSupport, NewWay
 from app.stores.index_base import IndexOptions, Kind
 from app.stores.index_snapshots import IndexSnapshots
-from app.stores.support_sets import NewSupport, NewWay, SupportSets
+from app.stores.support_sets import SupportSets
 from app.stores.tables import changes, item_vectors
 from app.stores.tables import items as item_rows
 from app.stores.upkeep import Upkeep
@@ -54,7 +56,7 @@ def test_a_start_goes_on_from_the_snapshot_and_the_log(
     second = open_stores(database, blobs, options=options)
     second.items.remove("default", "i7")
     second.items.upsert("default", [new_item("i8", unit(0, 0, 1)), new_item("new", unit(0, 0, 1))])
-    monkeypatch.setattr("app.stores.indexes._read_all", None)
+    monkeypatch.setattr("app.stores.indexes.read_all", None)
     third = open_stores(database, blobs, snapshots=folder, options=options)
     assert third.indexes.state("default").digest == second.indexes.state("default").digest
     assert third.indexes.state("default").kind == kind
@@ -127,6 +129,19 @@ def test_a_snapshot_of_another_history_is_not_believed(database: Database, blobs
         connection.execute(sa.delete(item_rows).where(item_rows.c.external_id == "i1"))
     again = open_stores(database, blobs, snapshots=folder)
     assert "i1" not in again.found(unit(1))
+
+
+def test_what_a_killed_writer_left_unfinished_is_removed(database: Database, blobs: Blobs, folder: Path) -> None:
+    stores = open_stores(database, blobs, snapshots=folder)
+    fill(stores)
+    stores.indexes.close()
+    (gallery,) = folder.iterdir()
+    unfinished = gallery / ".00000000000000000099.7"
+    unfinished.mkdir()
+    (unfinished / "base.faiss").write_bytes(b"x")
+    again = open_stores(database, blobs, snapshots=folder)
+    assert not unfinished.exists()
+    assert again.indexes.state("default").digest == stores.indexes.state("default").digest
 
 
 def test_only_the_last_two_snapshots_are_kept(database: Database, blobs: Blobs, folder: Path) -> None:
@@ -203,7 +218,7 @@ def test_a_backup_is_restored_whole(
     assert len(again.found(unit(1))) == 29
     assert again.items.picture("default", "i1")[1] == b"i1"
     assert SupportSets(other, kept, fingerprint=FINGERPRINT).get(episode.id).method == "ridge"
-    assert again.items.upsert("default", [new_item("next", unit(1))])[0] == done.seq + 1
+    assert again.items.upsert("default", [new_item("next", unit(1))]).seq == done.seq + 1
     assert Upkeep(other, kept, IndexSnapshots(tmp_path / "x")).check(deep=True) == []
     with pytest.raises(BackupRefused, match="not empty"):
         restore_backup(tmp_path / "backup", other, kept)
@@ -229,6 +244,21 @@ def test_a_backup_runs_beside_the_service_and_pictures_wait_for_it(tmp_path: Pat
     assert blobs.count() == 19
     beside.close()
     serving.close()
+
+
+def test_a_backup_that_ends_leaves_a_later_ones_hold(tmp_path: Path) -> None:
+    database, blobs = open_database(data_dir=tmp_path / "data"), Blobs(str(tmp_path / "data" / "blobs"))
+    stores = open_stores(database, blobs)
+    stores.items.upsert("default", [new_item("a", unit(1), b"old")])
+
+    def begin_another(*_: int) -> None:
+        with database.write() as connection:
+            facts.write(connection, facts.PICTURES_HELD_UNTIL, str(time.time() + 60))
+
+    write_backup(database, blobs, tmp_path / "copy", begin_another)
+    stores.items.upsert("default", [new_item("a", unit(1), b"new")])
+    assert blobs.count() == 2
+    database.close()
 
 
 def test_a_damaged_backup_is_refused(database: Database, blobs: Blobs, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 import threading
 
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.stores.index_base import IndexOptions, Kind
+from app.stores import index_base
+from app.stores.index_base import IndexOptions, Kind, Storage
+from app.stores.index_device import DeviceIndex
 from app.stores.vector_index import MERGE_AT, Entry, Removal, VectorIndex, mark_of
 
 D = 16
@@ -65,6 +68,56 @@ def test_ties_across_the_kth_place_all_come() -> None:
     index.load(np.tile(vector, (50, 1)), np.arange(50), 0)
     index.apply([Entry(item_id=60, vector=vector, mark=1)], [])
     assert sorted(index.search(vector, 3)[0].tolist()) == [*range(50), 60]
+
+
+@pytest.mark.parametrize("storage", ["fp16", "sq8"])
+def test_lossy_storage_gives_candidates_to_spare(storage: Storage) -> None:
+    index = VectorIndex(D, IndexOptions(kind="hnsw", storage=storage))
+    index.apply(entries(np.random.default_rng(4), 1, 500), [])
+    index.merge()
+    assert len(index.search(np.eye(D, dtype=np.float32)[0], 10)[0]) == 40
+
+
+def test_the_recall_told_is_reached_by_queries_far_from_every_vector() -> None:
+    generator = np.random.default_rng(5)
+    new = entries(generator, 1, 3000)
+    index = VectorIndex(D, IndexOptions(kind="hnsw"))
+    index.apply(new, [])
+    index.merge()
+    told = index.snapshot.base.recall
+    assert told is not None
+    live = {entry.item_id: entry for entry in new}
+    queries = [entry.vector for entry in entries(generator, 9000, 50)]
+    found = [len(brute_force(live, query, 10) & set(index.search(query, 10)[0].tolist())) / 10 for query in queries]
+    assert np.mean(found) >= 0.98
+
+
+def test_a_gpu_answers_as_the_cpu_does_deletions_included(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAISS without a GPU stands in for one: what is handed to it, and what is made of its answers."""
+    asked: list[int] = []
+
+    class Copy(DeviceIndex):
+        def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            asked.append(k)
+            return super().search(queries, k)
+
+    monkeypatch.setattr(index_base, "copy_to_device", lambda index: Copy(faiss.clone_index(index), None))
+    new = entries(np.random.default_rng(6), 1, 400)
+    index, plain = VectorIndex(D), VectorIndex(D)
+    plain.apply(new, [])
+    index.apply(new, [])
+    index.merge()
+    for gone in (0, 40):
+        dead = [removal(entry) for entry in new[:gone]]
+        index.apply([], dead)
+        plain.apply([], dead)
+        query = new[50].vector
+        ids, scores = index.search(query, 10)
+        wanted = plain.search(query, 10)
+        assert set(ids.tolist()) == set(wanted[0].tolist())
+        np.testing.assert_allclose(sorted(scores), sorted(wanted[1]), atol=1e-6)
+    assert asked
+    assert len(index.search(new[50].vector, 10, np.arange(1, 400, 3))[0]) >= 10
 
 
 def test_an_empty_index_answers_nothing() -> None:
