@@ -35,9 +35,13 @@ SCHEDULES ?= 10000
 prove-engine: $(VENV)/test.stamp ## ten thousand random schedules of arrivals, departures and faults
 	ENGINE_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest tests/app/engine/test_schedules.py --durations=1
 
-prove-state: $(VENV)/test.stamp ## hundreds of kills on both databases, 10,000 changes in order, long random histories (hours)
-	ORDER_CHANGES=10000 CRASHES_SQLITE=200 CRASHES_POSTGRESQL=50 STORE_EXAMPLES=300 STORE_STEPS=60 \
-		$(BIN)/python -m pytest tests/app/stores --durations=5
+CHANGES ?= 10000
+KILLS_SQLITE ?= 200
+KILLS_POSTGRESQL ?= 50
+prove-state: $(VENV)/test.stamp ## hundreds of kills on both databases, 10,000 changes in order, long random histories; into docs/results/state.md
+	ORDER_CHANGES=$(CHANGES) CRASHES_SQLITE=$(KILLS_SQLITE) CRASHES_POSTGRESQL=$(KILLS_POSTGRESQL) \
+		STORE_EXAMPLES=150 STORE_STEPS=50 REPLICA_WRITES=2000 FILTER_EXAMPLES=3000 \
+		STATE_REPORT=docs/results/state.md $(BIN)/python -m pytest tests/app/stores --durations=10
 
 # The peers' packages live apart from ours, on top of them.
 PEERS ?= /tmp/peers

@@ -13,6 +13,7 @@ from app.stores import change_log, facts
 from app.stores.database import Database
 from app.stores.tables import class_set_vectors, class_sets
 from app.stores.vector_bytes import pack, unpack
+from app.stores.write_points import reached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,8 @@ class ClassSets:
             connection.execute(sa.insert(class_set_vectors), embedded)
             seq = change_log.append(connection, "class_set.put", name)
             stored = _class_set(_required(connection, name))
+            reached("rows.written")
+        reached("rows.committed")
         return seq, stored, old is None
 
     def get(self, name: str) -> ClassSet:

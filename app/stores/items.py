@@ -137,6 +137,8 @@ class Items:
                 values["metadata"] = dict(change(row.metadata))
             updated = sa.update(items).where(items.c.id == row.id).values(values).returning(items)
             item = item_of(connection.execute(updated).one())
+            reached("rows.written")
+        reached("rows.committed")
         return seq, item
 
     def remove(self, name: str, item_id: str, *, wait: bool = True, if_match: Sequence[int] | None = None) -> int:

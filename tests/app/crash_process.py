@@ -40,7 +40,7 @@ def main() -> int:
         point, _, number = said.partition(":")
         count = int(number)
         if point == "random":
-            point, count = "any", random.Random(count).randrange(1, 120)
+            point, count = "any", random.Random(count).randrange(1, 240)
         write_points.listen(Killer(point, count))
     return serve(Settings(), build_services)
 

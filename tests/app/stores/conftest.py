@@ -1,5 +1,6 @@
 """Real databases and blob folders in temporary places: the same suite for SQLite and PostgreSQL."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,10 +8,29 @@ from pathlib import Path
 import pytest
 
 from app.stores.blobs import Blobs
-from app.stores.database import Database, open_database
+from app.stores.database import Database, attach_database, open_database
+from benchmarks.header import header
 from tests.app.postgres import PostgresServer
 
 OpenReplica = Callable[[], Database]
+Tell = Callable[[str], None]
+_TOLD = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Tell:
+    """Say what was proven: lines at the end of the run, and in the file that `STATE_REPORT` names."""
+    return request.config.stash.setdefault(_TOLD, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    told = terminalreporter.config.stash.get(_TOLD, [])
+    for line in told:
+        terminalreporter.write_line(line)
+    path = os.environ.get("STATE_REPORT")
+    if path and exitstatus == 0:
+        title = ["# What the state withstands", "", header("make prove-state"), ""]
+        Path(path).write_text("\n".join([*title, *(f"- {line}." for line in told)]) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -35,6 +55,20 @@ def database(tmp_path: Path, database_url: str | None) -> Iterator[Database]:
 @pytest.fixture
 def blobs(tmp_path: Path) -> Blobs:
     return Blobs(str(tmp_path / "data" / "blobs"))
+
+
+@pytest.fixture
+def open_another(tmp_path: Path, database_url: str | None) -> Iterator[OpenReplica]:
+    """Opens one more process's worth of one database, SQLite or PostgreSQL, as `vermouth db` would."""
+    with ExitStack() as stack:
+        stack.callback(open_database(data_dir=tmp_path, url=database_url).close)
+
+        def open_one() -> Database:
+            database = attach_database(data_dir=tmp_path, url=database_url)
+            stack.callback(database.close)
+            return database
+
+        yield open_one
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Filters mean the same in Python, SQLite and PostgreSQL."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from app.stores.filter_sql import filter_condition
 from app.stores.filters import MAX_INTEGER, matches, parse_filter
 from tests.app.postgres import PostgresServer
 
+EXAMPLES = int(os.environ.get("FILTER_EXAMPLES", "200"))
 FIELDS = st.sampled_from(["a", "b", "and", "not", "field", "op", "", 'q"uo\\te', "é.x", "$", "a[0]", "日本"])
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
 NUMBERS = st.one_of(
@@ -65,7 +67,7 @@ def databases(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
     postgres.drop(url)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(found=FILTERS, stored=st.lists(METADATA, min_size=1, max_size=6))
 def test_python_sqlite_and_postgresql_agree(
     databases: list[Database], found: dict[str, Any], stored: list[dict[str, Any]]

@@ -18,6 +18,7 @@ from app.stores.filters import matches, parse_filter
 from app.stores.index_snapshots import IndexSnapshots
 from app.stores.upkeep import Upkeep
 from tests.app.postgres import PostgresServer
+from tests.app.stores.conftest import Tell
 from tests.app.stores.stores import Stores, new_item, open_stores, unit
 
 EXAMPLES = int(os.environ.get("STORE_EXAMPLES", "8"))
@@ -161,12 +162,14 @@ RUN = settings(
 )
 
 
-def test_sqlite_equals_the_model() -> None:
+def test_sqlite_equals_the_model(tell: Tell) -> None:
     run_state_machine_as_test(StoreMachine, settings=RUN)
+    tell(f"sqlite: {EXAMPLES} random histories of up to {STEPS} steps equal a plain dictionary")
 
 
-def test_postgresql_equals_the_model(postgres: PostgresServer) -> None:
+def test_postgresql_equals_the_model(postgres: PostgresServer, tell: Tell) -> None:
     class PostgresMachine(StoreMachine):
         server = postgres
 
     run_state_machine_as_test(PostgresMachine, settings=RUN)
+    tell(f"postgresql: {EXAMPLES} random histories of up to {STEPS} steps equal a plain dictionary")
