@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from app.errors import ServiceError
 from app.settings import Settings
 from app.stores.backup import BackupRefused, restore_backup, write_backup
 from app.stores.blobs import Blobs
@@ -121,7 +122,7 @@ def _told() -> Iterator[None]:
     """What an operator can mend is a line, not a traceback."""
     try:
         yield
-    except (DataFolderLocked, UnusableDatabase, BackupRefused) as err:
+    except (DataFolderLocked, UnusableDatabase, BackupRefused, ServiceError) as err:
         _console.print(f"error: {err}", style="red", markup=False)
         raise typer.Exit(1) from err
 

@@ -30,7 +30,15 @@ _RETRY = frozenset({429, 503, 504})
 
 
 class ServiceRefused(Exception):
-    """The service did not take what was sent; the message says why."""
+    """The service did not take what was sent; the message says why.
+
+    Attributes:
+        answer: what it said, where it said something.
+    """
+
+    def __init__(self, message: str, answer: httpx.Response | None = None) -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 @gallery_app.command("demo")
@@ -174,7 +182,7 @@ def send(
             break
         pause_s = answer.headers.get("retry-after", "")
         time.sleep(min(30.0, float(pause_s) if pause_s.isdigit() else 0.5 * (attempt + 1)))
-    raise ServiceRefused(f"{method} {url} answered {answer.status_code}: {answer.text[:300]}")
+    raise ServiceRefused(f"{method} {url} answered {answer.status_code}: {answer.text[:300]}", answer)
 
 
 def _add(client: httpx.Client, gallery: str, part: Sequence[DemoPicture]) -> list[dict[str, Any]]:

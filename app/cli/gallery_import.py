@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import httpx
 from rich.progress import Progress, TaskID
 
-from app.cli.gallery import existing_ids, send
+from app.cli.gallery import ServiceRefused, existing_ids, send
 from app.cli.import_sources import Importable
 
 MAX_BATCH_BYTES = 16 << 20
+_REFUSED_AS_A_WHOLE = frozenset({400, 413, 415, 422})
 
 
 @dataclass(slots=True)
@@ -53,14 +54,17 @@ def import_pictures(
 
 
 def _new(pictures: Iterable[Importable], known: set[str], done: Imported) -> Iterator[Importable]:
+    seen: set[str] = set()
     for one in pictures:
         if one.fault is not None:
             done.rejected.append(f"{one.name}: {one.fault}")
+        elif one.id in seen:
+            done.rejected.append(f"{one.name}: its id {one.id!r} came before")
         elif one.id in known:
             done.skipped += 1
         else:
-            known.add(one.id)
             yield one
+        seen.add(one.id)
 
 
 def _batches(pictures: Iterable[Importable], size: int) -> Iterator[list[Importable]]:
@@ -77,7 +81,19 @@ def _batches(pictures: Iterable[Importable], size: int) -> Iterator[list[Importa
 
 
 def _send(client: httpx.Client, gallery: str, part: Sequence[Importable]) -> list[str]:
-    """Add one batch; a line for each picture that was rejected."""
+    """Add one batch; a line for each picture that was rejected. What refuses a batch as a whole is found by halving."""
+    try:
+        return _send_once(client, gallery, part)
+    except ServiceRefused as err:
+        if err.answer is None or err.answer.status_code not in _REFUSED_AS_A_WHOLE:
+            raise
+        if len(part) > 1:
+            middle = len(part) // 2
+            return [*_send(client, gallery, part[:middle]), *_send(client, gallery, part[middle:])]
+        return [f"{part[0].name}: {err.answer.json()['detail']}"]
+
+
+def _send_once(client: httpx.Client, gallery: str, part: Sequence[Importable]) -> list[str]:
     files = [("image", (one.id, one.data)) for one in part]
     items = [{"id": one.id, "metadata": one.metadata, "caption": one.caption} for one in part]
     answer = send(

@@ -44,6 +44,8 @@ def measure_qdrant(sample: Sample) -> dict[str, Any]:
         config = edge.EdgeConfig(
             vectors=edge.EdgeVectorParams(size=sample.vectors.shape[1], distance=edge.Distance.Dot),
             hnsw_config=edge.HnswIndexConfig(m=HNSW_LINKS, ef_construct=HNSW_CONSTRUCTION_WIDTH, full_scan_threshold=1),
+            # Its graph at every size: by default small shards are scanned.
+            optimizers=edge.EdgeOptimizersConfig(indexing_threshold=1, default_segment_number=1),
         )
         shard = edge.EdgeShard.create(folder, config)
         for start in range(0, len(sample.vectors), BATCH):

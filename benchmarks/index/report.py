@@ -64,7 +64,7 @@ def _bars(ours: list[Told]) -> Iterator[str]:
         start = row["store"]["restart"]["serves_s"]
         yield (
             f"- {row['size']:,}: recall {row['recall']:.3f} (bar {RECALL}: {_said(row['recall'] >= RECALL)});"
-            f" latency {row['latency_ratio']:.2f} × plain FAISS at equal recall"
+            f" latency {row['latency_ratio']:.2f} × plain {row['against']} at equal recall"
             f" (bar {RATIO}: {_said(row['latency_ratio'] <= RATIO)}); filtered queries that got all there is"
             f" {least:.0%} ({_said(least == 1)}); a restart serves in {start:.1f} s"
             f" (bar {RESTART_S}: {_said(start <= RESTART_S)})."

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from app.stores import change_log, facts
 from app.stores.blobs import Blobs
-from app.stores.database import Database, open_database
+from app.stores.database import SQLITE_FILE, Database, open_database
 from app.stores.filters import parse_filter
 from app.stores.galleries import Galleries
 from app.stores.gallery_records import NewItem
@@ -42,11 +42,11 @@ def measure(sample: Sample, index: VectorIndex, options: IndexOptions) -> dict[s
         started = time.perf_counter()
         _fill(database, sample)
         row: dict[str, Any] = {"fill_s": time.perf_counter() - started}
-        row["database_bytes"] = sum(path.stat().st_size for path in folder.glob("*.sqlite3*"))
         started = time.perf_counter()
         _keep_snapshot(database, folder, index)
         row["snapshot_s"] = time.perf_counter() - started
         database.close()
+        row["database_bytes"] = (folder / SQLITE_FILE).stat().st_size
         row["restart"] = _restarted(folder, dimension, options)
         row.update(_used(folder, sample, options))
         (folder / "indexes").rename(folder / "gone")

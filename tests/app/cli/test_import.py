@@ -112,6 +112,17 @@ async def test_one_line_tells_of_each_rejected_file(app: FastAPI, tmp_path: Path
     assert sorted(line.split(":")[0] for line in done.rejected) == ["a.png", "broken.png", "missing.png"]
 
 
+async def test_what_would_refuse_a_whole_batch_rejects_itself_alone(app: FastAPI, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    rows = [["a.png", "a", "x"], ["a.png", "b", "y" * 20_000], ["a.png", "c", "x"], ["a.png", "a", "again"]]
+    with (folder / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "id", "note"], *rows])
+    done = await run(app, folder / "table.csv")
+    assert (done.added, done.skipped, len(done.rejected)) == (2, 0, 2)
+    assert any("metadata" in line for line in done.rejected)
+    assert any("came before" in line for line in done.rejected)
+
+
 async def test_what_is_no_source_is_told(tmp_path: Path) -> None:
     for name, content in (("x.zip", b"no archive"), ("x.tar", b"no archive"), ("x.csv", b"id\n1\n"), ("x.doc", b"")):
         (tmp_path / name).write_bytes(content)
