@@ -64,7 +64,7 @@ bench-maxima: $(VENV)/test.stamp ## every limit at its maximum
 
 bench-index: $(VENV)/test.stamp $(PEERS)/bin/ray ## the vector index beside FAISS HNSW, usearch and Qdrant Edge, into docs/results (twenty minutes)
 	$(PEERS)/bin/python -m pip install --quiet usearch qdrant-edge-py
-	$(PEERS)/bin/python -m benchmarks.index
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m benchmarks.index
 
 lint: $(VENV)/test.stamp ## style, types and import contracts
 	$(BIN)/ruff check .

@@ -290,7 +290,16 @@ def _among(ids: Ids, allowed: Ids | None) -> NDArray[np.bool_]:
     """Which of ascending `ids` are in ascending `allowed`: [n] bool."""
     if allowed is None:
         return np.ones(len(ids), bool)
-    if not len(allowed):
-        return np.zeros(len(ids), bool)
-    places = np.minimum(np.searchsorted(allowed, ids), len(allowed) - 1)
-    return np.asarray(allowed[places] == ids)
+    found = np.zeros(len(ids), bool)
+    if not len(ids):
+        return found
+    first, last = int(ids[0]), int(ids[-1])
+    start, end = np.searchsorted(allowed, (first, last + 1))
+    allowed = allowed[start:end]
+    if last - first + 1 == len(ids):
+        # Nothing was ever replaced: ids are places, and no search is needed.
+        found[allowed - first] = True
+        return found
+    places = np.searchsorted(ids, allowed)
+    found[places[ids[places] == allowed]] = True
+    return found

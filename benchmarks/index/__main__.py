@@ -27,12 +27,13 @@ PARTS = ("vermouth", "usearch", "qdrant edge")
 def main() -> None:
     """Measure what was not measured yet, and write the report."""
     options = _options()
-    # Graphs are built by all cores; a search of one query takes one thread whatever is set here.
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    faiss.omp_set_num_threads(1)
     index = IndexOptions(flat_rows=options.flat_rows)
     if options.restart is not None:
         sys.stdout.write(json.dumps(store.restart(options.restart, options.dimension, index)) + "\n")
-        return
+        sys.stdout.flush()
+        # A graph may be building in the background, for minutes; nobody waits for it here.
+        os._exit(0)
     path: Path = options.out / "index.json"
     told: dict[str, Any] = {"dimension": options.dimension, "parts": []}
     if path.exists() and not options.again:
