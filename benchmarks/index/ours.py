@@ -104,7 +104,7 @@ def _filtered(index: VectorIndex, sample: Sample, share: float) -> dict[str, flo
     """Search among a random share of the ids, as the filter's SQL gives them."""
     allowed = _allowed(sample, share)
     rows = sample.vectors[allowed - 1]
-    whole, right, took = 0, 0, list[float]()
+    whole, right, took = 0, 0.0, list[float]()
     for query in sample.queries[:FILTERED]:
         started = time.perf_counter()
         ids, scores = index.search(query, K, allowed)
