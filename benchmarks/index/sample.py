@@ -77,18 +77,23 @@ def all_cores() -> Iterator[None]:
 
 
 def timed(sample: Sample, *searches: Search) -> Sequence[Timed]:
-    """Each search over all queries, in turns, so that whatever else runs here slows all of them."""
+    """Each search over all queries, in turns, so that whatever else runs here slows all of them.
+
+    In each turn they get different queries: a second search for the same one would find its vectors in the cache.
+    """
     for query in sample.queries[:WARM]:
         for search in searches:
             search(query)
     took = np.empty((len(searches), len(sample.queries)))
     right = np.zeros(len(searches))
-    for at, (query, true) in enumerate(zip(sample.queries, sample.exact, strict=True)):
+    for turn in range(len(sample.queries)):
         for one, search in enumerate(searches):
+            at = (turn + one * len(sample.queries) // len(searches)) % len(sample.queries)
+            query = sample.queries[at]
             started = time.perf_counter()
             found = search(query)
             took[one, at] = time.perf_counter() - started
-            right[one] += len(np.intersect1d(true, found))
+            right[one] += len(np.intersect1d(sample.exact[at], found))
     return [
         Timed(recall=float(hits / sample.exact.size), p50_ms=percentile_ms(times, 50), p99_ms=percentile_ms(times, 99))
         for hits, times in zip(right, took, strict=True)
