@@ -125,13 +125,15 @@ async def _answer_once(
     request.state.idempotency_token = claim.token
     try:
         response = await handle(request)
+        headers = {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS}
+        answer = Answer(status=response.status_code, headers=headers, body=bytes(response.body))
+        # The write is done: its answer is kept even if the deadline or the client's leaving ends this request now.
+        await asyncio.shield(tasks.database.run_write(keys.keep, name, answer))
     except BaseException:
         # Also when the client went away: a repeat writes the same rows, for their ids follow from the token.
+        # A key whose answer is kept stays so.
         await tasks.database.run_write(keys.release, name)
         raise
-    headers = {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS}
-    answer = Answer(status=response.status_code, headers=headers, body=bytes(response.body))
-    await tasks.database.run_write(keys.keep, name, answer)
     return response
 
 

@@ -12,7 +12,7 @@ from app.stores import change_log, facts
 from app.stores.blobs import Blobs
 from app.stores.database import Database
 from app.stores.filter_sql import filter_condition
-from app.stores.filters import Filter
+from app.stores.filters import Filter, matches
 from app.stores.gallery_records import Found, Gallery, Hit
 from app.stores.indexes import Indexes
 from app.stores.tables import galleries, item_vectors, items
@@ -76,6 +76,11 @@ class Galleries:
         if not found:
             raise _no_gallery(name)
         return found[0]
+
+    def require(self, name: str) -> None:
+        """Raises NotFound where there is no such gallery; nothing is counted."""
+        with self._database.read() as connection:
+            gallery_id(connection, name)
 
     def all(self) -> Sequence[Gallery]:
         """Every gallery, by name."""
@@ -150,9 +155,11 @@ class Galleries:
             allowed = None if where is None else self._matching(name, where)
             ids, scores, are_near = self._indexes.search(name, query, wanted, allowed)
             found = self._found(ids, scores, query if are_near else None)
+            if where is not None:
+                found = [one for one in found if matches(where, one.metadata)]
             if len(found) == len(ids):
                 break
-            # Rows went away since the index was read: let it follow, and look again with as many to spare.
+            # Rows went away, or changed, since they were chosen: follow, and look again with as many to spare.
             wanted = min(k + 2 * (len(ids) - len(found)), MAX_SPARE + k)
             self._indexes.catch_up()
         found.sort(key=lambda one: (-round(one.hit.score / TIE), one.hit.external_id))

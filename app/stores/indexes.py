@@ -101,8 +101,9 @@ class Indexes:
                     self.catch_up()
                     self._followed_at_s = time.monotonic()
                 except ServiceError:
-                    # The database is away: whoever reads hears of it, and the next round tries again.
+                    # The database is away: whoever reads hears of it, and the next round tries again, nudged or not.
                     time.sleep(interval_s or 0.1)
+                    self._wake.set()
 
         if interval_s is not None:
             self._patience_s = PATIENCE_S + 2 * interval_s

@@ -193,7 +193,14 @@ class Items:
     def picture(self, name: str, item_id: str) -> tuple[Item, bytes]:
         """One item and its stored bytes. Raises NotFound."""
         item = self.item(name, item_id)
-        return item, self._blobs.get(item.sha256)
+        while True:
+            try:
+                return item, self._blobs.get(item.sha256)
+            except NotFound:
+                # Replaced since the row was read, and collected: the row now names another.
+                read, item = item, self.item(name, item_id)
+                if item.sha256 == read.sha256:
+                    raise
 
     def export(self, name: str) -> tuple[int, Iterator[Sequence[Exported]]]:
         """All items with their vectors, in parts.

@@ -89,7 +89,7 @@ class Ingest:
             NotFound: no such gallery.
             As `Pictures.prepare` and `FeatureEngine`; nothing was written then.
         """
-        await self._database.run(self._galleries.get, gallery)
+        await self._database.run(self._galleries.require, gallery)
         ids = [request.id or _made_up(token, at) for at, request in enumerate(requests)]
         outcomes: dict[int, Outcome] = {}
         with self._engine.admit(views=len(requests), timeout_s=timeout_s) as place:

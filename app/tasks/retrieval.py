@@ -96,7 +96,7 @@ class Retrieval:
         """
         timings = Timings()
         self._indexes.require_active()
-        await self._database.run(self._galleries.get, query.gallery)
+        await self._database.run(self._galleries.require, query.gallery)
         parts: list[tuple[float, NDArray[np.float32]]] = []
         if query.like or query.unlike:
             liked = await self._database.run(self._galleries.vectors, query.gallery, [*query.like, *query.unlike])

@@ -25,7 +25,7 @@ from app.api.problems import problem_body
 from app.api.routers.galleries import GalleryPath
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep
-from app.errors import Invalid, ServiceError
+from app.errors import Invalid, PreconditionFailed, ServiceError
 from app.schemas.galleries import (
     ImageQuery,
     ItemFields,
@@ -141,7 +141,10 @@ async def put_item(
     budget: PixelBudgetDep,
     remaining_s: RemainingDep,
 ) -> ItemReport:
-    """201 where the item is new; without an image what is sent of metadata and caption changes on an existing one."""
+    """201 where the item is new; without an image what is sent of metadata and caption changes on an existing one.
+
+    A caption alone is 412 where another write comes between, with `If-Match` or without.
+    """
     wire, source = inputs
     metadata: Mapping[str, object] | None = wire.metadata
     is_new = False
@@ -149,6 +152,10 @@ async def put_item(
         # A caption shapes the vector: the stored picture is encoded anew.
         stored = await tasks.database.run(tasks.items.item, name, item_id)
         source, metadata = ItemImage(gallery=name, id=item_id), stored.metadata if metadata is None else metadata
+        if if_match is not None and stored.seq not in if_match:
+            raise PreconditionFailed(f"The item is at version {stored.seq}.")
+        # What is written again is what was read now: a write that comes between must not be undone.
+        if_match = [stored.seq]
     if source is None:
         change = None if metadata is None else replaced_by(metadata)
         seq, item = await tasks.database.run_write(tasks.items.change, name, item_id, change, if_match=if_match)

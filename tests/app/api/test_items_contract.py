@@ -1,7 +1,10 @@
 """Filters, likes, preconditions and repeats over HTTP."""
 
 import asyncio
+import contextlib
 import json
+import threading
+from typing import Any
 
 import httpx
 import pytest
@@ -112,6 +115,24 @@ async def test_a_caption_alone_encodes_the_stored_picture_anew(client: httpx.Asy
     assert (await client.put(f"{ITEMS}/gone", json={"caption": "x"})).status_code == 404
 
 
+async def test_a_caption_alone_undoes_no_write_that_comes_between(
+    client: httpx.AsyncClient, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(client, bar={"n": 1})
+    original = tasks.ingest.put
+
+    async def put(*args: Any, **options: Any) -> Any:
+        assert (await client.patch(f"{ITEMS}/bar", json={"metadata": {"n": 2}})).status_code == 200
+        return await original(*args, **options)
+
+    monkeypatch.setattr(tasks.ingest, "put", put)
+    assert (await client.put(f"{ITEMS}/bar", json={"caption": "a bar"})).status_code == 412
+    item = (await client.get(f"{ITEMS}/bar")).json()
+    assert (item["metadata"], item["caption"]) == ({"n": 2}, None)
+    stale = await client.put(f"{ITEMS}/bar", json={"caption": "a bar"}, headers={"If-Match": '"1"'})
+    assert stale.status_code == 412
+
+
 async def test_an_export_holds_every_item_with_its_vector(client: httpx.AsyncClient) -> None:
     await add(client, square={"é": 1}, cross={})
     answer = await client.get("/galleries/default/export")
@@ -194,6 +215,30 @@ async def test_a_repeat_after_a_crash_writes_the_same_rows(client: httpx.AsyncCl
     again = await client.post(ITEMS, json=body, headers=headers)
     assert [one["id"] for one in again.json()["results"]] == [one["id"] for one in first.json()["results"]]
     assert tasks.galleries.get("default").count == 2
+
+
+async def test_an_answer_is_kept_though_the_request_ends_first(
+    client: httpx.AsyncClient, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client goes away while the answer waits for the writer's thread."""
+    headers, body = {"Idempotency-Key": "k"}, [{"image": SQUARE}]
+    gate, waits, original = threading.Event(), asyncio.Event(), tasks.database.run_write
+
+    async def run_write(function: Any, *args: Any, **options: Any) -> Any:
+        if function == tasks.idempotency.keep:
+            tasks.database._writer.submit(gate.wait, 30)
+            waits.set()
+        return await original(function, *args, **options)
+
+    monkeypatch.setattr(tasks.database, "run_write", run_write)
+    request = asyncio.create_task(client.post(ITEMS, json=body, headers=headers))
+    await waits.wait()
+    request.cancel()
+    gate.set()
+    with contextlib.suppress(asyncio.CancelledError):
+        await request
+    again = await client.post(ITEMS, json=body, headers=headers)
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true")
 
 
 async def test_another_bundles_state_is_told_by_409_and_never_mixed(client: httpx.AsyncClient, tasks: Tasks) -> None:

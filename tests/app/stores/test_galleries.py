@@ -1,6 +1,7 @@
 """Galleries and items against a real database, a real folder and real FAISS."""
 
 import dataclasses
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ from tests.app.stores.stores import Stores, new_item, open_stores, unit
 @pytest.fixture
 def stores(database: Database, blobs: Blobs) -> Stores:
     return open_stores(database, blobs)
+
+
+def test_a_gallery_that_is_not_there_is_required_in_vain(stores: Stores) -> None:
+    stores.galleries.require("default")
+    with pytest.raises(NotFound):
+        stores.galleries.require("gone")
 
 
 def test_default_exists_and_cannot_be_deleted(stores: Stores) -> None:
@@ -228,6 +235,55 @@ def test_a_search_beside_unseen_deletes_still_fills_k(
 
     monkeypatch.setattr(stores.indexes, "search", search)
     assert stores.found(unit(1), k=5) == [f"i{n:02}" for n in range(12, 17)]
+
+
+def test_what_no_longer_passes_the_filter_is_not_answered(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metadata changes between the filter and the look at the rows."""
+    stores.items.upsert("default", [new_item(f"i{n}", unit(1, n), metadata={"n": 1}) for n in range(4)])
+    original, changes = stores.indexes.search, ["i0"]
+
+    def search(*args: Any) -> Any:
+        found = original(*args)
+        if changes:
+            stores.items.change("default", changes.pop(), lambda _: {"n": 2})
+        return found
+
+    monkeypatch.setattr(stores.indexes, "search", search)
+    found = stores.galleries.search("default", unit(1), k=2, min_score=None, where=parse_filter({"n": 1}))[1]
+    assert [(one.hit.external_id, one.metadata) for one in found] == [("i1", {"n": 1}), ("i2", {"n": 1})]
+
+
+def test_a_picture_replaced_while_it_is_read_is_the_new_one(
+    stores: Stores, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores.items.upsert("default", [new_item("a", unit(1), b"old")])
+    original, newer = blobs.get, [b"newer", b"newest"]
+
+    def get(sha256: str) -> bytes:
+        if newer:
+            stores.items.upsert("default", [new_item("a", unit(1), newer.pop(0))])
+        return original(sha256)
+
+    monkeypatch.setattr(blobs, "get", get)
+    item, data = stores.items.picture("default", "a")
+    assert (data, item) == (b"newest", stores.items.item("default", "a"))
+
+
+def test_the_follower_tries_again_where_nobody_nudges_twice(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries, original, done = [1], stores.indexes.catch_up, threading.Event()
+
+    def catch_up() -> int:
+        if tries:
+            tries.pop()
+            raise EngineUnavailable("The store cannot be reached.")
+        done.set()
+        return original()
+
+    monkeypatch.setattr(stores.indexes, "catch_up", catch_up)
+    stores.indexes.follow(None)
+    stores.indexes.nudge()
+    assert done.wait(10)
+    stores.indexes.close()
 
 
 def test_a_full_disk_leaves_nothing_behind(
