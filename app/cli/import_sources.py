@@ -6,6 +6,7 @@ import json
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -80,13 +81,17 @@ def _zip(path: Path) -> Iterator[Importable]:
             if entry.is_dir() or PurePosixPath(entry.filename).suffix.lower() not in SUFFIXES:
                 continue
             name = entry.filename
-            fault = _too_large(entry.file_size)
-            data = b"" if fault else archive.read(entry)
+            fault, data = _too_large(entry.file_size), b""
+            try:
+                data = b"" if fault else archive.read(entry)
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
+                # RuntimeError: it is encrypted, or packed in a way unknown here.
+                fault = "cannot be unpacked"
             yield Importable(id=item_id(name), name=name, data=data, metadata={"path": name}, fault=fault)
 
 
 def _csv(path: Path) -> Iterator[Importable]:
-    """Columns `path` (needed, relative to the table), `id` and `caption`; all others are metadata."""
+    """Columns `path` (needed, relative to the table and not above it), `id`, `caption`; all others are metadata."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if "path" not in (rows.fieldnames or ()):
@@ -95,7 +100,13 @@ def _csv(path: Path) -> Iterator[Importable]:
             name = row.pop("path") or ""
             chosen, caption = row.pop("id", None) or item_id(name), row.pop("caption", None) or None
             metadata: dict[str, object] = {key: value for key, value in row.items() if key and value is not None}
-            yield _from_file(path.parent / name, name, chosen, metadata, caption)
+            found = path.parent / name
+            if not found.resolve().is_relative_to(path.parent.resolve()):
+                # A table from elsewhere must not name, and so send, other files of this machine.
+                fault = "lies outside the table's folder"
+                yield Importable(id=chosen, name=name, data=b"", metadata=metadata, caption=caption, fault=fault)
+            else:
+                yield _from_file(found, name, chosen, metadata, caption)
 
 
 def _webdataset(path: Path) -> Iterator[Importable]:

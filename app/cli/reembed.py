@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.errors import EngineUnavailable, ServiceError
 from app.settings import Settings
-from app.stores.database import DataFolderLocked, UnusableDatabase, attach_database
+from app.stores.database import DataFolderLocked, UnusableDatabase, attach_database, open_database
 from app.stores.reembedding import roll_back
 from app.tasks.reembed import Reembedded
 
@@ -66,7 +66,9 @@ async def _run(settings: Settings, console: Console) -> Reembedded:
 
 def _roll_back(settings: Settings) -> str:
     url = None if settings.database_url is None else settings.database_url.get_secret_value()
-    database = attach_database(data_dir=settings.data_dir, url=url)
+    # A service on SQLite does not look for others' writes: it must not run.
+    open_or_attach = open_database if url is None else attach_database
+    database = open_or_attach(data_dir=settings.data_dir, url=url)
     try:
         return roll_back(database)
     finally:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,18 +86,28 @@ def restore_backup(folder: Path, database: Database, blobs: Blobs, progress: Pro
         BackupRefused: the copy is damaged, or the store is not empty; nothing was written then.
     """
     manifest = _read_manifest(folder)
-    source = sqlite_engine(folder / SQLITE_FILE)
+    with tempfile.TemporaryDirectory(prefix="vermouth-restore-") as temporary:
+        # A copy, for to open and to migrate it is to write: what was kept stays as it is, and may be read-only.
+        kept_rows = Path(shutil.copyfile(folder / SQLITE_FILE, Path(temporary) / SQLITE_FILE))
+        return _restore(folder, kept_rows, manifest, database, blobs, progress)
+
+
+def _restore(
+    folder: Path, kept_rows: Path, manifest: dict[str, int], database: Database, blobs: Blobs, progress: Progress
+) -> BackedUp:
+    source = sqlite_engine(kept_rows)
     try:
         migrate(source)
         with database.read() as connection:
-            if connection.execute(sa.select(galleries.c.id).limit(1)).first() is not None:
-                raise BackupRefused("The store to restore into is not empty.")
+            _require_empty(connection)
         kept = Blobs(str(folder / PICTURES))
-        found = _named_pictures(folder / SQLITE_FILE)
+        found = _named_pictures(kept_rows)
         for done, sha256 in enumerate(found, start=1):
             blobs.put(kept.get(sha256))
             progress(done, len(found))
         with source.connect() as reader, database.write() as writer:
+            # Once more: a service may have begun on it while pictures were copied.
+            _require_empty(writer)
             for table in reversed(metadata.sorted_tables):
                 writer.execute(sa.delete(table))
             _copy_tables(reader, writer)
@@ -107,6 +118,11 @@ def restore_backup(folder: Path, database: Database, blobs: Blobs, progress: Pro
     finally:
         source.dispose()
     return BackedUp(seq=manifest["seq"], items=manifest["items"], pictures=manifest["pictures"])
+
+
+def _require_empty(connection: sa.Connection) -> None:
+    if connection.execute(sa.select(galleries.c.id).limit(1)).first() is not None:
+        raise BackupRefused("The store to restore into is not empty.")
 
 
 def _copy_out(database: Database, path: Path) -> int:

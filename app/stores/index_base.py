@@ -89,11 +89,12 @@ class Base:
         count = len(self.ids) if alive is None else int(alive.sum())
         if count == 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
+        wanted = k if self.storage == "fp32" else NEAR_FACTOR * k
         if self.kind == "flat" and alive is None:
-            return self._search_flat(query, k, tie)
+            return self._search_flat(query, wanted, tie)
         dead = len(self.ids) - count
-        if self.on_device is not None and alive is not None and dead + k < MAX_DEVICE_K // 2:
-            rows, scores = self._search_flat(query, k + dead, tie)
+        if self.on_device is not None and alive is not None and dead + wanted < MAX_DEVICE_K // 2:
+            rows, scores = self._search_flat(query, wanted + dead, tie)
             return rows[alive[rows]], scores[alive[rows]]
         is_selective = alive is not None and count <= max(EXACT_ROWS, EXACT_SHARE * len(self.ids))
         if self.kind != "flat" and not is_selective:

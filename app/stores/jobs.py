@@ -43,15 +43,22 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def end_abandoned(self) -> None:
+        """At start: note what a killed process left running as failed.
+
+        Where the data folder is this process's alone all of it is; where others share the database, what made no
+        step for long.
+        """
+        with self._database.write() as connection:
+            _end(connection, time.time() - (STALE_S if self._database.is_shared else 0.0))
+
     def begin(self, kind: str, total: int) -> Job:
-        """Note that work begins; what of its kind made no step for long is noted as ended."""
+        """Note that work begins; what made no step for long is noted as ended."""
         now = time.time()
-        stale = sa.and_(jobs.c.kind == kind, jobs.c.state == JobState.RUNNING.value, jobs.c.updated_at <= now - STALE_S)
-        ended = {"state": JobState.FAILED.value, "error": "The process ended.", "updated_at": now}
         row = {"id": f"job_{secrets.token_hex(12)}", "kind": kind, "state": JobState.RUNNING.value}
         counts = {"done": 0, "total": total, "report": {}, "created_at": now, "updated_at": now}
         with self._database.write() as connection:
-            connection.execute(sa.update(jobs).where(stale).values(ended))
+            _end(connection, now - STALE_S)
             connection.execute(sa.insert(jobs), {**row, **counts})
         return self.get(row["id"])
 
@@ -99,3 +106,10 @@ class Jobs:
                 connection.execute(change.values(state=JobState.CANCELLED.value, updated_at=time.time()))
             else:
                 connection.execute(sa.delete(jobs).where(jobs.c.id == job_id))
+
+
+def _end(connection: sa.Connection, before: float) -> None:
+    """Note jobs that run, and made their last step before a time, as failed."""
+    stale = sa.and_(jobs.c.state == JobState.RUNNING.value, jobs.c.updated_at <= before)
+    ended = {"state": JobState.FAILED.value, "error": "The process ended.", "updated_at": time.time()}
+    connection.execute(sa.update(jobs).where(stale).values(ended))

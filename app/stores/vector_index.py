@@ -188,7 +188,9 @@ class VectorIndex:
             rows = before.delta[: before.delta_count][fresh]
             return before.base.extended(rows, before.delta_ids[: before.delta_count][fresh])
         vectors, ids = before.live_vectors()
-        return build_base(vectors, ids, replace(self._options, kind=kind))
+        base = build_base(vectors, ids, replace(self._options, kind=kind))
+        # What a lossy base gives back is near the truth, whatever keeps it now: it is to be scored again.
+        return base if base.storage != "fp32" else replace(base, storage=before.base.storage)
 
 
 def _with_ties(ids: Ids, scores: Scores, k: int) -> tuple[Ids, Scores]:

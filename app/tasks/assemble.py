@@ -104,6 +104,7 @@ def open_tasks(
     galleries = Galleries(database, blobs, indexes, fingerprint=bundle.fingerprint)
     items = Items(database, blobs, indexes, fingerprint=bundle.fingerprint, dtype=store.vector_dtype)
     idempotency = IdempotencyKeys(database, hold_s=store.hold_s)
+    jobs = Jobs(database)
     workers = Workers()
 
     def close() -> None:
@@ -113,6 +114,7 @@ def open_tasks(
 
     try:
         galleries.load()
+        jobs.end_abandoned()
         if not database.is_shared:
             idempotency.release_all()
         indexes.follow(store.follow_interval_s if database.is_shared else None)
@@ -132,7 +134,6 @@ def open_tasks(
         database=database,
         class_sets=class_sets,
     )
-    jobs = Jobs(database)
     return Tasks(
         database=database,
         indexes=indexes,

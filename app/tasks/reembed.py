@@ -83,13 +83,12 @@ class Reembed:
         total = await self._database.run(self._reembedding.count)
         job = await self._database.run_write(self._jobs.begin, "reembed", total)
         try:
-            done = 0
-            while True:
-                done = await self._round(job.id, done, total, progress)
-                overlap = await asyncio.to_thread(self._overlap)
-                if await self._database.run_write(self._reembedding.switch):
-                    break
+            done = await self._round(job.id, 0, total, progress)
+            # Once: it reads everything, and between a round and the switch nothing may be written.
+            overlap = await asyncio.to_thread(self._overlap)
+            while not await self._database.run_write(self._reembedding.switch):
                 # Something was written meanwhile by those who still serve the other bundle.
+                done = await self._round(job.id, done, total, progress)
         except BaseException as err:
             told = err.detail if isinstance(err, ServiceError) else "The process ended."
             await self._database.run_write(self._jobs.finish, job.id, report={}, error=told)

@@ -47,10 +47,11 @@ def test_a_fault_is_told_and_exits_with_one(state: Path) -> None:
 
 def test_a_state_in_use_is_told_in_a_line(state: Path) -> None:
     database = open_database(data_dir=state)
-    code, said = run("db", "check")
+    answers = [run("db", "check"), run("reembed", "--rollback")]
     database.close()
-    assert code == 1
-    assert "in use by another process" in " ".join(said.split())
+    for code, said in answers:
+        assert code == 1
+        assert "in use by another process" in " ".join(said.split())
 
 
 def test_backup_and_restore(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,29 @@ async def test_what_would_refuse_a_whole_batch_rejects_itself_alone(app: FastAPI
     assert any("came before" in line for line in done.rejected)
 
 
+async def test_a_damaged_entry_of_an_archive_refuses_itself_alone(tmp_path: Path) -> None:
+    path = make_zip(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        place = archive.getinfo("b/c.png").header_offset + 30 + len("b/c.png") + 5
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    assert [(one.name, one.fault) for one in read_source(path)] == [
+        ("a.png", None),
+        ("b/c.png", "cannot be unpacked"),
+        ("b/d é.PNG", None),
+    ]
+
+
+async def test_a_table_names_no_file_outside_its_folder(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    (tmp_path / "secret.png").write_bytes(png())
+    (folder / "table.csv").write_text(f"path\na.png\n../secret.png\n{tmp_path}/secret.png\nb/../a.png\n")
+    found = [(bool(one.data), one.fault) for one in read_source(folder / "table.csv")]
+    outside = (False, "lies outside the table's folder")
+    assert found == [(True, None), outside, outside, (True, None)]
+
+
 async def test_what_is_no_source_is_told(tmp_path: Path) -> None:
     for name, content in (("x.zip", b"no archive"), ("x.tar", b"no archive"), ("x.csv", b"id\n1\n"), ("x.doc", b"")):
         (tmp_path / name).write_bytes(content)

@@ -15,9 +15,11 @@ from app.stores.database import Database, attach_database, open_database
 from app.stores.episode_records import NewSupport, NewWay
 from app.stores.index_base import IndexOptions, Kind
 from app.stores.index_snapshots import IndexSnapshots
+from app.stores.jobs import Jobs, JobState
 from app.stores.support_sets import SupportSets
 from app.stores.tables import changes, item_vectors
 from app.stores.tables import items as item_rows
+from app.stores.tables import jobs as job_rows
 from app.stores.upkeep import Upkeep
 from app.stores.vector_index import MERGE_AT
 from tests.app.postgres import PostgresServer
@@ -225,6 +227,37 @@ def test_a_backup_is_restored_whole(
     other.close()
     if url is not None:
         postgres.drop(url)
+
+
+def test_a_restore_leaves_the_backup_as_it_was_and_a_store_that_was_begun_meanwhile(tmp_path: Path) -> None:
+    database, blobs = open_database(data_dir=tmp_path / "data"), Blobs(str(tmp_path / "data" / "blobs"))
+    fill(open_stores(database, blobs))
+    write_backup(database, blobs, tmp_path / "backup")
+    before = {path: path.stat().st_mtime_ns for path in files(tmp_path / "backup")}
+    other, kept = open_database(data_dir=tmp_path / "other"), Blobs(str(tmp_path / "other" / "blobs"))
+
+    def begin(done: int, _: int) -> None:
+        if done == 3:
+            open_stores(other, kept).items.upsert("default", [new_item("acknowledged", unit(1))])
+
+    with pytest.raises(BackupRefused, match="not empty"):
+        restore_backup(tmp_path / "backup", other, kept, begin)
+    assert open_stores(other, kept).found(unit(1)) == ["acknowledged"]
+    assert {path: path.stat().st_mtime_ns for path in files(tmp_path / "backup")} == before
+    other.close()
+    database.close()
+
+
+def test_jobs_of_a_killed_process_have_failed_after_the_next_start(database: Database) -> None:
+    jobs = Jobs(database)
+    killed, old = jobs.begin("reembed", 3), jobs.begin("reembed", 3)
+    with database.write() as connection:
+        connection.execute(sa.update(job_rows).where(job_rows.c.id == old.id).values(updated_at=time.time() - 7200))
+    jobs.end_abandoned()
+    # On PostgreSQL another process may be at work on the one that made a step lately.
+    expected = JobState.RUNNING if database.is_shared else JobState.FAILED
+    assert (jobs.get(killed.id).state, jobs.get(old.id).state) == (expected, JobState.FAILED)
+    assert jobs.get(old.id).error == "The process ended."
 
 
 def test_a_backup_runs_beside_the_service_and_pictures_wait_for_it(tmp_path: Path) -> None:

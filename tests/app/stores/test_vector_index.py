@@ -120,6 +120,23 @@ def test_a_gpu_answers_as_the_cpu_does_deletions_included(monkeypatch: pytest.Mo
     assert len(index.search(new[50].vector, 10, np.arange(1, 400, 3))[0]) >= 10
 
 
+@pytest.mark.parametrize("storage", ["fp16", "sq8"])
+def test_what_a_lossy_base_gave_back_is_never_called_exact(storage: Storage) -> None:
+    """A gallery that shrank is searched exactly, over vectors that are only near: all of them are scored again."""
+    generator, options = np.random.default_rng(1), IndexOptions(flat_rows=1000, storage=storage)
+    index, all_of_them = VectorIndex(D, options), entries(generator, 1, 4000)
+    index.apply(all_of_them, [])
+    index.merge()
+    assert (index.snapshot.base.kind, index.snapshot.base.storage) == ("hnsw", storage)
+    index.apply([], [removal(entry) for entry in all_of_them[500:]])
+    index.merge()
+    assert (index.snapshot.base.kind, index.snapshot.base.storage) == ("flat", storage)
+    assert len(index.search(all_of_them[0].vector, 10)[0]) >= 40
+    index.apply(entries(generator, 5000, 10), [])
+    index.merge()
+    assert (index.snapshot.base.kind, index.snapshot.base.storage) == ("flat", storage)
+
+
 def test_an_empty_index_answers_nothing() -> None:
     index = VectorIndex(D)
     assert len(index.search(np.eye(D, dtype=np.float32)[0], 10)[0]) == 0

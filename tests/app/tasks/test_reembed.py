@@ -161,3 +161,24 @@ async def test_a_cancelled_or_hindered_run_switches_nothing(tmp_path: Path) -> N
             job_id = connection.exec_driver_sql("SELECT id FROM jobs").scalar_one()
         assert tasks.jobs.get(job_id).state is JobState.FAILED
         assert await statuses(client, episode) == INACTIVE
+
+
+async def test_the_switch_comes_though_writes_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something is written each time the neighbours are compared, which takes long in a large store."""
+    async with serving(tmp_path, OLD, None) as (client, tasks):
+        await fill(client)
+    async with serving(tmp_path, NEW, None) as (client, tasks):
+        original, compared = tasks.reembed._overlap, []
+
+        def overlap() -> object:
+            compared.append(True)
+            with tasks.database.write() as connection:
+                connection.exec_driver_sql(
+                    f"DELETE FROM item_vectors WHERE fingerprint = '{NEW}' AND item_id ="
+                    f" (SELECT min(item_id) FROM item_vectors WHERE fingerprint = '{NEW}')"
+                )
+            return original()
+
+        monkeypatch.setattr(tasks.reembed, "_overlap", overlap)
+        assert (await tasks.reembed.run()).embedded == 19
+        assert len(compared) == 1

@@ -89,7 +89,3 @@ def _create_episodes() -> None:
         sa.Column("media_type", sa.String(64), nullable=False),
         sa.Column("vector", sa.LargeBinary, nullable=False),
     )
-
-
-def _of_episode() -> sa.ForeignKey:
-    return sa.ForeignKey("episodes.id", ondelete="CASCADE")
