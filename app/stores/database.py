@@ -181,7 +181,12 @@ def sqlite_engine(path: Path) -> sa.Engine:
     """
     module = _sqlite_module()
     engine = sa.create_engine(
-        f"sqlite+pysqlite:///{path}", module=module, connect_args={"timeout": 30}, json_serializer=_json
+        f"sqlite+pysqlite:///{path}",
+        module=module,
+        connect_args={"timeout": 30},
+        json_serializer=_json,
+        # Metadata and vectors do not belong in the log beside an error.
+        hide_parameters=True,
     )
 
     @sa.event.listens_for(engine, "connect")
@@ -212,6 +217,7 @@ def _postgres_engine(url: str, threads: int) -> sa.Engine:
             pool_size=threads + 4,
             pool_pre_ping=True,
             json_serializer=_json,
+            hide_parameters=True,
             connect_args={
                 "connect_timeout": 10,
                 # A writer that hangs or a connection that was cut must not hold the others up for ever.

@@ -186,6 +186,23 @@ class Indexes:
             names = connection.execute(sa.select(galleries.c.id, galleries.c.name)).all()
             return {row.name: digest_text(read_all(connection, row.id, self._fingerprint, 0)[2]) for row in names}
 
+    def differing(self) -> Sequence[str]:
+        """Galleries whose index would search other vectors than SQL holds; it reads all of both.
+
+        The digest is carried along from write to write; this looks at what is searched. Vectors that are kept less
+        than exactly are compared by their ids alone.
+        """
+        found = []
+        with self._database.read() as connection:
+            for key, followed in self._by_id.items():
+                snapshot = followed.index.snapshot
+                held, held_ids = snapshot.live_vectors()
+                vectors, ids, _ = read_all(connection, key, self._fingerprint, self._dimension)
+                is_exact = snapshot.base.storage == "fp32"
+                if not np.array_equal(held_ids, ids) or (is_exact and not np.array_equal(held, vectors)):
+                    found.append(followed.name)
+        return found
+
     def _index(self, name: str) -> VectorIndex:
         for followed in list(self._by_id.values()):
             if followed.name == name:

@@ -113,8 +113,10 @@ class SupportSets:
             with self._database.write() as connection:
                 facts.require_fingerprint(connection, self._fingerprint)
                 episode = self._required(connection, episode_id)
-                first = f"s_{_derived(token, '0', 16)}"
-                if any(one.id == first for way in episode.ways for one in way.support):
+                numbers = range(sum(len(way.support) for way in ways))
+                made = {f"s_{_derived(token, str(number), 16)}" for number in numbers}
+                # Any of them: the first may have been taken away since.
+                if any(one.id in made for way in episode.ways for one in way.support):
                     return change_log.head(connection), episode
                 _check_version(episode, if_match)
                 labels = [way.label for way in episode.ways]

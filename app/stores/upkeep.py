@@ -130,8 +130,9 @@ class Upkeep:
     def _index_faults(self) -> Iterator[str]:
         indexes = self._indexes()
         indexes.load()
+        differing = set(indexes.differing())
         for name, digest in indexes.true_digests().items():
-            if indexes.state(name).digest != digest:
+            if name in differing or indexes.state(name).digest != digest:
                 yield f"The index of gallery {name!r} differs from what is stored: run `vermouth db rebuild`."
         indexes.discard()
 

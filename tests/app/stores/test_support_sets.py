@@ -139,3 +139,11 @@ def test_pages_follow_each_other(store: SupportSets) -> None:
     first = store.all(after=None, limit=2)
     second = store.all(after=first[-1].id, limit=2)
     assert [episode.id for episode in [*first, *second]] == ids
+
+
+def test_a_repeated_add_is_known_though_its_first_example_was_taken_away(store: SupportSets) -> None:
+    episode = create(store)
+    more = [NewWay(label="apple", support=[example(b"c", 3), example(b"d", 3)])]
+    _, added = store.add(episode.id, more, if_match=None, limits=LIMITS, token="t")
+    _, fewer = store.remove(episode.id, added.ways[0].support[1].id, if_match=None)
+    assert content(store.add(episode.id, more, if_match=None, limits=LIMITS, token="t")[1]) == content(fewer)

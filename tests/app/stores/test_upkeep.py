@@ -21,6 +21,7 @@ from app.stores.tables import changes, item_vectors
 from app.stores.tables import items as item_rows
 from app.stores.tables import jobs as job_rows
 from app.stores.upkeep import Upkeep
+from app.stores.vector_bytes import pack
 from app.stores.vector_index import MERGE_AT
 from tests.app.postgres import PostgresServer
 from tests.app.stores.stores import FINGERPRINT, Stores, new_item, open_stores, unit
@@ -173,6 +174,19 @@ def test_faults_are_told(database: Database, blobs: Blobs, upkeep: Upkeep) -> No
     assert "named but not stored" in found
     assert "1 items have no vector" in found
     assert "The change log holds" in found
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_vectors_of_an_index_that_are_not_the_stored_ones_are_told(tmp_path: Path, kind: Kind) -> None:
+    database, blobs = open_database(data_dir=tmp_path / "data"), Blobs(str(tmp_path / "data" / "blobs"))
+    stores = open_stores(database, blobs, options=IndexOptions(kind=kind))
+    fill(stores)
+    stores.indexes.settle()
+    assert stores.indexes.differing() == []
+    with database.write() as connection:
+        connection.execute(sa.update(item_vectors).where(item_vectors.c.item_id == 2).values(vector=pack(unit(5, 1))))
+    assert stores.indexes.differing() == ["default"]
+    database.close()
 
 
 def test_a_rebuild_makes_what_the_truth_says(database: Database, blobs: Blobs, folder: Path, upkeep: Upkeep) -> None:
