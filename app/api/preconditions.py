@@ -130,7 +130,7 @@ async def _answer_once(
         # The write is done: its answer is kept even if the deadline or the client's leaving ends this request now.
         await asyncio.shield(tasks.database.run_write(keys.keep, name, answer))
     except BaseException:
-        # Also when the client went away: a repeat writes the same rows, for their ids follow from the token.
+        # Also when the client went away: a write that was done says so itself, and is not done again.
         # A key whose answer is kept stays so.
         await tasks.database.run_write(keys.release, name)
         raise

@@ -98,6 +98,27 @@ class IdempotencyKeys:
             connection.execute(sa.update(idempotency_keys).where(open_key).values(held_until=0.0))
 
 
+def require_undone(connection: sa.Connection, token: str | None) -> None:
+    """Let the write of a token run once: to be called in its transaction, before anything is written.
+
+    Raises:
+        Conflict: the write was committed before, and only its answer was lost.
+    """
+    if token is None:
+        return
+    known = sa.select(idempotency_keys.c.done_seq).where(idempotency_keys.c.token == token)
+    done = connection.execute(known).scalar_one_or_none()
+    if done is not None:
+        raise Conflict(f"The write of this Idempotency-Key was done at seq {done}; its answer was lost.")
+
+
+def note_done(connection: sa.Connection, token: str | None, seq: int) -> None:
+    """Say, in the write's own transaction, that it is done."""
+    if token is not None:
+        own = sa.update(idempotency_keys).where(idempotency_keys.c.token == token)
+        connection.execute(own.values(done_seq=seq))
+
+
 def _clear_expired(connection: sa.Connection, now: float) -> None:
     old = sa.select(idempotency_keys.c.key).where(idempotency_keys.c.expires_at <= now).limit(CLEARED_AT_ONCE)
     found = list(connection.execute(old).scalars())

@@ -15,6 +15,7 @@ from app.stores.filter_sql import filter_condition
 from app.stores.filters import Filter
 from app.stores.galleries import gallery_id
 from app.stores.gallery_records import Exported, Item, NewItem, item_of
+from app.stores.idempotency import note_done, require_undone
 from app.stores.indexes import Indexes
 from app.stores.tables import galleries, item_vectors, items
 from app.stores.unreferenced import delete_unreferenced
@@ -73,16 +74,24 @@ class Items:
         self._dtype = dtype
 
     def upsert(
-        self, name: str, new: Sequence[NewItem], *, wait: bool = True, if_match: Sequence[int] | None = None
+        self,
+        name: str,
+        new: Sequence[NewItem],
+        *,
+        wait: bool = True,
+        if_match: Sequence[int] | None = None,
+        token: str | None = None,
     ) -> Written:
         """Write items of distinct ids, replacing those there are: pictures, then one transaction, then the index.
 
         Args:
             wait: until they are searchable here, not only durable.
             if_match: every item must be there at one of these `seq`.
+            token: of the request's idempotency key.
 
         Raises:
             NotFound: there is no such gallery.
+            Conflict: the token's write was done before.
             FingerprintMismatch: another bundle's vectors are the active ones.
             PreconditionFailed: `if_match` does not hold.
             DiskFull: nothing was written.
@@ -93,6 +102,7 @@ class Items:
             digests.extend(self._blobs.put(item.data) for item in new)
             reached("rows.before")
             with self._database.write() as connection:
+                require_undone(connection, token)
                 facts.require_fingerprint(connection, self._fingerprint)
                 key = gallery_id(connection, name)
                 # In the writer's turn nobody collects pictures: those put above may have been, by another process.
@@ -102,6 +112,7 @@ class Items:
                 if if_match is not None and any(one.id not in old or old[one.id].seq not in if_match for one in new):
                     raise PreconditionFailed("The item is at another version.")
                 written = self._write_rows(connection, key, name, new, digests, old)
+                note_done(connection, token, written[-1].seq)
                 reached("rows.written")
         except BaseException:
             delete_unreferenced(self._database, self._blobs, set(digests))
@@ -151,14 +162,22 @@ class Items:
         return seq
 
     def remove_many(
-        self, name: str, *, ids: Sequence[str] | None = None, where: Filter | None = None, wait: bool = True
+        self,
+        name: str,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Filter | None = None,
+        wait: bool = True,
+        token: str | None = None,
     ) -> Removed:
         """Delete the items of some ids, or all whose metadata passes, in one transaction under one `seq`.
 
         Raises:
             NotFound: there is no such gallery. Ids that are not there are told, not refused.
+            Conflict: the token's write was done before.
         """
         with self._database.write() as connection:
+            require_undone(connection, token)
             key = gallery_id(connection, name)
             found = {row.id: row for row in self._candidates(connection, key, ids, where)}
             seq = change_log.head(connection)
@@ -168,6 +187,7 @@ class Items:
                 for start in range(0, len(rows), IDS_AT_ONCE):
                     part = items.c.id.in_(rows[start : start + IDS_AT_ONCE])
                     connection.execute(sa.update(items).where(part).values(deleted_seq=seq))
+            note_done(connection, token, seq)
         self._after_removal({row.sha256 for row in found.values()}, wait=wait)
         there = {row.external_id for row in found.values()}
         return Removed(seq=seq, count=len(found), missing=[one for one in ids or () if one not in there])

@@ -12,6 +12,7 @@ from app.stores import change_log, facts
 from app.stores.blobs import Blobs
 from app.stores.database import Database
 from app.stores.episode_records import Episode, EpisodeLimits, NewSupport, NewWay, Support, Way
+from app.stores.idempotency import note_done, require_undone
 from app.stores.tables import episodes, support_vectors, supports
 from app.stores.unreferenced import delete_unreferenced
 from app.stores.vector_bytes import pack, unpack
@@ -46,12 +47,14 @@ class SupportSets:
 
         Args:
             token: ids follow from it, and an episode it made before is answered, not made again.
+                A write of it whose rows are gone is refused.
 
         Returns:
             The write's `seq`, and the episode.
 
         Raises:
             FingerprintMismatch: another bundle's features are the active ones.
+            Conflict: the token's episode was made before, and deleted.
             DiskFull: nothing was stored.
         """
         token = token or secrets.token_hex(16)
@@ -66,6 +69,7 @@ class SupportSets:
                 if self._read(connection, episodes.c.id == episode_id, limit=1):
                     seq = change_log.head(connection)
                 else:
+                    require_undone(connection, token)
                     row = {
                         "id": episode_id,
                         "name": name,
@@ -79,6 +83,7 @@ class SupportSets:
                     placed = [(at, p, s) for at, way in enumerate(ways) for p, s in enumerate(way.support)]
                     self._insert(connection, episode_id, placed, token)
                     seq = change_log.append(connection, "episode.put", episode_id)
+                    note_done(connection, token, seq)
                     reached("rows.written")
                 episode = self._required(connection, episode_id)
         except BaseException:
@@ -118,6 +123,7 @@ class SupportSets:
                 # Any of them: the first may have been taken away since.
                 if any(one.id in made for way in episode.ways for one in way.support):
                     return change_log.head(connection), episode
+                require_undone(connection, token)
                 _check_version(episode, if_match)
                 labels = [way.label for way in episode.ways]
                 labels += [way.label for way in ways if way.label not in labels]
@@ -125,6 +131,7 @@ class SupportSets:
                 self._insert(connection, episode_id, placed, token)
                 _check_size(episode, labels, ways, limits)
                 seq = self._bump(connection, episode, labels)
+                note_done(connection, token, seq)
                 reached("rows.written")
                 episode = self._required(connection, episode_id)
         except BaseException:

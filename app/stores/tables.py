@@ -133,18 +133,19 @@ class_set_vectors = sa.Table(
     sa.Column("vectors", sa.LargeBinary, nullable=False),
 )
 
-# `status` is null while the request that holds the key is at work.
+# `status` is null while the request that holds the key is at work; `done_seq` is set by its write's own transaction.
 idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,
     sa.Column("key", sa.String(64), primary_key=True),
     sa.Column("request", sa.String(64), nullable=False),
-    sa.Column("token", sa.String(64), nullable=False),
+    sa.Column("token", sa.String(64), nullable=False, index=True),
     sa.Column("held_until", sa.Float, nullable=False),
     sa.Column("expires_at", sa.Float, nullable=False, index=True),
     sa.Column("status", sa.Integer),
     sa.Column("headers", sa.JSON),
     sa.Column("body", sa.LargeBinary),
+    sa.Column("done_seq", sa.BigInteger),
 )
 
 jobs = sa.Table(

@@ -79,7 +79,7 @@ class Ingest:
 
         Args:
             wait: until they are searchable here, not only durable.
-            token: made-up ids follow from it, so that a repeated request writes the same items.
+            token: made-up ids follow from it, and what was written with it is not written again.
             if_match: every item must be there at one of these `seq`.
 
         Returns:
@@ -87,6 +87,7 @@ class Ingest:
 
         Raises:
             NotFound: no such gallery.
+            Conflict: the token's write was done before.
             As `Pictures.prepare` and `FeatureEngine`; nothing was written then.
         """
         await self._database.run(self._galleries.require, gallery)
@@ -100,7 +101,9 @@ class Ingest:
             new = await self._encoded(requests, ids, accepted, place, timeout_s)
         seq = await self._database.run(self._galleries.head_seq)
         if new:
-            written = await self._database.run_write(self._items.upsert, gallery, new, wait=wait, if_match=if_match)
+            written = await self._database.run_write(
+                self._items.upsert, gallery, new, wait=wait, if_match=if_match, token=token
+            )
             seq = written.seq
             for (at, _), item, was_there in zip(accepted, written.items, written.replaced, strict=True):
                 status = Status.REPLACED if was_there else Status.CREATED

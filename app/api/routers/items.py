@@ -214,6 +214,7 @@ async def delete_items(
     tasks: TasksDep,
     name: GalleryPath,
     query: Annotated[WriteQuery, Query()],
+    token: TokenDep,
 ) -> ItemsDeleted:
     """Some ids, or all that pass a filter; all of them or none."""
     check_content_type(request, JSON)
@@ -221,7 +222,7 @@ async def delete_items(
     if (wire.ids is None) == (wire.filter is None):
         raise Invalid("Send exactly one of ids and filter.")
     removed = await tasks.database.run_write(
-        tasks.items.remove_many, name, ids=wire.ids, where=read_filter(wire.filter), wait=query.wait
+        tasks.items.remove_many, name, ids=wire.ids, where=read_filter(wire.filter), wait=query.wait, token=token
     )
     response.headers["X-Seq"] = str(removed.seq)
     return ItemsDeleted(seq=removed.seq, deleted=removed.count, missing=[*removed.missing])

@@ -106,3 +106,6 @@ async def test_a_repeat_makes_one_episode_and_one_addition(client: httpx.AsyncCl
     after_a_crash = await client.post(url, json=MORE, headers=headers)
     assert after_a_crash.json() == added[0].json()
     assert len(tasks.support_sets.all(after=None, limit=10)) == 1
+    tasks.support_sets.delete(first.json()["id"])
+    deleted = await client.post("/fewshot/episodes", json={"ways": WAYS}, headers={"Idempotency-Key": "new"})
+    assert (deleted.status_code, tasks.support_sets.all(after=None, limit=10)) == (409, [])

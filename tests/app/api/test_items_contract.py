@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.errors import Conflict
 from app.stores import facts
 from app.tasks.assemble import Tasks
 from tests.app.api.pictures import BAR, CROSS, SQUARE, png
@@ -203,18 +204,45 @@ async def test_a_failed_write_may_be_repeated(client: httpx.AsyncClient) -> None
     assert (await client.post("/galleries/pets/items", json=[{"image": SQUARE}], headers=headers)).status_code == 200
 
 
-async def test_a_repeat_after_a_crash_writes_the_same_rows(client: httpx.AsyncClient, tasks: Tasks) -> None:
+def lose_answers(tasks: Tasks) -> None:
     """The process died between the write and the keeping of its answer; then it was started again."""
-    headers, body = {"Idempotency-Key": "k"}, [{"image": SQUARE}, {"image": CROSS}]
-    first = await client.post(ITEMS, json=body, headers=headers)
     with tasks.database.write() as connection:
         connection.exec_driver_sql("UPDATE idempotency_keys SET status = NULL, body = NULL")
-    at_work = await client.post(ITEMS, json=body, headers=headers)
-    assert at_work.status_code == 409
     tasks.idempotency.release_all()
-    again = await client.post(ITEMS, json=body, headers=headers)
-    assert [one["id"] for one in again.json()["results"]] == [one["id"] for one in first.json()["results"]]
+
+
+async def test_a_repeat_after_a_crash_overwrites_nothing_newer(client: httpx.AsyncClient, tasks: Tasks) -> None:
+    headers, body = {"Idempotency-Key": "k"}, [{"id": "a", "image": SQUARE}, {"image": CROSS}]
+    first = await client.post(ITEMS, json=body, headers=headers)
+    newer = await client.put(f"{ITEMS}/a", json={"image": BAR, "metadata": {"n": 2}})
+    lose_answers(tasks)
+    for _ in range(2):
+        again = await client.post(ITEMS, json=body, headers=headers)
+        assert (again.status_code, again.json()["code"]) == (409, "conflict")
+        assert f"seq {first.json()['seq']}" in again.json()["detail"]
+    assert (await client.get(f"{ITEMS}/a")).json() == newer.json()
     assert tasks.galleries.get("default").count == 2
+
+
+async def test_a_repeated_delete_after_a_crash_takes_nothing_newer(client: httpx.AsyncClient, tasks: Tasks) -> None:
+    await add(client, bar={"n": 1})
+    headers, body = {"Idempotency-Key": "k"}, {"filter": {"n": 1}}
+    first = await client.post(f"{ITEMS}/delete", json=body, headers=headers)
+    assert first.json()["deleted"] == 1
+    await add(client, cross={"n": 1})
+    lose_answers(tasks)
+    again = await client.post(f"{ITEMS}/delete", json=body, headers=headers)
+    assert again.status_code == 409
+    assert f"seq {first.json()['seq']}" in again.json()["detail"]
+    assert ids(await client.get(ITEMS)) == ["cross"]
+
+
+async def test_a_write_that_lost_its_hold_is_not_done_twice(client: httpx.AsyncClient, tasks: Tasks) -> None:
+    token = tasks.idempotency.claim("key", "request").token
+    await add(client, bar={})
+    assert tasks.items.remove_many("default", ids=["bar"], token=token).count == 1
+    with pytest.raises(Conflict, match="was done at seq"):
+        tasks.items.remove_many("default", ids=["bar"], token=token)
 
 
 async def test_an_answer_is_kept_though_the_request_ends_first(
