@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
@@ -20,10 +20,12 @@ from alembic.script import ScriptDirectory
 
 from app.errors import Damaged, DiskFull, EngineUnavailable, QueueFull
 from app.stores.tables import counters
+from app.telemetry import get_logger
 
 MIN_SQLITE = (3, 51, 3)
 SQLITE_FILE = "vermouth.sqlite3"
 MAX_PENDING = 512
+MAX_LATER = 1024
 MIGRATION_LOCK = 0x7665726D
 DISK_FULL_STATE = "53100"
 READ_ONLY_STATE = "25006"
@@ -55,6 +57,8 @@ class Database:
         self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if self.is_shared else None
         self._pool = pool
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._later = ThreadPoolExecutor(1, thread_name_prefix="store-later")
+        self._waiting: set[Future[object]] = set()
         self._lock_file = lock_file
         self._pending = 0
 
@@ -93,6 +97,26 @@ class Database:
         """Run blocking writes in their own thread, so that reads never queue behind them. Raises as `run`."""
         return await self._run(self._writer, lambda: function(*args, **kwargs))
 
+    def later(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run in the background what nobody waits for and a vacuum can make up for; failures are logged."""
+        if len(self._waiting) >= MAX_LATER:
+            get_logger().warning("store_left_to_vacuum")
+            return
+        future: Future[object] = self._later.submit(function, *args, **kwargs)
+        self._waiting.add(future)
+        future.add_done_callback(self._done_later)
+
+    def settle(self) -> None:
+        """Wait for all that runs in the background."""
+        # One thread: what was handed in before is done, and told, when this is.
+        self._later.submit(int).result()
+
+    def _done_later(self, future: Future[object]) -> None:
+        self._waiting.discard(future)
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            get_logger().warning("store_left_to_vacuum", exc_info=error)
+
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         if self._pending >= MAX_PENDING:
             raise QueueFull("The store has too many requests waiting.", retry_after_s=1.0)
@@ -113,6 +137,7 @@ class Database:
     def close(self) -> None:
         """Finish what runs, close the connections and let go of the data folder."""
         self._writer.shutdown(wait=True)
+        self._later.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True)
         self.engine.dispose()
         if self._lock_file is not None:

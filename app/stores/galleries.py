@@ -16,7 +16,7 @@ from app.stores.filters import Filter, matches
 from app.stores.gallery_records import Found, Gallery, Hit
 from app.stores.indexes import Indexes
 from app.stores.tables import galleries, item_vectors, items
-from app.stores.unreferenced import delete_unreferenced
+from app.stores.unreferenced import collect_later
 from app.stores.vector_bytes import unpack
 from app.stores.vector_index import TIE, IndexState
 from app.stores.write_points import reached
@@ -125,7 +125,7 @@ class Galleries:
             seq = change_log.append(connection, "gallery.delete", name)
         reached("rows.committed")
         self._indexes.catch_up()
-        delete_unreferenced(self._database, self._blobs, blobs)
+        collect_later(self._database, self._blobs, blobs)
         return seq
 
     def search(

@@ -18,7 +18,7 @@ from app.stores.gallery_records import Exported, Item, NewItem, item_of
 from app.stores.idempotency import note_done, require_undone
 from app.stores.indexes import Indexes
 from app.stores.tables import galleries, item_vectors, items
-from app.stores.unreferenced import delete_unreferenced
+from app.stores.unreferenced import collect_later
 from app.stores.vector_bytes import VectorDtype, pack, unpack
 from app.stores.write_points import reached
 
@@ -115,7 +115,7 @@ class Items:
                 note_done(connection, token, written[-1].seq)
                 reached("rows.written")
         except BaseException:
-            delete_unreferenced(self._database, self._blobs, set(digests))
+            collect_later(self._database, self._blobs, set(digests))
             raise
         reached("rows.committed")
         if wait:
@@ -123,7 +123,7 @@ class Items:
             reached("index.applied")
         else:
             self._indexes.nudge()
-        delete_unreferenced(self._database, self._blobs, {row.sha256 for row in old.values()} - set(digests))
+        collect_later(self._database, self._blobs, {row.sha256 for row in old.values()} - set(digests))
         return Written(seq=written[-1].seq, items=written, replaced=[item.id in old for item in new])
 
     def change(
@@ -271,7 +271,7 @@ class Items:
             reached("index.applied")
         else:
             self._indexes.nudge()
-        delete_unreferenced(self._database, self._blobs, digests)
+        collect_later(self._database, self._blobs, digests)
 
     def _candidates(
         self, connection: sa.Connection, key: int, ids: Sequence[str] | None, where: Filter | None

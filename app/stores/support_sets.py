@@ -14,7 +14,7 @@ from app.stores.database import Database
 from app.stores.episode_records import Episode, EpisodeLimits, NewSupport, NewWay, Support, Way
 from app.stores.idempotency import note_done, require_undone
 from app.stores.tables import episodes, support_vectors, supports
-from app.stores.unreferenced import delete_unreferenced
+from app.stores.unreferenced import collect_later
 from app.stores.vector_bytes import pack, unpack
 from app.stores.write_points import reached
 
@@ -87,7 +87,7 @@ class SupportSets:
                     reached("rows.written")
                 episode = self._required(connection, episode_id)
         except BaseException:
-            delete_unreferenced(self._database, self._blobs, set(digests))
+            collect_later(self._database, self._blobs, set(digests))
             raise
         reached("rows.committed")
         return seq, episode
@@ -135,7 +135,7 @@ class SupportSets:
                 reached("rows.written")
                 episode = self._required(connection, episode_id)
         except BaseException:
-            delete_unreferenced(self._database, self._blobs, set(digests))
+            collect_later(self._database, self._blobs, set(digests))
             raise
         reached("rows.committed")
         return seq, episode
@@ -160,7 +160,7 @@ class SupportSets:
             seq = self._bump(connection, episode, [one.label for one in episode.ways])
             changed = self._required(connection, episode_id)
         digest = next(one.sha256 for one in way.support if one.id == support_id)
-        delete_unreferenced(self._database, self._blobs, {digest})
+        collect_later(self._database, self._blobs, {digest})
         return seq, changed
 
     def get(self, episode_id: str) -> Episode:
@@ -179,7 +179,7 @@ class SupportSets:
         with self._database.write() as connection:
             self._required(connection, episode_id)
             seq, digests = _delete(connection, [episode_id])
-        delete_unreferenced(self._database, self._blobs, digests)
+        collect_later(self._database, self._blobs, digests)
         return seq
 
     def picture(self, episode_id: str, support_id: str) -> tuple[Support, bytes]:
@@ -231,7 +231,7 @@ class SupportSets:
         if gone:
             with self._database.write() as connection:
                 _, digests = _delete(connection, gone)
-            delete_unreferenced(self._database, self._blobs, digests)
+            collect_later(self._database, self._blobs, digests)
 
     def _required(self, connection: sa.Connection, episode_id: str) -> Episode:
         found = self._read(connection, episodes.c.id == episode_id, limit=1)

@@ -12,19 +12,28 @@ from app.stores.tables import items, supports
 from app.stores.write_points import reached
 
 BLOBS_AT_ONCE = 500
+BLOBS_A_TURN = 16
+"""Most pictures deleted in one of the writer's turns: others wait for no more."""
+
+
+def collect_later(database: Database, blobs: Blobs, candidates: Set[str]) -> None:
+    """As `delete_unreferenced`, but after the caller's answer; what fails is logged and left to a vacuum."""
+    ordered = sorted(candidates)
+    for start in range(0, len(ordered), BLOBS_AT_ONCE):
+        database.later(delete_unreferenced, database, blobs, set(ordered[start : start + BLOBS_AT_ONCE]))
 
 
 def delete_unreferenced(database: Database, blobs: Blobs, candidates: Set[str]) -> int:
     """Delete those of `candidates` (SHA-256) that neither a live item nor a support names; returns how many.
 
-    It holds the writer's turn, in which writers also make sure of the pictures they name: so no process
+    It deletes in the writer's turn, in which writers also make sure of the pictures they name: so no process
     deletes what another is about to name. While a backup holds pictures back nothing is deleted; a vacuum
     finds it later.
     """
-    ordered = sorted(candidates)
+    unnamed = _unnamed(database, sorted(candidates))
     count = 0
-    for start in range(0, len(ordered), BLOBS_AT_ONCE):
-        part = ordered[start : start + BLOBS_AT_ONCE]
+    for start in range(0, len(unnamed), BLOBS_A_TURN):
+        part = unnamed[start : start + BLOBS_A_TURN]
         with database.write() as connection:
             if are_held(connection):
                 return count
@@ -32,7 +41,7 @@ def delete_unreferenced(database: Database, blobs: Blobs, candidates: Set[str]) 
             for sha256 in gone:
                 blobs.delete(sha256)
             count += len(gone)
-    if ordered:
+    if candidates:
         reached("blobs.collected")
     return count
 
@@ -47,3 +56,14 @@ def named(connection: sa.Connection, digests: list[str]) -> set[str]:
 def are_held(connection: sa.Connection) -> bool:
     """Whether a backup is copying pictures just now."""
     return float(facts.read(connection, facts.PICTURES_HELD_UNTIL) or 0) > time.time()
+
+
+def _unnamed(database: Database, digests: list[str]) -> list[str]:
+    """A first look that keeps no writer waiting."""
+    found: list[str] = []
+    for start in range(0, len(digests), BLOBS_AT_ONCE):
+        part = digests[start : start + BLOBS_AT_ONCE]
+        with database.read() as connection:
+            kept = named(connection, part)
+        found.extend(one for one in part if one not in kept)
+    return found

@@ -1,11 +1,13 @@
 """Galleries and items against a real database, a real folder and real FAISS."""
 
 import dataclasses
+import errno
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.api.preconditions import ANY_VERSION
 from app.errors import (
@@ -74,11 +76,14 @@ def test_a_filtered_search_returns_what_matches(stores: Stores) -> None:
     assert [item.id for item in stores.items.page("default", after="i15", limit=10, where=where)] == ["i17", "i19"]
 
 
-def test_replacing_an_item_changes_its_vector_and_collects_its_old_picture(stores: Stores, blobs: Blobs) -> None:
+def test_replacing_an_item_changes_its_vector_and_collects_its_old_picture(
+    stores: Stores, blobs: Blobs, database: Database
+) -> None:
     stores.items.upsert("default", [new_item("a", unit(1), b"old")])
     assert stores.items.upsert("default", [new_item("a", unit(0, 1), b"new")]).replaced == [True]
     assert stores.galleries.get("default").count == 1
     assert stores.items.picture("default", "a")[1] == b"new"
+    database.settle()
     assert blobs.count() == 1
     found = stores.galleries.search("default", unit(1), k=5, min_score=None)[1]
     assert [one.hit.score for one in found] == [pytest.approx(0)]
@@ -93,23 +98,25 @@ def test_a_write_that_is_not_waited_for_is_seen_after_catching_up(stores: Stores
     assert stores.found(unit(1)) == []
 
 
-def test_a_picture_shared_by_two_items_outlives_one(stores: Stores, blobs: Blobs) -> None:
+def test_a_picture_shared_by_two_items_outlives_one(stores: Stores, blobs: Blobs, database: Database) -> None:
     stores.items.upsert("default", [new_item("a", unit(1), b"same"), new_item("b", unit(1), b"same")])
     stores.items.remove("default", "a")
     assert stores.items.picture("default", "b")[1] == b"same"
     stores.items.remove("default", "b")
+    database.settle()
     assert blobs.count() == 0
     with pytest.raises(NotFound):
         stores.items.remove("default", "b")
 
 
-def test_many_are_deleted_at_once_by_id_or_by_filter(stores: Stores, blobs: Blobs) -> None:
+def test_many_are_deleted_at_once_by_id_or_by_filter(stores: Stores, blobs: Blobs, database: Database) -> None:
     stores.items.upsert("default", [new_item(f"i{n}", unit(1), metadata={"n": n}) for n in range(8)])
     removed = stores.items.remove_many("default", ids=["i0", "i1", "gone", "i1"])
     assert (removed.count, removed.missing) == (2, ["gone"])
     removed = stores.items.remove_many("default", where=parse_filter({"n": {"lt": 5}}))
     assert (removed.count, removed.seq) == (3, stores.galleries.head_seq())
     assert stores.found(unit(1)) == ["i5", "i6", "i7"]
+    database.settle()
     assert blobs.count() == 3
 
 
@@ -135,12 +142,13 @@ def test_a_change_that_fails_writes_nothing(stores: Stores) -> None:
     assert stores.galleries.head_seq() == head
 
 
-def test_deleting_a_gallery_with_items_needs_confirmation(stores: Stores, blobs: Blobs) -> None:
+def test_deleting_a_gallery_with_items_needs_confirmation(stores: Stores, blobs: Blobs, database: Database) -> None:
     assert stores.galleries.put("pets", "Cats.")[1]
     stores.items.upsert("pets", [new_item("a", unit(1))])
     with pytest.raises(Conflict):
         stores.galleries.delete("pets", confirmed=False)
     stores.galleries.delete("pets", confirmed=True)
+    database.settle()
     assert blobs.count() == 0
     with pytest.raises(NotFound):
         stores.found(unit(1), "pets")
@@ -287,7 +295,7 @@ def test_the_follower_tries_again_where_nobody_nudges_twice(stores: Stores, monk
 
 
 def test_a_full_disk_leaves_nothing_behind(
-    stores: Stores, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    stores: Stores, blobs: Blobs, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     original = Blobs.put
 
@@ -300,8 +308,31 @@ def test_a_full_disk_leaves_nothing_behind(
     with pytest.raises(DiskFull):
         stores.items.upsert("default", [new_item("a", unit(1), b"first"), new_item("b", unit(1), b"second")])
     assert stores.galleries.get("default").count == 0
+    database.settle()
     assert blobs.count() == 0
     assert not [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()]
+
+
+def test_a_picture_that_cannot_be_removed_costs_no_write(
+    stores: Stores, blobs: Blobs, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is removed after the answer; what fails is logged, and a vacuum finds it."""
+    stores.items.upsert("default", [new_item("a", unit(1)), new_item("b", unit(1))])
+    answered = threading.Event()
+
+    def delete(self: Blobs, sha256: str) -> None:
+        assert answered.wait(30)
+        raise OSError(errno.EIO, "the disk is away")
+
+    with monkeypatch.context() as patched, capture_logs() as logs:
+        patched.setattr(Blobs, "delete", delete)
+        removed = stores.items.remove("default", "a")
+        answered.set()
+        database.settle()
+    assert stores.galleries.head_seq() == removed
+    assert [one["event"] for one in logs] == ["store_left_to_vacuum"]
+    upkeep = Upkeep(database, blobs, IndexSnapshots(tmp_path / "indexes"))
+    assert (blobs.count(), upkeep.vacuum().pictures, blobs.count()) == (2, 1, 1)
 
 
 def test_a_flipped_byte_of_a_picture_is_told(stores: Stores, tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.stores.indexes.close()
+        self.database.settle()
         self.database.close()
         self.open()
 
@@ -146,6 +147,7 @@ class StoreMachine(RuleBasedStateMachine):
         digests = {name: self.stores.indexes.state(name).digest for name in self.stores.indexes.names()}
         assert digests == self.stores.indexes.true_digests()
         named = {one for content in self.model.values() for one in content}
+        self.database.settle()
         assert self.blobs.count() == len(named)
         self.stores.indexes.close()
         self.database.close()

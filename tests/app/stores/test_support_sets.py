@@ -69,7 +69,9 @@ def test_support_is_added_to_old_and_new_ways(store: SupportSets) -> None:
     assert content(store.get(episode.id)) == content(changed)
 
 
-def test_what_would_be_too_much_is_refused_and_leaves_nothing(store: SupportSets, blobs: Blobs) -> None:
+def test_what_would_be_too_much_is_refused_and_leaves_nothing(
+    store: SupportSets, blobs: Blobs, database: Database
+) -> None:
     episode = create(store)
     too_many_shots = [NewWay(label="apple", support=[example(bytes([n]), 0) for n in range(3)])]
     too_many_ways = [NewWay(label=label, support=[example(label.encode(), 0)]) for label in ("x", "y")]
@@ -77,16 +79,18 @@ def test_what_would_be_too_much_is_refused_and_leaves_nothing(store: SupportSets
         with pytest.raises(Invalid):
             store.add(episode.id, ways, if_match=None, limits=LIMITS)
     assert content(store.get(episode.id)) == content(episode)
+    database.settle()
     assert blobs.count() == 2
 
 
-def test_support_is_taken_away_but_for_a_ways_last(store: SupportSets, blobs: Blobs) -> None:
+def test_support_is_taken_away_but_for_a_ways_last(store: SupportSets, blobs: Blobs, database: Database) -> None:
     episode = create(store)
     first, second = (one.id for one in episode.ways[1].support)
     with pytest.raises(PreconditionFailed):
         store.remove(episode.id, first, if_match=[7])
     _, changed = store.remove(episode.id, first, if_match=[1])
     assert (changed.version, shots(changed)) == (2, [("apple", 1), ("Birne é", 1)])
+    database.settle()
     assert blobs.count() == 1
     with pytest.raises(Conflict):
         store.remove(episode.id, second, if_match=[2])
@@ -104,17 +108,21 @@ def test_a_repeat_with_the_same_token_makes_nothing_new(store: SupportSets) -> N
     assert len(store.all(after=None, limit=10)) == 1
 
 
-def test_deleting_the_last_episode_leaves_no_picture(store: SupportSets, blobs: Blobs) -> None:
+def test_deleting_the_last_episode_leaves_no_picture(store: SupportSets, blobs: Blobs, database: Database) -> None:
     one, two = create(store), create(store)
     store.delete(one.id)
+    database.settle()
     assert blobs.count() == 2
     store.delete(two.id)
+    database.settle()
     assert blobs.count() == 0
     with pytest.raises(NotFound):
         store.get(one.id)
 
 
-def test_an_expired_episode_is_gone(store: SupportSets, blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expired_episode_is_gone(
+    store: SupportSets, blobs: Blobs, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     episode = create(store, ttl_s=60)
     assert store.get(episode.id).expires_at is not None
     later = time.time() + 61
@@ -123,6 +131,7 @@ def test_an_expired_episode_is_gone(store: SupportSets, blobs: Blobs, monkeypatc
         store.get(episode.id)
     assert store.all(after=None, limit=10) == []
     store.delete(create(store).id)
+    database.settle()
     assert blobs.count() == 0
 
 
