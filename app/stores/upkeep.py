@@ -4,11 +4,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import sqlalchemy as sa
 
 from app.errors import ServiceError
-from app.stores import change_log, facts
+from app.stores import change_log, facts, tables
 from app.stores.blobs import Blobs
 from app.stores.database import Database
 from app.stores.index_base import IndexOptions
@@ -31,6 +32,13 @@ from app.stores.unreferenced import BLOBS_AT_ONCE, delete_unreferenced
 from app.stores.vector_bytes import unpack
 
 JOBS_KEPT_S = 30 * 24 * 3600.0
+LOG_KEPT_S = 3600.0
+"""The last hour of the log outlives a vacuum, for exports that run and replicas that are behind."""
+ROWS_AT_ONCE = 1000
+# Read in each transaction: the active bundle may be switched during a vacuum.
+_KEPT_FINGERPRINTS = sa.select(tables.facts.c.value).where(
+    tables.facts.c.name.in_([facts.FINGERPRINT, facts.PREVIOUS_FINGERPRINT])
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,22 +98,23 @@ class Upkeep:
         indexes.close()
         return count
 
-    def vacuum(self) -> Vacuumed:
+    def vacuum(self, *, log_kept_s: float = LOG_KEPT_S) -> Vacuumed:
         """Throw away what nobody needs: dead rows, the log behind them, expired episodes, unnamed pictures.
 
-        Replicas that are behind the log's new beginning read their indexes anew from SQL.
+        A transaction for every thousand rows, so that no writer waits long. Replicas that are behind the log's new
+        beginning read their indexes anew from SQL.
+
+        Args:
+            log_kept_s: how much of the log stays, with the rows that died in it.
         """
         now = time.time()
-        with self._database.write() as connection:
-            horizon = change_log.head(connection)
-            dead = connection.execute(sa.delete(items).where(items.c.deleted_seq <= horizon)).rowcount
-            logged = connection.execute(sa.delete(changes).where(changes.c.seq <= horizon)).rowcount
-            note = sa.update(counters).where(counters.c.name == "vacuumed")
-            connection.execute(note.values(value=horizon))
-            gone = connection.execute(sa.delete(episodes).where(episodes.c.expires_at <= now)).rowcount
-            connection.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.expires_at <= now))
-            connection.execute(sa.delete(jobs).where(jobs.c.updated_at <= now - JOBS_KEPT_S))
-            _delete_old_vectors(connection)
+        horizon, logged = self._cut_log(now - log_kept_s)
+        dead = self._delete(items.c.id, items.c.deleted_seq <= horizon)
+        gone = self._delete(episodes.c.id, episodes.c.expires_at <= now)
+        self._delete(idempotency_keys.c.key, idempotency_keys.c.expires_at <= now)
+        self._delete(jobs.c.id, jobs.c.updated_at <= now - JOBS_KEPT_S)
+        for key in (item_vectors.c.item_id, support_vectors.c.support_id, class_set_vectors.c.name):
+            self._delete(key, key.table.c.fingerprint.not_in(_KEPT_FINGERPRINTS))
         pictures = 0
         names = self._blobs.names()
         while part := set(islice(names, BLOBS_AT_ONCE)):
@@ -113,6 +122,35 @@ class Upkeep:
         self._blobs.remove_temporary()
         self._database.compact()
         return Vacuumed(items=dead, changes=logged, episodes=gone, pictures=pictures)
+
+    def _cut_log(self, until: float) -> tuple[int, int]:
+        """Delete the changes before a time. Returns the last `seq` that is gone, and how many went now.
+
+        The log says how far it is cut before any row it names goes: exports and replicas look there.
+        """
+        count = 0
+        while True:
+            with self._database.write() as connection:
+                first_kept = connection.execute(sa.select(sa.func.min(changes.c.seq)).where(changes.c.at > until))
+                last = (first_kept.scalar_one() or change_log.head(connection) + 1) - 1
+                begin = change_log.vacuumed(connection)
+                end = min(begin + ROWS_AT_ONCE, last)
+                if end <= begin:
+                    return begin, count
+                count += connection.execute(sa.delete(changes).where(changes.c.seq <= end)).rowcount
+                note = sa.update(counters).where(counters.c.name == "vacuumed")
+                connection.execute(note.values(value=end))
+
+    def _delete(self, key: sa.Column[Any], condition: sa.ColumnElement[bool]) -> int:
+        """Delete the rows of a condition, some in a transaction; returns how many."""
+        some = sa.select(key).where(condition).limit(ROWS_AT_ONCE)
+        count = 0
+        while True:
+            with self._database.write() as connection:
+                gone = connection.execute(sa.delete(key.table).where(key.in_(some), condition)).rowcount
+            if gone == 0:
+                return count
+            count += gone
 
     def _picture_faults(self, deep: bool) -> Iterator[str]:
         live = sa.select(items.c.sha256).where(items.c.deleted_seq.is_(None))
@@ -195,9 +233,3 @@ def _lacking(owner: sa.Column[object], key: sa.Column[object], own: sa.ColumnEle
     return (
         sa.select(owner).select_from(owner.table.outerjoin(key.table, sa.and_(key == owner, own))).where(key.is_(None))
     )
-
-
-def _delete_old_vectors(connection: sa.Connection) -> None:
-    kept = [facts.read(connection, name) for name in (facts.FINGERPRINT, facts.PREVIOUS_FINGERPRINT)]
-    for table in (item_vectors, support_vectors, class_set_vectors):
-        connection.execute(sa.delete(table).where(table.c.fingerprint.not_in([one for one in kept if one])))

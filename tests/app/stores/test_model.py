@@ -110,7 +110,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def vacuum(self) -> None:
-        Upkeep(self.database, self.blobs, IndexSnapshots(Path(self.folder.name) / "indexes")).vacuum()
+        Upkeep(self.database, self.blobs, IndexSnapshots(Path(self.folder.name) / "indexes")).vacuum(log_kept_s=0)
 
     @rule()
     def merge(self) -> None:

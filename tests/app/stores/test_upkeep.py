@@ -199,13 +199,14 @@ def test_a_rebuild_makes_what_the_truth_says(database: Database, blobs: Blobs, f
 
 
 def test_a_vacuum_leaves_only_what_lives_and_replicas_read_anew(
-    database: Database, blobs: Blobs, upkeep: Upkeep
+    database: Database, blobs: Blobs, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores, behind = open_stores(database, blobs), open_stores(database, blobs)
     fill(stores)
     blobs.put(b"left by a killed process")
-    done = upkeep.vacuum()
-    assert (done.items, done.pictures) == (2, 1)
+    monkeypatch.setattr("app.stores.upkeep.ROWS_AT_ONCE", 5)
+    done = upkeep.vacuum(log_kept_s=0)
+    assert (done.items, done.changes, done.pictures) == (2, 33, 1)
     assert upkeep.check() == []
     assert behind.found(unit(1)) == []
     assert behind.indexes.catch_up() == stores.indexes.applied_seq
@@ -213,6 +214,25 @@ def test_a_vacuum_leaves_only_what_lives_and_replicas_read_anew(
     stores.items.upsert("default", [new_item("next", unit(1))])
     behind.indexes.catch_up()
     assert "next" in behind.found(unit(1))
+
+
+def test_a_vacuum_keeps_the_last_hour_for_exports_and_replicas(
+    database: Database, blobs: Blobs, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores, behind = open_stores(database, blobs), open_stores(database, blobs)
+    monkeypatch.setattr("app.stores.items.EXPORTED_AT_ONCE", 10)
+    stores.items.upsert("default", [new_item(f"i{n}", unit(1, n)) for n in range(30)])
+    with database.write() as connection:
+        connection.execute(sa.update(changes).where(changes.c.seq <= 11).values(at=time.time() - 3700))
+    _, parts = stores.items.export("default")
+    exported = list(next(parts))
+    stores.items.remove_many("default", ids=["i3", "i25"])
+    done = upkeep.vacuum()
+    assert (done.items, done.changes) == (0, 11)
+    assert [one.id for one in [*exported, *(one for part in parts for one in part)]] == [f"i{n}" for n in range(30)]
+    assert upkeep.check() == []
+    behind.indexes.catch_up()
+    assert behind.galleries.index_state("default") == stores.galleries.index_state("default")
 
 
 @pytest.mark.parametrize("target", ["sqlite", "postgresql"])
