@@ -4,8 +4,9 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import sqlalchemy as sa
@@ -19,9 +20,12 @@ from app.stores.index_rows import read_added, read_all, read_removed
 from app.stores.index_snapshots import IndexSnapshots, SnapshotKey
 from app.stores.tables import galleries, items
 from app.stores.vector_index import IndexState, VectorIndex, digest_text
+from app.telemetry import get_logger
 
 CHANGES_AT_ONCE = 4096
 PATIENCE_S = 10.0
+MERGE_REST_S = 60.0
+"""How long an index whose merge failed goes on without."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,10 +67,12 @@ class Indexes:
         self.active_fingerprint = fingerprint
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="index-builder")
         self._building: set[int] = set()
+        self._resting: dict[int, float] = {}
         self._wake = threading.Event()
         self._is_closed = False
         self._followed_at_s = time.monotonic()
         self._patience_s = math.inf
+        self._has_failed = False
         self._follower: threading.Thread | None = None
         self.applied_seq = 0
         self._head_seq = 0
@@ -77,8 +83,10 @@ class Indexes:
 
     @property
     def is_current(self) -> bool:
-        """Whether this process follows the log: False where the database has been away for a while."""
-        return time.monotonic() - self._followed_at_s <= self._patience_s
+        """Whether this process follows the log: False where the database has been away for a while, or on a fault."""
+        is_alive = self._follower is not None and self._follower.is_alive()
+        is_in_time = time.monotonic() - self._followed_at_s <= self._patience_s
+        return is_alive and is_in_time and not self._has_failed
 
     @property
     def lag(self) -> int:
@@ -99,9 +107,13 @@ class Indexes:
                 self._wake.clear()
                 try:
                     self.catch_up()
-                    self._followed_at_s = time.monotonic()
-                except ServiceError:
-                    # The database is away: whoever reads hears of it, and the next round tries again, nudged or not.
+                    self._followed_at_s, self._has_failed = time.monotonic(), False
+                except Exception as err:  # noqa: BLE001  # the thread must go on, whatever it was
+                    # Whoever reads hears of it, and the next round tries again, nudged or not. A database that is
+                    # away has its patience; any other fault makes the process unready at once.
+                    if not isinstance(err, ServiceError) and not self._has_failed:
+                        self._has_failed = True
+                        get_logger().error("log_not_followed", exc_info=err)
                     time.sleep(interval_s or 0.1)
                     self._wake.set()
 
@@ -264,16 +276,23 @@ class Indexes:
 
     def _schedule_merges(self) -> None:
         for key, followed in self._by_id.items():
-            if key not in self._building and followed.index.wants_merge:
+            is_rested = self._resting.get(key, 0.0) <= time.monotonic()
+            if key not in self._building and is_rested and followed.index.wants_merge:
                 self._building.add(key)
-                self._builder.submit(self._merge, key, followed.index)
+                merging = self._builder.submit(self._merge, key, followed.index)
+                merging.add_done_callback(partial(self._merged, key))
 
     def _merge(self, key: int, index: VectorIndex) -> None:
-        try:
-            index.merge()
-        finally:
-            self._building.discard(key)
+        index.merge()
+        self._building.discard(key)
         self._save([key])
+
+    def _merged(self, key: int, merging: Future[None]) -> None:
+        self._building.discard(key)
+        error = None if merging.cancelled() else merging.exception()
+        if error is not None:
+            self._resting[key] = time.monotonic() + MERGE_REST_S
+            get_logger().error("index_not_merged", exc_info=error)
 
     def _save(self, keys: Sequence[int]) -> None:
         if self._snapshots is None or not self._is_active:

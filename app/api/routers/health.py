@@ -45,7 +45,7 @@ async def readyz(platform: PlatformDep, response: Response) -> Health:
     if platform.lifecycle.phase is not Phase.READY:
         raise _not_ready(platform)
     if platform.services is not None and not platform.services.is_current():
-        raise EngineUnavailable("The database cannot be reached.", retry_after_s=LOAD_RETRY_AFTER_S)
+        raise EngineUnavailable("The stores do not follow what is written.", retry_after_s=LOAD_RETRY_AFTER_S)
     response.headers["Cache-Control"] = "no-store"
     return Health(status=Phase.READY)
 

@@ -26,6 +26,7 @@ from app.stores.filters import parse_filter
 from app.stores.index_base import IndexOptions
 from app.stores.index_snapshots import IndexSnapshots
 from app.stores.upkeep import Upkeep
+from app.stores.vector_index import VectorIndex
 from tests.app.stores.stores import Stores, new_item, open_stores, unit
 
 
@@ -262,7 +263,7 @@ def test_what_no_longer_passes_the_filter_is_not_answered(stores: Stores, monkey
 
 
 def test_a_picture_replaced_while_it_is_read_is_the_new_one(
-    stores: Stores, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, blobs: Blobs, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores.items.upsert("default", [new_item("a", unit(1), b"old")])
     original, newer = blobs.get, [b"newer", b"newest"]
@@ -270,6 +271,7 @@ def test_a_picture_replaced_while_it_is_read_is_the_new_one(
     def get(sha256: str) -> bytes:
         if newer:
             stores.items.upsert("default", [new_item("a", unit(1), newer.pop(0))])
+            database.settle()
         return original(sha256)
 
     monkeypatch.setattr(blobs, "get", get)
@@ -292,6 +294,61 @@ def test_the_follower_tries_again_where_nobody_nudges_twice(stores: Stores, monk
     stores.indexes.nudge()
     assert done.wait(10)
     stores.indexes.close()
+
+
+def test_a_fault_in_the_follower_is_logged_and_unready_until_it_is_over(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, may_end, failed, done = stores.indexes.catch_up, threading.Event(), threading.Event(), threading.Event()
+
+    def catch_up() -> int:
+        if not may_end.is_set():
+            if stores.indexes._has_failed:
+                failed.set()
+            raise ValueError("a fault")
+        if not stores.indexes._has_failed:
+            done.set()
+        stores.indexes.nudge()
+        return original()
+
+    monkeypatch.setattr(stores.indexes, "catch_up", catch_up)
+    assert not stores.indexes.is_current
+    with capture_logs() as logs:
+        stores.indexes.follow(None)
+        assert stores.indexes.is_current
+        stores.indexes.nudge()
+        assert failed.wait(10)
+    assert [one["event"] for one in logs] == ["log_not_followed"]
+    assert not stores.indexes.is_current
+    may_end.set()
+    assert done.wait(10)
+    assert stores.indexes.is_current
+    stores.indexes.close()
+    assert not stores.indexes.is_current
+
+
+def test_a_merge_that_fails_is_logged_and_rests(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def merge(self: VectorIndex) -> None:
+        calls.append(len(self))
+        raise MemoryError
+
+    monkeypatch.setattr(VectorIndex, "merge", merge)
+    monkeypatch.setattr(VectorIndex, "wants_merge", True)
+    with capture_logs() as logs:
+        stores.items.upsert("default", [new_item("a", unit(1))])
+        stores.indexes._builder.submit(int).result()
+        stores.items.upsert("default", [new_item("b", unit(1))])
+        stores.indexes._builder.submit(int).result()
+    assert calls == [1]
+    assert [one["event"] for one in logs] == ["index_not_merged"]
+    monkeypatch.setattr("app.stores.indexes.MERGE_REST_S", 0.0)
+    stores.indexes._resting.clear()
+    stores.items.remove("default", "b")
+    stores.indexes._builder.submit(int).result()
+    assert calls == [1, 1]
+    assert stores.found(unit(1)) == ["a"]
 
 
 def test_a_full_disk_leaves_nothing_behind(
