@@ -98,7 +98,7 @@ def _restore(
     source = sqlite_engine(kept_rows)
     try:
         migrate(source)
-        with database.read() as connection:
+        with database.read(limit_s=None) as connection:
             _require_empty(connection)
         kept = Blobs(str(folder / PICTURES))
         found = _named_pictures(kept_rows)
@@ -129,7 +129,7 @@ def _copy_out(database: Database, path: Path) -> int:
     target = sqlite_engine(path)
     try:
         migrate(target)
-        with database.read() as reader, target.connect() as connection:
+        with database.read(limit_s=None) as reader, target.connect() as connection:
             writer = connection.execution_options(vermouth_writes=True)
             with writer.begin():
                 for table in reversed(metadata.sorted_tables):

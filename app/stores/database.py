@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from app.errors import Damaged, DiskFull, EngineUnavailable, QueueFull
+from app.errors import Damaged, DeadlineExceeded, DiskFull, EngineUnavailable, QueueFull
 from app.stores.tables import counters
 from app.telemetry import get_logger
 
@@ -29,6 +30,11 @@ MAX_LATER = 1024
 MIGRATION_LOCK = 0x7665726D
 DISK_FULL_STATE = "53100"
 READ_ONLY_STATE = "25006"
+CANCELLED_STATE = "57014"
+READ_LIMIT_S = 30.0
+"""Longest a read of a request may take, so that no query holds a thread of the pool for ever."""
+STEPS_A_LOOK = 10_000
+"""How many of SQLite's steps, about a millisecond, go by between looks at the clock."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,9 +69,17 @@ class Database:
         self._pending = 0
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        """One consistent snapshot to read from."""
-        with sql_errors(), (self._readers or self.engine).connect() as connection:
+    def read(self, *, limit_s: float | None = READ_LIMIT_S) -> Iterator[sa.Connection]:
+        """One consistent snapshot to read from.
+
+        Args:
+            limit_s: longest that a statement may take (on SQLite: the block); None for maintenance.
+
+        Raises:
+            DeadlineExceeded: a query took longer.
+        """
+        readers = self._readers or self.engine
+        with sql_errors(), readers.connect() as connection, self._limited(connection, limit_s):
             yield connection
 
     @contextlib.contextmanager
@@ -82,8 +96,28 @@ class Database:
             writer = connection.execution_options(vermouth_writes=True)
             with writer.begin():
                 if self.is_shared:
+                    limit_statements(writer, None)
                     writer.execute(sa.select(counters.c.value).where(counters.c.name == "seq").with_for_update())
                 yield writer
+
+    @contextlib.contextmanager
+    def _limited(self, connection: sa.Connection, limit_s: float | None) -> Iterator[None]:
+        if self.is_shared:
+            if limit_s != READ_LIMIT_S:
+                limit_statements(connection, limit_s)
+            yield
+            return
+        if limit_s is None:
+            yield
+            return
+        until_s, driver = time.monotonic() + limit_s, connection.connection.driver_connection
+        if driver is None:
+            raise EngineUnavailable("The store cannot be reached.", retry_after_s=1.0)
+        driver.set_progress_handler(lambda: time.monotonic() > until_s, STEPS_A_LOOK)
+        try:
+            yield
+        finally:
+            driver.set_progress_handler(None, 0)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking reads in the pool.
@@ -246,7 +280,8 @@ def _postgres_engine(url: str, threads: int) -> sa.Engine:
             connect_args={
                 "connect_timeout": 10,
                 # A writer that hangs or a connection that was cut must not hold the others up for ever.
-                "options": "-c lock_timeout=30000 -c idle_in_transaction_session_timeout=60000",
+                "options": "-c lock_timeout=30000 -c idle_in_transaction_session_timeout=60000"
+                f" -c statement_timeout={int(READ_LIMIT_S * 1000)}",
             },
         )
         with engine.connect() as connection:
@@ -284,9 +319,15 @@ def migrate(engine: sa.Engine, to: str = "head") -> None:
         writer = connection.execution_options(vermouth_writes=True)
         with writer.begin():
             if engine.dialect.name == "postgresql":
+                limit_statements(writer, None)
                 writer.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             config.attributes["connection"] = writer
             command.upgrade(config, to)
+
+
+def limit_statements(connection: sa.Connection, limit_s: float | None) -> None:
+    """On PostgreSQL: the longest a statement of this transaction may take; None for any time."""
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {int((limit_s or 0) * 1000)}")
 
 
 def _config() -> Config:
@@ -311,6 +352,8 @@ def sql_errors() -> Iterator[None]:
             raise DiskFull("No space left to store this.") from err
         if "malformed" in str(err.orig) or "not a database" in str(err.orig):
             raise Damaged("The database is damaged.") from err
+        if state == CANCELLED_STATE or str(err.orig) == "interrupted":
+            raise DeadlineExceeded("The query took longer than the store allows.") from err
         is_away = isinstance(err, sa.exc.OperationalError | sa.exc.InterfaceError) or err.connection_invalidated
         if is_away or state == READ_ONLY_STATE:
             raise EngineUnavailable("The store cannot be reached.", retry_after_s=1.0) from err

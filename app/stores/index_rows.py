@@ -31,7 +31,7 @@ class Exact:
 
 def read_exact(database: Database, gallery: str, fingerprint: str) -> Exact:
     """A gallery's vectors of a bundle, active or not; none where the gallery is gone."""
-    with database.read() as connection:
+    with database.read(limit_s=None) as connection:
         key = connection.execute(sa.select(galleries.c.id).where(galleries.c.name == gallery)).scalar_one_or_none()
         vectors, ids, _ = read_all(connection, key or 0, fingerprint, None)
     return Exact(ids=ids, vectors=vectors)

@@ -95,7 +95,7 @@ class Indexes:
 
     def load(self) -> None:
         """Bring every index to the head of the log: from its snapshot where that is sound, else from SQL."""
-        with self._lock, self._database.read() as connection:
+        with self._lock, self._database.read(limit_s=None) as connection:
             self._reload(connection)
 
     def follow(self, interval_s: float | None) -> None:
@@ -150,7 +150,7 @@ class Indexes:
         """Apply every change committed so far; returns the `seq` reached."""
         with self._lock:
             while True:
-                with self._database.read() as connection:
+                with self._database.read(limit_s=None) as connection:
                     head = self._head_seq = change_log.head(connection)
                     if self.applied_seq >= head:
                         return self.applied_seq
@@ -194,7 +194,7 @@ class Indexes:
 
     def true_digests(self) -> Mapping[str, str]:
         """The digest every gallery's index must have, worked out from SQL alone."""
-        with self._database.read() as connection:
+        with self._database.read(limit_s=None) as connection:
             names = connection.execute(sa.select(galleries.c.id, galleries.c.name)).all()
             return {row.name: digest_text(read_all(connection, row.id, self._fingerprint, 0)[2]) for row in names}
 
@@ -205,7 +205,7 @@ class Indexes:
         than exactly are compared by their ids alone.
         """
         found = []
-        with self._database.read() as connection:
+        with self._database.read(limit_s=None) as connection:
             for key, followed in self._by_id.items():
                 snapshot = followed.index.snapshot
                 held, held_ids = snapshot.live_vectors()
@@ -303,7 +303,7 @@ class Indexes:
             states = {key: self._by_id[key].index.snapshot for key in keys if key in self._by_id}
             present = list(self._by_id)
         try:
-            with self._database.read() as connection:
+            with self._database.read(limit_s=None) as connection:
                 named = {key: self._key(connection, key) for key in states}
         except ServiceError:
             # The next start takes an older snapshot, or SQL.

@@ -49,36 +49,36 @@ class Reembedding:
 
     def active(self) -> str | None:
         """The fingerprint that is served now."""
-        with self._database.read() as connection:
+        with self._database.read(limit_s=None) as connection:
             return facts.read(connection, facts.FINGERPRINT)
 
     def galleries(self) -> Sequence[str]:
         """Names of all galleries."""
-        with self._database.read() as connection:
+        with self._database.read(limit_s=None) as connection:
             return connection.execute(sa.select(galleries.c.name).order_by(galleries.c.name)).scalars().all()
 
     def count(self) -> int:
         """How many items, supports and class sets lack a vector of the bundle."""
-        with self._database.read() as connection:
+        with self._database.read(limit_s=None) as connection:
             return _count_lacking(connection, self._fingerprint)
 
     def items(self, limit: int, after: int = 0) -> Sequence[LackingPicture]:
         """Live items that lack one, by row, those after a row."""
         query = _items(self._fingerprint).where(items.c.id > after).order_by(items.c.id).limit(limit)
-        with self._database.read() as connection:
+        with self._database.read(limit_s=None) as connection:
             rows = connection.execute(query).all()
         return [LackingPicture(owner=row.id, sha256=row.sha256, caption=row.caption) for row in rows]
 
     def supports(self, limit: int, after: str = "") -> Sequence[LackingPicture]:
         """Supports that lack one, by id, those after an id."""
         query = _supports(self._fingerprint).where(supports.c.id > after).order_by(supports.c.id).limit(limit)
-        with self._database.read() as connection:
+        with self._database.read(limit_s=None) as connection:
             rows = connection.execute(query).all()
         return [LackingPicture(owner=row.id, sha256=row.sha256, caption=None) for row in rows]
 
     def class_sets(self) -> Sequence[LackingClasses]:
         """Class sets that lack theirs."""
-        with self._database.read() as connection:
+        with self._database.read(limit_s=None) as connection:
             rows = connection.execute(_class_sets(self._fingerprint)).all()
         return [
             LackingClasses(

@@ -63,7 +63,7 @@ def _unnamed(database: Database, digests: list[str]) -> list[str]:
     found: list[str] = []
     for start in range(0, len(digests), BLOBS_AT_ONCE):
         part = digests[start : start + BLOBS_AT_ONCE]
-        with database.read() as connection:
+        with database.read(limit_s=None) as connection:
             kept = named(connection, part)
         found.extend(one for one in part if one not in kept)
     return found

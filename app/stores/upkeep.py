@@ -73,7 +73,7 @@ class Upkeep:
         Args:
             deep: read every picture and compare it with its name.
         """
-        with self._database.read() as connection:
+        with self._database.read(limit_s=None) as connection:
             found = [*_sql_faults(connection), *_log_faults(connection), *_vector_faults(connection)]
         found.extend(self._picture_faults(deep))
         if not found:
@@ -154,7 +154,7 @@ class Upkeep:
 
     def _picture_faults(self, deep: bool) -> Iterator[str]:
         live = sa.select(items.c.sha256).where(items.c.deleted_seq.is_(None))
-        with self._database.read() as connection:
+        with self._database.read(limit_s=None) as connection:
             named = list(connection.execute(live.union(sa.select(supports.c.sha256))).scalars())
         for sha256 in named:
             if not self._blobs.has(sha256):
@@ -175,7 +175,7 @@ class Upkeep:
         indexes.discard()
 
     def _indexes(self) -> Indexes:
-        with self._database.read() as connection:
+        with self._database.read(limit_s=None) as connection:
             fingerprint = facts.read(connection, facts.FINGERPRINT) or ""
             own = item_vectors.c.fingerprint == fingerprint
             row = connection.execute(sa.select(item_vectors).where(own).limit(1)).one_or_none()

@@ -11,11 +11,12 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from app.errors import DiskFull, EngineUnavailable
+from app.errors import DeadlineExceeded, DiskFull, EngineUnavailable
 from app.stores import change_log
 from app.stores import database as database_module
 from app.stores.blobs import Blobs
 from app.stores.database import (
+    READ_LIMIT_S,
     SQLITE_FILE,
     Database,
     DataFolderLocked,
@@ -181,6 +182,24 @@ def test_the_pool_runs_blocking_work_off_the_loop(database: Database) -> None:
     loop_thread, store_thread = asyncio.run(names())
     assert store_thread.startswith("store")
     assert loop_thread != store_thread
+
+
+ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+
+
+def test_a_read_that_takes_too_long_is_ended_and_told(database: Database) -> None:
+    with pytest.raises(DeadlineExceeded, match="longer than the store allows"), database.read(limit_s=0.2) as reader:
+        reader.exec_driver_sql(ENDLESS)
+    # The connection is as good as before, and what comes after has its own time.
+    limited = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 200000) SELECT count(*) FROM n"
+    for limit_s in (None, READ_LIMIT_S):
+        with database.read(limit_s=limit_s) as reader:
+            assert reader.exec_driver_sql(limited).scalar_one() == 200_000
+    if database.is_shared:
+        with database.read() as reader:
+            assert reader.exec_driver_sql("SHOW statement_timeout").scalar_one() == "30s"
+        with database.write() as writer:
+            assert writer.exec_driver_sql("SHOW statement_timeout").scalar_one() == "0"
 
 
 def test_an_unreachable_database_is_503(database: Database) -> None:
