@@ -28,8 +28,11 @@ class Blobs:
         self._fs, self._root = fsspec.core.url_to_fs(url)
         self._is_local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
-    def put(self, data: bytes) -> str:
-        """Store bytes durably; equal bytes are stored once.
+    def put(self, data: bytes, *, was_just_put: bool = False) -> str:
+        """Store bytes durably; equal bytes are stored once, and again where those stored are found damaged.
+
+        Args:
+            was_just_put: by this caller, who only makes sure that they were not removed since: their size is enough.
 
         Returns:
             Their SHA-256, the name to read them by.
@@ -39,7 +42,7 @@ class Blobs:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self._path(sha256)
-        if self._holds(path, len(data)):
+        if self._size(path) == len(data) and (was_just_put or self._is_sound(path, sha256)):
             return sha256
         try:
             if self._is_local:
@@ -98,12 +101,20 @@ class Blobs:
         """How many blobs are stored."""
         return sum(1 for _ in self.names())
 
-    def _holds(self, path: str, size: int) -> bool:
-        # A file cut short, by whatever, is written again.
+    def _size(self, path: str) -> int | None:
         try:
-            return bool(self._fs.size(path) == size)
+            size: int | None = self._fs.size(path)
         except FileNotFoundError:
+            return None
+        return size
+
+    def _is_sound(self, path: str, sha256: str) -> bool:
+        try:
+            data: bytes = self._fs.cat_file(path)
+        except OSError:
+            # Gone since, or it cannot be read: it is written again.
             return False
+        return hashlib.sha256(data).hexdigest() == sha256
 
     def _path(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256}"

@@ -107,7 +107,7 @@ class Items:
                 key = gallery_id(connection, name)
                 # In the writer's turn nobody collects pictures: those put above may have been, by another process.
                 for item in new:
-                    self._blobs.put(item.data)
+                    self._blobs.put(item.data, was_just_put=True)
                 old = {row.external_id: row for row in self._candidates(connection, key, [one.id for one in new], None)}
                 if if_match is not None and any(one.id not in old or old[one.id].seq not in if_match for one in new):
                     raise PreconditionFailed("The item is at another version.")

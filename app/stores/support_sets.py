@@ -207,7 +207,7 @@ class SupportSets:
                 "episode_id": episode_id,
                 "way": way,
                 "position": position,
-                "sha256": self._blobs.put(support.data),
+                "sha256": self._blobs.put(support.data, was_just_put=True),
                 "media_type": support.media_type,
             }
             for number, (way, position, support) in enumerate(placed)
