@@ -137,7 +137,7 @@ class LeaveOneOutReport(Wire):
 
 
 class EpisodeReport(Wire):
-    """A stored episode; `expires_at` in seconds since 1970. `leave_one_out` is not worked out for lists."""
+    """A stored episode; `expires_at` in seconds since 1970."""
 
     id: str
     name: str | None
@@ -147,6 +147,25 @@ class EpisodeReport(Wire):
     expires_at: float | None
     ways: list[WayReport]
     leave_one_out: LeaveOneOutReport | None = None
+
+
+class WayCount(Wire):
+    """One class of a listed episode."""
+
+    label: str
+    shots: int
+
+
+class EpisodeEntry(Wire):
+    """An episode in a list: its examples are counted; `GET /fewshot/episodes/{id}` tells them."""
+
+    id: str
+    name: str | None
+    version: int
+    method: Method
+    fingerprint: str
+    expires_at: float | None
+    ways: list[WayCount]
 
 
 class EpisodeCreated(EpisodeReport):
@@ -168,7 +187,7 @@ class ClassifyResponse(Wire):
 class EpisodePage(Wire):
     """Episodes by id; `next_cursor` is null on the last page."""
 
-    episodes: list[EpisodeReport]
+    episodes: list[EpisodeEntry]
     next_cursor: str | None
 
 

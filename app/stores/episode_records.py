@@ -26,12 +26,21 @@ class NewWay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """One stored example; `vector` is [D] float32, unit length, empty where another bundle made it, or in lists."""
+    """One stored example; `vector` is [D] float32, unit length, empty where another bundle made it."""
 
     id: str
     sha256: str
     media_type: str
     vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPicture:
+    """The picture of an example as it was sent."""
+
+    sha256: str
+    media_type: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +62,27 @@ class Episode:
     fingerprint: str
     expires_at: float | None
     ways: Sequence[Way]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaySummary:
+    """One class and how many examples it has."""
+
+    label: str
+    shots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeSummary:
+    """An episode as lists tell it: without its examples."""
+
+    id: str
+    name: str | None
+    version: int
+    method: str
+    fingerprint: str
+    expires_at: float | None
+    ways: Sequence[WaySummary]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

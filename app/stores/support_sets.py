@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 
@@ -11,7 +11,17 @@ from app.errors import Conflict, Invalid, NotFound, PreconditionFailed
 from app.stores import change_log, facts
 from app.stores.blobs import Blobs
 from app.stores.database import Database
-from app.stores.episode_records import Episode, EpisodeLimits, NewSupport, NewWay, Support, Way
+from app.stores.episode_records import (
+    Episode,
+    EpisodeLimits,
+    EpisodeSummary,
+    NewSupport,
+    NewWay,
+    StoredPicture,
+    Support,
+    Way,
+    WaySummary,
+)
 from app.stores.idempotency import note_done, require_undone
 from app.stores.tables import episodes, support_vectors, supports
 from app.stores.unreferenced import collect_later
@@ -168,11 +178,19 @@ class SupportSets:
         with self._database.read() as connection:
             return self._required(connection, episode_id)
 
-    def all(self, *, after: str | None, limit: int) -> Sequence[Episode]:
-        """A page of episodes by id, those that follow `after`, without their vectors."""
-        condition = sa.true() if after is None else episodes.c.id > after
+    def all(self, *, after: str | None, limit: int) -> Sequence[EpisodeSummary]:
+        """A page of episodes by id, those that follow `after`; examples are counted, not read."""
+        query = sa.select(episodes).where(sa.true() if after is None else episodes.c.id > after, _alive())
         with self._database.read() as connection:
-            return self._read(connection, condition, limit=limit, with_vectors=False)
+            rows = connection.execute(query.order_by(episodes.c.id).limit(limit)).all()
+            counted = (
+                sa.select(supports.c.episode_id, supports.c.way, sa.func.count())
+                .where(supports.c.episode_id.in_([row.id for row in rows]))
+                .group_by(supports.c.episode_id, supports.c.way)
+            )
+            shots = {(owner, way): count for owner, way, count in connection.execute(counted)}
+            active = facts.read(connection, facts.FINGERPRINT) or self._fingerprint
+        return [_summary(row, shots, active) for row in rows]
 
     def delete(self, episode_id: str) -> int:
         """Delete an episode and its pictures. Returns the write's `seq`. Raises NotFound."""
@@ -182,13 +200,25 @@ class SupportSets:
         collect_later(self._database, self._blobs, digests)
         return seq
 
-    def picture(self, episode_id: str, support_id: str) -> tuple[Support, bytes]:
-        """One support and its stored bytes. Raises NotFound."""
-        for way in self.get(episode_id).ways:
-            for support in way.support:
-                if support.id == support_id:
-                    return support, self._blobs.get(support.sha256)
-        raise NotFound(f"There is no support {support_id!r} in this episode.")
+    def picture(self, episode_id: str, support_id: str) -> StoredPicture:
+        """One support's stored picture. Raises NotFound."""
+        query = (
+            sa.select(episodes.c.id, supports.c.id.label("support_id"), supports.c.sha256, supports.c.media_type)
+            .select_from(
+                episodes.outerjoin(
+                    supports, sa.and_(supports.c.episode_id == episodes.c.id, supports.c.id == support_id)
+                )
+            )
+            .where(episodes.c.id == episode_id, _alive())
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise NotFound(f"There is no episode {episode_id!r}.")
+        if row.support_id is None:
+            raise NotFound(f"There is no support {support_id!r} in this episode.")
+        data = self._blobs.get(row.sha256)
+        return StoredPicture(sha256=row.sha256, media_type=row.media_type, data=data)
 
     def _put_pictures(self, ways: Sequence[NewWay]) -> list[str]:
         return [self._blobs.put(support.data) for way in ways for support in way.support]
@@ -239,15 +269,12 @@ class SupportSets:
             raise NotFound(f"There is no episode {episode_id!r}.")
         return found[0]
 
-    def _read(
-        self, connection: sa.Connection, condition: sa.ColumnElement[bool], *, limit: int, with_vectors: bool = True
-    ) -> Sequence[Episode]:
-        alive = sa.or_(episodes.c.expires_at.is_(None), episodes.c.expires_at > time.time())
-        query = sa.select(episodes).where(condition, alive).order_by(episodes.c.id).limit(limit)
+    def _read(self, connection: sa.Connection, condition: sa.ColumnElement[bool], *, limit: int) -> Sequence[Episode]:
+        query = sa.select(episodes).where(condition, _alive()).order_by(episodes.c.id).limit(limit)
         rows = connection.execute(query).all()
         own = sa.and_(support_vectors.c.support_id == supports.c.id, support_vectors.c.fingerprint == self._fingerprint)
         joined = (
-            sa.select(supports, support_vectors.c.vector if with_vectors else sa.null().label("vector"))
+            sa.select(supports, support_vectors.c.vector)
             .select_from(supports.outerjoin(support_vectors, own))
             .where(supports.c.episode_id.in_([row.id for row in rows]))
             .order_by(supports.c.way, supports.c.position)
@@ -258,6 +285,10 @@ class SupportSets:
             by_way.setdefault((row.episode_id, row.way), []).append(support)
         active = facts.read(connection, facts.FINGERPRINT) or self._fingerprint
         return [_episode(row, by_way, active) for row in rows]
+
+
+def _alive() -> sa.ColumnElement[bool]:
+    return sa.or_(episodes.c.expires_at.is_(None), episodes.c.expires_at > time.time())
 
 
 def _placed(
@@ -309,6 +340,19 @@ def _derived(token: str, what: str, length: int) -> str:
 def _episode(row: sa.Row[*tuple[object, ...]], by_way: dict[tuple[str, int], list[Support]], active: str) -> Episode:
     ways = [Way(label=label, support=by_way.get((row.id, way), [])) for way, label in enumerate(row.labels)]
     return Episode(
+        id=row.id,
+        name=row.name,
+        version=row.version,
+        method=row.method,
+        fingerprint=active,
+        expires_at=row.expires_at,
+        ways=ways,
+    )
+
+
+def _summary(row: sa.Row[*tuple[object, ...]], shots: Mapping[tuple[str, int], int], active: str) -> EpisodeSummary:
+    ways = [WaySummary(label=label, shots=shots.get((row.id, way), 0)) for way, label in enumerate(row.labels)]
+    return EpisodeSummary(
         id=row.id,
         name=row.name,
         version=row.version,

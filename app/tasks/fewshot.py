@@ -11,7 +11,7 @@ from app.domain import BundleInfo, FeatureEngine
 from app.errors import FingerprintMismatch
 from app.images import PixelBudget
 from app.stores.database import Database
-from app.stores.episode_records import Episode, EpisodeLimits, NewSupport, NewWay
+from app.stores.episode_records import Episode, EpisodeLimits, EpisodeSummary, NewSupport, NewWay
 from app.stores.support_sets import SupportSets
 from app.tasks.features import pooled_pictures
 from app.tasks.fewshot_methods import (
@@ -294,7 +294,7 @@ class FewShot:
         return [_prediction(labels, row, top_k, abstain_below) for row in probabilities]
 
 
-def method_of(episode: Episode) -> Method:
+def method_of(episode: Episode | EpisodeSummary) -> Method:
     """The episode's method, as one of those there are."""
     return "ridge" if episode.method == "ridge" else "cache" if episode.method == "cache" else "prototype"
 

@@ -11,7 +11,7 @@ from app.api.body import JSON, MULTIPART, Form, form_model, parse_json, read_jso
 from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
 from app.api.openapi_body import request_body
 from app.api.preconditions import IdempotentRoute, RequiredIfMatchDep, TokenDep, etag, wait_for_min_seq
-from app.api.routers.fewshot_reports import created_report, episode_report, prediction_report
+from app.api.routers.fewshot_reports import created_report, episode_entry, episode_report, prediction_report
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep, tell_timings
 from app.errors import Invalid, Malformed
@@ -171,7 +171,7 @@ async def list_episodes(tasks: TasksDep, query: Annotated[EpisodePageQuery, Quer
     found = await tasks.database.run(tasks.support_sets.all, after=query.cursor, limit=query.limit + 1)
     page = found[: query.limit]
     return EpisodePage(
-        episodes=[episode_report(episode) for episode in page],
+        episodes=[episode_entry(episode) for episode in page],
         next_cursor=page[-1].id if len(found) > query.limit else None,
     )
 
@@ -236,8 +236,8 @@ async def remove_support(
 @requires(Scope.READ)
 async def get_support_image(tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath) -> Response:
     """The stored picture."""
-    support, data = await tasks.database.run(tasks.support_sets.picture, episode_id, support_id)
-    return Response(data, media_type=support.media_type, headers={"ETag": f'"{support.sha256}"'})
+    picture = await tasks.database.run(tasks.support_sets.picture, episode_id, support_id)
+    return Response(picture.data, media_type=picture.media_type, headers={"ETag": f'"{picture.sha256}"'})
 
 
 @router.delete("/fewshot/episodes/{episode_id}", status_code=204, summary="Delete an episode")

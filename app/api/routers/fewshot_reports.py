@@ -4,14 +4,16 @@ from dataclasses import asdict
 
 from app.schemas.fewshot import (
     EpisodeCreated,
+    EpisodeEntry,
     EpisodeReport,
     LabelScore,
     LeaveOneOutReport,
     PredictionReport,
     SupportReport,
+    WayCount,
     WayReport,
 )
-from app.stores.episode_records import Episode
+from app.stores.episode_records import Episode, EpisodeSummary
 from app.tasks.fewshot import Created, Prediction, method_of
 from app.tasks.fewshot_methods import LeaveOneOut
 
@@ -27,6 +29,19 @@ def episode_report(episode: Episode, left_out: LeaveOneOut | None = None) -> Epi
         expires_at=episode.expires_at,
         ways=_ways(episode),
         leave_one_out=None if left_out is None else LeaveOneOutReport.model_validate(asdict(left_out)),
+    )
+
+
+def episode_entry(summary: EpisodeSummary) -> EpisodeEntry:
+    """A stored episode in a list."""
+    return EpisodeEntry(
+        id=summary.id,
+        name=summary.name,
+        version=summary.version,
+        method=method_of(summary),
+        fingerprint=summary.fingerprint,
+        expires_at=summary.expires_at,
+        ways=[WayCount(label=way.label, shots=way.shots) for way in summary.ways],
     )
 
 

@@ -63,6 +63,7 @@ async def test_episodes_are_listed_and_deleted_whole(client: httpx.AsyncClient, 
     first = (await client.get("/fewshot/episodes?limit=2")).json()
     rest = (await client.get(f"/fewshot/episodes?cursor={first['next_cursor']}")).json()
     assert [episode["id"] for episode in [*first["episodes"], *rest["episodes"]]] == ids
+    assert first["episodes"][0]["ways"] == [{"label": "square", "shots": 2}, {"label": "cross", "shots": 1}]
     for episode_id in ids:
         assert (await client.get(f"/fewshot/episodes/{episode_id}")).headers["etag"] == '"1"'
         assert (await client.delete(f"/fewshot/episodes/{episode_id}")).status_code == 204

@@ -192,10 +192,10 @@ def _found_class_sets(client: httpx.Client, prefix: str) -> dict[str, Content]:
 
 
 def _found_episodes(client: httpx.Client, prefix: str) -> dict[str, Content]:
+    ids = {one["name"]: one["id"] for one in _episodes(client) if one["name"].startswith(prefix)}
+    ways = {name: client.get(f"/fewshot/episodes/{one}").json()["ways"] for name, one in ids.items()}
     return {
-        one["name"]: tuple(client.get(way["support"][0]["image_url"]).content for way in one["ways"])
-        for one in _episodes(client)
-        if one["name"].startswith(prefix)
+        name: tuple(client.get(way["support"][0]["image_url"]).content for way in found) for name, found in ways.items()
     }
 
 

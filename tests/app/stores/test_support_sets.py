@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from app.errors import Conflict, FingerprintMismatch, Invalid, NotFound, PreconditionFailed
 from app.stores import facts
@@ -50,11 +51,37 @@ def test_an_episode_is_read_back_whole_and_in_order(store: SupportSets) -> None:
     read = store.get(episode.id)
     assert shots(read) == [("apple", 1), ("Birne é", 2)]
     assert read.ways[1].support[1].vector.tolist() == [0, 0, 1, 0]
-    assert store.picture(episode.id, read.ways[1].support[0].id)[1] == b"b"
+    picture = store.picture(episode.id, read.ways[1].support[0].id)
+    assert (picture.data, picture.media_type) == (b"b", "image/png")
+    for wrong in (
+        (episode.id, "s_0"),
+        ("ep_0", read.ways[0].support[0].id),
+        (create(store).id, read.ways[0].support[0].id),
+    ):
+        with pytest.raises(NotFound):
+            store.picture(*wrong)
+    store.delete(wrong[0])
     assert (read.version, read.fingerprint) == (1, "f")
     (listed,) = store.all(after=None, limit=10)
-    assert content(listed) == content(read)
-    assert all(one.vector.size == 0 for way in listed.ways for one in way.support)
+    assert (listed.id, listed.name, listed.version) == (read.id, "fruit", 1)
+    assert [(way.label, way.shots) for way in listed.ways] == shots(read)
+
+
+def test_a_picture_and_a_list_read_no_features(
+    store: SupportSets, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episode, read = create(store), list[str]()
+    monkeypatch.setattr("app.stores.support_sets.unpack", None)
+
+    def note(*args: object) -> None:
+        read.append(str(args[2]))
+
+    sa.event.listen(database.engine, "before_cursor_execute", note)
+    store.picture(episode.id, episode.ways[0].support[0].id)
+    (query,) = [one for one in read if "supports" in one]
+    assert "vector" not in query
+    store.all(after=None, limit=10)
+    assert not [one for one in read if "support_vectors" in one]
 
 
 def test_support_is_added_to_old_and_new_ways(store: SupportSets) -> None:
