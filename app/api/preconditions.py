@@ -21,6 +21,7 @@ _TAG = re.compile(r'(?:W/)?"(\d{1,18})"')
 _SEQ = re.compile(r"\d{1,18}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _POLL_S = 0.02
+_LONGEST_POLL_S = 0.5
 _NO_ROW = -1
 ANY_VERSION = range(1 << 62)
 """`If-Match: *`: any version, but there must be one."""
@@ -77,11 +78,13 @@ async def wait_for_min_seq(request: Request, tasks: TasksDep, remaining_s: Remai
     if not _SEQ.fullmatch(header):
         raise Malformed("X-Min-Seq must be a whole number.")
     wanted, loop = int(header), asyncio.get_running_loop()
-    until_s = loop.time() + 0.9 * remaining_s
+    until_s, poll_s = loop.time() + 0.9 * remaining_s, _POLL_S
     while tasks.indexes.applied_seq < wanted and await tasks.database.run(tasks.indexes.catch_up) < wanted:
         if loop.time() >= until_s:
             raise DeadlineExceeded(f"The write {wanted} has not arrived here in time.")
-        await asyncio.sleep(_POLL_S)
+        # A write that is late, or never was, is asked for ever less often.
+        await asyncio.sleep(min(poll_s, until_s - loop.time()))
+        poll_s = min(2 * poll_s, _LONGEST_POLL_S)
 
 
 async def read_token(request: Request) -> str | None:

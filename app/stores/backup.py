@@ -70,7 +70,9 @@ def write_backup(database: Database, blobs: Blobs, folder: Path, progress: Progr
             progress(done, len(found))
         counts = _count_items(part / SQLITE_FILE)
         _write_manifest(part, seq, counts, len(found))
+        _sync_folder(part)
         part.rename(folder)
+        _sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -206,6 +208,14 @@ def _write_manifest(folder: Path, seq: int, item_count: int, pictures: int) -> N
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _read_manifest(folder: Path) -> dict[str, int]:

@@ -175,8 +175,10 @@ class Indexes:
         """
         self.require_active()
         index = self._index(name)
-        ids, scores = index.search(query, k, allowed)
-        return ids, scores, index.snapshot.base.storage != "fp32"
+        # One state for both: a merge may swap it meanwhile.
+        snapshot = index.snapshot
+        ids, scores = index.search(query, k, allowed, snapshot=snapshot)
+        return ids, scores, snapshot.base.storage != "fp32"
 
     def state(self, name: str) -> IndexState:
         """The index behind a gallery. Raises NotFound, FingerprintMismatch."""

@@ -117,11 +117,12 @@ class VectorIndex:
         """Make one write visible; call it from one thread at a time.
 
         Args:
-            added: new vectors, under ascending row ids never used before.
+            added: new vectors, under ascending row ids; those the index holds are passed over, so that what failed
+                part way may be applied again.
             removed: what is gone; ids the index does not hold are passed over.
         """
         with self._lock:
-            grown = _grown(self.snapshot, added)
+            grown = _grown(self.snapshot, _unknown(self.snapshot, added))
             self.snapshot = _buried(grown, removed)
 
     @property
@@ -144,19 +145,22 @@ class VectorIndex:
             with self._lock:
                 self.snapshot = _carried_over(before, self.snapshot, base)
 
-    def search(self, query: NDArray[np.float32], k: int, allowed: Ids | None = None) -> tuple[Ids, Scores]:
+    def search(
+        self, query: NDArray[np.float32], k: int, allowed: Ids | None = None, *, snapshot: Snapshot | None = None
+    ) -> tuple[Ids, Scores]:
         """Candidates for the k nearest, in no order: the best k and, where the search is exact, all their ties.
 
         Args:
             query: [D] float32, unit length.
             k: how many are wanted.
             allowed: ascending ids to choose from; None for all.
+            snapshot: the state to search; None for the present one.
 
         Returns:
             Ids and cosine similarities; min(k, live allowed) of them or more, and four times as many from a base
             that keeps vectors less than exactly, to be scored again.
         """
-        snapshot = self.snapshot
+        snapshot = snapshot or self.snapshot
         query = np.ascontiguousarray(query, np.float32)
         alive = None
         if allowed is not None or snapshot.base_dead_count:
@@ -224,6 +228,12 @@ def _fresh(base: Base, digest: int) -> Snapshot:
         delta_dead=np.zeros(0, bool),
         digest=digest,
     )
+
+
+def _unknown(held: Snapshot, added: Sequence[Entry]) -> Sequence[Entry]:
+    ids = np.array([entry.item_id for entry in added], np.int64)
+    known = _among(ids, held.base.ids) | _among(ids, held.delta_ids[: held.delta_count])
+    return added if not known.any() else [entry for entry, is_known in zip(added, known, strict=True) if not is_known]
 
 
 def _grown(old: Snapshot, added: Sequence[Entry]) -> Snapshot:

@@ -27,7 +27,7 @@ from app.stores.index_base import IndexOptions
 from app.stores.index_snapshots import IndexSnapshots
 from app.stores.upkeep import Upkeep
 from app.stores.vector_index import VectorIndex
-from tests.app.stores.stores import Stores, new_item, open_stores, unit
+from tests.app.stores.stores import D, Stores, new_item, open_stores, unit
 
 
 @pytest.fixture
@@ -405,6 +405,25 @@ def test_a_flipped_byte_of_a_picture_is_told(stores: Stores, tmp_path: Path) -> 
     # Whoever sends it again mends it.
     stores.items.upsert("default", [new_item("b", unit(1), b"picture")])
     assert stores.items.picture("default", "a")[1] == b"picture"
+
+
+def test_a_merge_during_a_search_does_not_pass_near_scores_for_true_ones(
+    database: Database, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = open_stores(database, blobs, options=IndexOptions(kind="hnsw", storage="sq8"))
+    stores.items.upsert("default", [new_item(f"i{n}", unit(1, n / 7, n % 3)) for n in range(40)])
+    stores.indexes._index("default").merge()
+    index, exact = stores.indexes._index("default"), VectorIndex(D).snapshot
+    original = VectorIndex.search
+
+    def search(self: VectorIndex, *args: Any, **options: Any) -> Any:
+        found = original(self, *args, **options)
+        self.snapshot = exact
+        return found
+
+    monkeypatch.setattr(VectorIndex, "search", search)
+    assert index.snapshot.base.storage == "sq8"
+    assert stores.indexes.search("default", unit(1), 5, None)[2]
 
 
 @pytest.mark.parametrize("storage", ["fp16", "sq8"])

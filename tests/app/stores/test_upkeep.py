@@ -332,6 +332,18 @@ def test_a_backup_that_ends_leaves_a_later_ones_hold(tmp_path: Path) -> None:
     database.close()
 
 
+def test_the_name_of_a_backup_is_on_disk_when_it_is_told(
+    database: Database, blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(open_stores(database, blobs))
+    synced: list[tuple[Path, bool]] = []
+    monkeypatch.setattr(
+        "app.stores.backup._sync_folder", lambda path: synced.append((path, (tmp_path / "backup").exists()))
+    )
+    write_backup(database, blobs, tmp_path / "backup")
+    assert synced == [(tmp_path / ".backup.part", False), (tmp_path, True)]
+
+
 def test_a_damaged_backup_is_refused(database: Database, blobs: Blobs, tmp_path: Path) -> None:
     fill(open_stores(database, blobs))
     write_backup(database, blobs, tmp_path / "backup")

@@ -62,6 +62,20 @@ def test_search_through_adds_removals_and_merges(k: int, kind: Kind) -> None:
     assert (index.snapshot.base.recall is None) == (kind == "flat")
 
 
+def test_what_failed_part_way_may_be_applied_again() -> None:
+    index = VectorIndex(D)
+    first, later = entries(np.random.default_rng(1), 1, 20), entries(np.random.default_rng(2), 21, 5)
+    index.apply(first, [])
+    index.merge()
+    index.apply(later[:3], [removal(first[2])])
+    digest = index.state(0).digest
+    index.apply([*first[4:], *later[:3]], [removal(first[2])])
+    assert (len(index), index.state(0).digest) == (22, digest)
+    index.apply(later, [])
+    assert len(index) == 24
+    assert index.snapshot.live_vectors()[1].tolist() == [1, 2, *range(4, 26)]
+
+
 def test_ties_across_the_kth_place_all_come() -> None:
     vector = np.eye(D, dtype=np.float32)[0]
     index = VectorIndex(D)
