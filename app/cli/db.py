@@ -16,7 +16,7 @@ from app.stores.blobs import Blobs
 from app.stores.database import Database, DataFolderLocked, UnusableDatabase, attach_database, open_database
 from app.stores.index_base import IndexOptions
 from app.stores.index_snapshots import IndexSnapshots
-from app.stores.upkeep import Upkeep
+from app.stores.upkeep import LOG_KEPT_S, Upkeep
 from app.tasks.assemble import BLOBS, INDEXES
 
 db_app = typer.Typer(no_args_is_help=True, help="Look after the state. SQLite: stop the service first.")
@@ -45,10 +45,14 @@ def rebuild() -> None:
 
 
 @db_app.command("vacuum")
-def vacuum() -> None:
+def vacuum(
+    log_kept: Annotated[
+        float, typer.Option(help="Minutes of the log that stay, for exports that run and replicas that are behind.")
+    ] = LOG_KEPT_S / 60,
+) -> None:
     """Throw away deleted items' rows, the log behind them, expired episodes and pictures nobody names."""
     with _upkeep() as upkeep:
-        done = upkeep.vacuum()
+        done = upkeep.vacuum(log_kept_s=log_kept * 60)
     typer.echo(
         f"{done.items} items, {done.changes} changes, {done.episodes} episodes, {done.pictures} pictures removed"
     )

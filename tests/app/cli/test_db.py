@@ -33,7 +33,8 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_check_rebuild_and_vacuum() -> None:
     assert run("db", "check", "--deep") == (0, "sound\n")
     assert run("db", "rebuild") == (0, "4 vectors indexed\n")
-    assert run("db", "vacuum") == (0, "1 items, 7 changes, 0 episodes, 0 pictures removed\n")
+    assert run("db", "vacuum") == (0, "0 items, 0 changes, 0 episodes, 0 pictures removed\n")
+    assert run("db", "vacuum", "--log-kept", "0") == (0, "1 items, 7 changes, 0 episodes, 0 pictures removed\n")
     assert run("db", "check") == (0, "sound\n")
 
 
