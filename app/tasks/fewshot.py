@@ -21,7 +21,7 @@ from app.tasks.fewshot_methods import (
     leave_one_out,
     ridge_probabilities,
 )
-from app.tasks.pictures import Pictures, Source
+from app.tasks.pictures import Pictures, Prepared, Source
 from app.tasks.timing import Timings
 from app.tasks.workers import Workers
 
@@ -140,21 +140,9 @@ class FewShot:
             As `Pictures.prepare_all` and `FeatureEngine`; nothing was stored then.
         """
         timings = Timings()
-        profile = self._bundle.tasks["fewshot"]
         shots = [len(way.support) for way in request.ways]
         sources = [source for way in request.ways for source in way.support]
-        with self._engine.admit(views=len(sources) + len(request.queries), timeout_s=timeout_s) as place:
-            with timings.phase("decode"):
-                prepared = await self._pictures.prepare_all([*sources, *request.queries], budget, profile)
-            vectors = await pooled_pictures(
-                self._engine,
-                [one.square for one in prepared],
-                captions=[None] * len(prepared),
-                profile=profile,
-                place=place,
-                timeout_s=timeout_s,
-                timings=timings,
-            )
+        prepared, vectors = await self._encode([*sources, *request.queries], budget, timeout_s, timings)
         stored = [
             NewSupport(data=one.data, media_type=one.media_type, vector=vector)
             for one, vector in zip(prepared[: len(sources)], vectors[: len(sources)], strict=True)
@@ -205,20 +193,8 @@ class FewShot:
             As `create`.
         """
         await self._database.run(self._support_sets.get, episode_id)
-        timings = Timings()
-        profile = self._bundle.tasks["fewshot"]
         sources = [source for way in ways for source in way.support]
-        with self._engine.admit(views=len(sources), timeout_s=timeout_s) as place:
-            prepared = await self._pictures.prepare_all(sources, budget, profile)
-            vectors = await pooled_pictures(
-                self._engine,
-                [one.square for one in prepared],
-                captions=[None] * len(prepared),
-                profile=profile,
-                place=place,
-                timeout_s=timeout_s,
-                timings=timings,
-            )
+        prepared, vectors = await self._encode(sources, budget, timeout_s, Timings())
         stored = iter(
             NewSupport(data=one.data, media_type=one.media_type, vector=vector)
             for one, vector in zip(prepared, vectors, strict=True)
@@ -260,13 +236,28 @@ class FewShot:
             As `Pictures.prepare_all` and `FeatureEngine`.
         """
         timings = Timings()
-        profile = self._bundle.tasks["fewshot"]
         episode = await self._database.run(self._support_sets.get, episode_id)
         if episode.fingerprint != self._bundle.fingerprint:
             raise FingerprintMismatch("The episode's features were made by another bundle.")
-        with self._engine.admit(views=len(queries), timeout_s=timeout_s) as place:
+        _, vectors = await self._encode(queries, budget, timeout_s, timings, is_reproducible=is_reproducible)
+        with timings.phase("head"):
+            predictions = await self._predict(episode, vectors, top_k, abstain_below)
+        return Classified(episode=episode, predictions=predictions, timings_ms=timings.totals_ms())
+
+    async def _encode(
+        self,
+        sources: Sequence[Source],
+        budget: PixelBudget,
+        timeout_s: float | None,
+        timings: Timings,
+        *,
+        is_reproducible: bool = False,
+    ) -> tuple[Sequence[Prepared], NDArray[np.float32]]:
+        """The pictures as they are stored, and their features [B, D] float32, unit length."""
+        profile = self._bundle.tasks["fewshot"]
+        with self._engine.admit(views=len(sources), timeout_s=timeout_s) as place:
             with timings.phase("decode"):
-                prepared = await self._pictures.prepare_all(queries, budget, profile)
+                prepared = await self._pictures.prepare_all(sources, budget, profile)
             vectors = await pooled_pictures(
                 self._engine,
                 [one.square for one in prepared],
@@ -277,9 +268,7 @@ class FewShot:
                 timings=timings,
                 is_reproducible=is_reproducible,
             )
-        with timings.phase("head"):
-            predictions = await self._predict(episode, vectors, top_k, abstain_below)
-        return Classified(episode=episode, predictions=predictions, timings_ms=timings.totals_ms())
+        return prepared, vectors
 
     async def _predict(
         self, episode: Episode, queries: NDArray[np.float32], top_k: int | None, abstain_below: float | None

@@ -36,8 +36,8 @@ from models.training.feature_store import (
 from models.training.scene_views import ScenePixels, SceneViews, build_scene_pixels
 from models.training.views import VIEW_PARTS, ViewSet, build_views
 
-SEEN_SCENES = 2400
-UNSEEN_SCENES = 600
+SEEN_SCENES, UNSEEN_SCENES = 8000, 2000
+SCENES = f"scenes-{SEEN_SCENES}-{UNSEEN_SCENES}"
 LATENTS = "latents"
 
 
@@ -102,7 +102,7 @@ def frozen_features(
             [taps_of(f"{name}-cells", store, tap_cells).in_memory() for name, store in inputs.view_stores.items()]
         ),
         scenes=named_scenes(inputs.scenes),
-        scene_store=taps_of("scenes", inputs.scene_store, tap),
+        scene_store=taps_of(SCENES, inputs.scene_store, tap),
     )
 
 
@@ -124,7 +124,7 @@ def frozen_inputs(
     """The first step of `frozen_features`; needs only the prior's vae/, so it can run while the U-Net trains."""
     parts = {part.name: build_views(dataset, part, folder, seed, progress) for part in VIEW_PARTS}
     views = functools.reduce(operator.add, (shown for _, shown in parts.values()))
-    scenes = build_scene_pixels(dataset, folder, seen=SEEN_SCENES, unseen=UNSEEN_SCENES, progress=progress)
+    scenes = build_scene_pixels(dataset, folder / SCENES, seen=SEEN_SCENES, unseen=UNSEEN_SCENES, progress=progress)
     part = vae_part(prior)
     vae = load_vae(part, prior).eval().to(memory_format=torch.channels_last)
     expert = load_expert(lite0_part(), prior).eval().to(memory_format=torch.channels_last)
@@ -143,7 +143,7 @@ def frozen_inputs(
     def inputs_of(kind: str, pixels: NDArray[np.uint8], extract: Callable[[NDArray[Any]], Maps]) -> FeatureStore:
         return build_store(folder / f"{kind}-{_digest(part)}", in_batches(pixels), len(pixels), extract, progress)
 
-    scene_store = inputs_of("scenes", scenes.pixels, encode)
+    scene_store = inputs_of(SCENES, scenes.pixels, encode)
     return HeadInputs(
         views=relabelled(views, dataset),
         view_stores={name: inputs_of(f"{name}-cells", pixels, encode_cells) for name, (pixels, _) in parts.items()},

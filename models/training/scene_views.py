@@ -75,8 +75,8 @@ def build_scene_pixels(
     dataset: DataSet, folder: Path, *, seen: int, unseen: int, progress: Callable[[int, float], None]
 ) -> ScenePixels:
     """Composes `seen` and `unseen` training scenes, two views each, or opens what an earlier call finished."""
-    file = folder / "scenes.npz"
-    if not file.is_file():
+    file, index = folder / "scenes.npz", folder / "scenes.json"
+    if not index.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         views = list(_scene_views(dataset, seen, unseen, progress))
         np.savez(
@@ -85,9 +85,9 @@ def build_scene_pixels(
             labels=np.stack([v[1] for v in views]),
             is_unseen=np.array([v[3] for v in views]),
         )
-        (folder / "scenes.json").write_text(json.dumps([[v[2].present, v[2].absent] for v in views]))
+        index.write_text(json.dumps([v[2] for v in views]))
     arrays = np.load(file)
-    names = json.loads((folder / "scenes.json").read_text())
+    names = json.loads(index.read_text())
     return ScenePixels(
         pixels=arrays["pixels"],
         labels=arrays["labels"],
@@ -99,7 +99,8 @@ def build_scene_pixels(
 
 def _scene_views(
     dataset: DataSet, seen: int, unseen: int, progress: Callable[[int, float], None]
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], Scene, bool]]:
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[tuple[str, ...], tuple[str, ...]], bool]]:
+    """Pixels and cell labels of each view, its scene's present and absent names, whether of unseen classes."""
     pools: list[tuple[ScenePool, int, bool]] = [(seen_training_pool(dataset), seen, False)]
     if unseen:
         records = dataset.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.hexcode is not None)
@@ -109,7 +110,7 @@ def _scene_views(
         for index in range(count):
             scene = compose_training_scene(pool, index + UNSEEN_SEED_OFFSET * is_unseen)
             for pixels, labels in (_whole(scene), _tile(scene, index)):
-                yield pixels, labels, scene, is_unseen
+                yield pixels, labels, (scene.present, scene.absent), is_unseen
             done += 1
             progress(done, 0.0)
 
