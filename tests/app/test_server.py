@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -51,11 +52,15 @@ class Process:
         self._limit = threading.Timer(limit_s, self._process.kill)
         self._limit.start()
         self.events: list[str] = []
+        self.is_read = threading.Event()
+        self.is_read.set()
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def wait_for(self, text: str) -> str:
         """The first log event from here on that starts with `text`."""
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
+        while (line := self._lines.get()) is not None:
             with contextlib.suppress(ValueError):
                 self.events.append(json.loads(line)["event"])
                 if self.events[-1].startswith(text):
@@ -78,16 +83,28 @@ class Process:
 
     def exit_code(self) -> int:
         """Wait for the end."""
-        assert self._process.stderr is not None
-        rest = self._process.stderr.read()
-        self.events += [json.loads(line)["event"] for line in rest.splitlines() if line.startswith("{")]
+        while (line := self._lines.get()) is not None:
+            if line.startswith("{"):
+                self.events.append(json.loads(line)["event"])
         return self._process.wait(timeout=WAIT_S)
 
     def close(self) -> None:
         self._limit.cancel()
         if self._process.poll() is None:
             self._process.kill()
-        self._process.communicate()
+        self.is_read.set()
+        self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._lines.put(line)
+            self.is_read.wait()
+        self._lines.put(None)
 
 
 @contextlib.contextmanager
@@ -124,6 +141,19 @@ def test_it_answers_while_it_loads_serves_and_drains_to_zero(tmp_path: Path) -> 
         assert httpx.post(f"{base}/embed", json={"texts": ["dog"]}).status_code == 200
         client.close()
         assert process.exit_code() == 0
+
+
+def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
+    with started("free", tmp_path) as process, process.connect() as client:
+        process.wait_for("ready")
+        process.is_read.clear()
+        # 3,000 lines are several times what a pipe holds.
+        assert {client.get("/galleries/none").status_code for _ in range(3000)} == {404}
+        process.signal(signal.SIGTERM)
+        client.close()
+        process.is_read.set()
+        assert process.exit_code() == 0
+        assert process.events.count("request") >= 3000
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
