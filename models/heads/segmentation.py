@@ -6,6 +6,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+PLACES = 8
+"""Places a side that every cell is compared with."""
+LIKENESS_SCALE = 0.15
+"""Cosine that counts as much as a distance of √2 · `REACH`."""
+REACH = 0.25
+"""Distance at which a place counts less by a factor of √e, as a share of the map's side."""
+
 
 class SegmentationHead(nn.Module):
     """Cosine to each name, and a background logit that is a linear reading of the cell itself.
@@ -33,7 +40,29 @@ class SegmentationHead(nn.Module):
 
     @torch.inference_mode()
     def probabilities(self, dense: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[D, h, w] and [N, D] float32 → [N + 1, h, w] float32, background first, summing to one."""
-        logits = self.logits(torch.from_numpy(dense)[None], torch.from_numpy(texts))
-        probabilities: NDArray[np.float32] = logits.softmax(dim=1)[0].numpy()
+        """[D, h, w] and [N, D] float32 → [N + 1, h, w] float32, background first, summing to one.
+
+        Whether a cell is background it tells alone; which name it has, together with the cells like it around it: an
+        object's parts agree (docs/adr/0019).
+        """
+        cells, prompts = torch.from_numpy(dense)[None], torch.from_numpy(texts)
+        background = self.logits(cells, prompts).softmax(dim=1)[:, :1]
+        names = self.logits(_like_around(cells), prompts)[:, 1:].softmax(dim=1)
+        probabilities: NDArray[np.float32] = torch.cat([background, (1 - background) * names], dim=1)[0].numpy()
         return probabilities
+
+
+def _like_around(dense: torch.Tensor) -> torch.Tensor:
+    """[1, D, h, w] → the same: for each cell the mean direction of the map's places, by likeness and nearness."""
+    height, width = dense.shape[2:]
+    directions = F.normalize(dense, dim=1)
+    places = F.normalize(F.adaptive_avg_pool2d(directions, PLACES), dim=1).flatten(2)[0]
+    apart = torch.cdist(_centres(height, width), _centres(PLACES, PLACES))
+    likeness = directions.flatten(2)[0].T @ places / LIKENESS_SCALE - apart.square() / (2 * REACH**2)
+    return (places @ likeness.softmax(dim=1).T).view(1, -1, height, width)
+
+
+def _centres(height: int, width: int) -> torch.Tensor:
+    """[height · width, 2]: centres of a grid's cells, in shares of its sides."""
+    rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    return torch.cartesian_prod(rows, columns)
