@@ -93,6 +93,7 @@ weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot anew
 	$(BIN)/vermouth train export --out weights/mini
 	$(BIN)/vermouth train heads weights/mini-zeroshot --prior weights/mini --minutes $(HEAD_MINUTES)
 	$(BIN)/vermouth train heads weights/mini --release --prior weights/mini --minutes $(HEAD_MINUTES)
+	$(BIN)/vermouth train heads weights/mini --finish --prior weights/mini --minutes $(HEAD_MINUTES)
 	$(BIN)/vermouth bundle pack weights/mini --name mini
 	$(BIN)/vermouth bundle pack weights/mini-zeroshot --name mini-zeroshot --shared ../mini
 	$(BIN)/vermouth bundle verify weights/mini

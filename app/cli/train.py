@@ -128,6 +128,10 @@ def export_command(
 def train_heads_command(
     bundle: Annotated[Path, typer.Argument(help="Where heads/ go: weights/mini or weights/mini-zeroshot.")],
     release: Annotated[bool, typer.Option(help="Train on unseen classes and words too.")] = False,
+    finish: Annotated[
+        bool,
+        typer.Option(help="Go on from this bundle's release heads: the pooled stage alone, with next to no dropout."),
+    ] = False,
     start: Annotated[Path | None, typer.Option(help="Bundle whose heads training starts from.")] = None,
     features: Annotated[
         Literal["fused", "expert", "diffusion"], typer.Option(help="Frozen maps that heads see; others are zero.")
@@ -137,9 +141,9 @@ def train_heads_command(
     runs: RunsOption = RUNS,
     minutes: Annotated[float, typer.Option(help="Wall-clock budget of each stage.")] = 60.0,
     steps: Annotated[
-        int, typer.Option(help="Steps of the pooled stage in all; default 1400 with --release, else 350.")
+        int, typer.Option(help="Steps of the pooled stage in all; default 350, 1200 with --release, 900 with --finish.")
     ] = 0,
-    dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all.")] = 450,
+    dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all.")] = 2400,
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
 ) -> None:
@@ -152,13 +156,16 @@ def train_heads_command(
     from models.text import load_minilm
     from models.training.ablation import HeadRecord, only, write_record
     from models.training.frozen import frozen_features
-    from models.training.heads import Run, measure_standards, train_dense, train_pooled
+    from models.training.heads import FINISH, RELEASE, ZEROSHOT, Run, measure_standards, train_dense, train_pooled
 
+    if finish:
+        release, start, dense_steps = True, bundle, 0
+    course = FINISH if finish else RELEASE if release else ZEROSHOT
     root = runs.expanduser() / "heads"
-    suffix = "" if features == "fused" else f"-{features}"
+    suffix = ("" if features == "fused" else f"-{features}") + ("-finish" if finish else "")
     folder = root / f"{'release' if release else 'zeroshot'}-{seed}{suffix}"
-    steps = steps or (1400 if release else 350)
-    plan = Schedule(steps=steps, minutes=minutes, learning_rate=1.5e-3, decay=True, ema=0.99, weight_decay=0.05)
+    steps = steps or course.steps
+    plan = Schedule(steps=steps, minutes=minutes, learning_rate=course.rate, decay=True, ema=0.99, weight_decay=0.05)
     with _stage("heads", steps, threads) as progress:
         data = only(frozen_features(load_dataset(data_set), prior, root, progress=progress), features)
         torch.manual_seed(seed)
@@ -168,9 +175,10 @@ def train_heads_command(
         else:
             load_heads(uhead, segmentation, start / "heads")
         run = Run(with_unseen=release, folder=folder, seed=seed, progress=progress)
-        train_pooled(uhead, data, load_minilm().embeddings, plan, run)
-    with _stage("dense", dense_steps, threads) as progress:
-        run = dataclasses.replace(run, progress=progress)
-        train_dense(uhead, segmentation, data, dataclasses.replace(plan, steps=dense_steps), run)
-        save_heads(uhead, segmentation, bundle / "heads")
-        write_record(bundle / "heads", HeadRecord(features=features, release=release, seed=seed, steps=steps))
+        train_pooled(uhead, data, load_minilm().embeddings, plan, run, course)
+    if dense_steps:
+        with _stage("dense", dense_steps, threads) as progress:
+            run = dataclasses.replace(run, progress=progress)
+            train_dense(uhead, segmentation, data, dataclasses.replace(plan, steps=dense_steps), run)
+    save_heads(uhead, segmentation, bundle / "heads")
+    write_record(bundle / "heads", HeadRecord(features=features, release=release, seed=seed, steps=steps))

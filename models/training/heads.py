@@ -5,7 +5,7 @@ names. Dense: the cells of composed scenes find theirs, or the background; an ob
 among all names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +32,40 @@ SCENES = 24
 STANDARD_VIEWS, STANDARD_SCENES = 4096, 256
 """Rows that means and deviations are measured on."""
 DENSE_WEIGHT = 0.7
-REGION_WEIGHT = 0.2
+REGION_WEIGHT = 0.5
 TEXT_WEIGHT = 0.5
-CHANNEL_DROPOUT, PLACE_DROPOUT, FUSED_DROPOUT = 0.15, 0.2, 0.3
-"""Shares of channels, of places and of fused features that go missing for the pool: none is relied on alone."""
+CHANNEL_DROPOUT = 0.15
+"""Share of channels that go missing for the pool: none is relied on alone."""
 DENSE_CHANNEL_DROPOUT = 0.3
 """Share of a map's channels that go missing for the dense path."""
 LEAST_CELLS = 8
 """Objects that fill fewer cells do not count as regions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How the pool learns.
+
+    Attributes:
+        steps: in all.
+        rate: the learning rate's peak.
+        place_dropout, fused_dropout: shares of places and of fused features that go missing.
+        shares: of every kind of sketch among pairs.
+    """
+
+    steps: int
+    rate: float
+    place_dropout: float
+    fused_dropout: float
+    shares: Mapping[str, float]
+
+
+_EVERY_KIND = {"drawing": 0.46, "outline": 0.26, "edges": 0.22, "icon": 0.06}
+_MORE_DRAWINGS = {"drawing": 0.52, "outline": 0.28, "edges": 0.15, "icon": 0.05}
+ZEROSHOT = Course(steps=350, rate=1.5e-3, place_dropout=0.2, fused_dropout=0.3, shares=_EVERY_KIND)
+RELEASE = Course(steps=1200, rate=1.5e-3, place_dropout=0.2, fused_dropout=0.3, shares=_EVERY_KIND)
+FINISH = Course(steps=900, rate=1e-3, place_dropout=0.0, fused_dropout=0.1, shares=_MORE_DRAWINGS)
+"""For release heads that went through `RELEASE`: their words are all in training, so less need go missing."""
 
 
 class PooledStage(nn.Module):
@@ -69,6 +95,7 @@ class PairLoss:
         views: all training views; `cells` holds what the pool reads of them, row by row.
         embed: names → [G, D] unit embeddings, as served.
         with_unseen: release heads (True) or zero-shot heads (False).
+        shares: of every kind of sketch among pairs.
     """
 
     def __init__(
@@ -79,6 +106,7 @@ class PairLoss:
         embed: Callable[[list[str]], torch.Tensor],
         *,
         with_unseen: bool,
+        shares: Mapping[str, float],
     ) -> None:
         rows = np.arange(len(views.kinds)) if with_unseen else np.flatnonzero(~views.is_unseen)
         rows = rows[[views.concepts[row] != () for row in rows]]
@@ -89,7 +117,7 @@ class PairLoss:
         self._shown = concept_matrix(views.concepts, vocabulary)
         self._stage = stage
         self._cells = cells
-        self._sampler = PairSampler(views, rows)
+        self._sampler = PairSampler(views, rows, shares)
 
     def __call__(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Two scalars: `pairs`, sketches and pictures that find each other, and `names`, both finding their names."""
@@ -124,7 +152,12 @@ class Run:
 
 
 def train_pooled(
-    uhead: UHead, data: HeadData, embed: Callable[[list[str]], torch.Tensor], schedule: Schedule, run: Run
+    uhead: UHead,
+    data: HeadData,
+    embed: Callable[[list[str]], torch.Tensor],
+    schedule: Schedule,
+    run: Run,
+    course: Course,
 ) -> None:
     """Trains the U-head's pool, or goes on training it, and leaves it with averaged weights.
 
@@ -134,7 +167,9 @@ def train_pooled(
         embed: names → [G, D] unit embeddings, as served.
     """
     stage = PooledStage(uhead)
-    loss = PairLoss(stage, data.views, data.store, embed, with_unseen=run.with_unseen)
+    loss = PairLoss(stage, data.views, data.store, embed, with_unseen=run.with_unseen, shares=course.shares)
+    if isinstance(uhead.pool, PlacesPool):
+        uhead.pool.place_dropout, uhead.pool.dropout.p = course.place_dropout, course.fused_dropout
     _train(stage, loss, schedule, run, name="pooled", channel_dropout=CHANNEL_DROPOUT)
 
 
@@ -155,8 +190,6 @@ def _train(
     for part in stage.modules():
         if isinstance(part, Standard):
             part.dropout.p = channel_dropout
-        if isinstance(part, PlacesPool):
-            part.place_dropout, part.dropout.p = PLACE_DROPOUT, FUSED_DROPOUT
     torch.manual_seed(run.seed)
     stage.to(memory_format=torch.channels_last)
     averaged = fit(stage, loss, schedule, folder=run.folder / name, seed=run.seed, progress=run.progress)

@@ -1,6 +1,6 @@
 """Which views show the same thing, and pairs of them to learn from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from models.training.views import ViewSet
-
-SKETCH_SHARES = {"drawing": 0.46, "outline": 0.26, "edges": 0.22, "icon": 0.06}
-"""Of every kind of sketch among pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +56,19 @@ def collect_names(
 
 
 class PairSampler:
-    """Draws (sketch, partner) rows that show the same thing; the partner is a picture where there is one."""
+    """Draws (sketch, partner) rows that show the same thing; the partner is a picture where there is one.
 
-    def __init__(self, views: ViewSet, rows: NDArray[np.int64]) -> None:
+    Args:
+        views: all views.
+        rows: those to draw from.
+        shares: of every kind of sketch among pairs.
+    """
+
+    def __init__(self, views: ViewSet, rows: NDArray[np.int64], shares: Mapping[str, float]) -> None:
         self._views = views
+        self._shares = dict(shares)
         self._sketches = {
-            kind: np.array([row for row in rows if views.kinds[row] == kind], dtype=np.int64) for kind in SKETCH_SHARES
+            kind: np.array([row for row in rows if views.kinds[row] == kind], dtype=np.int64) for kind in shares
         }
         self._partners: dict[str, list[int]] = {}
         pictured = {code for row in rows if views.kinds[row] == "picture" for code in views.concepts[row]}
@@ -77,7 +81,7 @@ class PairSampler:
         """`count` sketch rows and their partner rows."""
         rng = np.random.default_rng(int(torch.randint(0, 2**62, (1,), generator=generator)))
         kinds = [kind for kind, rows in self._sketches.items() if len(rows)]
-        shares = np.array([SKETCH_SHARES[kind] for kind in kinds])
+        shares = np.array([self._shares[kind] for kind in kinds])
         chosen = rng.choice(len(kinds), size=count, p=shares / shares.sum())
         sketches = np.array([rng.choice(self._sketches[kinds[kind]]) for kind in chosen])
         partners = [rng.choice(self._partners[rng.choice(list(self._views.concepts[row]))]) for row in sketches]

@@ -16,6 +16,7 @@ from models.training import heads as heads_stage
 from models.training.feature_store import EXPERT_CELLS, TAP_CELLS, FeatureStore, JoinedStore
 from models.training.frozen import HeadData
 from models.training.heads import (
+    ZEROSHOT,
     Run,
     all_cells,
     measure_standards,
@@ -103,7 +104,7 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
         return {name.startswith("pool.") for name, weight in before.items() if not torch.equal(now[name], weight)}
 
     run = Run(with_unseen=False, folder=tmp_path, seed=0, progress=lambda _step, _loss: None)
-    train_pooled(uhead, data, embed, schedule, run)
+    train_pooled(uhead, data, embed, schedule, run, ZEROSHOT)
     assert changed() == {True}
     pool = {name: weight.clone() for name, weight in uhead.pool.state_dict().items()}
     train_dense(uhead, segmentation, data, schedule, run)
@@ -119,7 +120,7 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
 
 def test_pairs_show_the_same_thing_and_partners_are_pictures_where_there_are_any(views: ViewSet) -> None:
     rows = np.flatnonzero(~views.is_unseen)
-    sampler = PairSampler(views, rows)
+    sampler = PairSampler(views, rows, ZEROSHOT.shares)
     sketches, partners = sampler.draw(200, torch.Generator().manual_seed(0))
     allowed = set(rows.tolist())
     for sketch, partner in zip(sketches.tolist(), partners.tolist(), strict=True):
