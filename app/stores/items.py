@@ -18,7 +18,7 @@ from app.stores.gallery_records import Exported, Item, NewItem, item_of
 from app.stores.idempotency import note_done, require_undone
 from app.stores.indexes import Indexes
 from app.stores.tables import galleries, item_vectors, items
-from app.stores.unreferenced import collect_later
+from app.stores.unreferenced import collect_later, stored_pictures
 from app.stores.vector_bytes import VectorDtype, pack, unpack
 from app.stores.write_points import reached
 
@@ -97,9 +97,7 @@ class Items:
             DiskFull: nothing was written.
         """
         reached("blobs.before")
-        digests: list[str] = []
-        try:
-            digests.extend(self._blobs.put(item.data) for item in new)
+        with stored_pictures(self._database, self._blobs, (item.data for item in new)) as digests:
             reached("rows.before")
             with self._database.write() as connection:
                 require_undone(connection, token)
@@ -114,9 +112,6 @@ class Items:
                 written = self._write_rows(connection, key, name, new, digests, old)
                 note_done(connection, token, written[-1].seq)
                 reached("rows.written")
-        except BaseException:
-            collect_later(self._database, self._blobs, set(digests))
-            raise
         reached("rows.committed")
         if wait:
             self._indexes.catch_up()

@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 
@@ -24,7 +24,7 @@ from app.stores.episode_records import (
 )
 from app.stores.idempotency import note_done, require_undone
 from app.stores.tables import episodes, support_vectors, supports
-from app.stores.unreferenced import collect_later
+from app.stores.unreferenced import collect_later, stored_pictures
 from app.stores.vector_bytes import pack, unpack
 from app.stores.write_points import reached
 
@@ -71,34 +71,28 @@ class SupportSets:
         episode_id = f"ep_{_derived(token, 'episode', 24)}"
         now = time.time()
         self._drop_expired(now)
-        digests: list[str] = []
-        try:
-            digests.extend(self._put_pictures(ways))
-            with self._database.write() as connection:
-                facts.require_fingerprint(connection, self._fingerprint)
-                if self._read(connection, episodes.c.id == episode_id, limit=1):
-                    seq = change_log.head(connection)
-                else:
-                    require_undone(connection, token)
-                    row = {
-                        "id": episode_id,
-                        "name": name,
-                        "version": 1,
-                        "method": method,
-                        "labels": [way.label for way in ways],
-                        "created_at": now,
-                        "expires_at": None if ttl_s is None else now + ttl_s,
-                    }
-                    connection.execute(sa.insert(episodes), row)
-                    placed = [(at, p, s) for at, way in enumerate(ways) for p, s in enumerate(way.support)]
-                    self._insert(connection, episode_id, placed, token)
-                    seq = change_log.append(connection, "episode.put", episode_id)
-                    note_done(connection, token, seq)
-                    reached("rows.written")
-                episode = self._required(connection, episode_id)
-        except BaseException:
-            collect_later(self._database, self._blobs, set(digests))
-            raise
+        with stored_pictures(self._database, self._blobs, _pictures_of(ways)), self._database.write() as connection:
+            facts.require_fingerprint(connection, self._fingerprint)
+            if self._read(connection, episodes.c.id == episode_id, limit=1):
+                seq = change_log.head(connection)
+            else:
+                require_undone(connection, token)
+                row = {
+                    "id": episode_id,
+                    "name": name,
+                    "version": 1,
+                    "method": method,
+                    "labels": [way.label for way in ways],
+                    "created_at": now,
+                    "expires_at": None if ttl_s is None else now + ttl_s,
+                }
+                connection.execute(sa.insert(episodes), row)
+                placed = [(at, p, s) for at, way in enumerate(ways) for p, s in enumerate(way.support)]
+                self._insert(connection, episode_id, placed, token)
+                seq = change_log.append(connection, "episode.put", episode_id)
+                note_done(connection, token, seq)
+                reached("rows.written")
+            episode = self._required(connection, episode_id)
         reached("rows.committed")
         return seq, episode
 
@@ -122,31 +116,25 @@ class SupportSets:
             Invalid: it would have more ways or examples than `limits`.
         """
         token = token or secrets.token_hex(16)
-        digests: list[str] = []
-        try:
-            digests.extend(self._put_pictures(ways))
-            with self._database.write() as connection:
-                facts.require_fingerprint(connection, self._fingerprint)
-                episode = self._required(connection, episode_id)
-                numbers = range(sum(len(way.support) for way in ways))
-                made = {f"s_{_derived(token, str(number), 16)}" for number in numbers}
-                # Any of them: the first may have been taken away since.
-                if any(one.id in made for way in episode.ways for one in way.support):
-                    return change_log.head(connection), episode
-                require_undone(connection, token)
-                _check_version(episode, if_match)
-                labels = [way.label for way in episode.ways]
-                labels += [way.label for way in ways if way.label not in labels]
-                placed = _placed(connection, episode_id, labels, ways)
-                self._insert(connection, episode_id, placed, token)
-                _check_size(episode, labels, ways, limits)
-                seq = self._bump(connection, episode, labels)
-                note_done(connection, token, seq)
-                reached("rows.written")
-                episode = self._required(connection, episode_id)
-        except BaseException:
-            collect_later(self._database, self._blobs, set(digests))
-            raise
+        with stored_pictures(self._database, self._blobs, _pictures_of(ways)), self._database.write() as connection:
+            facts.require_fingerprint(connection, self._fingerprint)
+            episode = self._required(connection, episode_id)
+            numbers = range(sum(len(way.support) for way in ways))
+            made = {f"s_{_derived(token, str(number), 16)}" for number in numbers}
+            # Any of them: the first may have been taken away since.
+            if any(one.id in made for way in episode.ways for one in way.support):
+                return change_log.head(connection), episode
+            require_undone(connection, token)
+            _check_version(episode, if_match)
+            labels = [way.label for way in episode.ways]
+            labels += [way.label for way in ways if way.label not in labels]
+            placed = _placed(connection, episode_id, labels, ways)
+            self._insert(connection, episode_id, placed, token)
+            _check_size(episode, labels, ways, limits)
+            seq = self._bump(connection, episode, labels)
+            note_done(connection, token, seq)
+            reached("rows.written")
+            episode = self._required(connection, episode_id)
         reached("rows.committed")
         return seq, episode
 
@@ -219,9 +207,6 @@ class SupportSets:
             raise NotFound(f"There is no support {support_id!r} in this episode.")
         data = self._blobs.get(row.sha256)
         return StoredPicture(sha256=row.sha256, media_type=row.media_type, data=data)
-
-    def _put_pictures(self, ways: Sequence[NewWay]) -> list[str]:
-        return [self._blobs.put(support.data) for way in ways for support in way.support]
 
     def _insert(
         self,
@@ -361,3 +346,7 @@ def _summary(row: sa.Row[*tuple[object, ...]], shots: Mapping[tuple[str, int], i
         expires_at=row.expires_at,
         ways=ways,
     )
+
+
+def _pictures_of(ways: Sequence[NewWay]) -> Iterator[bytes]:
+    return (support.data for way in ways for support in way.support)

@@ -1,7 +1,8 @@
 """Collecting pictures that no row names any more."""
 
 import time
-from collections.abc import Set
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 
@@ -14,6 +15,22 @@ from app.stores.write_points import reached
 BLOBS_AT_ONCE = 500
 BLOBS_A_TURN = 16
 """Most pictures deleted in one of the writer's turns: others wait for no more."""
+
+
+@contextmanager
+def stored_pictures(database: Database, blobs: Blobs, pictures: Iterable[bytes]) -> Iterator[list[str]]:
+    """Stores pictures for a block that names them by their SHA-256; where it fails they are collected again.
+
+    Raises:
+        DiskFull: no space left for one of them.
+    """
+    digests: list[str] = []
+    try:
+        digests.extend(blobs.put(data) for data in pictures)
+        yield digests
+    except BaseException:
+        collect_later(database, blobs, set(digests))
+        raise
 
 
 def collect_later(database: Database, blobs: Blobs, candidates: Set[str]) -> None:
