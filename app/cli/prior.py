@@ -23,7 +23,7 @@ def prior_command(
     bundle: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = Path("weights/mini"),
     data_set: Annotated[Path, typer.Option("--data-set", help="Folder of `vermouth data build`.")] = DEFAULT_FOLDER,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("docs/results"),
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 4.0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 7.0,
     steps: Annotated[int, typer.Option(min=2, help="DDIM steps.")] = 30,
     threads: Annotated[int, typer.Option(help="Compute threads.")] = 2,
 ) -> None:
