@@ -59,14 +59,12 @@ def profile(threads: int, rounds: int) -> dict[str, object]:
         latents = backbone.latents(pixels)
         taps = backbone.taps_of(latents, steps, states)
         maps = expert(pixels) if expert is not None else []
-        fused = head._fused(taps, maps, None)
         stages: dict[str, Callable[[], object]] = {
             "VAE encoder": lambda: backbone.latents(pixels),
             "U-Net": lambda: backbone.taps_of(latents, steps, states),
             "expert": lambda: expert(pixels) if expert is not None else None,
-            "fusion": lambda: head._fused(taps, maps, None),
-            "attention pooling": lambda: head._pooled(fused),
-            "dense map": lambda: head._dense(fused),
+            "U-head, pooled": lambda: head.pooled(taps, maps),
+            "U-head, dense": lambda: head.dense(taps, maps),
         }
         seconds = dict.fromkeys([*stages, "matrix", "all"], float("inf"))
         calls = {**stages, "matrix": lambda: left @ right}
