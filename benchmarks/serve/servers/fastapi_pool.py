@@ -1,6 +1,7 @@
 """Plain FastAPI: a synchronous endpoint in the thread pool, one image a pass."""
 
 import os
+import queue
 import sys
 
 import anyio.to_thread
@@ -8,10 +9,14 @@ import uvicorn
 from fastapi import FastAPI, UploadFile
 
 from benchmarks.serve.workload import embed, load_encoder, prepare
+from models.encoder import Encoder
 
 THREADS = int(os.environ.get("BENCH_POOL_THREADS", "2"))
 app = FastAPI()
-encoder = load_encoder(1)
+# An encoder a thread: hooks collect the U-Net's maps, so one encoder serves one pass at a time.
+encoders: queue.SimpleQueue[Encoder] = queue.SimpleQueue()
+for _ in range(THREADS):
+    encoders.put(load_encoder(1))
 
 
 @app.on_event("startup")
@@ -21,7 +26,12 @@ async def bound_pool() -> None:
 
 @app.post("/embed")
 def answer(image: UploadFile) -> dict[str, list[list[float]]]:
-    return {"images": embed(encoder, [prepare(image.file.read())])}
+    prepared = prepare(image.file.read())
+    encoder = encoders.get()
+    try:
+        return {"images": embed(encoder, [prepared])}
+    finally:
+        encoders.put(encoder)
 
 
 @app.get("/livez")
