@@ -40,11 +40,9 @@ class Picture:
 
     Attributes:
         pixels: [H, W, 3] uint8 RGB; EXIF orientation applied, alpha composited on white.
-        sha256: hex digest of shape and pixels, the identity the feature cache uses.
     """
 
     pixels: NDArray[np.uint8]
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ from app.errors import (
     UnsupportedMedia,
 )
 from app.limits import MEGAPIXEL, Limits
+from app.picture_cache import M, PictureCache
 from app.svg import render_svg
 from app.telemetry import Telemetry
 from models.errors import InputError
@@ -117,10 +118,19 @@ class PixelBudget:
 
 
 class ImageDecoder:
-    """Decodes in a bounded pool; at most `max_waiting` callers wait for it."""
+    """Decodes in a bounded pool; at most `max_waiting` callers wait for it, and `cache` keeps what was made."""
 
-    def __init__(self, *, limits: Limits, telemetry: Telemetry, workers: int = 2, max_waiting: int = 256) -> None:
+    def __init__(
+        self,
+        *,
+        limits: Limits,
+        telemetry: Telemetry,
+        cache: PictureCache,
+        workers: int = 2,
+        max_waiting: int = 256,
+    ) -> None:
         self._limits = limits
+        self._cache = cache
         self._telemetry = telemetry
         self._max_waiting = max_waiting
         self._callers = 0
@@ -157,6 +167,32 @@ class ImageDecoder:
             ImageTooLarge, TooMuchWork: the request as a whole is over its budget.
             QueueFull: too many callers wait.
         """
+        return await self._in_turn(sources, budget, lambda source, opened: convert(source, self._decode(opened)))
+
+    async def make_many(
+        self,
+        sources: Sequence[ImageSource],
+        budget: PixelBudget,
+        make: Callable[[ImageSource, Picture], M],
+        what: Hashable,
+    ) -> list[M | ServiceError]:
+        """As `convert_many`; what is made of a file is kept in the cache as `what`, and taken from there."""
+
+        def made(source: ImageSource, opened: _Opened) -> M:
+            if not isinstance(source, EncodedImage) or 3 * opened.width * opened.height > self._cache.max_bytes:
+                return make(source, self._decode(opened))
+            digest = hashlib.sha256(source.data).hexdigest()
+            return self._cache.made(digest, what, lambda: self._decode(opened), lambda picture: make(source, picture))
+
+        return await self._in_turn(sources, budget, made)
+
+    def stop(self) -> None:
+        """Wait for running decodes and end the pool."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def _in_turn(
+        self, sources: Sequence[ImageSource], budget: PixelBudget, work: "Callable[[ImageSource, _Opened], T]"
+    ) -> list[T | ServiceError]:
         if self._callers >= self._max_waiting:
             self._telemetry.requests_rejected.labels("decode_queue_full").inc()
             raise QueueFull("Too many images wait to be decoded.", retry_after_s=1.0)
@@ -170,17 +206,11 @@ class ImageDecoder:
             return [
                 found
                 if isinstance(found, ServiceError)
-                else await self._run(
-                    partial(_caught, lambda pair: convert(pair[0], self._decode(pair[1])), (source, found))
-                )
+                else await self._run(partial(_caught, lambda pair: work(*pair), (source, found)))
                 for source, found in zip(sources, opened, strict=True)
             ]
         finally:
             self._callers -= 1
-
-    def stop(self) -> None:
-        """Wait for running decodes and end the pool."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -196,10 +226,8 @@ class ImageDecoder:
     def _decode(self, opened: "_Opened") -> Picture:
         started_s = time.perf_counter()
         pixels = np.ascontiguousarray(opened.read())
-        digest = hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]}:".encode())
-        digest.update(pixels.data)
         self._telemetry.decode.observe(time.perf_counter() - started_s)
-        return Picture(pixels=pixels, sha256=digest.hexdigest())
+        return Picture(pixels=pixels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

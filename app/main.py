@@ -28,6 +28,7 @@ from app.api.services import Services
 from app.build_services import build_services as build_default_services
 from app.images import ImageDecoder
 from app.lifecycle import EXIT_START_FAILED, Lifecycle, Phase
+from app.picture_cache import PictureCache
 from app.settings import Settings
 from app.telemetry import Telemetry, get_logger
 
@@ -180,6 +181,8 @@ class Supervisor:
 
 def _build_platform(settings: Settings) -> Platform:
     telemetry = Telemetry()
+    cache = PictureCache(max_bytes=settings.picture_cache_bytes)
+    telemetry.picture_cache_bytes.set_function(lambda: cache.size_bytes)
     return Platform(
         lifecycle=Lifecycle(),
         telemetry=telemetry,
@@ -188,6 +191,7 @@ def _build_platform(settings: Settings) -> Platform:
         images=ImageDecoder(
             limits=settings.limits,
             telemetry=telemetry,
+            cache=cache,
             workers=settings.decode_workers,
             max_waiting=settings.max_decode_waiting,
         ),

@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     max_batch: int = Field(8, ge=1, le=256)
     max_queue_cost: int = Field(4096, ge=1, le=1_000_000)
     feature_cache_bytes: int = Field(256 * MIB, ge=0, le=256 * GIB)
+    picture_cache_bytes: int = Field(64 * MIB, ge=0, le=256 * GIB)
     decode_workers: int = Field(2, ge=1, le=64)
     max_decode_waiting: int = Field(256, ge=1, le=100_000)
     max_in_flight: int = Field(128, ge=1, le=100_000)

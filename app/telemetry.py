@@ -36,6 +36,7 @@ class Telemetry:
         self.batch_failures = self._counter("vermouth_batch_failures", "Failed batches.", ("kind",))
         self.cache_lookups = self._counter("vermouth_feature_cache_lookups", "Cache lookups.", ("outcome",))
         self.cache_bytes = self._gauge("vermouth_feature_cache_bytes", "Bytes held by the feature cache.")
+        self.picture_cache_bytes = self._gauge("vermouth_picture_cache_bytes", "Bytes held by the picture cache.")
         self.device_memory = self._gauge(
             "vermouth_device_memory_bytes", "Memory held: of the process, and of the accelerator.", ("kind",)
         )

@@ -3,6 +3,9 @@
 NumPy in, polylines out; `models.transforms` redraws them at the canonical line width.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -13,6 +16,9 @@ _SEARCH_SIDE = 1024
 _TRACE_SIDE = 256
 _MIN_CONTRAST = 40.0
 _MIN_INK = 24.0
+_INK_NOISE = 4.0
+_MAX_THRESHOLD = 0.8
+_SAMPLE_MARGIN = 0.9
 _MAX_COVERAGE = 0.45
 _MAX_LINE_WIDTH = 0.13
 _MAX_COLOURED_LINE_WIDTH = 0.06
@@ -21,6 +27,7 @@ _MAX_FOREIGN_COLOUR = 0.02
 _FOREIGN_DISTANCE = 22.0
 _PEN_DISTANCE = 40.0
 _PAPER_SAMPLES = 128
+_STRIP_PIXELS = 1 << 15
 _CUBIC = [4 * i + j for i in range(4) for j in range(4 - i)]
 """Of the 16 products of four powers each way, those of degree three or less."""
 _MAX_OTHER_PENS = 0.25
@@ -49,13 +56,19 @@ def trace_linework(pixels: NDArray[np.uint8]) -> list[Polyline] | None:
     tone, is_even = _frame_tone(low, high)
     if _is_vivid(tone):
         return None
-    contrast = _contrast_to_tone(low, high, tone) if is_even else _contrast_to_paper(low, high)
+    if is_even:
+        contrast = _contrast_to_tone(low, high, tone)
+    else:
+        paper = _fitted_paper(low, high)
+        if _is_all_noise(low, high, paper):
+            return None
+        contrast = _contrast_to_paper(low, high, paper.surface)
     peak = float(contrast.max())
     if peak < _MIN_CONTRAST:
         return None
-    noise = 1.4826 * float(np.median(contrast))
-    threshold = max(_MIN_INK, 4 * noise, 0.35 * peak)
-    if threshold >= 0.8 * peak:
+    noise = _noise(contrast)
+    threshold = max(_MIN_INK, _INK_NOISE * noise, 0.35 * peak)
+    if threshold >= _MAX_THRESHOLD * peak:
         return None
     ink = _without_specks(contrast > threshold)
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
@@ -101,12 +114,18 @@ def _reduced(pixels: NDArray[np.uint8], factor: int, extreme: np.ufunc) -> NDArr
 def _frame_tone(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> tuple[NDArray[np.float32], bool]:
     """The median tone of the raster's outermost pixels, [3], and whether all have it: no camera has seen those."""
     edge = max(1, round(0.01 * max(low.shape[:2])))
-    frame = np.ones(low.shape[:2], dtype=np.bool_)
-    frame[edge:-edge, edge:-edge] = False
-    darkest, lightest = low[frame].astype(np.float32), high[frame].astype(np.float32)
+    darkest, lightest = _frame(low, edge).astype(np.float32), _frame(high, edge).astype(np.float32)
     tone: NDArray[np.float32] = np.median((darkest + lightest) / 2, axis=0)
     is_even = np.maximum(tone - darkest, lightest - tone).max(axis=1) <= _EVEN_TONE
     return tone, bool(is_even.mean() >= _EVEN_FRAME)
+
+
+def _frame(pixels: NDArray[np.uint8], edge: int) -> NDArray[np.uint8]:
+    """The outermost `edge` pixels on every side, [N, 3]."""
+    if min(pixels.shape[:2]) <= 2 * edge:
+        return pixels.reshape(-1, 3)
+    sides = (pixels[:edge], pixels[-edge:], pixels[edge:-edge, :edge], pixels[edge:-edge, -edge:])
+    return np.concatenate([side.reshape(-1, 3) for side in sides])
 
 
 def _is_vivid(tone: NDArray[np.float32]) -> bool:
@@ -118,18 +137,35 @@ def _contrast_to_tone(
     low: NDArray[np.uint8], high: NDArray[np.uint8], tone: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Largest channel difference to one tone."""
-    contrast: NDArray[np.float32] = np.maximum(high - tone, tone - low).max(axis=2)
+    contrast = np.zeros(low.shape[:2], np.float32)
+    for rows in _strips(low):
+        for channel in range(3):
+            _widen(contrast[rows], low[rows, :, channel], high[rows, :, channel], tone[channel])
     return contrast
 
 
-def _contrast_to_paper(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Largest channel difference to a cubic surface fitted robustly to the paper."""
+@dataclass(frozen=True, slots=True)
+class _Paper:
+    """A cubic surface a channel, fitted robustly to the paper.
+
+    Attributes:
+        surface: [16, 3], a weight for each product of powers.
+        tones: [S, 3], of the surface at the sampled pixels.
+        contrast: [S], of the middle of the sampled pixels to it: never more than theirs.
+    """
+
+    surface: NDArray[np.float64]
+    tones: NDArray[np.float64]
+    contrast: NDArray[np.float64]
+
+
+def _fitted_paper(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> _Paper:
     height, width = low.shape[:2]
     rows = np.linspace(0, height - 1, min(height, _PAPER_SAMPLES)).astype(int)
     columns = np.linspace(0, width - 1, min(width, _PAPER_SAMPLES)).astype(int)
     middle = (low[np.ix_(rows, columns)].astype(np.float32) + high[np.ix_(rows, columns)]) / 2
-    down, across = _powers(np.arange(height) / height), _powers(np.arange(width) / width)
-    sampled = down[rows][:, None, :, None] * across[columns][None, :, None, :]
+    down, across = _powers(rows / height), _powers(columns / width)
+    sampled = down[:, None, :, None] * across[None, :, None, :]
     terms = sampled.reshape(-1, 16)[:, _CUBIC]
     values = middle.reshape(-1, 3)
     distance = np.abs(values - np.median(values, axis=0)).max(axis=1)
@@ -140,13 +176,53 @@ def _contrast_to_paper(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArr
         distance = _largest([values[:, channel] - terms @ weights[:, channel] for channel in range(3)])
     surface = np.zeros((16, 3))
     surface[_CUBIC] = weights
-    contrasts = []
-    for channel in range(3):
-        fitted = down @ surface[:, channel].reshape(4, 4) @ across.T
-        paper = np.clip(fitted, 0, 255, dtype=np.float32, casting="same_kind")
-        contrasts.append(np.maximum(high[..., channel] - paper, paper - low[..., channel]))
-    contrast: NDArray[np.float32] = np.maximum(np.maximum(contrasts[0], contrasts[1]), contrasts[2])
+    tones = np.clip(terms @ weights, 0, 255)
+    return _Paper(surface, tones, np.abs(values - tones).max(axis=1))
+
+
+def _is_all_noise(low: NDArray[np.uint8], high: NDArray[np.uint8], paper: _Paper) -> bool:
+    """Whether a sample shows already that nothing will stand out from the noise: so end most photographs."""
+    above = [int(high[..., channel].max()) - paper.tones[:, channel].min() for channel in range(3)]
+    below = [paper.tones[:, channel].max() - int(low[..., channel].min()) for channel in range(3)]
+    largest = max(*above, *below)
+    return bool(_SAMPLE_MARGIN * _INK_NOISE * _noise(paper.contrast) >= _MAX_THRESHOLD * largest)
+
+
+def _noise(contrast: NDArray[np.floating[Any]]) -> float:
+    """The deviation of a normal distribution that has this median of magnitudes."""
+    return 1.4826 * float(np.median(contrast))
+
+
+def _contrast_to_paper(
+    low: NDArray[np.uint8], high: NDArray[np.uint8], surface: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Largest channel difference to the paper's surface."""
+    height, width = low.shape[:2]
+    down, across = _powers(np.arange(height) / height), _powers(np.arange(width) / width)
+    contrast = np.zeros((height, width), np.float32)
+    for part in _strips(low):
+        for channel in range(3):
+            fitted = down[part] @ surface[:, channel].reshape(4, 4) @ across.T
+            paper = np.clip(fitted, 0, 255, dtype=np.float32, casting="same_kind")
+            _widen(contrast[part], low[part, :, channel], high[part, :, channel], paper)
     return contrast
+
+
+def _strips(pixels: NDArray[np.uint8]) -> list[slice]:
+    """Rows in parts small enough for a processor's cache."""
+    count = max(1, _STRIP_PIXELS // pixels.shape[1])
+    return [slice(top, top + count) for top in range(0, pixels.shape[0], count)]
+
+
+def _widen(
+    contrast: NDArray[np.float32],
+    low: NDArray[np.uint8],
+    high: NDArray[np.uint8],
+    paper: NDArray[np.float32] | np.float32,
+) -> None:
+    """Raises `contrast` [h, w] to one channel's larger difference to the paper."""
+    np.maximum(contrast, high - paper, out=contrast)
+    np.maximum(contrast, paper - low, out=contrast)
 
 
 def _powers(along: NDArray[np.float64]) -> NDArray[np.float64]:

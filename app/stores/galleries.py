@@ -11,7 +11,7 @@ from app.errors import Conflict, NotFound
 from app.stores import change_log, facts
 from app.stores.blobs import Blobs
 from app.stores.database import Database
-from app.stores.filter_sql import filter_condition
+from app.stores.filtered_rows import FilteredRows
 from app.stores.filters import Filter, matches
 from app.stores.gallery_records import Found, Gallery, Hit
 from app.stores.indexes import Indexes
@@ -42,6 +42,7 @@ class Galleries:
         self._blobs = blobs
         self._indexes = indexes
         self._fingerprint = fingerprint
+        self._filtered = FilteredRows(database)
 
     def load(self) -> None:
         """Claim an empty database for the bundle, make sure that `default` exists, bring up every index."""
@@ -191,13 +192,10 @@ class Galleries:
         return found
 
     def _matching(self, name: str, where: Filter) -> NDArray[np.int64]:
-        """Rows of the live items that pass, ascending."""
+        """Rows of the live items that pass, ascending, see `FilteredRows`."""
         with self._database.read() as connection:
             key = gallery_id(connection, name)
-            query = sa.select(items.c.id).where(items.c.gallery_id == key, items.c.deleted_seq.is_(None))
-            condition = filter_condition(where, items.c.metadata, connection.dialect.name)
-            rows = connection.execute(query.where(condition).order_by(items.c.id))
-            return np.array(rows.scalars().all(), np.int64)
+        return self._filtered.passing(key, where)
 
     def _found(
         self, ids: NDArray[np.int64], scores: NDArray[np.float32], query: NDArray[np.float32] | None

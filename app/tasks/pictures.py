@@ -1,10 +1,9 @@
 """Input images to encoder views, and back to bytes worth storing."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from app.images import (
     StrokesImage,
     decode_base64,
 )
+from app.picture_cache import M
 from app.stores.database import Database
 from app.stores.items import Items
 from models.errors import InputError
@@ -45,7 +45,6 @@ class ItemImage:
 
 
 Source = ImageSource | ItemImage
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +64,11 @@ class Prepared:
     media_type: str
     width: int
     height: int
+
+    @property
+    def size_bytes(self) -> int:
+        """See `picture_cache.Kept`."""
+        return self.square.nbytes + len(self.data)
 
 
 class Pictures:
@@ -89,7 +93,8 @@ class Pictures:
         Raises:
             ImageTooLarge, TooMuchWork, QueueFull: the request as a whole is refused.
         """
-        return await self._convert(sources, budget, partial(_prepare, profile.resolution), profile.resolution)
+        size = profile.resolution
+        return await self._make(sources, budget, partial(_prepare, size), size=size, what=("canonical", size))
 
     async def prepare_all(self, sources: Sequence[Source], budget: PixelBudget, profile: TaskProfile) -> list[Prepared]:
         """As `prepare`, but one bad picture refuses the request.
@@ -104,29 +109,40 @@ class Pictures:
             found.append(outcome)
         return found
 
-    async def convert(
-        self, source: Source, budget: PixelBudget, convert: Callable[[ImageSource, Picture], T], *, size: int
-    ) -> T:
-        """What `convert` makes of one picture, in the decoder's pool; drawings are `size` px wide.
+    async def make(
+        self,
+        source: Source,
+        budget: PixelBudget,
+        make: Callable[[ImageSource, Picture], M],
+        *,
+        size: int,
+        what: Hashable,
+    ) -> M:
+        """What `make` makes of one picture, in the decoder's pool; drawings are `size` px wide.
+
+        Args:
+            what: as which it is kept, see `PictureCache.made`.
 
         Raises:
             The picture's error, and those of `prepare`.
         """
-        (outcome,) = await self._convert([source], budget, convert, size)
+        (outcome,) = await self._make([source], budget, make, size=size, what=what)
         if isinstance(outcome, ServiceError):
             raise outcome
         return outcome
 
-    async def _convert(
+    async def _make(
         self,
         sources: Sequence[Source],
         budget: PixelBudget,
-        convert: Callable[[ImageSource, Picture], T],
+        make: Callable[[ImageSource, Picture], M],
+        *,
         size: int,
-    ) -> list[T | ServiceError]:
+        what: Hashable,
+    ) -> list[M | ServiceError]:
         files = [await self._file(source, size) for source in sources]
         readable = [file for file in files if not isinstance(file, ServiceError)]
-        results = iter(await self._decoder.convert_many(readable, budget, convert))
+        results = iter(await self._decoder.make_many(readable, budget, make, what))
         return [file if isinstance(file, ServiceError) else next(results) for file in files]
 
     async def _file(self, source: Source, size: int) -> ImageSource | ServiceError:

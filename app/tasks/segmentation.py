@@ -88,6 +88,11 @@ class _Planned:
     boxes: Sequence[ViewBox]
     views: Sequence[View]
 
+    @property
+    def size_bytes(self) -> int:
+        """See `picture_cache.Kept`."""
+        return sum(view.pixels.nbytes for view in self.views)
+
 
 class Segmentation:
     """The segmentation task."""
@@ -123,7 +128,7 @@ class Segmentation:
             TooMuchWork: too many strings.
             NotFound: there is no such class set.
             FingerprintMismatch: the class set was embedded by another bundle.
-            As `Pictures.convert` and `FeatureEngine`.
+            As `Pictures.make` and `FeatureEngine`.
         """
         timings = Timings()
         profile = self._bundle.tasks["segmentation"]
@@ -139,7 +144,8 @@ class Segmentation:
         strings = sum(map(len, prompts))
         with self._engine.admit(views=1, texts=strings, timeout_s=timeout_s) as place:
             with timings.phase("decode"):
-                planned = await self._pictures.convert(query.source, budget, plan, size=profile.resolution)
+                what = ("views", query.caption, query.is_reproducible)
+                planned = await self._pictures.make(query.source, budget, plan, size=profile.resolution, what=what)
             place.grow(views=len(planned.views) - 1)
             cells = min(MAX_CELLS, planned.height * planned.width * (len(query.classes) + 1))
             with self._workers.room(cells):

@@ -1,4 +1,4 @@
-"""What the shared pass saves: three tasks on one picture, with the feature cache and without."""
+"""What the shared pass saves: three tasks on one picture, with the caches of features and pictures and without."""
 
 import tempfile
 import time
@@ -19,10 +19,11 @@ def three_tasks(pictures: int, *, port: int) -> dict[str, float]:
         `cached_s` and `separate_s` a picture, and their ratio `speedup`; `repeat_s` for the same three again.
     """
     found: dict[str, float] = {}
-    for name, cache_bytes in (("cached", str(1 << 28)), ("separate", "0")):
+    for name, features_bytes, pictures_bytes in (("cached", 1 << 28, 1 << 26), ("separate", 0, 0)):
         variables = {
             **CONTENDERS[0].variables,
-            "VERMOUTH_FEATURE_CACHE_BYTES": cache_bytes,
+            "VERMOUTH_FEATURE_CACHE_BYTES": str(features_bytes),
+            "VERMOUTH_PICTURE_CACHE_BYTES": str(pictures_bytes),
             "VERMOUTH_LIMITS__MAX_TILES": "0",
             "VERMOUTH_DATA_DIR": str(Path(tempfile.mkdtemp(prefix="bench-three-")) / "state"),
         }

@@ -1,0 +1,79 @@
+"""What was made of files seen lately: decoding is shared by the tasks that look at one picture, as the pass is."""
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from app.bounded_lru import BoundedLru
+from app.domain import Picture
+
+
+class Kept(Protocol):
+    """Something made of a picture."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory it takes."""
+        ...
+
+
+M = TypeVar("M", bound=Kept)
+
+
+@dataclass(slots=True, kw_only=True)
+class _File:
+    """One file's pixels and what was made of them; `lock` is held while either is worked out."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    picture: Picture | None = None
+    made: dict[Hashable, Kept] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        pixels = self.picture.pixels.nbytes if self.picture is not None else 0
+        return pixels + sum(value.size_bytes for value in self.made.values())
+
+
+class PictureCache:
+    """Files by the digest of their bytes, the least recently used dropped first; used by several threads.
+
+    Who asks for a file that is being decoded waits for that, so that equal requests at once decode once.
+    """
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self._files = BoundedLru(_File, max_bytes=max_bytes)
+
+    @property
+    def max_bytes(self) -> int:
+        """The bound."""
+        return self._files.max_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory held now."""
+        return self._files.size_bytes
+
+    def made(self, digest: str, what: Hashable, decode: Callable[[], Picture], make: Callable[[Picture], M]) -> M:
+        """What `make` made of the file, now or before.
+
+        Args:
+            digest: of the file's bytes.
+            what: tells apart what different calls make of one file; equal ones must make the same.
+
+        Raises:
+            Whatever `decode` and `make` raise; the next to ask tries again.
+        """
+        file = self._files.entry(digest)
+        with file.lock:
+            known = file.made.get(what)
+            if known is not None:
+                return known  # type: ignore[return-value]  # `what` says which type it has
+            try:
+                if file.picture is None:
+                    file.picture = decode()
+                value = make(file.picture)
+                file.made[what] = value
+            finally:
+                self._files.weigh(digest, file, file.size_bytes)
+        return value
