@@ -3,22 +3,30 @@
 NumPy in, polylines out; `models.transforms` redraws them at the canonical line width.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
+from models.paper import (
+    INK_NOISE,
+    MAX_THRESHOLD,
+    contrast_to_paper,
+    contrast_to_tone,
+    fitted_paper,
+    frame,
+    frame_tone,
+    is_all_noise,
+    is_vivid,
+    noise_of,
+    strips,
+)
+
 _SEARCH_SIDE = 1024
 _TRACE_SIDE = 256
 _MIN_CONTRAST = 40.0
 _MIN_INK = 24.0
-_INK_NOISE = 4.0
-_MAX_THRESHOLD = 0.8
-_SAMPLE_MARGIN = 0.9
 _MAX_COVERAGE = 0.45
 _MAX_LINE_WIDTH = 0.13
 _MAX_COLOURED_LINE_WIDTH = 0.06
@@ -26,16 +34,7 @@ _MAX_TINTED_PAPER = 0.06
 _MAX_FOREIGN_COLOUR = 0.02
 _FOREIGN_DISTANCE = 22.0
 _PEN_DISTANCE = 40.0
-_PAPER_SAMPLES = 128
-_STRIP_PIXELS = 1 << 15
-_CUBIC = [4 * i + j for i in range(4) for j in range(4 - i)]
-"""Of the 16 products of four powers each way, those of degree three or less."""
 _MAX_OTHER_PENS = 0.25
-_EVEN_TONE = 4.0
-_EVEN_FRAME = 0.75
-_VIVID_CHROMA = 90.0
-_VIVID_BRIGHTNESS = 190.0
-_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 Polyline = list[list[float]]
 
@@ -53,22 +52,22 @@ def trace_linework(pixels: NDArray[np.uint8]) -> list[Polyline] | None:
         Polylines `[[x…], [y…]]` in an arbitrary unit, or None.
     """
     low, high = _block_extremes(pixels, _SEARCH_SIDE)
-    tone, is_even = _frame_tone(low, high)
-    if _is_vivid(tone):
+    tone, is_even = frame_tone(low, high)
+    if is_vivid(tone):
         return None
     if is_even:
-        contrast = _contrast_to_tone(low, high, tone)
+        contrast = contrast_to_tone(low, high, tone)
     else:
-        paper = _fitted_paper(low, high)
-        if _is_all_noise(low, high, paper):
+        paper = fitted_paper(low, high)
+        if is_all_noise(low, high, paper):
             return None
-        contrast = _contrast_to_paper(low, high, paper.surface)
+        contrast = contrast_to_paper(low, high, paper.surface)
     peak = float(contrast.max())
     if peak < _MIN_CONTRAST:
         return None
-    noise = _noise(contrast)
-    threshold = max(_MIN_INK, _INK_NOISE * noise, 0.35 * peak)
-    if threshold >= _MAX_THRESHOLD * peak:
+    noise = noise_of(contrast)
+    threshold = max(_MIN_INK, INK_NOISE * noise, 0.35 * peak)
+    if threshold >= MAX_THRESHOLD * peak:
         return None
     ink = _without_specks(contrast > threshold)
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
@@ -111,131 +110,6 @@ def _reduced(pixels: NDArray[np.uint8], factor: int, extreme: np.ufunc) -> NDArr
     return blocks
 
 
-def _frame_tone(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> tuple[NDArray[np.float32], bool]:
-    """The median tone of the raster's outermost pixels, [3], and whether all have it: no camera has seen those."""
-    edge = max(1, round(0.01 * max(low.shape[:2])))
-    darkest, lightest = _frame(low, edge).astype(np.float32), _frame(high, edge).astype(np.float32)
-    tone: NDArray[np.float32] = np.median((darkest + lightest) / 2, axis=0)
-    is_even = np.maximum(tone - darkest, lightest - tone).max(axis=1) <= _EVEN_TONE
-    return tone, bool(is_even.mean() >= _EVEN_FRAME)
-
-
-def _frame(pixels: NDArray[np.uint8], edge: int) -> NDArray[np.uint8]:
-    """The outermost `edge` pixels on every side, [N, 3]."""
-    if min(pixels.shape[:2]) <= 2 * edge:
-        return pixels.reshape(-1, 3)
-    sides = (pixels[:edge], pixels[-edge:], pixels[edge:-edge, :edge], pixels[edge:-edge, -edge:])
-    return np.concatenate([side.reshape(-1, 3) for side in sides])
-
-
-def _is_vivid(tone: NDArray[np.float32]) -> bool:
-    """Whether a tone is a colour that nobody draws on: the ground of a sign or a button."""
-    return float(np.ptp(tone)) > _VIVID_CHROMA and float(tone @ _LUMINANCE) < _VIVID_BRIGHTNESS
-
-
-def _contrast_to_tone(
-    low: NDArray[np.uint8], high: NDArray[np.uint8], tone: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Largest channel difference to one tone."""
-    contrast = np.zeros(low.shape[:2], np.float32)
-    for rows in _strips(low):
-        for channel in range(3):
-            _widen(contrast[rows], low[rows, :, channel], high[rows, :, channel], tone[channel])
-    return contrast
-
-
-@dataclass(frozen=True, slots=True)
-class _Paper:
-    """A cubic surface a channel, fitted robustly to the paper.
-
-    Attributes:
-        surface: [16, 3], a weight for each product of powers.
-        tones: [S, 3], of the surface at the sampled pixels.
-        contrast: [S], of the middle of the sampled pixels to it: never more than theirs.
-    """
-
-    surface: NDArray[np.float64]
-    tones: NDArray[np.float64]
-    contrast: NDArray[np.float64]
-
-
-def _fitted_paper(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> _Paper:
-    height, width = low.shape[:2]
-    rows = np.linspace(0, height - 1, min(height, _PAPER_SAMPLES)).astype(int)
-    columns = np.linspace(0, width - 1, min(width, _PAPER_SAMPLES)).astype(int)
-    middle = (low[np.ix_(rows, columns)].astype(np.float32) + high[np.ix_(rows, columns)]) / 2
-    down, across = _powers(rows / height), _powers(columns / width)
-    sampled = down[:, None, :, None] * across[None, :, None, :]
-    terms = sampled.reshape(-1, 16)[:, _CUBIC]
-    values = middle.reshape(-1, 3)
-    distance = np.abs(values - np.median(values, axis=0)).max(axis=1)
-    for _ in range(6):
-        kept = terms * (distance <= max(8.0, float(np.quantile(distance, 0.6))))[:, None]
-        # Ten unknowns: the normal equations are as exact here and ten times as fast as an SVD of all rows.
-        weights, *_ = np.linalg.lstsq(kept.T @ kept, kept.T @ values, rcond=1e-12)
-        distance = _largest([values[:, channel] - terms @ weights[:, channel] for channel in range(3)])
-    surface = np.zeros((16, 3))
-    surface[_CUBIC] = weights
-    tones = np.clip(terms @ weights, 0, 255)
-    return _Paper(surface, tones, np.abs(values - tones).max(axis=1))
-
-
-def _is_all_noise(low: NDArray[np.uint8], high: NDArray[np.uint8], paper: _Paper) -> bool:
-    """Whether a sample shows already that nothing will stand out from the noise: so end most photographs."""
-    above = [int(high[..., channel].max()) - paper.tones[:, channel].min() for channel in range(3)]
-    below = [paper.tones[:, channel].max() - int(low[..., channel].min()) for channel in range(3)]
-    largest = max(*above, *below)
-    return bool(_SAMPLE_MARGIN * _INK_NOISE * _noise(paper.contrast) >= _MAX_THRESHOLD * largest)
-
-
-def _noise(contrast: NDArray[np.floating[Any]]) -> float:
-    """The deviation of a normal distribution that has this median of magnitudes."""
-    return 1.4826 * float(np.median(contrast))
-
-
-def _contrast_to_paper(
-    low: NDArray[np.uint8], high: NDArray[np.uint8], surface: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """Largest channel difference to the paper's surface."""
-    height, width = low.shape[:2]
-    down, across = _powers(np.arange(height) / height), _powers(np.arange(width) / width)
-    contrast = np.zeros((height, width), np.float32)
-    for part in _strips(low):
-        for channel in range(3):
-            fitted = down[part] @ surface[:, channel].reshape(4, 4) @ across.T
-            paper = np.clip(fitted, 0, 255, dtype=np.float32, casting="same_kind")
-            _widen(contrast[part], low[part, :, channel], high[part, :, channel], paper)
-    return contrast
-
-
-def _strips(pixels: NDArray[np.uint8]) -> list[slice]:
-    """Rows in parts small enough for a processor's cache."""
-    count = max(1, _STRIP_PIXELS // pixels.shape[1])
-    return [slice(top, top + count) for top in range(0, pixels.shape[0], count)]
-
-
-def _widen(
-    contrast: NDArray[np.float32],
-    low: NDArray[np.uint8],
-    high: NDArray[np.uint8],
-    paper: NDArray[np.float32] | np.float32,
-) -> None:
-    """Raises `contrast` [h, w] to one channel's larger difference to the paper."""
-    np.maximum(contrast, high - paper, out=contrast)
-    np.maximum(contrast, paper - low, out=contrast)
-
-
-def _powers(along: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[N] positions in [0, 1] → [N, 4]: powers 0 to 3 about the middle."""
-    return np.vander(along - 0.5, 4, increasing=True)
-
-
-def _largest(differences: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """The largest magnitude at each place."""
-    first, second, third = (np.abs(difference) for difference in differences)
-    return np.asarray(np.maximum(np.maximum(first, second), third))
-
-
 def _without_specks(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
     labels, count = ndimage.label(ink, structure=np.ones((3, 3)))
     if count < 2:
@@ -262,24 +136,38 @@ def _has_other_colours(
     Hue is taken relative to brightness, so that shade on coloured paper does not count, and the paper's from the
     border of the raster, since a fitted surface bends to large fills.
     """
-    middle = (low.astype(np.float32) + high) / 2
-    mean = middle.mean(axis=2, keepdims=True)
-    hue = (middle - mean) * (128 / np.maximum(mean, 64))
     edge = max(1, round(0.02 * max(ink.shape)))
-    border = ~ink
-    border[edge:-edge, edge:-edge] = False
-    paper = np.median(hue[border if bool(border.any()) else ~ink], axis=0)
+    border = ~frame(ink[..., None], edge)[:, 0]
+    if bool(border.any()):
+        papers = _hue(frame(low, edge)[border], frame(high, edge)[border])
+    else:
+        papers = _hue(low[~ink], high[~ink])
+    paper = np.median(papers, axis=1)
+    low, high, ink = low[box], high[box], ink[box]
     core = ink & ndimage.binary_erosion(ink)
-    pens = hue[core if bool(core.any()) else ink]
-    pen = np.median(pens, axis=0)
-    if float((np.abs(pens - pen).max(axis=1) > _PEN_DISTANCE).mean()) > _MAX_OTHER_PENS:
+    core = core if bool(core.any()) else ink
+    pens = _hue(low[core], high[core])
+    pen = np.median(pens, axis=1)
+    if float((np.abs(pens - pen[:, None]).max(axis=0) > _PEN_DISTANCE).mean()) > _MAX_OTHER_PENS:
         return True
     along = pen - paper
     length = float(along @ along)
-    inside = hue[box].reshape(-1, 3) - paper
-    share = np.clip(inside @ along / length, 0, 1) if length > 1 else np.zeros(len(inside), dtype=np.float32)
-    distance = np.abs(inside - share[:, None] * along).max(axis=1)
-    return float((distance > _FOREIGN_DISTANCE).mean()) > _MAX_FOREIGN_COLOUR
+    foreign = 0
+    for rows in strips(low):
+        inside = _hue(low[rows], high[rows]) - paper[:, None, None]
+        if length > 1:
+            share = np.clip(np.tensordot(along, inside, 1) / np.float32(length), 0, 1)
+            inside -= along[:, None, None] * share
+        foreign += int((np.abs(inside).max(axis=0) > _FOREIGN_DISTANCE).sum())
+    return foreign / ink.size > _MAX_FOREIGN_COLOUR
+
+
+def _hue(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """[…, 3] → [3, …]: what a tone is more or less than grey, at one brightness."""
+    middle = (np.moveaxis(low, -1, 0).astype(np.float32) + np.moveaxis(high, -1, 0)) / 2
+    mean = (middle[0] + middle[1] + middle[2]) / 3
+    hue: NDArray[np.float32] = (middle - mean) * (128 / np.maximum(mean, 64))
+    return hue
 
 
 def _at_trace_scale(contrast: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:

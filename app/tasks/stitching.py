@@ -75,8 +75,10 @@ def stitch(
             index += 1
         found = np.where(confidence >= threshold, index, 0)
         labels[top:bottom] = found
-        sums += np.bincount(found.reshape(-1), weights=confidence.reshape(-1), minlength=channels)
-        counts += np.bincount(found.reshape(-1), minlength=channels)
+        is_named = found > 0
+        named = found[is_named]
+        sums += np.bincount(named, weights=confidence[is_named], minlength=channels)
+        counts += np.bincount(named, minlength=channels)
     if not has_background:
         labels[labels == 0] = UNLABELLED
     if (rows, columns) != (height, width):

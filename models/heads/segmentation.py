@@ -36,7 +36,7 @@ class SegmentationHead(nn.Module):
             [B, N + 1, h, w]; channel 0 is the background.
         """
         similarity = torch.einsum("bdhw,nd->bnhw", F.normalize(dense, dim=1), texts)
-        return torch.cat([self.background(dense), self.log_scale.exp().clamp(max=100) * similarity], dim=1)
+        return torch.cat([self.background(dense), self._scale * similarity], dim=1)
 
     @torch.inference_mode()
     def probabilities(self, dense: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -46,20 +46,37 @@ class SegmentationHead(nn.Module):
         object's parts agree (docs/adr/0019).
         """
         cells, prompts = torch.from_numpy(dense)[None], torch.from_numpy(texts)
-        background = self.logits(cells, prompts).softmax(dim=1)[:, :1]
-        names = self.logits(_like_around(cells), prompts)[:, 1:].softmax(dim=1)
-        probabilities: NDArray[np.float32] = torch.cat([background, (1 - background) * names], dim=1)[0].numpy()
-        return probabilities
+        directions = F.normalize(cells, dim=1)
+        alone = self._scale * (prompts @ directions[0].flatten(1))
+        logits = torch.cat([self.background(cells)[0].flatten(1), alone])
+        background = logits.softmax(dim=0)[:1]
+        names = (self._scale * _likeness_around(directions, prompts)).softmax(dim=0)
+        found: NDArray[np.float32] = torch.cat([background, (1 - background) * names]).numpy()
+        return found.reshape(-1, *dense.shape[1:])
+
+    @property
+    def _scale(self) -> torch.Tensor:
+        return self.log_scale.exp().clamp(max=100)
 
 
-def _like_around(dense: torch.Tensor) -> torch.Tensor:
-    """[1, D, h, w] → the same: for each cell the mean direction of the map's places, by likeness and nearness."""
-    height, width = dense.shape[2:]
-    directions = F.normalize(dense, dim=1)
+def _likeness_around(directions: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """Cosine of each text to each cell's mean direction of the map's places, by likeness and nearness.
+
+    Args:
+        directions: [1, D, h, w], unit length.
+        texts: [N, D], unit length.
+
+    Returns:
+        [N, h · w].
+    """
+    height, width = directions.shape[2:]
     places = F.normalize(F.adaptive_avg_pool2d(directions, PLACES), dim=1).flatten(2)[0]
     apart = torch.cdist(_centres(height, width), _centres(PLACES, PLACES))
     likeness = directions.flatten(2)[0].T @ places / LIKENESS_SCALE - apart.square() / (2 * REACH**2)
-    return (places @ likeness.softmax(dim=1).T).view(1, -1, height, width)
+    weights = likeness.softmax(dim=1).T
+    # The mean itself, D numbers a cell, is never made: its products with the texts and with itself are enough.
+    lengths = (weights * (places.T @ places @ weights)).sum(dim=0).clamp(min=1e-24).sqrt()
+    return texts @ places @ weights / lengths
 
 
 def _centres(height: int, width: int) -> torch.Tensor:
