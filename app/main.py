@@ -192,7 +192,7 @@ def _build_platform(settings: Settings) -> Platform:
             limits=settings.limits,
             telemetry=telemetry,
             cache=cache,
-            workers=settings.decode_workers,
+            workers=settings.decode_threads,
             max_waiting=settings.max_decode_waiting,
         ),
         deadline_s=settings.deadline_s,

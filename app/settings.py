@@ -1,6 +1,7 @@
 """What an operator may set: environment variables `VERMOUTH_…`, each documented in `docs/settings.md`."""
 
 import ipaddress
+import os
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.limits import MIB, Limits
 
 GIB = 1024 * MIB
+MAX_DECODE_THREADS = 16
 
 
 OTHER_VARIABLES = frozenset({"VERMOUTH_DATA_SET"})
@@ -48,7 +50,7 @@ class Settings(BaseSettings):
     max_queue_cost: int = Field(4096, ge=1, le=1_000_000)
     feature_cache_bytes: int = Field(256 * MIB, ge=0, le=256 * GIB)
     picture_cache_bytes: int = Field(64 * MIB, ge=0, le=256 * GIB)
-    decode_workers: int = Field(2, ge=1, le=64)
+    decode_workers: int = Field(0, ge=0, le=64)
     max_decode_waiting: int = Field(256, ge=1, le=100_000)
     max_in_flight: int = Field(128, ge=1, le=100_000)
     deadline_s: float = Field(30.0, gt=0, le=3600)
@@ -62,6 +64,16 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
 
     @property
+    def torch_threads(self) -> int:
+        """`threads`, or half of the cores: the other half decodes and serves meanwhile."""
+        return self.threads or max(1, _cores() // 2)
+
+    @property
+    def decode_threads(self) -> int:
+        """`decode_workers`, or as many as torch leaves cores free: one more would take turns with the encoder."""
+        return self.decode_workers or min(MAX_DECODE_THREADS, max(1, _cores() - self.torch_threads))
+
+    @property
     def is_loopback(self) -> bool:
         """Whether the server can be reached from this machine alone."""
         if self.host == "localhost":
@@ -70,6 +82,11 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def _cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def variables() -> list[str]:

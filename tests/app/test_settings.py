@@ -58,3 +58,21 @@ def test_loopback(host: str, is_loopback: bool) -> None:
 def test_misspelt_variables_are_found() -> None:
     names = ["VERMOUTH_PORT", "VERMOUTH_PROT", "VERMOUTH_DATA_SET", "PATH"]
     assert unknown_variables(names) == ["VERMOUTH_PROT"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "workers", "torch_threads", "decode_threads"),
+    [
+        pytest.param(1, 0, 0, 1, 1, id="one-core"),
+        pytest.param(2, 0, 0, 1, 1, id="laptop"),
+        pytest.param(64, 0, 0, 32, 16, id="server"),
+        pytest.param(8, 6, 0, 6, 2, id="what-torch-leaves"),
+        pytest.param(2, 4, 3, 4, 3, id="as-said"),
+    ],
+)
+def test_threads_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: int, workers: int, torch_threads: int, decode_threads: int
+) -> None:
+    monkeypatch.setattr("app.settings._cores", lambda: cores)
+    settings = Settings(threads=threads, decode_workers=workers)
+    assert (settings.torch_threads, settings.decode_threads) == (torch_threads, decode_threads)
