@@ -323,7 +323,7 @@ def _on_white(image: Image.Image) -> NDArray[np.uint8]:
         paper = Image.new("RGB", image.size, (255, 255, 255))
         paper.paste(layer, mask=layer.getchannel("A"))
         return np.asarray(paper, dtype=np.uint8)
-    return np.asarray(image.convert("RGB"), dtype=np.uint8)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -55,7 +55,7 @@ def profile(threads: int, rounds: int) -> dict[str, object]:
     steps = torch.full((BATCH,), 50)
     left, right = torch.rand(MATRIX, MATRIX), torch.rand(MATRIX, MATRIX)
     with torch.inference_mode():
-        states = encoder.extractor._conditioning(pixels, [None] * BATCH)
+        states = encoder.extractor.conditioning(pixels, [None] * BATCH)
         latents = backbone.latents(pixels)
         taps = backbone.taps_of(latents, steps, states)
         maps = expert(pixels) if expert is not None else []

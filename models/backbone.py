@@ -149,7 +149,8 @@ class StableDiffusionBackbone(nn.Module):
         return hook
 
     def _noise_like(self, latents: torch.Tensor) -> torch.Tensor:
-        key = (latents.shape[2], latents.shape[3])
+        # Numbers, whoever asks: to a tracer sizes are tensors, and equal ones are different keys.
+        key = (int(latents.shape[2]), int(latents.shape[3]))
         if key not in self._noise:
             noise = fixed_noise(self.noise_seed, latents.shape[1], *key)
             self._noise[key] = noise.to(device=latents.device, dtype=latents.dtype)

@@ -63,6 +63,7 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
         fingerprint=digest,
         device=placed,
         dtype=precision,
+        is_recorded=placed.type == "cpu",
     )
     info = BundleInfo(
         name=manifest.name,

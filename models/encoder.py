@@ -12,6 +12,7 @@ from models.backbone import StableDiffusionBackbone
 from models.captioner import Captioner
 from models.heads.uhead import UHead
 from models.text import TextEncoder
+from models.tracing import Pass, recorded
 from models.types import ImageBatch, ImageFeatures, TextFeatures
 
 _CAPTION_CACHE = 1024
@@ -49,11 +50,11 @@ class FrozenExtractor(nn.Module):
     @torch.inference_mode()
     def forward(self, pixels: torch.Tensor, timesteps: torch.Tensor, captions: Sequence[str | None]) -> FrozenMaps:
         """One pass over [B, 3, H, W] in [-1, 1] with B time steps and B captions (None: the captioner's)."""
-        states = self._conditioning(pixels, captions)
+        states = self.conditioning(pixels, captions)
         taps = self.backbone(pixels, timesteps, states)
         return FrozenMaps(taps=taps, expert=self.expert(pixels) if self.expert is not None else [])
 
-    def _conditioning(self, pixels: torch.Tensor, captions: Sequence[str | None]) -> torch.Tensor:
+    def conditioning(self, pixels: torch.Tensor, captions: Sequence[str | None]) -> torch.Tensor:
         """[B, T, C] text states, computed once a caption."""
         resolved = list(captions)
         silent = [slot for slot, caption in enumerate(resolved) if caption is None]
@@ -73,8 +74,27 @@ class FrozenExtractor(nn.Module):
         return batch
 
 
+class _Network(nn.Module):
+    """All that a pass computes: pixels, time steps and text states in, `pooled` and `dense` out."""
+
+    def __init__(self, extractor: FrozenExtractor, uhead: UHead) -> None:
+        super().__init__()
+        self.backbone, self.expert, self.uhead = extractor.backbone, extractor.expert, uhead
+
+    def forward(
+        self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        taps = self.backbone(pixels, timesteps, states)
+        found: tuple[torch.Tensor, torch.Tensor] = self.uhead(taps, self.expert(pixels) if self.expert else [])
+        return found
+
+
 class Encoder:
-    """A loaded bundle's encoder; implements `app.domain.Encoder`."""
+    """A loaded bundle's encoder; implements `app.domain.Encoder`.
+
+    Args:
+        is_recorded: whether passes run as graphs, one a picture size, recorded at the first pass (docs/adr/0022).
+    """
 
     def __init__(
         self,
@@ -85,6 +105,7 @@ class Encoder:
         fingerprint: str,
         device: torch.device,
         dtype: torch.dtype,
+        is_recorded: bool = False,
     ) -> None:
         self.extractor = extractor
         self._uhead = uhead
@@ -92,6 +113,9 @@ class Encoder:
         self._fingerprint = fingerprint
         self._device = device
         self._dtype = dtype
+        self._network = _Network(extractor, uhead).eval()
+        self._is_recorded = is_recorded
+        self._graphs: dict[torch.Size, Pass] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -107,11 +131,22 @@ class Encoder:
     def encode_images(self, batch: ImageBatch) -> ImageFeatures:
         """One pass over B pictures."""
         pixels = batch.pixels.to(device=self._device, dtype=self._dtype, memory_format=torch.channels_last)
-        maps = self.extractor(pixels, batch.timesteps.to(self._device), batch.captions)
-        pooled, dense = self._uhead(maps.taps, maps.expert)
+        states = self.extractor.conditioning(pixels, batch.captions)
+        pooled, dense = self._pass(pixels, batch.timesteps.to(self._device), states)
         return ImageFeatures(pooled=pooled.float().cpu(), dense=dense.float().cpu())
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embeddings of B strings."""
         return TextFeatures(pooled=self._names.embeddings(texts).float().cpu())
+
+    def _pass(
+        self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        run: Pass = self._network
+        if self._is_recorded:
+            size = pixels.shape[2:]
+            if size not in self._graphs:
+                self._graphs[size] = recorded(self._network, pixels, timesteps, states)
+            run = self._graphs[size]
+        return run(pixels, timesteps, states)

@@ -1,6 +1,7 @@
 """The paper of a drawn raster: its tone or a smooth surface of it, and what stands out from it."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,9 +28,9 @@ P = TypeVar("P", np.uint8, np.bool_)
 def frame_tone(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> tuple[NDArray[np.float32], bool]:
     """The median tone of the raster's outermost pixels, [3], and whether all have it: no camera has seen those."""
     edge = max(1, round(0.01 * max(low.shape[:2])))
-    darkest, lightest = frame(low, edge).astype(np.float32), frame(high, edge).astype(np.float32)
-    tone: NDArray[np.float32] = np.median((darkest + lightest) / 2, axis=0)
-    is_even = np.maximum(tone - darkest, lightest - tone).max(axis=1) <= _EVEN_TONE
+    darkest, lightest = _channels(frame(low, edge)), _channels(frame(high, edge))
+    tone: NDArray[np.float32] = np.median((darkest + lightest) / 2, axis=1)
+    is_even = np.maximum(tone[:, None] - darkest, lightest - tone[:, None]).max(axis=0) <= _EVEN_TONE
     return tone, bool(is_even.mean() >= _EVEN_FRAME)
 
 
@@ -61,8 +62,8 @@ class Paper:
     """A cubic surface a channel, fitted robustly to the paper.
 
     Attributes:
-        surface: [16, 3], a weight for each product of powers.
-        tones: [S, 3], of the surface at the sampled pixels.
+        surface: [3, 16], a weight for each product of powers.
+        tones: [3, S], of the surface at the sampled pixels.
         contrast: [S], of the middle of the sampled pixels to it: never more than theirs.
     """
 
@@ -74,30 +75,27 @@ class Paper:
 def fitted_paper(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> Paper:
     """The paper under a raster, from 128 × 128 of its pixels; `low` and `high` are extremes of blocks."""
     height, width = low.shape[:2]
-    rows = np.linspace(0, height - 1, min(height, _PAPER_SAMPLES)).astype(int)
-    columns = np.linspace(0, width - 1, min(width, _PAPER_SAMPLES)).astype(int)
-    middle = (low[np.ix_(rows, columns)].astype(np.float32) + high[np.ix_(rows, columns)]) / 2
-    down, across = _powers(rows / height), _powers(columns / width)
-    sampled = down[:, None, :, None] * across[None, :, None, :]
-    terms = sampled.reshape(-1, 16)[:, _CUBIC]
-    values = middle.reshape(-1, 3)
-    distance = np.abs(values - np.median(values, axis=0)).max(axis=1)
+    here = np.ix_(_sampled(height), _sampled(width))
+    values = (_channels(low[here].reshape(-1, 3)) + _channels(high[here].reshape(-1, 3))) / 2
+    terms = _terms(height, width)
+    distance = np.abs(values - np.median(values, axis=1, keepdims=True)).max(axis=0)
     for _ in range(6):
-        kept = terms * (distance <= max(8.0, float(np.quantile(distance, 0.6))))[:, None]
+        kept = terms * (distance <= max(8.0, float(np.quantile(distance, 0.6))))
         # Ten unknowns: the normal equations are as exact here and ten times as fast as an SVD of all rows.
-        weights, *_ = np.linalg.lstsq(kept.T @ kept, kept.T @ values, rcond=1e-12)
-        distance = _largest([values[:, channel] - terms @ weights[:, channel] for channel in range(3)])
-    surface = np.zeros((16, 3))
-    surface[_CUBIC] = weights
-    tones = np.clip(terms @ weights, 0, 255)
-    return Paper(surface, tones, np.abs(values - tones).max(axis=1))
+        weights, *_ = np.linalg.lstsq(kept @ kept.T, kept @ values.T, rcond=1e-12)
+        fitted = weights.T @ terms
+        distance = np.abs(values - fitted).max(axis=0)
+    surface = np.zeros((3, 16))
+    surface[:, _CUBIC] = weights.T
+    tones = np.clip(fitted, 0, 255)
+    return Paper(surface, tones, np.abs(values - tones).max(axis=0))
 
 
 def is_all_noise(low: NDArray[np.uint8], high: NDArray[np.uint8], paper: Paper) -> bool:
     """Whether a sample shows already that nothing will stand out from the noise: so end most photographs."""
     # Along the rows first: over both sides at once NumPy takes ten times as long.
-    above = high.max(axis=0).max(axis=0) - paper.tones.min(axis=0)
-    below = paper.tones.max(axis=0) - low.min(axis=0).min(axis=0)
+    above = high.max(axis=0).max(axis=0) - paper.tones.min(axis=1)
+    below = paper.tones.max(axis=1) - low.min(axis=0).min(axis=0)
     largest = max(above.max(), below.max())
     return bool(_SAMPLE_MARGIN * INK_NOISE * noise_of(paper.contrast) >= MAX_THRESHOLD * largest)
 
@@ -116,7 +114,7 @@ def contrast_to_paper(
     contrast = np.zeros((height, width), np.float32)
     for part in strips(low):
         for channel in range(3):
-            fitted = down[part] @ surface[:, channel].reshape(4, 4) @ across.T
+            fitted = down[part] @ surface[channel].reshape(4, 4) @ across.T
             paper = np.clip(fitted, 0, 255, dtype=np.float32, casting="same_kind")
             _widen(contrast[part], low[part, :, channel], high[part, :, channel], paper)
     return contrast
@@ -144,7 +142,19 @@ def _powers(along: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.vander(along - 0.5, 4, increasing=True)
 
 
-def _largest(differences: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """The largest magnitude at each place."""
-    first, second, third = (np.abs(difference) for difference in differences)
-    return np.asarray(np.maximum(np.maximum(first, second), third))
+def _sampled(length: int) -> NDArray[np.int64]:
+    """Places along a side, evenly spread."""
+    return np.linspace(0, length - 1, min(length, _PAPER_SAMPLES)).astype(np.int64)
+
+
+@lru_cache(maxsize=16)
+def _terms(height: int, width: int) -> NDArray[np.float64]:
+    """[10, S]: the cubic's products of powers at the sampled pixels of a raster."""
+    down, across = _powers(_sampled(height) / height), _powers(_sampled(width) / width)
+    products = (down[:, None, :, None] * across[None, :, None, :]).reshape(-1, 16)
+    return np.ascontiguousarray(products[:, _CUBIC].T)
+
+
+def _channels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """[N, 3] uint8 → [3, N] float32, each channel in one piece."""
+    return np.ascontiguousarray(pixels.T, np.float32)
