@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
-from fastapi.routing import iter_route_contexts
+from fastapi.routing import APIWebSocketRoute, iter_route_contexts
 from starlette.middleware import Middleware
 
 from app.api import contract, problems
@@ -20,6 +20,7 @@ from app.api.routers import (
     health,
     items,
     jobs,
+    live,
     operation,
     retrieval,
     segmentation,
@@ -32,11 +33,13 @@ from app.picture_cache import PictureCache
 from app.settings import Settings
 from app.telemetry import Telemetry, get_logger
 
+MAX_GREETINGS = 64
 BuildServices = Callable[[Settings, Platform], Services]
 ROUTERS = (
     health.router,
     operation.router,
     retrieval.router,
+    live.router,
     galleries.router,
     items.router,
     segmentation.router,
@@ -98,7 +101,8 @@ def check_scopes(app: FastAPI) -> None:
     """
     for context in iter_route_contexts(app.routes):
         route = context.original_route
-        if not isinstance(route, ScopedRoute) or declared_scope(route) is None:
+        # A socket's endpoint checks the key itself: it may come in the first message.
+        if not isinstance(route, ScopedRoute | APIWebSocketRoute) or declared_scope(route) is None:
             raise ValueError(f"the route {context.path} declares no scope, or is not checked for it")
 
 
@@ -196,6 +200,8 @@ def _build_platform(settings: Settings) -> Platform:
             max_waiting=settings.max_decode_waiting,
         ),
         deadline_s=settings.deadline_s,
+        live_slots=asyncio.Semaphore(settings.max_live_connections),
+        live_greetings=asyncio.Semaphore(MAX_GREETINGS),
     )
 
 

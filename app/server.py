@@ -7,6 +7,7 @@ import socket
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from app.build_services import build_services as build_default_services
 from app.lifecycle import EXIT_START_FAILED, Lifecycle
@@ -14,6 +15,9 @@ from app.log_queue import logs_in_background
 from app.main import BuildServices, create_app, read_keys
 from app.settings import Settings, unknown_variables
 from app.telemetry import configure_logging, get_logger
+
+MAX_MESSAGE_BYTES = 1 << 20
+"""Of a WebSocket; a larger one ends its connection with 1009."""
 
 
 class Server(uvicorn.Server):
@@ -52,6 +56,22 @@ def serve(settings: Settings, build_services: BuildServices = build_default_serv
         return _serve(settings, build_services)
 
 
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        timeout_keep_alive=int(settings.keep_alive_s),
+        timeout_graceful_shutdown=int(settings.drain_timeout_s),
+    )
+
+
 def _serve(settings: Settings, build_services: BuildServices) -> int:
     for name in unknown_variables(os.environ):
         get_logger().warning("unknown_setting", name=name)
@@ -64,17 +84,7 @@ def _serve(settings: Settings, build_services: BuildServices) -> int:
         get_logger().error("refused", reason=str(err))
         return EXIT_START_FAILED
     lifecycle: Lifecycle = app.state.platform.lifecycle
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=int(settings.keep_alive_s),
-        timeout_graceful_shutdown=int(settings.drain_timeout_s),
-    )
-    server = Server(config, lifecycle=lifecycle, drain_delay_s=settings.drain_delay_s)
+    server = Server(configured(app, settings), lifecycle=lifecycle, drain_delay_s=settings.drain_delay_s)
     # uvicorn raises a captured signal again after a graceful stop, which would end us with -15.
     previous = signal.signal(signal.SIGTERM, _ignore)
     try:

@@ -13,7 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.limits import MIB, Limits
 
 GIB = 1024 * MIB
-MAX_DECODE_THREADS = 16
+MAX_DECODE_THREADS = 8
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 OTHER_VARIABLES = frozenset({"VERMOUTH_DATA_SET"})
@@ -53,6 +54,7 @@ class Settings(BaseSettings):
     decode_workers: int = Field(0, ge=0, le=64)
     max_decode_waiting: int = Field(256, ge=1, le=100_000)
     max_in_flight: int = Field(128, ge=1, le=100_000)
+    max_live_connections: int = Field(256, ge=0, le=100_000)
     deadline_s: float = Field(30.0, gt=0, le=3600)
     keep_alive_s: float = Field(75.0, gt=0, le=3600)
     drain_delay_s: float = Field(2.0, ge=0, le=600)
@@ -85,8 +87,10 @@ class Settings(BaseSettings):
 
 
 def _cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may run on, by its affinity and its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = CPU_QUOTA.read_text(encoding="ascii").partition(" ") if CPU_QUOTA.exists() else ("max", "", "")
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def variables() -> list[str]:

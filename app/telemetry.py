@@ -36,6 +36,7 @@ class Telemetry:
         self.batch_failures = self._counter("vermouth_batch_failures", "Failed batches.", ("kind",))
         self.cache_lookups = self._counter("vermouth_feature_cache_lookups", "Cache lookups.", ("outcome",))
         self.cache_bytes = self._gauge("vermouth_feature_cache_bytes", "Bytes held by the feature cache.")
+        self.live_connections = self._gauge("vermouth_live_connections", "Open connections that search while drawing.")
         self.picture_cache_bytes = self._gauge("vermouth_picture_cache_bytes", "Bytes held by the picture cache.")
         self.device_memory = self._gauge(
             "vermouth_device_memory_bytes", "Memory held: of the process, and of the accelerator.", ("kind",)
@@ -106,8 +107,10 @@ def configure_logging(*, level: str, as_json: bool) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for name in ("vermouth", "uvicorn.error"):
-        logging.getLogger(name).setLevel(level.upper())
+    wanted = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger("vermouth").setLevel(wanted)
+    # At debug it tells the headers of WebSocket handshakes, and with them API keys.
+    logging.getLogger("uvicorn.error").setLevel(max(wanted, logging.INFO))
 
 
 class Stopwatch:

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.header import header
 from benchmarks.serve.workload import BUNDLE
 from models.build import load_bundle
+from models.types import ImageBatch
 
 ROOT = Path(__file__).parents[1]
 BATCH, SIDE, MATRIX = 8, 128, 2048
@@ -53,6 +54,8 @@ def profile(threads: int, rounds: int) -> dict[str, object]:
         memory_format=torch.channels_last
     )
     steps = torch.full((BATCH,), 50)
+    whole = ImageBatch(pixels=pixels, timesteps=steps, captions=[None] * BATCH)
+    alone = ImageBatch(pixels=pixels[:1], timesteps=steps[:1], captions=[None])
     left, right = torch.rand(MATRIX, MATRIX), torch.rand(MATRIX, MATRIX)
     with torch.inference_mode():
         states = encoder.extractor.conditioning(pixels, [None] * BATCH)
@@ -66,9 +69,13 @@ def profile(threads: int, rounds: int) -> dict[str, object]:
             "U-head, pooled": lambda: head.pooled(taps, maps),
             "U-head, dense": lambda: head.dense(taps, maps),
         }
-        seconds = dict.fromkeys([*stages, "matrix", "all"], float("inf"))
+        seconds = dict.fromkeys([*stages, "matrix", "all", "alone"], float("inf"))
         calls = {**stages, "matrix": lambda: left @ right}
-        calls["all"] = lambda: head(backbone(pixels, steps, states), expert(pixels) if expert is not None else [])
+        calls["all"] = lambda: encoder.encode_images(whole)
+        calls["alone"] = lambda: encoder.encode_images(alone)
+        # A recorded pass is rewritten after its first runs.
+        for _ in range(3):
+            calls["all"]()
         for _ in range(rounds):
             for name, call in calls.items():
                 begun_s = time.perf_counter()
@@ -81,6 +88,7 @@ def profile(threads: int, rounds: int) -> dict[str, object]:
         "threads": threads,
         "matrix_gflops": rate / 1e9,
         "encoder_ms": seconds["all"] * 1e3,
+        "alone_ms": seconds["alone"] * 1e3,
         "encoder_gflop": total / 1e9,
         "floor_ms": total / rate * 1e3,
         "of_matrix_rate": total / seconds["all"] / rate,
@@ -111,7 +119,8 @@ def _write(folder: Path, found: list[dict[str, object]]) -> None:
         f"{header('python -m benchmarks.encoder')} torch {torch.__version__}, weights/mini, fp32, "
         f"batch {BATCH}; best of all rounds; "
         f"the matrix rate is a {MATRIX}³ fp32 product in the same rounds. Bilinear resizing, norms and activations "
-        "count as no FLOPs.",
+        "count as no FLOPs. The whole runs as it is served, as a recorded graph (ADR 22); the stages run one by one, "
+        "unrecorded, so they add up to more.",
     ]
     for one in found:
         stages = one["stages"]
@@ -123,7 +132,7 @@ def _write(folder: Path, found: list[dict[str, object]]) -> None:
             f"{one['encoder_gflop']:.2f} GFLOP in {one['encoder_ms']:.1f} ms "
             f"({one['encoder_ms'] / BATCH:.1f} ms an image); matrix rate "  # type: ignore[operator]  # numbers
             f"{one['matrix_gflops']:.0f} GFLOP/s, so the floor is {one['floor_ms']:.1f} ms: "
-            f"**{one['of_matrix_rate']:.0%} of the matrix rate**.",
+            f"**{one['of_matrix_rate']:.0%} of the matrix rate**. One picture alone: {one['alone_ms']:.1f} ms.",
             "",
             "| stage | ms | share of time | GFLOP | of the matrix rate |",
             "|---|---|---|---|---|",

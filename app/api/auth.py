@@ -105,7 +105,11 @@ class ApiKeys:
         """
         if needed is Scope.OPEN or not self._keys or (needed is not Scope.METRICS and not self.are_on):
             return
-        key = self._find(_presented(connection))
+        self.authorise_key(_presented(connection), needed)
+
+    def authorise_key(self, presented: str | None, needed: Scope) -> None:
+        """Let a key that was sent pass or raise, where keys are on. Raises as `authorise`."""
+        key = self._find(presented)
         if key is None:
             raise Unauthenticated("Send a known API key as `Authorization: Bearer …` or `X-API-Key: …`.")
         if needed not in key.scopes:

@@ -29,6 +29,8 @@ class Platform:
     Attributes:
         services: None until the load is done.
         deadline_s: the longest a request may take.
+        live_slots: places for connections that search while someone draws.
+        live_greetings: places for those that have not said yet who they are.
     """
 
     lifecycle: Lifecycle
@@ -37,6 +39,8 @@ class Platform:
     keys: ApiKeys
     images: ImageDecoder
     deadline_s: float
+    live_slots: asyncio.Semaphore
+    live_greetings: asyncio.Semaphore
     services: Services | None = None
 
 

@@ -1,7 +1,9 @@
 """The rows that pass a filter, kept from search to search and brought up to date by what the log says has changed."""
 
+import contextlib
 import hashlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,8 +11,9 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from app.bounded_lru import BoundedLru
+from app.errors import DeadlineExceeded
 from app.stores import change_log
-from app.stores.database import Database
+from app.stores.database import READ_LIMIT_S, Database
 from app.stores.filter_sql import filter_condition
 from app.stores.filters import Filter
 from app.stores.tables import changes, items
@@ -49,7 +52,7 @@ class FilteredRows:
         # Not the filter itself: to Python `1`, `1.0` and `True` are one key.
         key = (gallery_id, hashlib.sha256(repr(where).encode()).digest())
         answer = self._answers.entry(key)
-        with answer.lock, self._database.read() as connection:
+        with _held(answer.lock), self._database.read() as connection:
             head = change_log.head(connection)
             changed = None if answer.ids is None else _changed_since(connection, answer.seq)
             if answer.ids is None or changed is None:
@@ -64,13 +67,25 @@ class FilteredRows:
         return ids
 
 
+@contextlib.contextmanager
+def _held(lock: threading.Lock) -> Iterator[None]:
+    """Hold a lock. Raises DeadlineExceeded where who holds it takes as long as a read may."""
+    if not lock.acquire(timeout=READ_LIMIT_S):
+        raise DeadlineExceeded("The query took longer than the store allows.")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _changed_since(connection: sa.Connection, seq: int) -> Ids | None:
-    """Rows written since a `seq`, ascending; None where that cannot be said or is too many."""
+    """Rows written since a `seq`, ascending; None where they are too many or the log cannot say (bulk deletes)."""
     if change_log.vacuumed(connection) > seq:
         return None
-    query = sa.select(changes.c.item_id).where(changes.c.seq > seq, changes.c.item_id.is_not(None))
+    about_items = sa.or_(changes.c.item_id.is_not(None), changes.c.kind == "items.delete")
+    query = sa.select(changes.c.item_id).where(changes.c.seq > seq, about_items)
     rows = connection.execute(query.limit(MAX_CHANGED + 1)).scalars().all()
-    return None if len(rows) > MAX_CHANGED else np.unique(np.array(rows, np.int64))
+    return None if None in rows or len(rows) > MAX_CHANGED else np.unique(np.array(rows, np.int64))
 
 
 def _select(connection: sa.Connection, gallery_id: int, where: Filter, among: Ids | None) -> Ids:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings, unknown_variables, variables
+from app.settings import Settings, _cores, unknown_variables, variables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -65,7 +65,7 @@ def test_misspelt_variables_are_found() -> None:
     [
         pytest.param(1, 0, 0, 1, 1, id="one-core"),
         pytest.param(2, 0, 0, 1, 1, id="laptop"),
-        pytest.param(64, 0, 0, 32, 16, id="server"),
+        pytest.param(64, 0, 0, 32, 8, id="server"),
         pytest.param(8, 6, 0, 6, 2, id="what-torch-leaves"),
         pytest.param(2, 4, 3, 4, 3, id="as-said"),
     ],
@@ -76,3 +76,12 @@ def test_threads_share_the_cores(
     monkeypatch.setattr("app.settings._cores", lambda: cores)
     settings = Settings(threads=threads, decode_workers=workers)
     assert (settings.torch_threads, settings.decode_threads) == (torch_threads, decode_threads)
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("250000 100000", 2), ("50000 100000", 1)])
+def test_a_containers_quota_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int) -> None:
+    path = tmp_path / "cpu.max"
+    path.write_text(f"{quota}\n", encoding="ascii")
+    monkeypatch.setattr("app.settings.CPU_QUOTA", path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(64)))
+    assert _cores() == cores

@@ -80,7 +80,7 @@ async def retrieve(
     """The k nearest items, best first."""
     answer = await tasks.retrieval.retrieve(query, budget, timeout_s=remaining_s)
     tell_timings(request, answer.timings_ms)
-    return _response(answer)
+    return response_of(answer)
 
 
 @router.post(
@@ -132,7 +132,8 @@ def _query(wire: RetrieveOptions, sketch: Source | None, limits: Limits) -> Retr
     )
 
 
-def _response(answer: RetrieveAnswer) -> RetrieveResponse:
+def response_of(answer: RetrieveAnswer) -> RetrieveResponse:
+    """The wire form of what was found."""
     return RetrieveResponse(
         gallery=answer.gallery,
         index_seq=answer.index_seq,

@@ -1,0 +1,235 @@
+"""`WS /retrieve/live`: search while it is being drawn."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from enum import IntEnum
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter
+from pydantic import ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from app.api.auth import Scope, requires
+from app.api.body import parse_json, read_filter
+from app.api.deps import Platform, get_services
+from app.api.problems import problem_body, service_error
+from app.api.routers.retrieval import response_of
+from app.api.task_deps import get_tasks
+from app.errors import DeadlineExceeded, Forbidden, Invalid, Malformed, QueueFull, ServiceError, Unauthenticated
+from app.images import PixelBudget, StrokesImage
+from app.schemas.live import LiveAuth, LiveQuery, LiveResults
+from app.tasks.assemble import Tasks
+from app.tasks.retrieval import RetrieveQuery
+from app.telemetry import bind_request, get_logger
+
+router = APIRouter(tags=["retrieval"])
+
+AUTH_LIMIT_S = 10.0
+"""How long a connection may take to say who it is."""
+PATIENCE_S = 0.25
+"""How long a query may be at work, once there is a newer one."""
+_LARGE_LETTERS = 64 * 1024
+_MAX_AUTH_LETTERS = 2048
+
+
+class Close(IntEnum):
+    """Why the service ends a connection."""
+
+    TRY_AGAIN_LATER = 1013
+    UNAUTHENTICATED = 4401
+    FORBIDDEN = 4403
+    TOO_MANY = 4429
+
+
+@router.websocket("/retrieve/live")
+@requires(Scope.READ)
+async def live(socket: WebSocket) -> None:
+    """Queries in, results out, until the client leaves; whatever it still waits for leaves with it."""
+    platform: Platform = socket.app.state.platform
+    socket.state.request_id = uuid.uuid4().hex
+    bind_request(socket.state.request_id)
+    with contextlib.suppress(WebSocketDisconnect):
+        await socket.accept()
+        try:
+            _check_origin(socket)
+            # Of their own: who says nothing must not keep those out that have a key.
+            async with _place(platform.live_greetings):
+                await _authorise(socket, platform)
+            tasks = await get_tasks(await get_services(platform))
+            async with _place(platform.live_slots):
+                platform.telemetry.live_connections.inc()
+                try:
+                    await _Session(socket, platform, tasks).run()
+                finally:
+                    platform.telemetry.live_connections.dec()
+        except Unauthenticated as err:
+            await socket.close(Close.UNAUTHENTICATED, err.detail)
+        except Forbidden as err:
+            await socket.close(Close.FORBIDDEN, err.detail)
+        except QueueFull as err:
+            await socket.close(Close.TOO_MANY, err.detail)
+        except ServiceError as err:
+            await socket.close(Close.TRY_AGAIN_LATER, err.detail)
+
+
+@contextlib.asynccontextmanager
+async def _place(places: asyncio.Semaphore) -> AsyncIterator[None]:
+    """One of a number of places. Raises QueueFull where none is free."""
+    if places.locked():
+        raise QueueFull("Too many live connections.")
+    async with places:
+        yield
+
+
+def _check_origin(socket: WebSocket) -> None:
+    """A page of another site may open a connection with its visitor's rights: browsers say which site it is."""
+    origin = socket.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != socket.headers.get("host", "").lower():
+        raise Forbidden("The page is of another origin than the service.")
+
+
+async def _authorise(socket: WebSocket, platform: Platform) -> None:
+    """By the handshake's headers, or by a first message, where keys are on."""
+    try:
+        platform.keys.authorise(socket, Scope.READ)
+    except Unauthenticated:
+        try:
+            async with asyncio.timeout(AUTH_LIMIT_S):
+                text = await _text_of(socket) or ""
+                auth = LiveAuth.model_validate(parse_json(text[:_MAX_AUTH_LETTERS]), strict=True)
+        except (TimeoutError, ValidationError, ServiceError) as err:
+            raise Unauthenticated('Send {"type": "auth", "key": …} first.') from err
+        platform.keys.authorise_key(auth.key, Scope.READ)
+
+
+class _Session:
+    """One connection: one query is at work, and the newest of those that came meanwhile is next."""
+
+    def __init__(self, socket: WebSocket, platform: Platform, tasks: Tasks) -> None:
+        self._socket = socket
+        self._platform = platform
+        self._tasks = tasks
+        self._newest = -1
+        self._next: LiveQuery | None = None
+        self._has_come = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until the client leaves. Raises WebSocketDisconnect."""
+        worker = asyncio.create_task(self._work())
+        try:
+            while True:
+                await self._take(await _text_of(self._socket))
+        finally:
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+
+    async def _take(self, text: str | None) -> None:
+        """Put a message in the place of what waits, or tell what is wrong with it."""
+        seq: int | None = None
+        try:
+            content = await _content_of(text)
+            seq = _seq_of(content)
+            query = LiveQuery.model_validate(content, strict=True)
+            if query.seq <= self._newest:
+                raise Invalid("Each `seq` must be greater than the one before.")
+        except (ServiceError, ValidationError) as err:
+            await self._tell_error(seq, err)
+            return
+        self._newest, self._next = query.seq, query
+        self._has_come.set()
+
+    async def _work(self) -> None:
+        """Answer the newest query, again and again.
+
+        One at work is given `PATIENCE_S` when a newer one comes: what takes longer waits in a queue, and is dropped.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._has_come.wait()
+            self._has_come.clear()
+            query, self._next = self._next, None
+            if query is None:
+                continue
+            until_s = loop.time() + PATIENCE_S
+            answering = asyncio.create_task(self._answered(query))
+            newer = asyncio.create_task(self._has_come.wait())
+            try:
+                await asyncio.wait({answering, newer}, return_when=asyncio.FIRST_COMPLETED)
+                if not answering.done():
+                    await asyncio.wait({answering}, timeout=max(0.0, until_s - loop.time()))
+            finally:
+                for task in (answering, newer):
+                    task.cancel()
+                await asyncio.gather(answering, newer, return_exceptions=True)
+
+    async def _answered(self, query: LiveQuery) -> None:
+        try:
+            message = await self._results(query)
+        except Exception as err:  # noqa: BLE001 - the last resort of a connection: the client hears of every query
+            await self._tell_error(query.seq, err)
+        else:
+            await self._send(message)
+
+    async def _tell_error(self, seq: int | None, err: Exception) -> None:
+        error = service_error(err)
+        if error.status == 500:
+            get_logger().error("live_query_failed", exc_info=err)
+        problem = problem_body(error, instance=self._socket.url.path, request_id=self._socket.state.request_id)
+        if error.retry_after_s is not None:
+            problem["retry_after_s"] = error.retry_after_s
+        await self._send({"type": "error", "seq": seq, "problem": problem})
+
+    async def _send(self, message: Mapping[str, object]) -> None:
+        # The reader hears of a client that left.
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await self._socket.send_json(message)
+
+    async def _results(self, wire: LiveQuery) -> dict[str, Any]:
+        limits = self._platform.limits
+        if wire.k > limits.max_k:
+            raise Invalid(f"k is at most {limits.max_k}.")
+        query = RetrieveQuery(
+            sketch=StrokesImage(strokes=wire.strokes, width=wire.width, height=wire.height),
+            text=wire.text,
+            text_weight=0.5,
+            gallery=wire.gallery,
+            k=wire.k,
+            min_score=None,
+            caption=None,
+            where=read_filter(wire.filter),
+        )
+        budget = PixelBudget(max_pixels=limits.max_request_pixels, max_images=limits.max_request_images)
+        try:
+            async with asyncio.timeout(self._platform.deadline_s):
+                answer = await self._tasks.retrieval.retrieve(query, budget, timeout_s=self._platform.deadline_s)
+        except TimeoutError as err:
+            raise DeadlineExceeded("The query took longer than its deadline.") from err
+        return LiveResults(seq=wire.seq, **dict(response_of(answer))).model_dump(mode="json")
+
+
+async def _text_of(socket: WebSocket) -> str | None:
+    """The next message, None for a binary one. Raises WebSocketDisconnect."""
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message["code"], message.get("reason"))
+    text: str | None = message.get("text")
+    return text
+
+
+async def _content_of(text: str | None) -> object:
+    """What a message says; long ones are read off the loop. Raises Malformed, Invalid."""
+    if text is None:
+        raise Malformed("Messages are JSON text.")
+    if len(text) > _LARGE_LETTERS:
+        return await asyncio.to_thread(parse_json, text)
+    found: object = parse_json(text)
+    return found
+
+
+def _seq_of(content: object) -> int | None:
+    """The number of a message that may be wrong otherwise."""
+    seq = content.get("seq") if isinstance(content, dict) else None
+    return seq if isinstance(seq, int) and not isinstance(seq, bool) else None
