@@ -7,8 +7,10 @@ in a bounded pool of threads.
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import io
+import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -49,6 +51,7 @@ _FOREIGN_FORMATS: tuple[tuple[int, bytes], ...] = (
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
 _EXIF_ORIENTATION = 0x0112
 _STORED_SKETCH_SIZE = 128
+_NICENESS = 10
 A = TypeVar("A")
 T = TypeVar("T")
 
@@ -134,7 +137,7 @@ class ImageDecoder:
         self._telemetry = telemetry
         self._max_waiting = max_waiting
         self._callers = 0
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode", initializer=_yield_to_others)
 
     async def decode(self, source: ImageSource, budget: PixelBudget) -> Picture:
         """One picture.
@@ -253,6 +256,12 @@ def decode_base64(text: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as err:
         raise Malformed("The image is not valid base64.") from err
+
+
+def _yield_to_others() -> None:
+    """Let the threads of the device and of the loop go first where there are fewer cores than threads (Linux)."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _caught(work: Callable[[A], T], argument: A) -> T | ServiceError:
