@@ -9,7 +9,6 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import io
 import os
 import threading
 import time
@@ -21,19 +20,10 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from app.domain import Picture
-from app.errors import (
-    ImageTooLarge,
-    Invalid,
-    Malformed,
-    QueueFull,
-    ServiceError,
-    TooMuchWork,
-    UndecodableImage,
-    UnsupportedMedia,
-)
+from app.errors import ImageTooLarge, Invalid, Malformed, QueueFull, ServiceError, TooMuchWork
+from app.image_files import Opened, open_file
 from app.limits import MEGAPIXEL, Limits
 from app.picture_cache import M, PictureCache
 from app.svg import render_svg
@@ -41,15 +31,6 @@ from app.telemetry import Telemetry
 from models.errors import InputError
 from models.transforms import Strokes, render_strokes
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-_FOREIGN_FORMATS: tuple[tuple[int, bytes], ...] = (
-    (0, b"II*\x00"), (0, b"MM\x00*"), (0, b"8BPS"), (0, b"\x00\x00\x01\x00"), (0, b"\x00\x00\x02\x00"),
-    (4, b"ftyp"), (0, b"\x00\x00\x00\x0cjP  "), (0, b"\xff\x4f\xff\x51"), (0, b"\xff\x0a"), (0, b"DDS "),
-    (0, b"%PDF"), (0, b"%!PS"), (0, b"icns"), (0, b"P5\n"), (0, b"P6\n"), (0, b"P4\n"), (0, b"qoif"),
-    (0, b"gimp xcf"), (0, b"<svg"), (0, b"<?xml"), (0, b"\x76\x2f\x31\x01"), (0, b"\x00\x00\x00\x0cJXL "),
-)  # fmt: skip
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
-_EXIF_ORIENTATION = 0x0112
 _STORED_SKETCH_SIZE = 128
 _NICENESS = 10
 A = TypeVar("A")
@@ -181,7 +162,7 @@ class ImageDecoder:
     ) -> list[M | ServiceError]:
         """As `convert_many`; what is made of a file is kept in the cache as `what`, and taken from there."""
 
-        def made(source: ImageSource, opened: _Opened) -> M:
+        def made(source: ImageSource, opened: Opened) -> M:
             if not isinstance(source, EncodedImage) or 3 * opened.width * opened.height > self._cache.max_bytes:
                 return make(source, self._decode(opened))
             digest = hashlib.sha256(source.data).hexdigest()
@@ -194,7 +175,7 @@ class ImageDecoder:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     async def _in_turn(
-        self, sources: Sequence[ImageSource], budget: PixelBudget, work: "Callable[[ImageSource, _Opened], T]"
+        self, sources: Sequence[ImageSource], budget: PixelBudget, work: Callable[[ImageSource, Opened], T]
     ) -> list[T | ServiceError]:
         if self._callers >= self._max_waiting:
             self._telemetry.requests_rejected.labels("decode_queue_full").inc()
@@ -203,7 +184,7 @@ class ImageDecoder:
         try:
             opened = await self._run(partial(_each, self._open, sources))
             for found in opened:
-                if isinstance(found, _Opened):
+                if isinstance(found, Opened):
                     budget.charge(found.width, found.height)
             # One image at a time, so that requests take turns in the pool and the pixels of one are bounded.
             return [
@@ -218,28 +199,19 @@ class ImageDecoder:
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def _open(self, source: ImageSource) -> "_Opened":
+    def _open(self, source: ImageSource) -> Opened:
         if isinstance(source, StrokesImage):
             return _open_strokes(source, self._limits)
         if isinstance(source, SvgImage):
-            return _open_file(render_svg(source.text, self._limits), self._limits)
+            return open_file(render_svg(source.text, self._limits), self._limits)
         data = source.data if isinstance(source, EncodedImage) else decode_base64(source.text)
-        return _open_file(data, self._limits)
+        return open_file(data, self._limits)
 
-    def _decode(self, opened: "_Opened") -> Picture:
+    def _decode(self, opened: Opened) -> Picture:
         started_s = time.perf_counter()
         pixels = np.ascontiguousarray(opened.read())
         self._telemetry.decode.observe(time.perf_counter() - started_s)
         return Picture(pixels=pixels)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
-    """A source whose size is known and whose pixels are not decoded yet; `read` gives [H, W, 3] uint8."""
-
-    width: int
-    height: int
-    read: Callable[[], NDArray[np.uint8]]
 
 
 def decode_base64(text: str) -> bytes:
@@ -275,7 +247,7 @@ def _each(work: Callable[[A], T], arguments: Sequence[A]) -> list[T | ServiceErr
     return [_caught(work, argument) for argument in arguments]
 
 
-def _open_strokes(source: StrokesImage, limits: Limits) -> _Opened:
+def _open_strokes(source: StrokesImage, limits: Limits) -> Opened:
     if max(source.width, source.height) > limits.max_canvas_side:
         raise ImageTooLarge(f"A canvas side is over {limits.max_canvas_side}.")
     if not min(source.width, source.height) > 0:
@@ -290,73 +262,4 @@ def _open_strokes(source: StrokesImage, limits: Limits) -> _Opened:
             raise Invalid(f"The strokes cannot be drawn: {err}.") from err
         return np.repeat(grey[:, :, None], 3, axis=2)
 
-    return _Opened(width=source.size, height=source.size, read=read)
-
-
-def _open_file(data: bytes, limits: Limits) -> _Opened:
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
-        raise _too_large(limits) from err
-    except UnidentifiedImageError as err:
-        if _is_foreign_format(data):
-            raise UnsupportedMedia("Images must be PNG, JPEG, WebP, GIF or BMP.") from err
-        raise UndecodableImage("The bytes are not an image.") from err
-    except _BROKEN_IMAGE as err:
-        raise UndecodableImage("The image is damaged.") from err
-    width, height = image.size
-    if width * height > limits.max_image_pixels:
-        raise _too_large(limits)
-    return _Opened(width=width, height=height, read=lambda: _read_file(image, limits))
-
-
-def _read_file(image: Image.Image, limits: Limits) -> NDArray[np.uint8]:
-    try:
-        with image:
-            image.load()
-            pixels = _on_white(image)
-            orientation = _orientation(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
-        raise _too_large(limits) from err
-    except _BROKEN_IMAGE as err:
-        raise UndecodableImage("The image is truncated or damaged.") from err
-    return _oriented(pixels, orientation)
-
-
-def _on_white(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        paper = Image.new("RGB", image.size, (255, 255, 255))
-        paper.paste(layer, mask=layer.getchannel("A"))
-        return np.asarray(paper, dtype=np.uint8)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        found = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except _BROKEN_IMAGE:
-        return 1
-    return found if isinstance(found, int) else 1
-
-
-def _oriented(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels
-
-
-def _is_foreign_format(data: bytes) -> bool:
-    head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n") if data[:64].lstrip()[:1] == b"<" else data[:64]
-    return any(head[offset : offset + len(magic)] == magic for offset, magic in _FOREIGN_FORMATS)
-
-
-def _too_large(limits: Limits) -> ImageTooLarge:
-    return ImageTooLarge(f"An image may hold {limits.max_image_pixels // MEGAPIXEL} megapixels.")
+    return Opened(width=source.size, height=source.size, read=read)
