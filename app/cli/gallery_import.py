@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import httpx
 from rich.progress import Progress, TaskID
 
-from app.cli.gallery import ServiceRefused, existing_ids, send
 from app.cli.import_sources import Importable
+from app.cli.service_calls import ServiceRefused, existing_ids, send
 
 MAX_BATCH_BYTES = 16 << 20
 _REFUSED_AS_A_WHOLE = frozenset({400, 413, 415, 422})

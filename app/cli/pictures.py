@@ -15,7 +15,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from app.cli.gallery import ServiceRefused, send, wait_until_ready
+from app.cli.service_calls import ServiceRefused, send, wait_until_ready
 from app.cli.sheets import LINE, RIGHT, WRONG, Cell, Share, below, beside, grid, legend, overlay, png, titled
 from models.data.dataset import DEFAULT_FOLDER, DataSet, DrawingRecord, load_dataset
 from models.data.scenes import compose_evaluation_scene, seen_evaluation_pool

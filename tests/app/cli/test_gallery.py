@@ -14,9 +14,10 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from app.cli.gallery import curl_line, existing_ids, fill
+from app.cli.gallery import curl_line, fill
 from app.cli.main import app as vermouth_app
 from app.cli.openmoji import DemoPicture, demo_pictures
+from app.cli.service_calls import existing_ids
 from app.tasks.assemble import Tasks
 
 pytest_plugins: list[str] = []

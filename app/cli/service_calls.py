@@ -1,0 +1,73 @@
+"""Requests to a running service, as commands make them: patient while it is busy, one sentence where it refuses."""
+
+import time
+from collections.abc import Sequence
+
+import httpx
+
+ATTEMPTS = 20
+_RETRY = frozenset({429, 503, 504})
+
+
+class ServiceRefused(Exception):
+    """The service did not take what was sent; the message says why.
+
+    Attributes:
+        answer: what it said, where it said something.
+    """
+
+    def __init__(self, message: str, answer: httpx.Response | None = None) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
+def wait_until_ready(client: httpx.Client, wait_s: float) -> None:
+    """Ask `/readyz` until it says yes.
+
+    Raises:
+        ServiceRefused: it did not within `wait_s`.
+    """
+    until_s = time.monotonic() + wait_s
+    while True:
+        try:
+            if client.get("/readyz", timeout=5.0).status_code == 200:
+                return
+        except httpx.TransportError:
+            # Not listening yet.
+            pass
+        if time.monotonic() > until_s:
+            raise ServiceRefused(f"the service was not ready within {wait_s:.0f} s")
+        time.sleep(0.5)
+
+
+def existing_ids(client: httpx.Client, gallery: str) -> set[str]:
+    """Ids the gallery holds; the gallery is made when there is none."""
+    if send(client, "GET", f"/galleries/{gallery}", accepted=(200, 404)).status_code == 404:
+        send(client, "PUT", f"/galleries/{gallery}", accepted=(200, 201))
+    found: set[str] = set()
+    parameters: dict[str, str | int] = {"limit": 1000}
+    while True:
+        page = send(client, "GET", f"/galleries/{gallery}/items", params=parameters).json()
+        found.update(item["id"] for item in page["items"])
+        if page["next_cursor"] is None:
+            return found
+        parameters["cursor"] = page["next_cursor"]
+
+
+def send(
+    client: httpx.Client, method: str, url: str, *, accepted: Sequence[int] = (200,), **request: object
+) -> httpx.Response:
+    """One request, repeated while the service is busy.
+
+    Raises:
+        ServiceRefused: another answer than `accepted`, or busy for too long.
+    """
+    for attempt in range(ATTEMPTS):
+        answer = client.request(method, url, **request)  # type: ignore[arg-type]  # httpx's own keywords
+        if answer.status_code in accepted:
+            return answer
+        if answer.status_code not in _RETRY:
+            break
+        pause_s = answer.headers.get("retry-after", "")
+        time.sleep(min(30.0, float(pause_s) if pause_s.isdigit() else 0.5 * (attempt + 1)))
+    raise ServiceRefused(f"{method} {url} answered {answer.status_code}: {answer.text[:300]}", answer)
