@@ -69,7 +69,8 @@ def problem_response(error: ServiceError, connection: HTTPConnection) -> Respons
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="vermouth"'
     if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        # The nearest second: rounded up, a wait of 1.1 s would be told as nearly twice as long.
+        headers["Retry-After"] = str(max(1, math.floor(error.retry_after_s + 0.5)))
     # ASCII escapes carry lone surrogates, which UTF-8 cannot.
     return Response(json.dumps(body), status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
 

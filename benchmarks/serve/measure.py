@@ -150,7 +150,7 @@ def retry_after_within_2(shots: Sequence[Shot]) -> float | None:
     """Share of refusals whose `Retry-After` is within a factor of two of the wait at that moment.
 
     The wait at a moment is the latency of the admitted request that was sent nearest to it. `Retry-After` is in whole
-    seconds, rounded up, so a second is allowed for that.
+    seconds, one at least, so a second is allowed for any shorter wait.
     """
     admitted = sorted((shot for shot in shots if shot.status == 200), key=lambda shot: shot.sent_s)
     refused = [shot for shot in shots if shot.status == 429 and shot.retry_after_s is not None]

@@ -4,13 +4,14 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import HTTPConnection
 
 from app import errors
 from app.api.auth import Scope, requires
 from app.api.deps import Platform, new_router
-from app.api.problems import catalogue, problem_body, service_error
+from app.api.problems import catalogue, problem_body, problem_response, service_error
 from app.api.services import Services
-from app.errors import FieldError, ServiceError
+from app.errors import FieldError, QueueFull, ServiceError
 from app.main import create_app
 from app.settings import Settings
 
@@ -42,7 +43,7 @@ def make_app() -> FastAPI:
     async def fail(code: str) -> None:
         if code == "unknown":
             raise RuntimeError("the password is swordfish")
-        raise catalogue()[code]("A sentence.", retry_after_s=2.2)
+        raise catalogue()[code]("A sentence.", retry_after_s=2.6)
 
     app.include_router(router)
     return app
@@ -51,6 +52,13 @@ def make_app() -> FastAPI:
 @pytest.fixture
 def client() -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(make_app()), base_url="http://test")
+
+
+@pytest.mark.parametrize(("wait_s", "told"), [(0.0, "1"), (0.4, "1"), (1.1, "1"), (1.5, "2"), (2.4, "2"), (59.7, "60")])
+async def test_a_wait_is_told_to_the_nearest_second_and_never_as_none(wait_s: float, told: str) -> None:
+    connection = HTTPConnection({"type": "http", "path": "/", "headers": [], "state": {}, "server": ("x", 80)})
+    error = QueueFull("The queue is full.", retry_after_s=wait_s)
+    assert problem_response(error, connection).headers["Retry-After"] == told
 
 
 @pytest.mark.parametrize("code", sorted(catalogue()))
