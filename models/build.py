@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import AutoConfig, AutoModel, BlipConfig, BlipForConditionalGeneration, CLIPTextModel
 
+from models.adapters import load_adapters, merge
 from models.backbone import StableDiffusionBackbone, build_truncated_unet, build_vae_encoder
 from models.bundle import fingerprint, only_file, read_json, read_manifest, read_tensors, verified
 from models.captioner import BlipCaptioner, Captioner, NoCaptioner, load_processor
@@ -98,7 +99,7 @@ def load_extractor(
         backbone,
         _load_text(parts.text, folder),
         _load_captioner(parts.captioner, folder, device, dtype),
-        _load_folded_expert(parts.expert, folder) if parts.expert else None,
+        _load_folded_expert(parts.expert, parts.expert_adapters, folder) if parts.expert else None,
     )
     extractor.to(memory_format=torch.channels_last)
     ready: FrozenExtractor = _ready(extractor, device, dtype)
@@ -225,8 +226,11 @@ def load_expert(part: ExpertPart, bundle: Path) -> nn.Module:
     return expert
 
 
-def _load_folded_expert(part: ExpertPart, bundle: Path) -> nn.Module:
+def _load_folded_expert(part: ExpertPart, adapters: Part | None, bundle: Path) -> nn.Module:
     expert = load_expert(part, bundle).eval()
+    if adapters is not None:
+        load_adapters(expert, only_file(adapters.source, verified(adapters.source, bundle), ".safetensors"))
+        merge(expert)
     if isinstance(expert, TimmExpert):
         fold_batch_norms(expert.network, torch.zeros(1, 3, 64, 64))
     return expert

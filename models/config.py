@@ -130,7 +130,12 @@ class UHeadPart(_Model):
 
 
 class Components(_Model):
-    """What a bundle is made of; `names` embeds class names and queries and defaults to `text`."""
+    """What a bundle is made of.
+
+    Attributes:
+        names: embeds class names and queries; default: `text`.
+        expert_adapters: added into the expert's weights when it is loaded, see `models.adapters`.
+    """
 
     vae: Part
     unet: Part
@@ -139,6 +144,7 @@ class Components(_Model):
     names: TextPart | None = None
     captioner: CaptionerPart | None = None
     expert: ExpertPart | None = None
+    expert_adapters: Part | None = None
     uhead: UHeadPart
     segmentation: Part
 

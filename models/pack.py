@@ -40,6 +40,9 @@ MINI_DIMENSION = 384
 MINI_TIMESTEP = 50
 MINI_SIDE = 128
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+HEAD_FILES = ("uhead.safetensors", "segmentation.safetensors")
+ADAPTERS = "expert.safetensors"
+"""Beside the heads, of an adapted expert."""
 
 
 def uhead_scales(unet_channels: tuple[int, ...], expert: tuple[int, ...]) -> tuple[ScaleConfig, ...]:
@@ -90,7 +93,7 @@ def write_manifest(
     """
     manifest = _manifest(
         folder,
-        heads=_files(folder, "heads", "uhead.safetensors", "segmentation.safetensors"),
+        heads=_files(folder, "heads", *HEAD_FILES, *((ADAPTERS,) if (folder / "heads" / ADAPTERS).is_file() else ())),
         name=name,
         shared=shared,
         metrics=metrics,
@@ -139,6 +142,7 @@ def _manifest(
             scheduler=Part(source=_files(folder, f"{shared}/scheduler", "scheduler_config.json")),
             text=TextPart(source=_minilm(), max_length=16, zero_padding=True),
             expert=lite0_part(),
+            expert_adapters=Part(source=head(ADAPTERS)) if ADAPTERS in heads.files else None,
             uhead=mini_uhead_shape().model_copy(update={"source": head("uhead.safetensors")}),
             segmentation=Part(source=head("segmentation.safetensors")),
         ),
@@ -176,7 +180,7 @@ def save_heads(uhead: nn.Module, segmentation: nn.Module, folder: Path) -> None:
     """Writes both heads in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
     for module, name in ((uhead, "uhead"), (segmentation, "segmentation")):
-        tensors = {key: tensor.half().contiguous() for key, tensor in module.state_dict().items()}
+        tensors = {key: tensor.half().contiguous().cpu() for key, tensor in module.state_dict().items()}
         save_file(tensors, folder / f"{name}.safetensors")
 
 

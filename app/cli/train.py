@@ -1,6 +1,5 @@
 """`vermouth train`: the stages of the embedded default's training, each resumable."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,8 @@ MinutesOption = Annotated[float, typer.Option(help="Wall-clock budget; the next 
 SeedOption = Annotated[int, typer.Option(help="Seed of initialisation, batches and augmentation.")]
 ThreadsOption = Annotated[int, typer.Option(help="Compute threads.")]
 StepsOption = Annotated[int, typer.Option(help="Steps in all, earlier calls included.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+RoundsOption = Annotated[int, typer.Option(min=1, help="How often everything that heads see is redrawn.")]
 
 
 @contextmanager
@@ -31,7 +32,10 @@ def _stage(name: str, total: int, threads: int) -> Iterator[Callable[[int, float
     """Sets threads, shows progress, and turns a ModelError into one line and exit code 1."""
     import torch
 
+    from models.training.devices import fast_products
+
     torch.set_num_threads(threads)
+    fast_products()
     console = Console(stderr=True)
     columns = (
         TextColumn(name),
@@ -57,17 +61,31 @@ def train_vae_command(
     steps: StepsOption = 20_000,
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
+    device: DeviceOption = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 32,
+    crop: Annotated[int, typer.Option(min=32, max=128, help="Side of a crop, px.")] = 64,
 ) -> None:
     """Trains the autoencoder on pictures, outlines, icons and drawings of what may be seen."""
+    import torch
+
     from models.training.corpus import load_corpus
     from models.training.pictures import save_reconstructions
     from models.training.vae import train_vae
 
     folder = runs.expanduser() / "vae"
-    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=2e-3)
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=2e-3, decay=True)
     with _stage("vae", steps, threads) as progress:
         corpus = load_corpus(load_dataset(data_set))
-        vae = train_vae(corpus, schedule, folder=folder, seed=seed, progress=progress)
+        vae = train_vae(
+            corpus,
+            schedule,
+            folder=folder,
+            seed=seed,
+            progress=progress,
+            device=torch.device(device),
+            batch=batch,
+            crop=crop,
+        )
         save_reconstructions(vae, corpus, folder / "reconstructions.png")
         vae.save_pretrained(folder / "export")
 
@@ -81,9 +99,13 @@ def train_unet_command(
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
     pictures: Annotated[int, typer.Option(min=64, help="At most this many pictures, drawn by weight.")] = 1_000_000,
+    device: DeviceOption = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Latents a step.")] = 64,
+    variants: Annotated[int, typer.Option(min=1, help="Latents a picture: mirrored, shrunk.")] = 2,
 ) -> None:
     """Trains the prior on cached latents and text states."""
     import numpy as np
+    import torch
     from diffusers import AutoencoderKL
 
     from models.training.captions import cache_states
@@ -97,11 +119,11 @@ def train_unet_command(
     schedule = Schedule(steps=steps, minutes=minutes, learning_rate=8e-4, decay=True)
     with _stage("unet", steps, threads) as progress:
         corpus = load_corpus(load_dataset(data_set)).subset(pictures, seed)
-        vae = AutoencoderKL.from_pretrained(finished(runs.expanduser(), "vae")).eval()
-        latents = cache_latents(vae, corpus, folder / "latents.npy", progress=progress)
-        states, index = cache_states(corpus.captions, folder / "states.pt")
-        denoising = Denoising(latents, states, np.asarray(index), corpus)
-        unet = train_unet(denoising, schedule, folder=folder, seed=seed, progress=progress)
+        vae = AutoencoderKL.from_pretrained(finished(runs.expanduser(), "vae")).eval().to(device)
+        latents = cache_latents(vae, corpus, folder / "latents.npy", variants=variants, progress=progress)
+        states, index = cache_states(corpus.captions, folder / "states.pt", torch.device(device))
+        denoising = Denoising(latents, states, np.asarray(index), corpus, torch.device(device))
+        unet = train_unet(denoising, schedule, folder=folder, seed=seed, progress=progress, batch=batch)
         unet.save_pretrained(folder / "export")
         new_scheduler().save_pretrained(folder / "scheduler")
         save_samples(vae, unet, states, corpus.captions, np.asarray(index), folder / "samples.png")
@@ -124,6 +146,23 @@ def export_command(
         Console(stderr=True).print(f"{name:5} {count / 1e6:6.2f} M parameters")
 
 
+@train_app.command("views")
+def train_views_command(
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    runs: RunsOption = RUNS,
+    seed: SeedOption = 0,
+    rounds: RoundsOption = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Draws everything that heads are trained on; needs no prior, so it can run while that trains."""
+    from models.training.frozen import head_pictures
+
+    with _stage("views", 0, threads=1) as progress:
+        dataset = load_dataset(data_set)
+        folder = runs.expanduser() / "heads"
+        head_pictures(dataset, folder, seed=seed, rounds=rounds, workers=workers, progress=progress)
+
+
 @train_app.command("heads")
 def train_heads_command(
     bundle: Annotated[Path, typer.Argument(help="Where heads/ go: weights/mini or weights/mini-zeroshot.")],
@@ -133,6 +172,7 @@ def train_heads_command(
         typer.Option(help="Go on from this bundle's release heads: the pooled stage alone, with next to no dropout."),
     ] = False,
     start: Annotated[Path | None, typer.Option(help="Bundle whose heads training starts from.")] = None,
+    adapt: Annotated[bool, typer.Option(help="Let the expert learn too, by low-rank adapters.")] = False,
     features: Annotated[
         Literal["fused", "expert", "diffusion"], typer.Option(help="Frozen maps that heads see; others are zero.")
     ] = "fused",
@@ -145,40 +185,37 @@ def train_heads_command(
     ] = 0,
     dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all.")] = 2400,
     seed: SeedOption = 0,
+    rounds: RoundsOption = 1,
     threads: ThreadsOption = 1,
+    device: DeviceOption = "cpu",
 ) -> None:
-    """Trains both heads on frozen features: zero-shot heads, or release heads with --release."""
+    """Trains both heads: zero-shot heads, or release heads with --release; with --adapt the expert learns too."""
     import torch
 
-    from models.build import new_uhead
-    from models.heads.segmentation import SegmentationHead
-    from models.pack import MINI_DIMENSION, load_heads, mini_uhead_shape, save_heads
-    from models.text import load_minilm
-    from models.training.ablation import HeadRecord, only, write_record
     from models.training.frozen import frozen_features
-    from models.training.heads import FINISH, RELEASE, ZEROSHOT, Run, measure_standards, train_dense, train_pooled
+    from models.training.recipe import HeadPlan, train_heads
 
-    if finish:
-        release, start, dense_steps = True, bundle, 0
-    course = FINISH if finish else RELEASE if release else ZEROSHOT
-    root = runs.expanduser() / "heads"
-    suffix = ("" if features == "fused" else f"-{features}") + ("-finish" if finish else "")
-    folder = root / f"{'release' if release else 'zeroshot'}-{seed}{suffix}"
-    steps = steps or course.steps
-    plan = Schedule(steps=steps, minutes=minutes, learning_rate=course.rate, decay=True, ema=0.99, weight_decay=0.05)
-    with _stage("heads", steps, threads) as progress:
-        data = only(frozen_features(load_dataset(data_set), prior, root, progress=progress), features)
-        torch.manual_seed(seed)
-        uhead, segmentation = new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
-        if start is None:
-            measure_standards(uhead, data.store, data.scene_store)
-        else:
-            load_heads(uhead, segmentation, start / "heads")
-        run = Run(with_unseen=release, folder=folder, seed=seed, progress=progress)
-        train_pooled(uhead, data, load_minilm().embeddings, plan, run, course)
-    if dense_steps:
-        with _stage("dense", dense_steps, threads) as progress:
-            run = dataclasses.replace(run, progress=progress)
-            train_dense(uhead, segmentation, data, dataclasses.replace(plan, steps=dense_steps), run)
-    save_heads(uhead, segmentation, bundle / "heads")
-    write_record(bundle / "heads", HeadRecord(features=features, release=release, seed=seed, steps=steps))
+    with _stage("frozen maps", 0, threads) as progress:
+        dataset, root = load_dataset(data_set), runs.expanduser() / "heads"
+        data = frozen_features(
+            dataset,
+            prior,
+            root,
+            rounds=rounds,
+            device=torch.device(device),
+            keep_pixels=adapt,
+            progress=progress,
+        )
+    plan = HeadPlan(
+        release=release,
+        finish=finish,
+        start=start,
+        adapt=adapt,
+        features=features,
+        steps=steps,
+        dense_steps=dense_steps,
+        minutes=minutes,
+        seed=seed,
+    )
+    with _stage("heads", plan.pooled_steps + plan.dense_steps_taken, threads) as progress:
+        train_heads(bundle, data, plan, root, progress)

@@ -30,12 +30,12 @@ class SegmentationHead(nn.Module):
 
         Args:
             dense: [B, D, h, w].
-            texts: [N, D], unit length.
+            texts: [B, N, D] names of each map, unit length.
 
         Returns:
             [B, N + 1, h, w]; channel 0 is the background.
         """
-        similarity = torch.einsum("bdhw,nd->bnhw", F.normalize(dense, dim=1), texts)
+        similarity = torch.einsum("bdhw,bnd->bnhw", F.normalize(dense, dim=1), texts)
         return torch.cat([self.background(dense), self._scale * similarity], dim=1)
 
     @torch.inference_mode()

@@ -27,12 +27,14 @@ class HeadRecord:
         release: trained on unseen classes and words too.
         seed: of training.
         steps: planned; the curve tells how many were taken.
+        adapted: whether the expert learnt with them.
     """
 
     features: Features
     release: bool
     seed: int
     steps: int
+    adapted: bool = False
 
 
 def only(data: HeadData, features: Features) -> HeadData:
@@ -76,4 +78,5 @@ def read_record(heads: Path) -> HeadRecord:
         release=bool(facts["release"]),
         seed=int(facts["seed"]),
         steps=int(facts["steps"]),
+        adapted=bool(facts.get("adapted", False)),
     )

@@ -8,14 +8,18 @@ from numpy.typing import NDArray
 
 from models.text import load_minilm
 from models.training.checkpoint import load_checkpoint, save_checkpoint
+from models.training.devices import CPU, batch_of
 
 
-def cache_states(captions: tuple[str, ...], path: Path) -> tuple[torch.Tensor, NDArray[np.int64]]:
+def cache_states(
+    captions: tuple[str, ...], path: Path, device: torch.device = CPU
+) -> tuple[torch.Tensor, NDArray[np.int64]]:
     """Conditioning states of the distinct captions, the empty one first.
 
     Args:
         captions: N captions.
         path: cache file, reused while it holds the same captions.
+        device: that computes them.
 
     Returns:
         [S, T, 384] float16 states and the [N] row of each caption in them.
@@ -24,8 +28,9 @@ def cache_states(captions: tuple[str, ...], path: Path) -> tuple[torch.Tensor, N
     rows = {caption: row for row, caption in enumerate(distinct)}
     cached = load_checkpoint(path)
     if cached is None or cached["captions"] != distinct:
-        encoder = load_minilm()
-        parts = [encoder.states(distinct[start : start + 64]).half() for start in range(0, len(distinct), 64)]
+        encoder = load_minilm().to(device)
+        size = batch_of(device, cpu=64, gpu=1024)
+        parts = [encoder.states(distinct[at : at + size]).half().cpu() for at in range(0, len(distinct), size)]
         cached = {"captions": distinct, "states": torch.cat(parts)}
         save_checkpoint(path, cached)
     states: torch.Tensor = cached["states"]

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Ema:
@@ -18,8 +19,9 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Moves the average towards the module's present weights."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, tensor in module.state_dict().items():
-            if tensor.is_floating_point():
-                self.state[name].lerp_(tensor, 1 - decay)
-            else:
-                self.state[name].copy_(tensor)
+        now = module.state_dict()
+        floating = [name for name, tensor in now.items() if tensor.is_floating_point()]
+        move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        move([self.state[name] for name in floating], [now[name] for name in floating], torch.tensor(step))
+        for name in now.keys() - set(floating):
+            self.state[name].copy_(now[name])

@@ -14,8 +14,7 @@ Maps = Mapping[str, torch.Tensor]
 
 EXPERT_CELLS, TAP_CELLS = "expert.cells", "sd.cells"
 """What a U-head's pool reads of a view, in two maps because taps change more often."""
-
-_BATCH = 8  # on a CPU twice as fast as 32: the maps of a batch stay in the cache
+_COPY_ROWS = 4096
 
 
 class MapReader(Protocol):
@@ -25,83 +24,100 @@ class MapReader(Protocol):
         """N."""
         ...
 
-    def read(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """The maps of some rows, [len(rows), C, h, w] float32 each, channels last."""
+    @property
+    def device(self) -> torch.device:
+        """Where the maps lie."""
+        ...
+
+    def read(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The maps of some rows, [len(rows), C, h, w] float32 each, channels last; `rows` lie where the maps do."""
         ...
 
 
 class FeatureStore:
-    """Frozen maps of N views, read by row."""
+    """Frozen maps of N views as they lie on the disk."""
 
-    def __init__(self, arrays: Mapping[str, NDArray[np.float16]], blank: str | None = None) -> None:
+    def __init__(self, arrays: Mapping[str, NDArray[np.float16]]) -> None:
         self._arrays = dict(arrays)
-        self._blank = blank
 
     def __len__(self) -> int:
         return len(next(iter(self._arrays.values())))
 
     def __or__(self, other: "FeatureStore") -> "FeatureStore":
         """Both stores' maps of the same rows."""
-        return FeatureStore({**self._arrays, **other._arrays}, self._blank)
+        return FeatureStore({**self._arrays, **other._arrays})
 
-    def batches(self, name: str) -> Iterator[NDArray[np.float16]]:
-        """One map, row by row in batches."""
-        array = self._arrays[name]
-        for start in range(0, len(array), _BATCH):
-            yield array[start : start + _BATCH]
+    def batches(self, name: str, size: int) -> Iterator[NDArray[np.float16]]:
+        """One map, `size` rows at a time."""
+        yield from in_batches(self._arrays[name], size)
 
     def without(self, name: str) -> "FeatureStore":
         """The store less one map."""
-        return FeatureStore({key: array for key, array in self._arrays.items() if key != name}, self._blank)
+        return FeatureStore({key: array for key, array in self._arrays.items() if key != name})
 
-    def in_memory(self) -> "FeatureStore":
-        """The store with its maps read from the disk once and for all."""
-        return FeatureStore({name: np.array(array) for name, array in self._arrays.items()}, self._blank)
+    def on(self, device: torch.device) -> "DeviceStore":
+        """The store with its maps on a device, read from the disk once and for all."""
+        return DeviceStore.joined([self], device)
 
-    def blank(self, prefix: str) -> "FeatureStore":
-        """The store with maps whose name starts with `prefix` reading as zeros."""
-        return FeatureStore(self._arrays, prefix)
-
-    def read(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """The maps of some rows, [len(rows), C, h, w] float32 each, channels last."""
-        maps = {name: self._read(name, rows) for name in self._arrays}
-        return {name: values.contiguous(memory_format=torch.channels_last) for name, values in maps.items()}
-
-    def _read(self, name: str, rows: NDArray[np.int64]) -> torch.Tensor:
-        array = self._arrays[name]
-        if self._blank is not None and name.startswith(self._blank):
-            return torch.zeros((len(rows), *array.shape[1:]))
-        return torch.from_numpy(array[rows].astype(np.float32))
+    @property
+    def arrays(self) -> Mapping[str, NDArray[np.float16]]:
+        """The maps, [N, C, h, w] each."""
+        return self._arrays
 
 
-class JoinedStore:
-    """Several stores of the same maps as one, rows one after the other."""
+class DeviceStore:
+    """Maps on one device, read by row there."""
 
-    def __init__(self, stores: Sequence[FeatureStore]) -> None:
-        self._stores = tuple(stores)
-        self._starts = np.cumsum([0, *(len(store) for store in stores)])
+    def __init__(self, maps: Mapping[str, torch.Tensor], blank: str | None = None) -> None:
+        self._maps = dict(maps)
+        self._blank = blank
+
+    @classmethod
+    def joined(cls, stores: Sequence[FeatureStore], device: torch.device) -> "DeviceStore":
+        """Several stores of the same maps as one, rows one after the other."""
+        return cls({name: joined([store.arrays[name] for store in stores], device) for name in stores[0].arrays})
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(next(iter(self._maps.values())))
 
-    def blank(self, prefix: str) -> "JoinedStore":
-        """As of `FeatureStore`."""
-        return JoinedStore([store.blank(prefix) for store in self._stores])
+    def blank(self, prefix: str) -> "DeviceStore":
+        """The store with maps whose name starts with `prefix` reading as zeros."""
+        return DeviceStore(self._maps, prefix)
 
-    def read(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """As of `FeatureStore`."""
-        owners = np.searchsorted(self._starts, rows, side="right") - 1
-        order = np.argsort(owners, kind="stable")
-        parts = [
-            store.read(rows[order][owners[order] == number] - self._starts[number])
-            for number, store in enumerate(self._stores)
-            if (owners == number).any()
-        ]
-        back = torch.from_numpy(np.argsort(order))
-        return {
-            name: torch.cat([part[name] for part in parts])[back].contiguous(memory_format=torch.channels_last)
-            for name in parts[0]
-        }
+    def replaced(self, maps: Mapping[str, torch.Tensor]) -> "DeviceStore":
+        """The store with some maps in the place of those of the same name."""
+        return DeviceStore({**self._maps, **maps}, self._blank)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the maps lie."""
+        return next(iter(self._maps.values())).device
+
+    def only(self, *names: str) -> "DeviceStore":
+        """The store with some of its maps."""
+        return DeviceStore({name: self._maps[name] for name in names}, self._blank)
+
+    def read(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As of `MapReader`."""
+        found = {}
+        for name, values in self._maps.items():
+            if self._blank is not None and name.startswith(self._blank):
+                found[name] = torch.zeros((len(rows), *values.shape[1:]), device=values.device)
+            else:
+                found[name] = values[rows].float().contiguous(memory_format=torch.channels_last)
+        return found
+
+
+def joined(arrays: Sequence[NDArray[Any]], device: torch.device) -> torch.Tensor:
+    """Arrays of equal rows as one tensor on a device, rows one after the other; each is copied there once."""
+    first = torch.from_numpy(arrays[0][:1].copy())
+    whole = torch.empty((sum(map(len, arrays)), *first.shape[1:]), dtype=first.dtype, device=device)
+    done = 0
+    for array in arrays:
+        for part in in_batches(array, _COPY_ROWS):
+            whole[done : done + len(part)].copy_(torch.from_numpy(np.array(part)))
+            done += len(part)
+    return whole
 
 
 def build_store(
@@ -133,7 +149,7 @@ def build_store(
                     arrays[name] = np.lib.format.open_memmap(
                         folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape
                     )
-                arrays[name][done : done + len(batch)] = values.numpy().astype(np.float16)
+                arrays[name][done : done + len(batch)] = values.half().cpu().numpy()
             done += len(batch)
             progress(done, 0.0)
         for array in arrays.values():
@@ -145,7 +161,7 @@ def build_store(
     )
 
 
-def in_batches(pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Rows of an array, some at a time."""
-    for start in range(0, len(pixels), _BATCH):
-        yield pixels[start : start + _BATCH]
+def in_batches(array: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
+    """Rows of an array, `size` at a time."""
+    for start in range(0, len(array), size):
+        yield array[start : start + size]

@@ -5,25 +5,28 @@ names. Dense: the cells of composed scenes find theirs, or the background; an ob
 among all names.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from models.adapters import adapters_of
 from models.heads.places import PlacesPool, Standard
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
+from models.training.adapted import AdaptedCells
 from models.training.feature_store import EXPERT_CELLS, TAP_CELLS, MapReader
 from models.training.frozen import HeadData
-from models.training.loop import LossFunction, Schedule, fit
+from models.training.loop import Schedule, fit
 from models.training.losses import contrastive_loss, symmetric_contrastive_loss
-from models.training.pairs import PairSampler, collect_names, concept_matrix, sharing
+from models.training.pairs import NONE, PairSampler, collect_names, concept_numbers, sharing
 from models.training.scene_views import SceneViews
+from models.training.steps import BatchLoss
 from models.training.views import ViewSet
 
 PAIRS = 512
@@ -38,8 +41,11 @@ CHANNEL_DROPOUT = 0.15
 """Share of channels that go missing for the pool: none is relied on alone."""
 DENSE_CHANNEL_DROPOUT = 0.3
 """Share of a map's channels that go missing for the dense path."""
+WITHHELD_SHARE = 0.1
+"""Share of present names that a scene is not asked for."""
 LEAST_CELLS = 8
 """Objects that fill fewer cells do not count as regions."""
+_NO_TARGET = -100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +75,12 @@ FINISH = Course(steps=900, rate=1e-3, place_dropout=0.0, fused_dropout=0.1, shar
 
 
 class PooledStage(nn.Module):
-    """What is trained for `pooled`: the U-head's pool and the logit scales of the two contrastive losses."""
+    """What is trained for `pooled`: the U-head's pool, the expert's adapters, and the scales of two losses' logits."""
 
-    def __init__(self, uhead: UHead) -> None:
+    def __init__(self, uhead: UHead, adapters: nn.ModuleList | None = None) -> None:
         super().__init__()
         self.pool = uhead.pool
+        self.adapters = adapters if adapters is not None else nn.ModuleList()
         self.log_pair_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.log_name_scale = nn.Parameter(torch.tensor(20.0).log())
 
@@ -113,24 +120,29 @@ class PairLoss:
         vocabulary = {
             code: number for number, code in enumerate(sorted({c for row in rows for c in views.concepts[row]}))
         }
-        self._names = collect_names(views, rows, vocabulary, embed)
-        self._shown = concept_matrix(views.concepts, vocabulary)
+        device = stage.log_pair_scale.device
+        names = collect_names(views, rows, vocabulary, embed)
+        self._names = dataclasses.replace(
+            names, embeddings=names.embeddings.to(device), stands_for=names.stands_for.to(device)
+        )
+        self._shown = concept_numbers(views.concepts, vocabulary).to(device)
         self._stage = stage
         self._cells = cells
         self._sampler = PairSampler(views, rows, shares)
 
-    def __call__(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """[2 `PAIRS`] rows: sketches, then their partners."""
+        return (torch.from_numpy(np.concatenate(self._sampler.draw(PAIRS, generator))).to(self._shown.device),)
+
+    def losses(self, both: torch.Tensor) -> dict[str, torch.Tensor]:
         """Two scalars: `pairs`, sketches and pictures that find each other, and `names`, both finding their names."""
-        sketches, partners = self._sampler.draw(PAIRS, generator)
-        both = np.concatenate([sketches, partners])
+        shown = self._shown[both]
         pooled = self._stage.pool(all_cells(self._cells.read(both)))
         pair_logits = self._stage.log_pair_scale.exp().clamp(max=100) * pooled[:PAIRS] @ pooled[PAIRS:].T
         name_logits = self._stage.log_name_scale.exp().clamp(max=100) * pooled @ self._names.embeddings.T
-        same = sharing(self._shown[sketches], self._shown[partners])
-        named = sharing(self._shown[both], self._names.concepts)
         return {
-            "pairs": symmetric_contrastive_loss(pair_logits, same),
-            "names": TEXT_WEIGHT * contrastive_loss(name_logits, named),
+            "pairs": symmetric_contrastive_loss(pair_logits, sharing(shown[:PAIRS], shown[PAIRS:])),
+            "names": TEXT_WEIGHT * contrastive_loss(name_logits, self._names.of(shown)),
         }
 
 
@@ -158,6 +170,7 @@ def train_pooled(
     schedule: Schedule,
     run: Run,
     course: Course,
+    expert: nn.Module | None = None,
 ) -> None:
     """Trains the U-head's pool, or goes on training it, and leaves it with averaged weights.
 
@@ -165,12 +178,15 @@ def train_pooled(
         uhead: its pool is trained in place; it must be of the kind `places`.
         data: views and the cells of their frozen maps.
         embed: names → [G, D] unit embeddings, as served.
+        expert: an adapted one, whose adapters are trained with the pool; None for the frozen one's kept maps.
     """
-    stage = PooledStage(uhead)
-    loss = PairLoss(stage, data.views, data.store, embed, with_unseen=run.with_unseen, shares=course.shares)
+    stage = PooledStage(uhead, adapters_of(expert) if expert is not None else None).to(data.device)
+    cells = data.store if expert is None else AdaptedCells(expert, data)
+    loss = PairLoss(stage, data.views, cells, embed, with_unseen=run.with_unseen, shares=course.shares)
     if isinstance(uhead.pool, PlacesPool):
         uhead.pool.place_dropout, uhead.pool.dropout.p = course.place_dropout, course.fused_dropout
-    _train(stage, loss, schedule, run, name="pooled", channel_dropout=CHANNEL_DROPOUT)
+    batches = BatchLoss(draw=loss.draw, losses=loss.losses)
+    _train(stage, batches, schedule, run, name="pooled", channel_dropout=CHANNEL_DROPOUT)
 
 
 def train_dense(uhead: UHead, segmentation: SegmentationHead, data: HeadData, schedule: Schedule, run: Run) -> None:
@@ -179,13 +195,14 @@ def train_dense(uhead: UHead, segmentation: SegmentationHead, data: HeadData, sc
     Args:
         data: scenes and their frozen maps; those of unseen classes are used only by release heads.
     """
-    stage = DenseStage(uhead, segmentation)
+    stage = DenseStage(uhead, segmentation).to(data.device)
     loss = DenseLoss(stage, data.scenes, data.scene_store, run.with_unseen)
-    _train(stage, loss, schedule, run, name="dense", channel_dropout=DENSE_CHANNEL_DROPOUT)
+    batches = BatchLoss(draw=loss.draw, losses=loss.losses)
+    _train(stage, batches, schedule, run, name="dense", channel_dropout=DENSE_CHANNEL_DROPOUT)
 
 
 def _train(
-    stage: nn.Module, loss: LossFunction, schedule: Schedule, run: Run, *, name: str, channel_dropout: float
+    stage: nn.Module, loss: BatchLoss, schedule: Schedule, run: Run, *, name: str, channel_dropout: float
 ) -> None:
     for part in stage.modules():
         if isinstance(part, Standard):
@@ -209,54 +226,72 @@ def all_cells(cells: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([cells[TAP_CELLS], cells[EXPERT_CELLS]], dim=1)
 
 
-def measure_standards(uhead: UHead, views: MapReader, scenes: MapReader) -> None:
-    """Mean and deviation of every channel: of the views' cells for `pooled`, of the scenes' maps for `dense`."""
+def measure_pool(uhead: UHead, views: MapReader) -> None:
+    """Takes mean and deviation of every channel of the views' cells, for `pooled`."""
     if isinstance(uhead.pool, PlacesPool):
-        uhead.pool.standard.measure(all_cells(views.read(_spread(len(views), STANDARD_VIEWS))))
-    uhead.measure(*split_maps(scenes.read(_spread(len(scenes), STANDARD_SCENES))))
+        uhead.pool.standard.measure(all_cells(views.read(_spread(views, STANDARD_VIEWS))))
 
 
-def _spread(rows: int, count: int) -> NDArray[np.int64]:
-    return np.linspace(0, rows - 1, min(rows, count)).astype(np.int64)
+def measure_dense(uhead: UHead, scenes: MapReader) -> None:
+    """The same of the scenes' maps, for `dense`."""
+    uhead.measure(*split_maps(scenes.read(_spread(scenes, STANDARD_SCENES))))
+
+
+def _spread(maps: MapReader, count: int) -> torch.Tensor:
+    rows = np.linspace(0, len(maps) - 1, min(len(maps), count)).astype(np.int64)
+    return torch.from_numpy(rows).to(maps.device)
 
 
 class DenseLoss:
     """What the cells of composed scenes are asked; unseen scenes and names only `with_unseen`."""
 
     def __init__(self, stage: DenseStage, scenes: SceneViews, maps: MapReader, with_unseen: bool) -> None:
+        device = stage.segmentation.log_scale.device
+        names = scenes.names(with_unseen)
+        numbers = {name: number for number, name in enumerate(scenes.embeddings)}
         self._stage = stage
         self._scenes = scenes
         self._maps = maps
         self._with_unseen = with_unseen
-        names = scenes.names(with_unseen)
-        self._numbers = {name: number for number, name in enumerate(names)}
-        self._embeddings = torch.stack([scenes.embeddings[name] for name in names])
+        self._labels = torch.from_numpy(scenes.labels).to(device)
+        self._present = concept_numbers(scenes.present, numbers).to(device)
+        self._absent = concept_numbers(scenes.absent, numbers).to(device)
+        self._embeddings = torch.stack(list(scenes.embeddings.values())).to(device)
+        self._named = torch.tensor([numbers[name] for name in names], device=device)
+        self._places = torch.full((len(numbers) + 1,), _NO_TARGET, device=device)
+        self._places[self._named] = torch.arange(len(names), device=device)
 
-    def __call__(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Two scalars, from `SCENES` scenes.
+    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """[`SCENES`] rows, and [`SCENES`, P] random numbers that withhold names."""
+        rows = torch.from_numpy(self._scenes.draw(SCENES, self._with_unseen, generator))
+        chances = torch.rand((SCENES, self._present.shape[1]), generator=generator)
+        return rows.to(self._present.device), chances.to(self._present.device)
+
+    def losses(self, rows: torch.Tensor, chances: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Two scalars.
 
         `dense`: cross-entropy of every cell over background and prompts, some present names withheld, absent ones
         among them. `regions`: cross-entropy of every object's mean cell over all names.
         """
-        rows = self._scenes.draw(SCENES, self._with_unseen, generator)
         dense = self._stage.uhead.dense(*split_maps(self._maps.read(rows)))
-        cells: torch.Tensor = dense.new_zeros(())
-        regions: list[torch.Tensor] = []
-        wanted: list[int] = []
-        for row, features in zip(rows, dense, strict=True):
-            prompts, targets = self._scenes.targets(int(row), generator)
-            logits = self._stage.segmentation.logits(features[None], prompts)
-            cells = cells + F.cross_entropy(logits, targets[None]) / len(rows)
-            directions = F.normalize(features, dim=0).flatten(1)
-            labels = torch.from_numpy(self._scenes.labels[row].astype(np.int64)).flatten()
-            for label, name in enumerate(self._scenes.present[row], 1):
-                mask = labels == label
-                if int(mask.sum()) >= LEAST_CELLS:
-                    regions.append(directions[:, mask].mean(dim=1))
-                    wanted.append(self._numbers[name])
-        named: torch.Tensor = dense.new_zeros(())
-        if regions:
-            scale = self._stage.segmentation.log_scale.exp().clamp(max=100)
-            logits = scale * F.normalize(torch.stack(regions), dim=1) @ self._embeddings.T
-            named = F.cross_entropy(logits, torch.tensor(wanted))
-        return {"dense": DENSE_WEIGHT * cells, "regions": REGION_WEIGHT * named}
+        labels, present = self._labels[rows].long(), self._present[rows]
+        kept = (chances >= WITHHELD_SHARE) & (present != NONE)
+        kept[:, 0] |= ~kept.any(dim=1)
+        prompts = torch.cat([present.masked_fill(~kept, NONE), self._absent[rows]], dim=1)
+        logits = self._stage.segmentation.logits(dense, self._embeddings[prompts])
+        logits[:, 1:].masked_fill_((prompts == NONE)[..., None, None], float("-inf"))
+        is_asked = F.pad(kept, (1, 0), value=True).gather(1, labels.flatten(1)).view_as(labels)
+        cells = F.cross_entropy(logits, labels * is_asked)
+        return {"dense": DENSE_WEIGHT * cells, "regions": REGION_WEIGHT * self._regions(dense, labels, present)}
+
+    def _regions(self, dense: torch.Tensor, labels: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the objects' mean directions over all names; those of few cells do not count."""
+        numbers = torch.arange(1, present.shape[1] + 1, device=labels.device)
+        masks = (labels.flatten(1)[:, None] == numbers[:, None]).float()
+        sizes = masks.sum(dim=2)
+        means = torch.einsum("bnp,bdp->bnd", masks, F.normalize(dense, dim=1).flatten(2))
+        scale = self._stage.segmentation.log_scale.exp().clamp(max=100)
+        logits = scale * F.normalize(means, dim=2) @ self._embeddings[self._named].T
+        wanted = self._places[present].masked_fill(sizes < LEAST_CELLS, _NO_TARGET)
+        total = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=_NO_TARGET, reduction="sum")
+        return total / (wanted != _NO_TARGET).sum().clamp(min=1)

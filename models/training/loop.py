@@ -1,7 +1,8 @@
 """The training loop all stages share: budgeted, resumable, averaged, logged."""
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,7 @@ from torch import nn
 from models.training.checkpoint import load_checkpoint, save_checkpoint
 from models.training.curves import append_row, plot_curves
 from models.training.ema import Ema
-
-LossFunction = Callable[[torch.Generator], Mapping[str, torch.Tensor]]
+from models.training.steps import BatchLoss, Gradients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,8 @@ class Schedule:
         steps: steps in all, earlier runs included.
         minutes: wall-clock budget of this run; it ends at whichever comes first.
         learning_rate: AdamW's, after `warmup_steps` of linear warm-up.
-        decay: whether the rate falls to zero along a cosine over `steps` (else it stays).
+        decay: whether the rate falls to zero along a cosine, over `steps` or over this run's minutes, whichever are
+            further gone (else it stays).
         weight_decay: AdamW's.
         ema: decay of the averaged weights.
         checkpoint_s: seconds between checkpoints.
@@ -38,18 +39,18 @@ class Schedule:
     ema: float = 0.999
     checkpoint_s: float = 120.0
 
-    def rate(self, step: int) -> float:
-        """Learning rate at a step."""
+    def rate(self, step: int, spent: float = 0.0) -> float:
+        """Learning rate at a step, a share `spent` of this run's minutes being gone."""
         warm = min(1.0, (step + 1) / self.warmup_steps)
         if not self.decay:
             return self.learning_rate * warm
-        done = torch.tensor(min(1.0, step / self.steps) * torch.pi)
-        return self.learning_rate * warm * 0.5 * (1 + float(torch.cos(done)))
+        done = min(1.0, max(step / self.steps, spent))
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(done * math.pi))
 
 
 def fit(
     module: nn.Module,
-    loss: LossFunction,
+    loss: BatchLoss,
     schedule: Schedule,
     *,
     folder: Path,
@@ -59,44 +60,48 @@ def fit(
     """Trains `module` in place, going on from the folder's checkpoint when there is one.
 
     Args:
-        module: what is trained.
-        loss: draws a batch with the generator and returns named scalars; their sum is minimised.
+        module: what is trained, on its device.
+        loss: what is minimised.
         schedule: length and rates.
         folder: holds checkpoint.pt, curve.csv and curve.png.
         seed: of batches and augmentation.
-        progress: called with (step, loss) after each step.
+        progress: called with (step, loss) every ten steps.
 
     Returns:
         The averaged weights, in the module's own key names.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
+        module.parameters(),
+        lr=schedule.learning_rate,
+        weight_decay=schedule.weight_decay,
+        betas=(0.9, 0.99),
+        fused=next(module.parameters()).is_cuda,
     )
     ema = Ema(module, schedule.ema)
     step, seconds_before = _resume(folder, module, optimizer, ema, generator)
     module.train()
+    gradients = Gradients(module, loss)
     start = saved = time.monotonic()
-    while step < schedule.steps and time.monotonic() - start < schedule.minutes * 60:
+    while step < schedule.steps and (spent := time.monotonic() - start) < schedule.minutes * 60:
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
-        losses = loss(generator)
-        total = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            group["lr"] = schedule.rate(step, spent / (schedule.minutes * 60))
+        losses = gradients(generator)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         step += 1
         ema.update(module, step)
         seconds = seconds_before + time.monotonic() - start
+        # Numbers are read now and then: reading one waits for the device.
         if step % 10 == 0:
             values = {name: float(value.detach()) for name, value in losses.items()}
             append_row(folder / "curve.csv", {"step": step, "seconds": seconds, **values})
-        progress(step, float(total.detach()))
+            progress(step, sum(values.values()))
         if time.monotonic() - saved > schedule.checkpoint_s:
             _save(folder, module, optimizer, ema, generator, step, seconds)
             saved = time.monotonic()
     _save(folder, module, optimizer, ema, generator, step, seconds_before + time.monotonic() - start)
+    module.zero_grad(set_to_none=True)
     if (folder / "curve.csv").is_file():
         plot_curves(folder / "curve.csv", folder / "curve.png")
     return ema.state
@@ -110,7 +115,7 @@ def _resume(
         return 0, 0.0
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
-    ema.state = state["ema"]
+    ema.state = {name: tensor.to(ema.state[name].device) for name, tensor in state["ema"].items()}
     generator.set_state(state["generator"])
     return int(state["step"]), float(state["seconds"])
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from models.training.views import ViewSet
+
+NONE = -1
+"""Where a row of `concept_numbers` ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,25 +20,34 @@ class Names:
     Attributes:
         names: G distinct names.
         embeddings: [G, D] float32, unit length.
-        concepts: [G, K] 0 or 1, sparse: the concepts a name stands for.
+        stands_for: [K + 1, G] bool: which names are used for a concept; the last row is of `NONE`, which has none.
     """
 
     names: tuple[str, ...]
     embeddings: torch.Tensor
-    concepts: csr_array
+    stands_for: torch.Tensor
+
+    def of(self, concepts: torch.Tensor) -> torch.Tensor:
+        """[B, C] concept numbers → [B, G] bool: which names each row may be called by."""
+        return self.stands_for[concepts].any(dim=1)
 
 
-def concept_matrix(concepts: Sequence[tuple[str, ...]], vocabulary: dict[str, int]) -> csr_array:
-    """[N, K] 0 or 1, sparse: which concepts of the vocabulary each entry names; others are left out."""
+def concept_numbers(concepts: Sequence[tuple[str, ...]], vocabulary: Mapping[str, int]) -> torch.Tensor:
+    """[N, C] int64: the concepts each entry names, filled up with `NONE`; those not in the vocabulary are left out."""
     known = [[vocabulary[code] for code in codes if code in vocabulary] for codes in concepts]
-    starts = np.cumsum([0, *map(len, known)])
-    columns = np.array([column for row in known for column in row], dtype=np.int64)
-    return csr_array((np.ones(len(columns), np.float32), columns, starts), shape=(len(concepts), len(vocabulary)))
+    found = np.full((len(known), max(map(len, known), default=0)), NONE)
+    for row, numbers in enumerate(known):
+        found[row, : len(numbers)] = numbers
+    return torch.from_numpy(found)
 
 
-def sharing(left: csr_array, right: csr_array) -> torch.Tensor:
-    """[A, B] bool: which rows of two concept matrices name a concept in common."""
-    return torch.from_numpy((left @ right.T).toarray() > 0)
+def sharing(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """[A, B] bool: which rows of [A, C] and [B, C'] concept numbers have one in common."""
+    found = torch.zeros((len(left), len(right)), dtype=torch.bool, device=left.device)
+    for one in left.T:
+        for other in right.T:
+            found |= (one[:, None] == other[None]) & (one[:, None] != NONE)
+    return found
 
 
 def collect_names(
@@ -48,11 +59,10 @@ def collect_names(
         if views.names[row]:
             concepts.setdefault(views.names[row], set()).update(views.concepts[row])
     names = tuple(sorted(concepts))
-    return Names(
-        names=names,
-        embeddings=embed(list(names)),
-        concepts=concept_matrix([tuple(concepts[name]) for name in names], vocabulary),
-    )
+    stands_for = torch.zeros((len(vocabulary) + 1, len(names)), dtype=torch.bool)
+    for column, name in enumerate(names):
+        stands_for[[vocabulary[code] for code in concepts[name]], column] = True
+    return Names(names=names, embeddings=embed(list(names)), stands_for=stands_for)
 
 
 class PairSampler:
@@ -65,24 +75,30 @@ class PairSampler:
     """
 
     def __init__(self, views: ViewSet, rows: NDArray[np.int64], shares: Mapping[str, float]) -> None:
-        self._views = views
-        self._shares = dict(shares)
-        self._sketches = {
-            kind: np.array([row for row in rows if views.kinds[row] == kind], dtype=np.int64) for kind in shares
-        }
-        self._partners: dict[str, list[int]] = {}
-        pictured = {code for row in rows if views.kinds[row] == "picture" for code in views.concepts[row]}
+        kinds = np.array(views.kinds)[rows]
+        self._sketches = {kind: rows[kinds == kind] for kind in shares if (kinds == kind).any()}
+        chances = np.array([shares[kind] for kind in self._sketches])
+        self._shares = chances / chances.sum()
+        pictured = {code for row in rows[kinds == "picture"] for code in views.concepts[row]}
+        partners: dict[str, list[int]] = {}
         for row in rows:
             for code in views.concepts[row]:
                 if views.kinds[row] == "picture" or code not in pictured:
-                    self._partners.setdefault(code, []).append(int(row))
+                    partners.setdefault(code, []).append(int(row))
+        numbers = {code: number for number, code in enumerate(partners)}
+        self._concepts = concept_numbers(views.concepts, numbers).numpy()
+        self._counts = (self._concepts != NONE).sum(axis=1)
+        self._sizes = np.array([len(found) for found in partners.values()])
+        self._starts = np.cumsum([0, *self._sizes[:-1]])
+        self._partners = np.array([row for found in partners.values() for row in found])
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """`count` sketch rows and their partner rows."""
         rng = np.random.default_rng(int(torch.randint(0, 2**62, (1,), generator=generator)))
-        kinds = [kind for kind, rows in self._sketches.items() if len(rows)]
-        shares = np.array([self._shares[kind] for kind in kinds])
-        chosen = rng.choice(len(kinds), size=count, p=shares / shares.sum())
-        sketches = np.array([rng.choice(self._sketches[kinds[kind]]) for kind in chosen])
-        partners = [rng.choice(self._partners[rng.choice(list(self._views.concepts[row]))]) for row in sketches]
-        return sketches, np.array(partners)
+        drawn = rng.multinomial(count, self._shares)
+        sketches = np.concatenate(
+            [rng.choice(rows, number) for rows, number in zip(self._sketches.values(), drawn, strict=True)]
+        )
+        concepts = self._concepts[sketches, rng.integers(self._counts[sketches])]
+        partners = self._partners[self._starts[concepts] + rng.integers(self._sizes[concepts])]
+        return sketches, partners

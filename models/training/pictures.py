@@ -22,14 +22,14 @@ def save_grid(tiles: NDArray[np.uint8], columns: int, path: Path) -> None:
 def to_uint8(pixels: torch.Tensor) -> NDArray[np.uint8]:
     """[B, 3, H, W] float in [-1, 1] as [B, H, W, 3] uint8."""
     scaled = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).contiguous().numpy()
+    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 @torch.inference_mode()
 def save_reconstructions(vae: AutoencoderKL, corpus: Corpus, path: Path) -> None:
     """Twelve pairs: picture above, what is left of it below."""
     rows = corpus.draw(12, torch.Generator().manual_seed(1))
-    pixels = to_tensor(corpus.pixels[rows])
+    pixels = to_tensor(corpus.pixels[rows]).to(vae.device)
     decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample
     save_grid(np.concatenate([to_uint8(pixels), to_uint8(decoded)]), 12, path)
 
@@ -55,8 +55,8 @@ def sample(
     scheduler = DDIMScheduler.from_config(new_scheduler().config)
     scheduler.set_timesteps(steps)
     count = len(states) - 1
-    latents = torch.randn((count, 8, 16, 16), generator=torch.Generator().manual_seed(seed))
-    both = torch.cat([states[:1].expand(count, -1, -1), states[1:]]).float()
+    latents = torch.randn((count, 8, 16, 16), generator=torch.Generator().manual_seed(seed)).to(unet.device)
+    both = torch.cat([states[:1].expand(count, -1, -1), states[1:]]).float().to(unet.device)
     for timestep in scheduler.timesteps:
         free, guided = unet(latents.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=both).sample.chunk(2)
         latents = scheduler.step(free + guidance * (guided - free), timestep, latents).prev_sample

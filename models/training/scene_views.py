@@ -1,7 +1,7 @@
 """Composed scenes as the encoder sees them in serving: the whole picture, or a tile of it, with a label a cell."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from models.data.dataset import DataSet
 from models.data.render import SIDE
 from models.data.scenes import Scene, ScenePool, build_pool, compose_training_scene, seen_training_pool
+from models.training.workers import in_processes
 from models.transforms import fit_square
 
 CELLS = 32
-WITHHELD_SHARE = 0.1
 UNSEEN_SEED_OFFSET = 1_000_000
+_GROUP = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,18 +48,6 @@ class SceneViews:
         shown = (n for n, is_unseen in zip(self.present, self.is_unseen, strict=True) if with_unseen or not is_unseen)
         return tuple(sorted({name for names in shown for name in names}))
 
-    def targets(self, row: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompt embeddings [N, D] and the target of every cell [32, 32] int64, with some present names withheld."""
-        present = self.present[row]
-        keep = torch.rand(len(present), generator=generator) >= WITHHELD_SHARE
-        if not bool(keep.any()):
-            keep[0] = True
-        mapping = torch.zeros(len(present) + 1, dtype=torch.int64)
-        mapping[1:][keep] = torch.arange(1, int(keep.sum()) + 1)
-        names = [name for name, kept in zip(present, keep.tolist(), strict=True) if kept] + list(self.absent[row])
-        prompts = torch.stack([self.embeddings[name] for name in names])
-        return prompts, mapping[torch.from_numpy(self.labels[row].astype(np.int64))]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenePixels:
@@ -72,13 +61,23 @@ class ScenePixels:
 
 
 def build_scene_pixels(
-    dataset: DataSet, folder: Path, *, seen: int, unseen: int, progress: Callable[[int, float], None]
+    dataset: DataSet,
+    folder: Path,
+    *,
+    seen: int,
+    unseen: int,
+    progress: Callable[[int, float], None],
+    workers: int = 1,
 ) -> ScenePixels:
-    """Composes `seen` and `unseen` training scenes, two views each, or opens what an earlier call finished."""
+    """Composes `seen` and `unseen` training scenes, two views each, or opens what an earlier call finished.
+
+    Args:
+        workers: processes; the scenes are the same whatever their number.
+    """
     file, index = folder / "scenes.npz", folder / "scenes.json"
     if not index.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        views = list(_scene_views(dataset, seen, unseen, progress))
+        views = list(_scene_views(dataset, seen, unseen, progress, workers))
         np.savez(
             file,
             pixels=np.stack([v[0] for v in views]),
@@ -97,22 +96,30 @@ def build_scene_pixels(
     )
 
 
+_View = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[tuple[str, ...], tuple[str, ...]], bool]
+"""Pixels and cell labels of a view, its scene's present and absent names, whether of unseen classes."""
+
+
 def _scene_views(
-    dataset: DataSet, seen: int, unseen: int, progress: Callable[[int, float], None]
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[tuple[str, ...], tuple[str, ...]], bool]]:
-    """Pixels and cell labels of each view, its scene's present and absent names, whether of unseen classes."""
-    pools: list[tuple[ScenePool, int, bool]] = [(seen_training_pool(dataset), seen, False)]
+    dataset: DataSet, seen: int, unseen: int, progress: Callable[[int, float], None], workers: int
+) -> Iterator[_View]:
+    pools = {False: seen_training_pool(dataset)}
     if unseen:
         records = dataset.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.hexcode is not None)
-        pools.append((build_pool(dataset, records), unseen, True))
-    done = 0
-    for pool, count, is_unseen in pools:
-        for index in range(count):
-            scene = compose_training_scene(pool, index + UNSEEN_SEED_OFFSET * is_unseen)
-            for pixels, labels in (_whole(scene), _tile(scene, index)):
-                yield pixels, labels, (scene.present, scene.absent), is_unseen
-            done += 1
-            progress(done, 0.0)
+        pools[True] = build_pool(dataset, records)
+    scenes = [(False, index) for index in range(seen)] + [(True, index) for index in range(unseen)]
+    groups = [scenes[start : start + _GROUP] for start in range(0, len(scenes), _GROUP)]
+    for number, views in enumerate(in_processes(_composed, pools, groups, workers), 1):
+        yield from views
+        progress(min(number * _GROUP, len(scenes)), 0.0)
+
+
+def _composed(pools: Mapping[bool, ScenePool], scenes: list[tuple[bool, int]]) -> list[_View]:
+    found: list[_View] = []
+    for is_unseen, index in scenes:
+        scene = compose_training_scene(pools[is_unseen], index + UNSEEN_SEED_OFFSET * is_unseen)
+        found += [(*shown, (scene.present, scene.absent), is_unseen) for shown in (_whole(scene), _tile(scene, index))]
+    return found
 
 
 def _whole(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

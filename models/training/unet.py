@@ -10,15 +10,16 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from models.noise import add_noise
 from models.training.corpus import Corpus, to_tensor
+from models.training.devices import CPU, batch_of, half_on_gpu, randn
 from models.training.loop import Schedule, fit
+from models.training.steps import BatchLoss
 
-BATCH = 64
 EMPTY_CAPTION_SHARE = 0.25
 SNR_CAP = 5.0
 VARIANTS = 2
-"""Latents a picture: as it is, mirrored; a third would be shrunk."""
-_CACHE_BATCH = 16
+"""Latents a picture: as it is, mirrored; further ones are shrunk, each to a place of its own."""
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -64,10 +65,11 @@ def snr_weights(scheduler: DDPMScheduler) -> torch.Tensor:
 def cache_latents(
     vae: AutoencoderKL, corpus: Corpus, path: Path, *, variants: int = VARIANTS, progress: Callable[[int, float], None]
 ) -> NDArray[np.float16]:
-    """Scaled latents of every picture: as it is, mirrored, and shrunk off-centre.
+    """Scaled latents of every picture: as it is, mirrored, and shrunk off-centre, every other time mirrored.
 
     Args:
-        variants: how many of these three, from the first.
+        vae: on the device that encodes.
+        variants: how many, from the first.
         path: cache, reused when it is complete and of this size.
         progress: called with (pictures done, 0).
 
@@ -79,21 +81,24 @@ def cache_latents(
         return np.asarray(cached)
     # Small batches, channels last and bfloat16 are three times as fast on a CPU; latents differ by 0.4 %.
     fast = copy.deepcopy(vae).to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    size = batch_of(vae.device, cpu=16, gpu=128)
     part = path.with_suffix(".part.npy")
     latents = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(variants, count, 8, 16, 16))
-    for start in range(0, count, _CACHE_BATCH):
-        pixels = to_tensor(corpus.pixels[start : start + _CACHE_BATCH])
-        for index, variant in enumerate((pixels, pixels.flip(-1), _shrink(pixels, start))[:variants]):
+    for start in range(0, count, size):
+        pixels = to_tensor(corpus.pixels[start : start + size]).to(vae.device)
+        for index in range(variants):
+            shown = pixels if index < 2 else _shrink(pixels, [start, index])
+            variant = shown.flip(-1) if index % 2 else shown
             batch = variant.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
             means = fast.encode(batch).latent_dist.mean.float() * scaling
-            latents[index, start : start + _CACHE_BATCH] = means.numpy().astype(np.float16)
-        progress(min(start + _CACHE_BATCH, count), 0.0)
+            latents[index, start : start + size] = means.half().cpu().numpy()
+        progress(min(start + size, count), 0.0)
     latents.flush()
     part.rename(path)
     return np.asarray(np.load(path, mmap_mode="r"))
 
 
-def _shrink(pixels: torch.Tensor, seed: int) -> torch.Tensor:
+def _shrink(pixels: torch.Tensor, seed: list[int]) -> torch.Tensor:
     """[B, 3, H, W] at 80 % on white, somewhere in the frame."""
     side = pixels.shape[-1]
     small = F.interpolate(pixels, scale_factor=0.8, mode="bilinear", antialias=True)
@@ -106,7 +111,12 @@ class Denoising:
     """The prior's loss: predict the noise in latents, captions dropped now and then."""
 
     def __init__(
-        self, latents: NDArray[np.float16], states: torch.Tensor, caption_index: NDArray[np.int64], corpus: Corpus
+        self,
+        latents: NDArray[np.float16],
+        states: torch.Tensor,
+        caption_index: NDArray[np.int64],
+        corpus: Corpus,
+        device: torch.device = CPU,
     ) -> None:
         """Keeps what it draws from.
 
@@ -115,27 +125,54 @@ class Denoising:
             states: [S, T, 384] text states of distinct captions; row 0 is the empty caption.
             caption_index: [N] row of `states` of each picture.
             corpus: the N pictures.
+            device: that trains; everything is kept on it.
         """
-        self._latents = latents
-        self._states = states
-        self._caption_index = caption_index
+        self._device = device
+        self._latents = torch.from_numpy(np.array(latents)).to(device)
+        self._states = states.to(device)
+        self._caption_index = torch.from_numpy(caption_index)
         self._corpus = corpus
         self._scheduler = new_scheduler()
-        self._weights = snr_weights(self._scheduler)
+        self._kept = self._scheduler.alphas_cumprod.to(device)
+        self._weights = snr_weights(self._scheduler).to(device)
 
-    def __call__(self, unet: UNet2DConditionModel, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Weighted mean square error of `count` pictures, a scalar."""
-        rows = self._corpus.draw(count, generator)
-        variants = torch.randint(0, len(self._latents), (count,), generator=generator).numpy()
-        clean = torch.from_numpy(self._latents[variants, rows].astype(np.float32))
-        clean = clean.contiguous(memory_format=torch.channels_last)
-        chosen = torch.from_numpy(self._caption_index[rows]).clone()
-        chosen[torch.rand(count, generator=generator) < EMPTY_CAPTION_SHARE] = 0
-        noise = torch.randn(clean.shape, generator=generator)
+    @property
+    def device(self) -> torch.device:
+        """That trains."""
+        return self._device
+
+    def loss(self, unet: UNet2DConditionModel, count: int) -> BatchLoss:
+        """Weighted mean square error of `count` pictures a step."""
+
+        def losses(*batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"mse": self._error(unet, *batch)}
+
+        return BatchLoss(draw=lambda generator: self._draw(count, generator), losses=losses)
+
+    def _draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Pictures, their variants, captions, time steps and noise."""
+        rows = torch.from_numpy(self._corpus.draw(count, generator))
+        variants = torch.randint(0, len(self._latents), (count,), generator=generator)
+        captions = self._caption_index[rows]
+        captions[torch.rand(count, generator=generator) < EMPTY_CAPTION_SHARE] = 0
         timesteps = torch.randint(0, 1000, (count,), generator=generator)
-        noisy = self._scheduler.add_noise(clean, noise, timesteps)
-        predicted = unet(noisy, timesteps, encoder_hidden_states=self._states[chosen].float()).sample
-        error = (predicted - noise).square().mean(dim=(1, 2, 3))
+        noise = randn((count, *self._latents.shape[2:]), generator, self._device)
+        return *(numbers.to(self._device) for numbers in (rows, variants, captions, timesteps)), noise
+
+    def _error(
+        self,
+        unet: UNet2DConditionModel,
+        rows: torch.Tensor,
+        variants: torch.Tensor,
+        captions: torch.Tensor,
+        timesteps: torch.Tensor,
+        noise: torch.Tensor,
+    ) -> torch.Tensor:
+        clean = self._latents[variants, rows].float()
+        noisy = add_noise(clean, noise, timesteps, self._kept).contiguous(memory_format=torch.channels_last)
+        with half_on_gpu(self._device):
+            predicted = unet(noisy, timesteps, encoder_hidden_states=self._states[captions].float()).sample
+        error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         weighted: torch.Tensor = self._weights[timesteps] * error
         return weighted.mean()
 
@@ -147,14 +184,19 @@ def train_unet(
     folder: Path,
     seed: int,
     progress: Callable[[int, float], None],
+    batch: int = 64,
 ) -> UNet2DConditionModel:
-    """Trains or goes on training; returns the U-Net with averaged weights."""
+    """Trains or goes on training, on the loss's device; returns the U-Net with averaged weights.
+
+    Args:
+        batch: latents a step.
+    """
     torch.manual_seed(seed)
     # Channels last: a step takes a quarter less time on a CPU.
-    unet = new_unet().to(memory_format=torch.channels_last)
+    unet = new_unet().to(denoising.device).to(memory_format=torch.channels_last)
     averaged = fit(
         unet,
-        lambda generator: {"mse": denoising(unet, BATCH, generator)},
+        denoising.loss(unet, batch),
         schedule,
         folder=folder,
         seed=seed,

@@ -13,6 +13,7 @@ from models.data.dataset import DataSet, DrawingRecord, PictureRecord
 from models.data.render import SIDE
 from models.linework import trace_linework
 from models.training.augment import edge_lines, redraw, to_lines, to_strokes
+from models.training.workers import in_processes
 from models.transforms import canonical_image, fit_square, render_strokes
 
 Kind = Literal["picture", "outline", "edges", "drawing", "icon"]
@@ -24,6 +25,10 @@ WIDE_DRAWING_STRENGTHS = (0.45, 0.8)
 EDGE_SOURCES = ("noto", "fluent")
 WIDE_EDGE_SOURCES = ("openmoji", "twemoji")
 ICON_SOURCES = ("phosphor-regular", "phosphor-fill")
+SHARES = 64
+"""Views are made in so many shares."""
+ROUND_SEEDS = 1_000
+"""Between the seeds of two rounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +75,18 @@ class ViewSet:
 
 
 def build_views(
-    dataset: DataSet, part: "ViewPart", folder: Path, seed: int, progress: Callable[[int, float], None]
+    dataset: DataSet,
+    part: "ViewPart",
+    folder: Path,
+    seed: int,
+    progress: Callable[[int, float], None],
+    *,
+    workers: int = 1,
 ) -> tuple[NDArray[np.uint8], ViewSet]:
     """Makes the views of one part and keeps them in `folder`, or opens what an earlier call finished.
+
+    Args:
+        workers: processes; the views are the same whatever their number.
 
     Returns:
         [N, 128, 128, 3] uint8, memory-mapped, and what they show.
@@ -82,11 +96,12 @@ def build_views(
         folder.mkdir(parents=True, exist_ok=True)
         shape = (part.most(dataset), SIDE, SIDE, 3)
         pixels = np.lib.format.open_memmap(folder / f"{part.name}.npy", mode="w+", dtype=np.uint8, shape=shape)
-        lines = []
-        for row, view in enumerate(part.views(dataset, seed)):
-            pixels[row] = view.pixels
-            lines.append(json.dumps([view.kind, view.concepts, view.name, view.is_unseen]) + "\n")
-            progress(row + 1, 0.0)
+        lines: list[str] = []
+        for views in in_processes(_share_of_views, (dataset, part, seed), range(SHARES), workers):
+            for view in views:
+                pixels[len(lines)] = view.pixels
+                lines.append(json.dumps([view.kind, view.concepts, view.name, view.is_unseen]) + "\n")
+            progress(len(lines), 0.0)
         pixels.flush()
         index.write_text("".join(lines))
     facts = [json.loads(line) for line in index.read_text().splitlines()]
@@ -97,6 +112,11 @@ def build_views(
         names=tuple(f[2] for f in facts),
         is_unseen=np.array([f[3] for f in facts], dtype=bool),
     )
+
+
+def _share_of_views(of: tuple[DataSet, "ViewPart", int], share: int) -> list[TrainingView]:
+    dataset, part, seed = of
+    return list(part.views(dataset, seed + ROUND_SEEDS * part.round, share))
 
 
 def most_views(dataset: DataSet) -> int:
@@ -119,9 +139,12 @@ def most_wide_views(dataset: DataSet) -> int:
     return total + sum(not d.validation for d in dataset.drawings) * len(WIDE_DRAWING_STRENGTHS)
 
 
-def wide_views(dataset: DataSet, seed: int) -> Iterator[TrainingView]:
-    """More of what is drawn, and clip art: thousands of further things, each with its own edges as its sketch."""
-    for record in dataset.pictures:
+def wide_views(dataset: DataSet, seed: int, share: int | None = None) -> Iterator[TrainingView]:
+    """More of what is drawn, and clip art: thousands of further things, each with its own edges as its sketch.
+
+    Arguments as of `training_views`.
+    """
+    for record in dataset.pictures[share::SHARES] if share is not None else dataset.pictures:
         rng = np.random.default_rng([seed, 2, record.row])
         pixels = np.asarray(dataset.pixels[record.row])
         if record.kind == "clipart":
@@ -137,9 +160,8 @@ def wide_views(dataset: DataSet, seed: int) -> Iterator[TrainingView]:
             strokes = trace_linework(pixels)
             for strength in WIDE_OUTLINE_STRENGTHS if strokes is not None else ():
                 yield _view(record, "outline", _rendered(redraw(to_lines(strokes or []), rng, strength=strength)))
-    for number, drawing in enumerate(dataset.drawings):
-        if not drawing.validation:
-            yield from _of_drawing(drawing, np.random.default_rng([seed, 3, number]), WIDE_DRAWING_STRENGTHS)
+    for number, drawing in _drawings(dataset, share):
+        yield from _of_drawing(drawing, np.random.default_rng([seed, 3, number]), WIDE_DRAWING_STRENGTHS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,27 +170,36 @@ class ViewPart:
 
     Attributes:
         name: of its files.
-        views: makes them, by a seed.
+        views: makes them, by a seed, a share at a time.
         most: an upper bound on how many.
+        round: further rounds show the same things in other ways.
     """
 
     name: str
-    views: Callable[[DataSet, int], Iterator[TrainingView]]
+    views: Callable[[DataSet, int, int], Iterator[TrainingView]]
     most: Callable[[DataSet], int]
+    round: int = 0
 
 
-def training_views(dataset: DataSet, seed: int) -> Iterator[TrainingView]:
+def training_views(dataset: DataSet, seed: int, share: int | None = None) -> Iterator[TrainingView]:
     """Everything but validation drawings and the evaluation style, each augmented by its own seed.
 
     Args:
         dataset: the data set.
         seed: of the augmentation; the same seed gives the same views.
+        share: of `SHARES`, which together are all; None for all at once.
     """
-    for record in dataset.pictures:
+    for record in dataset.pictures[share::SHARES] if share is not None else dataset.pictures:
         yield from _of_picture(dataset, record, np.random.default_rng([seed, 0, record.row]))
+    for number, drawing in _drawings(dataset, share):
+        yield from _of_drawing(drawing, np.random.default_rng([seed, 1, number]), DRAWING_STRENGTHS)
+
+
+def _drawings(dataset: DataSet, share: int | None) -> Iterator[tuple[int, DrawingRecord]]:
+    """Drawings that training may see, with their numbers among all."""
     for number, drawing in enumerate(dataset.drawings):
-        if not drawing.validation:
-            yield from _of_drawing(drawing, np.random.default_rng([seed, 1, number]), DRAWING_STRENGTHS)
+        if not drawing.validation and (share is None or number % SHARES == share):
+            yield number, drawing
 
 
 def _of_picture(dataset: DataSet, record: PictureRecord, rng: np.random.Generator) -> Iterator[TrainingView]:
@@ -237,7 +268,10 @@ def _moved(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
     return out[:, ::-1] if rng.random() < 0.5 else out
 
 
-VIEW_PARTS = (
-    ViewPart(name="views", views=training_views, most=most_views),
-    ViewPart(name="wide", views=wide_views, most=most_wide_views),
-)
+def view_parts(rounds: int = 1) -> tuple[ViewPart, ...]:
+    """All parts of the views; every round redraws everything anew."""
+    return tuple(
+        ViewPart(name=name if number == 0 else f"{name}-{number}", views=views, most=most, round=number)
+        for number in range(rounds)
+        for name, views, most in (("views", training_views, most_views), ("wide", wide_views, most_wide_views))
+    )

@@ -20,7 +20,7 @@ def test_logits_are_scaled_cosines_after_the_background(head: SegmentationHead) 
     dense = torch.zeros((1, 4, 1, 3))
     dense[0, 0, 0, 0], dense[0, 1, 0, 1], dense[0, 2, 0, 2] = 5.0, 0.1, -3.0
     with torch.no_grad():
-        logits = head.logits(dense, texts)[0, :, 0]
+        logits = head.logits(dense, texts[None])[0, :, 0]
     assert logits.T.tolist() == [
         pytest.approx([0, 20, 0], abs=1e-4),
         pytest.approx([0, 0, 20], abs=1e-4),
@@ -32,7 +32,8 @@ def test_the_background_reads_the_cell_itself() -> None:
     head = SegmentationHead(4)
     dense = torch.randn((2, 4, 3, 3))
     with torch.no_grad():
-        one, two = head.logits(dense, torch.eye(4)[:1]), head.logits(dense, torch.eye(4)[1:3])
+        texts = torch.eye(4).expand(2, -1, -1)
+        one, two = head.logits(dense, texts[:, :1]), head.logits(dense, texts[:, 1:3])
     assert torch.equal(one[:, 0], two[:, 0])
 
 

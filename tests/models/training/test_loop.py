@@ -10,6 +10,7 @@ from torch import nn
 from models.training.checkpoint import load_checkpoint, save_checkpoint
 from models.training.ema import Ema
 from models.training.loop import Schedule, fit
+from models.training.steps import BatchLoss
 
 TARGET = torch.tensor([[2.0, -1.0]])
 
@@ -24,11 +25,13 @@ def train(
     torch.manual_seed(0)
     module = nn.Linear(2, 1)
 
-    def loss(generator: torch.Generator) -> dict[str, torch.Tensor]:
-        inputs = torch.randn(16, 2, generator=generator)
+    def draw(generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        return (torch.randn(16, 2, generator=generator),)
+
+    def losses(inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"mse": (module(inputs) - inputs @ TARGET.T).square().mean()}
 
-    return module, fit(module, loss, schedule(steps, minutes), folder=folder, seed=seed)
+    return module, fit(module, BatchLoss(draw=draw, losses=losses), schedule(steps, minutes), folder=folder, seed=seed)
 
 
 def test_the_loss_falls_and_the_average_follows(tmp_path: Path) -> None:
@@ -65,6 +68,13 @@ def test_no_budget_trains_nothing_but_leaves_a_checkpoint(tmp_path: Path) -> Non
 def test_rate_warms_up_and_decays(step: int, rate: float) -> None:
     decaying = Schedule(steps=1000, minutes=1, learning_rate=1.0, warmup_steps=10, decay=True)
     assert decaying.rate(step) == pytest.approx(rate, abs=1e-3)
+
+
+def test_the_rate_falls_with_the_minutes_too() -> None:
+    decaying = Schedule(steps=1000, minutes=1, learning_rate=1.0, warmup_steps=10, decay=True)
+    assert decaying.rate(100, spent=0.5) == pytest.approx(0.5)
+    assert decaying.rate(500, spent=0.1) == pytest.approx(0.5)
+    assert decaying.rate(100, spent=1.0) == pytest.approx(0)
 
 
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

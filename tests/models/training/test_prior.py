@@ -23,11 +23,10 @@ def first_and_last_loss(folder: Path) -> tuple[float, float]:
 def test_the_autoencoder_learns_and_measures_its_scaling(
     dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vae_stage, "BATCH", 4)
     monkeypatch.setattr(vae_stage, "SCALING_PICTURES", 16)
     corpus = load_corpus(dataset)
     schedule = Schedule(steps=20, minutes=2, learning_rate=2e-3, warmup_steps=5)
-    vae = vae_stage.train_vae(corpus, schedule, folder=tmp_path, seed=0, progress=lambda _step, _loss: None)
+    vae = vae_stage.train_vae(corpus, schedule, folder=tmp_path, seed=0, progress=lambda _step, _loss: None, batch=4)
     first, last = first_and_last_loss(tmp_path)
     assert last < first
     with torch.inference_mode():
@@ -37,10 +36,7 @@ def test_the_autoencoder_learns_and_measures_its_scaling(
     assert sum(p.numel() for p in vae.parameters()) < 3_000_000
 
 
-def test_the_prior_learns_from_cached_latents(
-    dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unet_stage, "BATCH", 4)
+def test_the_prior_learns_from_cached_latents(dataset: DataSet, tmp_path: Path) -> None:
     corpus = load_corpus(dataset)
     vae = vae_stage.new_vae().eval()
     latents = unet_stage.cache_latents(
@@ -59,6 +55,7 @@ def test_the_prior_learns_from_cached_latents(
         folder=tmp_path,
         seed=0,
         progress=lambda _step, _loss: None,
+        batch=4,
     )
     first, last = first_and_last_loss(tmp_path)
     assert last < first
