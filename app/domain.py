@@ -1,7 +1,7 @@
 """The nouns of the service, free of web, SQL, FAISS and torch kernels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
@@ -40,9 +40,16 @@ class Picture:
 
     Attributes:
         pixels: [H, W, 3] uint8 RGB; EXIF orientation applied, alpha composited on white.
+        squares: the whole picture fitted into squares, by their sides; filled by the first task that needs one.
     """
 
     pixels: NDArray[np.uint8]
+    squares: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory it takes."""
+        return self.pixels.nbytes + sum(square.nbytes for square in self.squares.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

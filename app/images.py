@@ -181,7 +181,18 @@ class ImageDecoder:
             self._telemetry.requests_rejected.labels("decode_queue_full").inc()
             raise QueueFull("Too many images wait to be decoded.", retry_after_s=1.0)
         self._callers += 1
+
+        def at_once(source: ImageSource) -> T | ServiceError:
+            found = _caught(self._open, source)
+            if isinstance(found, ServiceError):
+                return found
+            budget.charge(found.width, found.height)
+            return _caught(lambda pair: work(*pair), (source, found))
+
         try:
+            if len(sources) == 1:
+                # Charged and made in one turn of the pool: behind others, a second turn is a second wait.
+                return [await self._run(partial(at_once, sources[0]))]
             opened = await self._run(partial(_each, self._open, sources))
             for found in opened:
                 if isinstance(found, Opened):

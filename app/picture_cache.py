@@ -31,8 +31,8 @@ class _File:
 
     @property
     def size_bytes(self) -> int:
-        pixels = self.picture.pixels.nbytes if self.picture is not None else 0
-        return pixels + sum(value.size_bytes for value in self.made.values())
+        picture = self.picture.size_bytes if self.picture is not None else 0
+        return picture + sum(value.size_bytes for value in self.made.values())
 
 
 class PictureCache:

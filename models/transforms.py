@@ -71,11 +71,15 @@ def canonical_image(pixels: NDArray[np.uint8], size: int = 128) -> NDArray[np.ui
     Returns:
         [size, size, 3] uint8 RGB.
     """
+    sketch = canonical_sketch(pixels, size)
+    return fit_square(pixels, size) if sketch is None else sketch
+
+
+def canonical_sketch(pixels: NDArray[np.uint8], size: int = 128) -> NDArray[np.uint8] | None:
+    """`canonical_image` of a line drawing; None where the raster is a picture. Arguments and form as there."""
     _check_pixels(pixels)
     strokes = trace_linework(pixels)
-    if strokes is None:
-        return fit_square(pixels, size)
-    return np.repeat(render_strokes(strokes, size)[:, :, None], 3, axis=2)
+    return None if strokes is None else canonical_strokes(strokes, size)
 
 
 def canonical_strokes(strokes: Strokes, size: int = 128) -> NDArray[np.uint8]:

@@ -13,9 +13,14 @@ PREVIOUS_FINGERPRINT = "previous_fingerprint"
 PICTURES_HELD_UNTIL = "pictures_held_until"
 
 
+def query(name: str) -> sa.Select[str]:
+    """Asks for a fact's value."""
+    return sa.select(facts.c.value).where(facts.c.name == name)
+
+
 def read(connection: sa.Connection, name: str) -> str | None:
     """A fact's value, None where it was never written."""
-    found: str | None = connection.execute(sa.select(facts.c.value).where(facts.c.name == name)).scalar_one_or_none()
+    found: str | None = connection.execute(query(name)).scalar_one_or_none()
     return found
 
 

@@ -23,6 +23,7 @@ from app.stores.episode_records import (
     WaySummary,
 )
 from app.stores.idempotency import note_done, require_undone
+from app.stores.kept_episodes import KeptEpisodes
 from app.stores.tables import episodes, support_vectors, supports
 from app.stores.unreferenced import collect_later, stored_pictures
 from app.stores.vector_bytes import pack, unpack
@@ -30,6 +31,8 @@ from app.stores.write_points import reached
 
 DROPPED_AT_ONCE = 100
 """Most expired episodes that a new one clears away, so that no caller pays for all of them."""
+KEPT_BYTES = 128 << 20
+"""Of episodes read lately; the largest there may be takes 83 MB (512 ways of 64)."""
 
 
 class SupportSets:
@@ -43,6 +46,7 @@ class SupportSets:
         self._database = database
         self._blobs = blobs
         self._fingerprint = fingerprint
+        self._kept = KeptEpisodes(max_bytes=KEPT_BYTES)
 
     def create(
         self,
@@ -162,9 +166,22 @@ class SupportSets:
         return seq, changed
 
     def get(self, episode_id: str) -> Episode:
-        """One episode that has not expired. Raises NotFound."""
+        """One episode that has not expired, as the database has it now; examples are read once a version.
+
+        Raises:
+            NotFound.
+        """
+        active = facts.query(facts.FINGERPRINT).scalar_subquery().label("active")
+        query = sa.select(episodes.c.version, active).where(episodes.c.id == episode_id, _alive())
         with self._database.read() as connection:
-            return self._required(connection, episode_id)
+            now = connection.execute(query).one_or_none()
+            if now is None:
+                raise _not_found(episode_id)
+            known = self._kept.get(episode_id, now.version, now.active or self._fingerprint)
+            if known is None:
+                known = self._required(connection, episode_id)
+                self._kept.keep(known)
+        return known
 
     def all(self, *, after: str | None, limit: int) -> Sequence[EpisodeSummary]:
         """A page of episodes by id, those that follow `after`; examples are counted, not read."""
@@ -202,7 +219,7 @@ class SupportSets:
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
-            raise NotFound(f"There is no episode {episode_id!r}.")
+            raise _not_found(episode_id)
         if row.support_id is None:
             raise NotFound(f"There is no support {support_id!r} in this episode.")
         data = self._blobs.get(row.sha256)
@@ -251,7 +268,7 @@ class SupportSets:
     def _required(self, connection: sa.Connection, episode_id: str) -> Episode:
         found = self._read(connection, episodes.c.id == episode_id, limit=1)
         if not found:
-            raise NotFound(f"There is no episode {episode_id!r}.")
+            raise _not_found(episode_id)
         return found[0]
 
     def _read(self, connection: sa.Connection, condition: sa.ColumnElement[bool], *, limit: int) -> Sequence[Episode]:
@@ -270,6 +287,10 @@ class SupportSets:
             by_way.setdefault((row.episode_id, row.way), []).append(support)
         active = facts.read(connection, facts.FINGERPRINT) or self._fingerprint
         return [_episode(row, by_way, active) for row in rows]
+
+
+def _not_found(episode_id: str) -> NotFound:
+    return NotFound(f"There is no episode {episode_id!r}.")
 
 
 def _alive() -> sa.ColumnElement[bool]:

@@ -31,11 +31,15 @@ def regions(labels: NDArray[np.uint8], classes: int) -> list[Region | None]:
         classes: N.
     """
     height, width = labels.shape
-    # COCO counts run down the columns.
-    flat = np.ascontiguousarray(labels.T).reshape(-1)
+    columns = np.flatnonzero(labels.any(axis=0))
+    if not len(columns):
+        return [None] * classes
+    # COCO counts run down the columns; only those that show more than background are looked at.
+    flat = np.ascontiguousarray(labels[:, columns[0] : columns[-1] + 1].T).reshape(-1)
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]).astype(np.int32)
     ends = np.append(starts[1:], np.int32(flat.size))
     values = flat[starts]
+    starts, ends = starts + np.int32(columns[0] * height), ends + np.int32(columns[0] * height)
     order = np.argsort(values, kind="stable")
     first, last = (np.searchsorted(values[order], np.arange(classes + 2), side) for side in ("left", "right"))
     found: list[Region | None] = []

@@ -1,5 +1,6 @@
 """Per-view probabilities to one label map of the input's size, in strips of bounded memory."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ TEMPORARIES = 6
 """Arrays of a strip's size that live at once."""
 STRIP_BYTES = 8 << 20
 """Of a strip, where more is allowed: what a processor's cache holds is gone through several times as fast."""
+SURE_MARGIN = 1e-4
+"""Background that leads by so much in all cells round a pixel leads there too, whatever rounding does (some 1e-6)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,9 @@ def stitch(
 ) -> Stitched:
     """Blend views, take the best class of every pixel.
 
+    A pixel's probabilities are a weighted mean of its cells', so where background leads in all of them nothing is
+    worked out: it is the answer, and has no score.
+
     Args:
         views: at least the whole view.
         height: of the input, px.
@@ -62,19 +68,23 @@ def stitch(
     scale = min(1.0, float(np.sqrt(MAX_CELLS / (height * width * channels))))
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     scaled = [_scaled(view, rows / height, columns / width) for view in views]
-    labels = np.empty((rows, columns), np.uint8)
+    doubts = [np.ones(view.values.shape[1:], np.bool_) if not has_background else _doubts(view) for view in scaled]
+    labels = np.zeros((rows, columns), np.uint8)
     sums, counts = np.zeros(channels), np.zeros(channels)
     strip = max(1, min(max_bytes, STRIP_BYTES) // (columns * channels * 4 * TEMPORARIES))
     for top in range(0, rows, strip):
         bottom = min(rows, top + strip)
-        probabilities = blend(scaled, top, bottom, columns)
+        left, right = _doubtful_columns(scaled, doubts, top, bottom, columns)
+        if left >= right:
+            continue
+        probabilities = blend(scaled, top, bottom, columns)[:, :, left:right]
         if not has_background:
             probabilities = probabilities[1:] / np.maximum(probabilities[1:].sum(axis=0), 1e-12)
         index, confidence = _best(probabilities)
         if not has_background:
             index += 1
         found = np.where(confidence >= threshold, index, 0)
-        labels[top:bottom] = found
+        labels[top:bottom, left:right] = found
         is_named = found > 0
         named = found[is_named]
         sums += np.bincount(named, weights=confidence[is_named], minlength=channels)
@@ -121,6 +131,32 @@ def blend(views: Sequence[ViewProbabilities], top: int, bottom: int, width: int)
         weight[first - top : last - top, left:right] += trust
     total /= weight
     return total
+
+
+def _doubts(view: ViewProbabilities) -> NDArray[np.bool_]:
+    """[h, w]: the cells in which background does not lead for sure."""
+    sure: NDArray[np.bool_] = view.values[0] >= view.values[1:].max(axis=0) + SURE_MARGIN
+    return ~sure
+
+
+def _doubtful_columns(
+    views: Sequence[ViewProbabilities], doubts: Sequence[NDArray[np.bool_]], top: int, bottom: int, width: int
+) -> tuple[int, int]:
+    """The first and one past the last column in which a pixel of the rows `top` to `bottom` has a doubtful cell."""
+    left, right = width, 0
+    for view, doubtful in zip(views, doubts, strict=True):
+        box, (height_cells, width_cells) = view.box, doubtful.shape
+        # A pixel has the two cells next to it along either side; beyond the outermost it has those.
+        low, high = ((edge - box.top) / box.side * height_cells - 0.5 for edge in (top, bottom))
+        low, high = max(0, min(height_cells - 1, math.floor(low))), max(0, min(height_cells - 1, math.floor(high) + 1))
+        found = np.flatnonzero(doubtful[low : high + 1].any(axis=0))
+        if not len(found):
+            continue
+        first, last = int(found[0]), int(found[-1])
+        pixel = box.side / width_cells
+        left = min(left, 0 if first == 0 else math.floor(box.left + (first - 0.5) * pixel) - 1)
+        right = max(right, width if last == width_cells - 1 else math.ceil(box.left + (last + 1.5) * pixel) + 1)
+    return max(0, left), min(width, right)
 
 
 def _best(probabilities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

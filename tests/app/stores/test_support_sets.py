@@ -183,3 +183,35 @@ def test_a_repeated_add_is_known_though_its_first_example_was_taken_away(store: 
     _, added = store.add(episode.id, more, if_match=None, limits=LIMITS, token="t")
     _, fewer = store.remove(episode.id, added.ways[0].support[1].id, if_match=None)
     assert content(store.add(episode.id, more, if_match=None, limits=LIMITS, token="t")[1]) == content(fewer)
+
+
+def test_an_episode_that_another_process_changes_is_read_anew(
+    store: SupportSets, database: Database, blobs: Blobs
+) -> None:
+    other = SupportSets(database, blobs, fingerprint="f")
+    episode = create(other)
+    assert store.get(episode.id) is store.get(episode.id)
+    _, more = other.add(episode.id, [NewWay(label="apple", support=[example(b"d", 3)])], if_match=None, limits=LIMITS)
+    assert content(store.get(episode.id)) == content(more)
+    _, fewer = other.remove(episode.id, more.ways[0].support[0].id, if_match=None)
+    assert content(store.get(episode.id)) == content(fewer)
+    other.delete(episode.id)
+    with pytest.raises(NotFound):
+        store.get(episode.id)
+
+
+def test_an_episode_kept_in_memory_expires_too(store: SupportSets, monkeypatch: pytest.MonkeyPatch) -> None:
+    episode = create(store, ttl_s=60)
+    assert store.get(episode.id) is store.get(episode.id)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 61)
+    with pytest.raises(NotFound):
+        store.get(episode.id)
+
+
+def test_an_episode_kept_in_memory_tells_when_another_bundle_took_over(store: SupportSets, database: Database) -> None:
+    episode = create(store)
+    assert store.get(episode.id).fingerprint == "f"
+    with database.write() as connection:
+        facts.write(connection, facts.FINGERPRINT, "g")
+    assert store.get(episode.id).fingerprint == "g"

@@ -30,6 +30,19 @@ def test_regions_equal_those_of_pycocotools(seed: int) -> None:
         assert list(region.bbox) == [int(v) for v in coco.toBbox(expected)]
 
 
+def test_regions_lie_where_they_are_whatever_surrounds_them() -> None:
+    labels = np.zeros((20, 30), np.uint8)
+    labels[5:9, 7:12], labels[8:18, 20:25] = 2, 1
+    expected = [coco.encode(np.asfortranarray((labels == index).astype(np.uint8))) for index in (1, 2)]
+    found = regions(labels, 3)
+    assert [region.rle_counts if region else None for region in found] == [
+        *(one["counts"].decode() for one in expected),
+        None,
+    ]
+    assert [region.bbox if region else None for region in found] == [(20, 8, 5, 10), (7, 5, 5, 4), None]
+    assert regions(np.zeros((20, 30), np.uint8), 2) == [None, None]
+
+
 def test_255_classes_keep_their_regions() -> None:
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     found = regions(labels, 255)

@@ -1,0 +1,52 @@
+"""What a task sees of a picture."""
+
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.domain import Picture
+from app.images import EncodedImage, ImageDecoder, PixelBudget
+from app.limits import Limits
+from app.picture_cache import PictureCache
+from app.tasks.pictures import Pictures, whole_square
+from app.telemetry import Telemetry
+from models.transforms import canonical_image, cut_view, whole_view
+from models.types import TaskProfile
+
+pytestmark = pytest.mark.anyio
+SIZE = 128
+PROFILE = TaskProfile(resolution=SIZE, timestep=1, templates=("{}",))
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+PHOTOGRAPH = np.random.default_rng(0).integers(0, 256, (210, 301, 3), dtype=np.uint8)
+DRAWING = np.full((210, 301, 3), 255, np.uint8)
+DRAWING[60:150, 80:84] = DRAWING[60:150, 200:204] = DRAWING[60:64, 80:204] = 0
+
+
+@pytest.mark.parametrize("pixels", [PHOTOGRAPH, DRAWING], ids=["photograph", "drawing"])
+async def test_the_shared_square_changes_no_form(pixels: NDArray[np.uint8]) -> None:
+    cache, limits = PictureCache(max_bytes=1 << 24), Limits()
+    decoder = ImageDecoder(limits=limits, telemetry=Telemetry(), cache=cache, workers=1)
+    pictures = Pictures(decoder, None, None)  # type: ignore[arg-type]  # no item is read
+    budget = PixelBudget(max_pixels=limits.max_request_pixels, max_images=limits.max_request_images)
+    (prepared,) = await pictures.prepare_all([EncodedImage(data=png(pixels))], budget, PROFILE)
+    decoder.stop()
+    assert np.array_equal(prepared.square, canonical_image(pixels, SIZE))
+    square = whole_square(Picture(pixels=pixels), SIZE)
+    assert np.array_equal(square, cut_view(pixels, whole_view(*pixels.shape[:2]), SIZE))
+
+
+def test_a_square_is_made_once_and_counted() -> None:
+    picture = Picture(pixels=PHOTOGRAPH)
+    square = whole_square(picture, SIZE)
+    assert whole_square(picture, SIZE) is square
+    assert picture.size_bytes == PHOTOGRAPH.nbytes + square.nbytes
