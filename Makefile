@@ -82,8 +82,8 @@ lock: $(VENV)/test.stamp ## pin every extra anew, for every platform
 		--extra cpu --extra gpu --extra postgres --extra otel --extra ray --extra train --extra dev \
 		pyproject.toml --output-file requirements.lock
 
-# Every stage goes on from its last checkpoint, so the budgets may be raised and run again. As shipped, the prior took
-# DEVICE=cuda VAE_MINUTES=0.68 UNET_MINUTES=2.6 on an H100; the heads two cores (weights/mini/README.md).
+# Every stage goes on from its last checkpoint, so the budgets may be raised and run again. On an H100, with
+# DEVICE=cuda VAE_MINUTES=0.7 UNET_MINUTES=2.6, the prior sees ten times what the shipped one saw (docs/adr/0023).
 DEVICE ?= cpu
 WORKERS ?= 2
 VAE_MINUTES ?= 30
