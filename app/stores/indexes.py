@@ -191,8 +191,8 @@ class Indexes:
         return {followed.name: len(followed.index) for followed in list(self._by_id.values())}
 
     def names(self) -> Sequence[str]:
-        """Galleries that have an index, read from memory; safe on the event loop."""
-        return [followed.name for followed in list(self._by_id.values())]
+        """Galleries that have an index."""
+        return [followed.name for followed in self._by_id.values()]
 
     def true_digests(self) -> Mapping[str, str]:
         """The digest every gallery's index must have, worked out from SQL alone."""

@@ -96,9 +96,7 @@ class Retrieval:
         """
         timings = Timings()
         self._indexes.require_active()
-        # What is in memory will be searched; the log tells of a gallery that another process deleted.
-        if query.gallery not in self._indexes.names():
-            await self._database.run(self._galleries.require, query.gallery)
+        await self._database.run(self._galleries.require, query.gallery)
         parts: list[tuple[float, NDArray[np.float32]]] = []
         if query.like or query.unlike:
             liked = await self._database.run(self._galleries.vectors, query.gallery, [*query.like, *query.unlike])
