@@ -18,6 +18,7 @@ from models.config import Manifest
 from models.data.dataset import DEFAULT_FOLDER, DataSet, load_dataset
 from models.data.scenes import compose_evaluation_scene, seen_evaluation_pool, unseen_evaluation_pool
 from models.encoder import FrozenExtractor
+from models.errors import DataError
 from models.evaluation import fewshot, retrieval, segmentation
 from models.evaluation.cache import DEFAULT_CACHE, EvaluationCache, open_cache
 from models.evaluation.seeds import over_seeds
@@ -87,11 +88,14 @@ def frozen_parts(prior: Path) -> FrozenParts:
 
 
 def trained_heads(folder: Path) -> TrainedHeads:
-    """Heads of a folder. Raises BundleError or DataError when they are missing."""
+    """Heads of a folder. Raises BundleError or DataError when they are missing, or read an expert that learnt."""
+    record = read_record(folder)
+    if record.adapted:
+        raise DataError(f"the heads in {folder} read an expert that learnt; this compares heads on frozen maps")
     uhead, head = new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
     load_heads(uhead, head, folder)
     uhead.to(memory_format=torch.channels_last)
-    return TrainedHeads(uhead=uhead.eval(), segmentation=head.eval(), record=read_record(folder))
+    return TrainedHeads(uhead=uhead.eval(), segmentation=head.eval(), record=record)
 
 
 @torch.inference_mode()

@@ -66,9 +66,8 @@ def train_vae_command(
     crop: Annotated[int, typer.Option(min=32, max=128, help="Side of a crop, px.")] = 64,
 ) -> None:
     """Trains the autoencoder on pictures, outlines, icons and drawings of what may be seen."""
-    import torch
-
     from models.training.corpus import load_corpus
+    from models.training.devices import device_named
     from models.training.pictures import save_reconstructions
     from models.training.vae import train_vae
 
@@ -82,7 +81,7 @@ def train_vae_command(
             folder=folder,
             seed=seed,
             progress=progress,
-            device=torch.device(device),
+            device=device_named(device),
             batch=batch,
             crop=crop,
         )
@@ -105,12 +104,13 @@ def train_unet_command(
 ) -> None:
     """Trains the prior on cached latents and text states."""
     import numpy as np
-    import torch
     from diffusers import AutoencoderKL
 
+    from models.bundle import sha256
     from models.training.captions import cache_states
     from models.training.corpus import load_corpus
-    from models.training.export import finished
+    from models.training.devices import device_named
+    from models.training.export import WEIGHTS, finished
     from models.training.pictures import save_samples
     from models.training.unet import Denoising, cache_latents, new_scheduler, train_unet
 
@@ -118,11 +118,15 @@ def train_unet_command(
     folder.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(steps=steps, minutes=minutes, learning_rate=8e-4, decay=True)
     with _stage("unet", steps, threads) as progress:
+        place = device_named(device)
         corpus = load_corpus(load_dataset(data_set)).subset(pictures, seed)
-        vae = AutoencoderKL.from_pretrained(finished(runs.expanduser(), "vae")).eval().to(device)
-        latents = cache_latents(vae, corpus, folder / "latents.npy", variants=variants, progress=progress)
-        states, index = cache_states(corpus.captions, folder / "states.pt", torch.device(device))
-        denoising = Denoising(latents, states, np.asarray(index), corpus, torch.device(device))
+        encoder = finished(runs.expanduser(), "vae")
+        vae = AutoencoderKL.from_pretrained(encoder).eval().to(place)
+        # Latents of an autoencoder that has been trained on since are not these.
+        kept = folder / f"latents-{sha256(encoder / WEIGHTS)[:8]}.npy"
+        latents = cache_latents(vae, corpus, kept, variants=variants, progress=progress)
+        states, index = cache_states(corpus.captions, folder / "states.pt", place)
+        denoising = Denoising(latents, states, np.asarray(index), corpus, place)
         unet = train_unet(denoising, schedule, folder=folder, seed=seed, progress=progress, batch=batch)
         unet.save_pretrained(folder / "export")
         new_scheduler().save_pretrained(folder / "scheduler")
@@ -190,8 +194,7 @@ def train_heads_command(
     device: DeviceOption = "cpu",
 ) -> None:
     """Trains both heads: zero-shot heads, or release heads with --release; with --adapt the expert learns too."""
-    import torch
-
+    from models.training.devices import device_named
     from models.training.frozen import frozen_features
     from models.training.recipe import HeadPlan, train_heads
 
@@ -202,7 +205,7 @@ def train_heads_command(
             prior,
             root,
             rounds=rounds,
-            device=torch.device(device),
+            device=device_named(device),
             keep_pixels=adapt,
             progress=progress,
         )

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.data.dataset import DataSet
+from models.training.devices import to_input
 from models.transforms import render_strokes
 
 _CAPTIONS = {
@@ -70,5 +71,5 @@ def _caption(source: str, kind: str, name: str) -> str:
 
 
 def to_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    """[B, H, W, 3] uint8 RGB as [B, 3, H, W] float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """[B, H, W, 3] uint8 RGB as [B, 3, H, W] float32 in [-1, 1], on the CPU."""
+    return to_input(torch.from_numpy(np.array(pixels)))

@@ -2,7 +2,24 @@
 
 import torch
 
+from models.errors import DataError
+
 CPU = torch.device("cpu")
+
+
+def device_named(name: str) -> torch.device:
+    """The device of a name, such as `cpu` or `cuda`.
+
+    Raises:
+        DataError: torch knows none of that name, or the machine has no GPU.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as err:
+        raise DataError(f"'{name}' is no device torch knows") from err
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DataError(f"the device '{name}' was asked for and there is none")
+    return device
 
 
 def half_on_gpu(device: torch.device) -> torch.autocast:

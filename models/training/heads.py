@@ -185,8 +185,7 @@ def train_pooled(
     loss = PairLoss(stage, data.views, cells, embed, with_unseen=run.with_unseen, shares=course.shares)
     if isinstance(uhead.pool, PlacesPool):
         uhead.pool.place_dropout, uhead.pool.dropout.p = course.place_dropout, course.fused_dropout
-    batches = BatchLoss(draw=loss.draw, losses=loss.losses)
-    _train(stage, batches, schedule, run, name="pooled", channel_dropout=CHANNEL_DROPOUT)
+    _train(stage, loss, schedule, run, name="pooled", channel_dropout=CHANNEL_DROPOUT)
 
 
 def train_dense(uhead: UHead, segmentation: SegmentationHead, data: HeadData, schedule: Schedule, run: Run) -> None:
@@ -197,19 +196,25 @@ def train_dense(uhead: UHead, segmentation: SegmentationHead, data: HeadData, sc
     """
     stage = DenseStage(uhead, segmentation).to(data.device)
     loss = DenseLoss(stage, data.scenes, data.scene_store, run.with_unseen)
-    batches = BatchLoss(draw=loss.draw, losses=loss.losses)
-    _train(stage, batches, schedule, run, name="dense", channel_dropout=DENSE_CHANNEL_DROPOUT)
+    _train(stage, loss, schedule, run, name="dense", channel_dropout=DENSE_CHANNEL_DROPOUT)
 
 
 def _train(
-    stage: nn.Module, loss: BatchLoss, schedule: Schedule, run: Run, *, name: str, channel_dropout: float
+    stage: nn.Module,
+    loss: "PairLoss | DenseLoss",
+    schedule: Schedule,
+    run: Run,
+    *,
+    name: str,
+    channel_dropout: float,
 ) -> None:
     for part in stage.modules():
         if isinstance(part, Standard):
             part.dropout.p = channel_dropout
     torch.manual_seed(run.seed)
     stage.to(memory_format=torch.channels_last)
-    averaged = fit(stage, loss, schedule, folder=run.folder / name, seed=run.seed, progress=run.progress)
+    batches = BatchLoss(draw=loss.draw, losses=loss.losses)
+    averaged = fit(stage, batches, schedule, folder=run.folder / name, seed=run.seed, progress=run.progress)
     stage.load_state_dict(averaged)
     stage.eval()
 

@@ -10,10 +10,11 @@ from torch import nn
 
 from models.adapters import adapt, load_adapters, save_adapters
 from models.build import load_expert, new_uhead
+from models.errors import DataError
 from models.heads.segmentation import SegmentationHead
 from models.pack import ADAPTERS, MINI_DIMENSION, lite0_part, load_heads, mini_uhead_shape, save_heads
 from models.text import load_minilm
-from models.training.ablation import Features, HeadRecord, only, write_record
+from models.training.ablation import Features, HeadRecord, only, read_record, write_record
 from models.training.adapted import adapted_scenes
 from models.training.frozen import HeadData
 from models.training.heads import (
@@ -91,6 +92,9 @@ def train_heads(
         plan: what to train.
         runs: folder of checkpoints and curves, one below it for each plan.
         progress: called with (step, loss), the steps of both stages counted together.
+
+    Raises:
+        DataError: training would go on from heads of an adapted expert on the frozen one's maps.
     """
     data = only(data, plan.features)
     start = bundle if plan.finish else plan.start
@@ -99,6 +103,8 @@ def train_heads(
     if start is None:
         measure_pool(uhead, data.store)
     else:
+        if read_record(start / "heads").adapted and not plan.adapt:
+            raise DataError(f"the heads in {start} were trained with an expert that learnt: add --adapt")
         load_heads(uhead, segmentation, start / "heads")
     expert = _adapted_expert(start, data.device) if plan.adapt else None
     schedule = Schedule(
@@ -122,6 +128,8 @@ def train_heads(
         counted = dataclasses.replace(run, progress=lambda step, loss: progress(plan.pooled_steps + step, loss))
         train_dense(uhead, segmentation, data, dataclasses.replace(schedule, steps=plan.dense_steps_taken), counted)
     save_heads(uhead, segmentation, heads)
+    # Adapters that earlier heads came with are not these heads'.
+    (heads / ADAPTERS).unlink(missing_ok=True)
     if expert is not None:
         save_adapters(expert, heads / ADAPTERS)
     write_record(

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
 from models.training.corpus import Corpus, to_tensor
-from models.training.devices import CPU, half_on_gpu
+from models.training.devices import CPU, half_on_gpu, to_input
 from models.training.loop import Schedule, fit
 from models.training.steps import BatchLoss
 
@@ -98,7 +98,7 @@ def _crops(pictures: torch.Tensor, rows: torch.Tensor, side: int, generator: tor
     corners = torch.randint(0, pictures.shape[1] - side + 1, (2, _TRIES * count), generator=generator).to(device)
     tops, lefts = corners[:, :, None] + torch.arange(side, device=device)
     tried = pictures[rows.to(device).repeat(_TRIES)[:, None, None], tops[:, :, None], lefts[:, None]]
-    crops = tried.permute(0, 3, 1, 2).float() / 127.5 - 1
+    crops = to_input(tried)
     holds = (crops.flatten(1).std(dim=1) > _LEAST_DEVIATION).view(_TRIES, count)
     first = holds.float().argmax(dim=0)  # the first try when none holds anything
     chosen = crops[first * count + torch.arange(count, device=device)]

@@ -10,6 +10,7 @@ import torch
 from models.adapters import load_adapters
 from models.build import load_expert, new_uhead
 from models.data.dataset import DataSet
+from models.errors import DataError
 from models.heads.places import PlacesPool
 from models.heads.segmentation import SegmentationHead
 from models.pack import ADAPTERS, MINI_DIMENSION, lite0_part, mini_uhead_config, mini_uhead_shape
@@ -237,3 +238,8 @@ def test_adapters_learn_with_the_pool_from_pixels(
     assert not torch.equal(scenes["expert.3"], pixels)
     assert torch.equal(scenes["sd.mid"], data.scene_store.read(torch.arange(1))["sd.mid"])
     assert read_record(tmp_path / "bundle" / "heads").adapted
+    with pytest.raises(DataError, match="add --adapt"):
+        train_heads(tmp_path / "bundle", data, HeadPlan(finish=True), tmp_path / "runs", lambda _step, _loss: None)
+    train_heads(tmp_path / "bundle", data, HeadPlan(steps=1, dense_steps=0), tmp_path / "runs", lambda _s, _l: None)
+    assert not (tmp_path / "bundle" / "heads" / ADAPTERS).exists()
+    assert not read_record(tmp_path / "bundle" / "heads").adapted
