@@ -5,6 +5,7 @@ Outermost first: `RequestContext` (id, log, metrics, last resort), `PathGuard`, 
 """
 
 import asyncio
+import contextlib
 import re
 import time
 import uuid
@@ -12,6 +13,7 @@ from urllib.parse import unquote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response, service_error
@@ -24,6 +26,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/healthz", "/health", "/metrics"})
 _ENCODED_SEPARATOR = re.compile(rb"%(?:2f|5c|00)", re.IGNORECASE)
 _MAX_TIMINGS = 16
+_LINGER_S = 2.0
+"""For which what a refused client still sends is read and dropped."""
 
 
 class RequestContext:
@@ -120,9 +124,8 @@ class InFlightLimit:
             self._telemetry.requests_rejected.labels("in_flight").inc()
             wait_s = self._rate.seconds_for(self._max_in_flight) or 1.0
             error = QueueFull("Too many requests are at work.", retry_after_s=min(MAX_RETRY_AFTER_S, wait_s))
-            response = problem_response(error, HTTPConnection(scope))
-            response.headers["Connection"] = "close"
-            await response(scope, receive, send)
+            # The server drops what is left of the body and keeps the connection.
+            await problem_response(error, HTTPConnection(scope))(scope, receive, send)
             return
         if self._free == self._max_in_flight:
             self._last_end_s = time.monotonic()
@@ -194,10 +197,7 @@ class BodyLimit:
         declared = HTTPConnection(scope).headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > self._max_body_bytes:
             error = BodyTooLarge(f"A request body may hold {self._max_body_bytes} bytes.")
-            response = problem_response(error, HTTPConnection(scope))
-            # The body is not read: the connection cannot be used again.
-            response.headers["Connection"] = "close"
-            await response(scope, receive, send)
+            await _answer_and_close(problem_response(error, HTTPConnection(scope)), scope, receive, send)
             return
         received = 0
 
@@ -258,6 +258,24 @@ class DisconnectWatch:
             if watch is not None:
                 watch.cancel()
                 await asyncio.gather(watch, return_exceptions=True)
+
+
+async def _answer_and_close(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers while a body too large to read comes in, and reads on for a moment before the connection is closed.
+
+    A client that is still sending when a connection is closed sees it break, not the answer (RFC 9112, 9.6).
+    """
+
+    async def send_open(message: Message) -> None:
+        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+    response.headers["Connection"] = "close"
+    await response(scope, receive, send_open)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b""})
 
 
 def is_plain_path(raw_path: bytes) -> bool:
