@@ -1,7 +1,13 @@
-"""What the shared pass saves: three tasks on one picture, with the caches of features and pictures and without."""
+"""What the shared pass saves: three tasks on one picture, with the caches of features and pictures and without.
 
+Requests are made before the clock starts and sent by the lean client of the standard library: what is timed is the
+service.
+"""
+
+import http.client
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,24 +38,42 @@ def three_tasks(pictures: int, *, port: int) -> dict[str, float]:
             wait_until_ready(client)
             ways = {"support:one": jpeg(-1 % 2**32), "support:two": jpeg(-2 % 2**32)}
             episode = client.post("/fewshot/episodes", files=ways).raise_for_status().json()["id"]
-            _three(client, episode, jpeg(10**6))
-            images = [jpeg(2 * 10**6 + number) for number in range(pictures)]
-            started_s = time.perf_counter()
-            for image in images:
-                _three(client, episode, image)
-            found[f"{name}_s"] = (time.perf_counter() - started_s) / pictures
+            lean = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            _seconds(lean, _three(client, episode, jpeg(10**6)))
+            asked = [_three(client, episode, jpeg(2 * 10**6 + number)) for number in range(pictures)]
+            found[f"{name}_s"] = sum(_seconds(lean, three) for three in asked) / pictures
             if name == "cached":
-                started_s = time.perf_counter()
-                for image in images:
-                    _three(client, episode, image)
-                found["repeat_s"] = (time.perf_counter() - started_s) / pictures
+                found["repeat_s"] = sum(_seconds(lean, three) for three in asked) / pictures
+            lean.close()
     return {**found, "speedup": found["separate_s"] / found["cached_s"]}
 
 
-def _three(client: httpx.Client, episode: str, image: bytes) -> None:
-    client.post("/retrieve", files={"sketch": image}).raise_for_status()
-    client.post("/segment", files={"image": image}, data={"classes": ["cat", "dog"]}).raise_for_status()
-    client.post(f"/fewshot/episodes/{episode}/classify", files={"query": image}).raise_for_status()
+def _three(client: httpx.Client, episode: str, image: bytes) -> list[httpx.Request]:
+    """Retrieval, segmentation and classification of one picture, ready to be sent."""
+    asked = [
+        client.build_request("POST", "/retrieve", files={"sketch": image}),
+        client.build_request("POST", "/segment", files={"image": image}, data={"classes": ["cat", "dog"]}),
+        client.build_request("POST", f"/fewshot/episodes/{episode}/classify", files={"query": image}),
+    ]
+    for request in asked:
+        request.read()
+    return asked
+
+
+def _seconds(connection: http.client.HTTPConnection, asked: Sequence[httpx.Request]) -> float:
+    """For all of them, one after another.
+
+    Raises:
+        RuntimeError: one was not answered with 200.
+    """
+    started_s = time.perf_counter()
+    for request in asked:
+        connection.request(request.method, request.url.path, body=request.content, headers=dict(request.headers))
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"{request.url.path} was answered with {answer.status}")
+    return time.perf_counter() - started_s
 
 
 def wait_until_ready(client: httpx.Client) -> None:
