@@ -19,6 +19,7 @@ from models.paper import (
     frame_tone,
     is_all_noise,
     is_vivid,
+    median,
     noise_of,
     strips,
 )
@@ -114,18 +115,29 @@ def _without_specks(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
     labels, count = ndimage.label(ink, structure=np.ones((3, 3)))
     if count < 2:
         return ink
-    area = np.bincount(labels.ravel())
-    area[0] = 0
+    inked = labels[ink]
+    area = np.bincount(inked)
     keep = area >= min(6, 0.05 * area.max())
-    keep[0] = False
-    return np.asarray(keep[labels], dtype=np.bool_)
+    kept = ink.copy()
+    kept[ink] = keep[inked]
+    return kept
 
 
 def _tinted_share(contrast: NDArray[np.float32], ink: NDArray[np.bool_], threshold: float, noise: float) -> float:
     """Share of the drawing's box that is neither paper nor ink nor ink's soft edge."""
-    near = ndimage.binary_dilation(ink, iterations=3)
+    near = _grown(_grown(_grown(ink)))
     tinted = (contrast > max(14.0, 4 * noise, 0.35 * threshold)) & ~near
     return float(tinted.mean())
+
+
+def _grown(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`ndimage.binary_dilation`, seven times as fast."""
+    grown = ink.copy()
+    grown[1:] |= ink[:-1]
+    grown[:-1] |= ink[1:]
+    grown[:, 1:] |= ink[:, :-1]
+    grown[:, :-1] |= ink[:, 1:]
+    return grown
 
 
 def _has_other_colours(
@@ -142,29 +154,30 @@ def _has_other_colours(
         papers = _hue(frame(low, edge)[border], frame(high, edge)[border])
     else:
         papers = _hue(low[~ink], high[~ink])
-    paper = np.median(papers, axis=1)
+    paper = np.array([median(channel) for channel in papers])
     low, high, ink = low[box], high[box], ink[box]
     core = ink & ndimage.binary_erosion(ink)
     core = core if bool(core.any()) else ink
     pens = _hue(low[core], high[core])
-    pen = np.median(pens, axis=1)
+    pen = np.array([median(channel) for channel in pens])
     if float((np.abs(pens - pen[:, None]).max(axis=0) > _PEN_DISTANCE).mean()) > _MAX_OTHER_PENS:
         return True
     along = pen - paper
     length = float(along @ along)
     foreign = 0
     for rows in strips(low):
-        inside = _hue(low[rows], high[rows]) - paper[:, None, None]
+        inside = _hue(low[rows], high[rows]).reshape(3, -1) - paper[:, None]
         if length > 1:
-            share = np.clip(np.tensordot(along, inside, 1) / np.float32(length), 0, 1)
-            inside -= along[:, None, None] * share
+            # Pixel by pixel in memory: the product rounds by layout, and a rounding may decide.
+            share = np.clip(np.tensordot(along, inside.copy("F"), 1) / np.float32(length), 0, 1)
+            inside -= along[:, None] * share
         foreign += int((np.abs(inside).max(axis=0) > _FOREIGN_DISTANCE).sum())
     return foreign / ink.size > _MAX_FOREIGN_COLOUR
 
 
 def _hue(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """[…, 3] → [3, …]: what a tone is more or less than grey, at one brightness."""
-    middle = (np.moveaxis(low, -1, 0).astype(np.float32) + np.moveaxis(high, -1, 0)) / 2
+    """[…, 3] → [3, …], each channel in one piece: what a tone is more or less than grey, at one brightness."""
+    middle = (np.moveaxis(low, -1, 0).astype(np.float32, "C") + np.moveaxis(high, -1, 0)) / 2
     mean = (middle[0] + middle[1] + middle[2]) / 3
     hue: NDArray[np.float32] = (middle - mean) * (128 / np.maximum(mean, 64))
     return hue
@@ -193,7 +206,9 @@ def _ink_colour(
     lighter = high[core].astype(np.float32)
     colour = darker if darker.mean() <= 255 - lighter.mean() else lighter
     spread = float(np.abs(colour - np.median(colour, axis=0)).mean())
-    chroma = float(np.median(colour.max(axis=1) - colour.min(axis=1)))
+    red, green, blue = np.ascontiguousarray(colour.T)
+    largest, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    chroma = float(median(largest - least))
     return spread, chroma
 
 
