@@ -58,7 +58,8 @@ def contrast_to_tone(low: NDArray[np.uint8], high: NDArray[np.uint8], tone: NDAr
     contrast = np.zeros(low.shape[:2], np.float32)
     for rows in strips(low):
         for channel in range(3):
-            _widen(contrast[rows], low[rows, :, channel], high[rows, :, channel], tone[channel])
+            lightest = high[rows, :, channel]
+            _widen(contrast[rows], lightest if low is high else low[rows, :, channel], lightest, tone[channel])
     return contrast
 
 
@@ -146,7 +147,8 @@ def contrast_to_paper(
         for channel in range(3):
             fitted = down[part] @ surface[channel].reshape(4, 4) @ across.T
             paper = np.clip(fitted, 0, 255, dtype=np.float32, casting="same_kind")
-            _widen(contrast[part], low[part, :, channel], high[part, :, channel], paper)
+            lightest = high[part, :, channel]
+            _widen(contrast[part], lightest if low is high else low[part, :, channel], lightest, paper)
     return contrast
 
 
@@ -163,8 +165,12 @@ def _widen(
     paper: NDArray[np.float32] | np.float32,
 ) -> None:
     """Raises `contrast` [h, w] to one channel's larger difference to the paper."""
-    np.maximum(contrast, high - paper, out=contrast)
-    np.maximum(contrast, paper - low, out=contrast)
+    above = high - paper
+    if low is high:
+        np.abs(above, out=above)
+    else:
+        np.maximum(contrast, paper - low, out=contrast)
+    np.maximum(contrast, above, out=contrast)
 
 
 def _middle(sums: NDArray[np.uint16]) -> NDArray[np.float32]:
