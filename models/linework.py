@@ -19,12 +19,14 @@ from models.paper import (
     frame_tone,
     is_all_noise,
     is_vivid,
+    median,
     noise_of,
     strips,
 )
 
 _SEARCH_SIDE = 1024
 _TRACE_SIDE = 256
+_STRIP_ROWS = 16
 _MIN_CONTRAST = 40.0
 _MIN_INK = 24.0
 _MAX_COVERAGE = 0.45
@@ -98,15 +100,21 @@ def _block_extremes(pixels: NDArray[np.uint8], side: int) -> tuple[NDArray[np.ui
 
 
 def _reduced(pixels: NDArray[np.uint8], factor: int, extreme: np.ufunc) -> NDArray[np.uint8]:
-    """`extreme` over blocks of `factor` × `factor`; slice by slice, which is ten times as fast as `reduceat`."""
-    rows = pixels[::factor].copy()
-    for offset in range(1, factor):
-        part = pixels[offset::factor]
-        extreme(rows[: len(part)], part, out=rows[: len(part)])
-    blocks = rows[:, ::factor].copy()
-    for offset in range(1, factor):
-        part = rows[:, offset::factor]
-        extreme(blocks[:, : part.shape[1]], part, out=blocks[:, : part.shape[1]])
+    """`extreme` over blocks of `factor` × `factor`, a few rows at a time, which stay in a processor's cache."""
+    height, width = pixels.shape[:2]
+    blocks = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
+    for top in range(0, len(blocks), _STRIP_ROWS):
+        part = pixels[top * factor : (top + _STRIP_ROWS) * factor]
+        rows = part[::factor].copy()
+        for offset in range(1, factor):
+            below = part[offset::factor]
+            extreme(rows[: len(below)], below, out=rows[: len(below)])
+        # Over all columns and then every `factor`-th: NumPy is slow on runs of three.
+        line = rows.reshape(len(rows), -1)
+        widened = line.copy()
+        for offset in range(3, 3 * factor, 3):
+            extreme(widened[:, :-offset], line[:, offset:], out=widened[:, :-offset])
+        blocks[top : top + _STRIP_ROWS] = widened.reshape(rows.shape)[:, ::factor]
     return blocks
 
 
@@ -114,18 +122,29 @@ def _without_specks(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
     labels, count = ndimage.label(ink, structure=np.ones((3, 3)))
     if count < 2:
         return ink
-    area = np.bincount(labels.ravel())
-    area[0] = 0
+    inked = labels[ink]
+    area = np.bincount(inked)
     keep = area >= min(6, 0.05 * area.max())
-    keep[0] = False
-    return np.asarray(keep[labels], dtype=np.bool_)
+    kept = ink.copy()
+    kept[ink] = keep[inked]
+    return kept
 
 
 def _tinted_share(contrast: NDArray[np.float32], ink: NDArray[np.bool_], threshold: float, noise: float) -> float:
     """Share of the drawing's box that is neither paper nor ink nor ink's soft edge."""
-    near = ndimage.binary_dilation(ink, iterations=3)
+    near = _grown(_grown(_grown(ink)))
     tinted = (contrast > max(14.0, 4 * noise, 0.35 * threshold)) & ~near
     return float(tinted.mean())
+
+
+def _grown(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`ndimage.binary_dilation`, seven times as fast."""
+    grown = ink.copy()
+    grown[1:] |= ink[:-1]
+    grown[:-1] |= ink[1:]
+    grown[:, 1:] |= ink[:, :-1]
+    grown[:, :-1] |= ink[:, 1:]
+    return grown
 
 
 def _has_other_colours(
@@ -142,29 +161,30 @@ def _has_other_colours(
         papers = _hue(frame(low, edge)[border], frame(high, edge)[border])
     else:
         papers = _hue(low[~ink], high[~ink])
-    paper = np.median(papers, axis=1)
+    paper = np.array([median(channel) for channel in papers])
     low, high, ink = low[box], high[box], ink[box]
     core = ink & ndimage.binary_erosion(ink)
     core = core if bool(core.any()) else ink
     pens = _hue(low[core], high[core])
-    pen = np.median(pens, axis=1)
+    pen = np.array([median(channel) for channel in pens])
     if float((np.abs(pens - pen[:, None]).max(axis=0) > _PEN_DISTANCE).mean()) > _MAX_OTHER_PENS:
         return True
     along = pen - paper
     length = float(along @ along)
     foreign = 0
     for rows in strips(low):
-        inside = _hue(low[rows], high[rows]) - paper[:, None, None]
+        inside = _hue(low[rows], high[rows]).reshape(3, -1) - paper[:, None]
         if length > 1:
-            share = np.clip(np.tensordot(along, inside, 1) / np.float32(length), 0, 1)
-            inside -= along[:, None, None] * share
+            # Pixel by pixel in memory: the product rounds by layout, and a rounding may decide.
+            share = np.clip(np.tensordot(along, inside.copy("F"), 1) / np.float32(length), 0, 1)
+            inside -= along[:, None] * share
         foreign += int((np.abs(inside).max(axis=0) > _FOREIGN_DISTANCE).sum())
     return foreign / ink.size > _MAX_FOREIGN_COLOUR
 
 
 def _hue(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """[…, 3] → [3, …]: what a tone is more or less than grey, at one brightness."""
-    middle = (np.moveaxis(low, -1, 0).astype(np.float32) + np.moveaxis(high, -1, 0)) / 2
+    """[…, 3] → [3, …], each channel in one piece: what a tone is more or less than grey, at one brightness."""
+    middle = (np.moveaxis(low, -1, 0).astype(np.float32, "C") + np.moveaxis(high, -1, 0)) / 2
     mean = (middle[0] + middle[1] + middle[2]) / 3
     hue: NDArray[np.float32] = (middle - mean) * (128 / np.maximum(mean, 64))
     return hue
@@ -190,10 +210,12 @@ def _ink_colour(
     """Spread of the ink's colour and its median chroma, both on the 0–255 scale, at the ink's core."""
     core = ink & (contrast >= 0.75 * np.quantile(contrast[ink], 0.9))
     darker = low[core].astype(np.float32)
-    lighter = high[core].astype(np.float32)
+    lighter = darker if low is high else high[core].astype(np.float32)
     colour = darker if darker.mean() <= 255 - lighter.mean() else lighter
     spread = float(np.abs(colour - np.median(colour, axis=0)).mean())
-    chroma = float(np.median(colour.max(axis=1) - colour.min(axis=1)))
+    red, green, blue = np.ascontiguousarray(colour.T)
+    largest, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    chroma = float(median(largest - least))
     return spread, chroma
 
 
