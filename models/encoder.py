@@ -10,6 +10,7 @@ from torch import nn
 
 from models.backbone import StableDiffusionBackbone
 from models.captioner import Captioner
+from models.cuda_graphs import GraphedPass
 from models.heads.uhead import UHead
 from models.text import TextEncoder
 from models.tracing import Pass, recorded
@@ -93,7 +94,8 @@ class Encoder:
     """A loaded bundle's encoder; implements `app.domain.Encoder`.
 
     Args:
-        is_recorded: whether passes run as graphs, one a picture size, recorded at the first pass (docs/adr/0022).
+        is_recorded: whether passes run as graphs, recorded at the first pass: on the CPU one a picture size
+            (docs/adr/0022), on a GPU one a picture size and number of pictures.
     """
 
     def __init__(
@@ -148,7 +150,10 @@ class Encoder:
         if self._is_recorded:
             size = pixels.shape[2:]
             if size not in self._graphs:
-                self._graphs[size] = recorded(self._network, pixels, timesteps, states)
+                is_cuda = pixels.device.type == "cuda"
+                self._graphs[size] = (
+                    GraphedPass(self._network) if is_cuda else recorded(self._network, pixels, timesteps, states)
+                )
             run = self._graphs[size]
         return run(pixels, timesteps, states)
 
