@@ -44,8 +44,10 @@ def varied(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A batch of so many made from the first sample; no two of it, and no two sizes, are alike."""
     turns = range(size, 2 * size)
+    # The first pass is a warm-up's, of one colour: half of a ramp makes it a picture.
+    shown = (pixels[0] + torch.linspace(-1, 1, pixels.shape[3], device=pixels.device, dtype=pixels.dtype)) / 2
     return (
-        torch.stack([pixels[0].roll(7 * turn, dims=2) for turn in turns]).contiguous(memory_format=torch.channels_last),
+        torch.stack([shown.roll(7 * turn, dims=2) for turn in turns]).contiguous(memory_format=torch.channels_last),
         torch.stack([(timesteps[0] + 131 * turn) % 1000 for turn in turns]),
         torch.stack([states[0].roll(turn, dims=1) for turn in turns]),
     )
