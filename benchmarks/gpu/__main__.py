@@ -5,6 +5,7 @@ With `--device cpu` what needs no GPU runs at a small size; the rest says that i
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -69,6 +70,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=Path(tempfile.gettempdir()) / "bench-gpu-pictures.npz")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
     options = parser.parse_args()
+    # Ended from outside, it ends its servers all the same.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     is_cuda = options.device.startswith("cuda")
     device, seconds = options.device, options.seconds
     run = Run(options.out, device, options.limit)
@@ -84,12 +87,14 @@ def main() -> None:
         service.Setting(decode_workers=workers, max_batch=batch, has_graphs=graphs, port=PORT + number)
         for number, (workers, batch, graphs) in enumerate(pairs)
     ]
-    clients = 96 if is_cuda else 4
+    clients = 128 if is_cuda else 4
     generators = Generators(2 if is_cuda else 1, 192 if is_cuda else 16)
     try:
         with service.started(device, settings) as processes:
             run.section("agreement", lambda: agreement.agreement(device, options.pictures, count, run.note), needs_s=5)
             torch.set_num_threads(1)
+            flood = (512, 64) if is_cuda else (12, 4)
+            run.section("out of memory", lambda: engine.out_of_memory(device, *flood), needs_s=5)
             dtypes = ("bf16", "fp32") if is_cuda else ("fp32",)
             views = 32 if is_cuda else 2
             run.section("encoder", lambda: encoder.speed(device, sizes, 9 * seconds, run.note), needs_s=10 * seconds)
@@ -100,8 +105,6 @@ def main() -> None:
             run.section("drain", lambda: service.drained(settings[0], processes[0], generators), needs_s=8)
     finally:
         generators.close()
-    views = 512 if is_cuda else 12
-    run.section("out of memory", lambda: engine.out_of_memory(device, views, 64 if is_cuda else 4), needs_s=5)
     base = service.contender(device, settings[0])
     run.section("three tasks", lambda: three_tasks(32 if is_cuda else 2, port=PORT + 50, base=base), needs_s=30)
     run.section("FAISS on the GPU", lambda: NO_FAISS if is_cuda else NO_GPU, needs_s=0)

@@ -26,6 +26,7 @@ def agreement(device: str, pictures: Path, count: int, note: Callable[[str], Non
     rows = []
     for precision in PRECISIONS if device.startswith("cuda") else PRECISIONS[:1]:
         with encoder_of(precision, device) as encoder:
+            encoder._is_recorded = encoder._is_recorded and not device.startswith("cuda")
             answers = _answers(encoder, both)
             few = both[:BATCH]
             alone = [_answers(encoder, few[index : index + 1]) for index in range(len(few))]
@@ -51,8 +52,8 @@ def _unit(pixels: NDArray[np.uint8]) -> torch.Tensor:
 def _answers(encoder: Encoder, views: torch.Tensor) -> Answers:
     found = [encoder.encode_images(batch_of(part)) for part in torch.split(views, BATCH)]
     return (
-        torch.cat([one.pooled for one in found]).numpy().copy(),
-        torch.cat([one.dense for one in found]).numpy().copy(),
+        torch.cat([one.pooled for one in found]).numpy(),
+        torch.cat([one.dense for one in found]).numpy(),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from benchmarks.gpu.precision import PRECISIONS, SIDE, Precision, batch_of, encoder_of, synchronise
 from models import cuda_graphs
 from models.cuda_graphs import GraphedPass
-from models.encoder import Encoder
+from models.encoder import Encoder, _fetched
 
 Row = dict[str, object]
 
@@ -61,13 +61,16 @@ def _graphed(
     before = torch.cuda.memory_reserved()
     try:
         graphed = GraphedPass(encoder._network)
-        graphed(*inputs)
+        wanted, found = encoder._network(*inputs)[1], graphed(*inputs)[1]
         if not graphed.sizes:
             return {"graph_pass_ms": None}
         return {
+            "graph_off": float((wanted - found).abs().max() / wanted.abs().max()),
             "graph_pass_ms": median_ms(lambda: graphed(*inputs), device, each_s),
             "graph_mib": (torch.cuda.memory_reserved() - before) / 2**20,
         }
+    except RuntimeError as err:
+        return {"graph_error": str(err)[:200]}
     finally:
         cuda_graphs.LARGEST = largest
 
@@ -97,12 +100,6 @@ def _stages(encoder: Encoder, precision: Precision, device: str, size: int, each
     }
     found: Row = {"precision": precision.name, "batch": size}
     return found | {name: median_ms(call, device, each_s) for name, call in calls.items()}
-
-
-def _fetched(dense: torch.Tensor) -> torch.Tensor:
-    from models.encoder import _fetched as fetched
-
-    return fetched(dense)
 
 
 def median_ms(call: Callable[[], object], device: str, seconds: float) -> float:

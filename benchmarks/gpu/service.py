@@ -15,9 +15,10 @@ from benchmarks.gpu.generator import Fired, Generators
 from benchmarks.serve.contenders import CONTENDERS, Contender
 from benchmarks.serve.measure import running
 from benchmarks.serve.processes import cpu_s, rss_bytes
-from benchmarks.serve.shared_pass import wait_until_ready
 
 Row = dict[str, object]
+
+START_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ def contender(device: str, setting: Setting) -> Contender:
         "VERMOUTH_MAX_BATCH": str(setting.max_batch),
         "VERMOUTH_MAX_IN_FLIGHT": "512",
         "VERMOUTH_MAX_DECODE_WAITING": "1024",
+        "VERMOUTH_DRAIN_DELAY_S": "0.5",
     }
     return replace(CONTENDERS[0], command=command, variables={**CONTENDERS[0].variables, **varied})
 
@@ -57,7 +59,7 @@ def measure(
 ) -> Row:
     """Capacity, and latency at four fifths of it."""
     with httpx.Client(base_url=f"http://127.0.0.1:{setting.port}", timeout=60) as client:
-        wait_until_ready(client)
+        _wait(client, process)
         generators.closed_loop(setting.port, clients, min(1.5, seconds))
         before, used_s = _metrics(client), cpu_s(process.pid)
         full = generators.closed_loop(setting.port, clients, seconds)
@@ -81,6 +83,16 @@ def measure(
         "gpu_reserved_mib": _total(loaded, "vermouth_device_memory_bytes", 'kind="reserved"') / 2**20,
         "gpu_allocated_mib": _total(loaded, "vermouth_device_memory_bytes", 'kind="allocated"') / 2**20,
     }
+
+
+def _wait(client: httpx.Client, process: "subprocess.Popen[bytes]") -> None:
+    until_s = time.perf_counter() + START_LIMIT_S
+    while time.perf_counter() < until_s and process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            if client.get("/readyz").status_code == 200:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"the service did not start (exit code {process.poll()})")
 
 
 def drained(setting: Setting, process: "subprocess.Popen[bytes]", generators: Generators) -> Row:
