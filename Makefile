@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export VERMOUTH_PORT := $(PORT)
 
-.PHONY: serve test prove-engine prove-state bench-serve bench-encoder bench-soak bench-maxima bench-index lint format lock clean weights
+.PHONY: serve test prove-engine prove-state bench-serve bench-encoder bench-gpu bench-soak bench-maxima bench-index lint format lock clean weights
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -55,6 +55,9 @@ bench-serve: $(VENV)/test.stamp $(PEERS)/bin/ray ## this service beside its peer
 
 bench-encoder: $(VENV)/test.stamp ## the encoder's time by stage beside the machine's matrix rate
 	$(BIN)/python -m benchmarks.encoder
+
+bench-gpu: $(VENV)/test.stamp ## serving on a GPU, measured and checked, into docs/results (three minutes)
+	$(BIN)/python -m benchmarks.gpu
 
 bench-soak: $(VENV)/test.stamp ## memory over ten minutes of steady load
 	$(BIN)/python -m benchmarks.soak

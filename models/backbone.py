@@ -106,6 +106,7 @@ class StableDiffusionBackbone(nn.Module):
         # Not a buffer: `module.to(bfloat16)` would round the schedule.
         self.alphas_cumprod: torch.Tensor = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod.float()
         self._noise: dict[tuple[int, int], torch.Tensor] = {}
+        self._schedule: dict[torch.device, torch.Tensor] = {}
         self._tapped: dict[str, torch.Tensor] = {}
         for tap in self.taps:
             block = unet.mid_block if tap == "mid" else unet.up_blocks[int(tap.removeprefix("up_"))]
@@ -135,7 +136,7 @@ class StableDiffusionBackbone(nn.Module):
         self, latents: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """The second half of `forward`, for latents that are kept: head training encodes each picture once."""
-        noisy = add_noise(latents, self._noise_like(latents), timesteps, self.alphas_cumprod)
+        noisy = add_noise(latents, self._noise_like(latents), timesteps, self._schedule_on(latents.device))
         self._tapped.clear()
         self.unet(noisy, timesteps, encoder_hidden_states=encoder_hidden_states)
         tapped = dict(self._tapped)
@@ -147,6 +148,12 @@ class StableDiffusionBackbone(nn.Module):
             self._tapped[tap] = output
 
         return hook
+
+    def _schedule_on(self, device: torch.device) -> torch.Tensor:
+        """Copied once: a copy in the midst of every pass makes the launching thread wait, and no graph may hold one."""
+        if device not in self._schedule:
+            self._schedule[device] = self.alphas_cumprod.to(device)
+        return self._schedule[device]
 
     def _noise_like(self, latents: torch.Tensor) -> torch.Tensor:
         # Numbers, whoever asks: to a tracer sizes are tensors, and equal ones are different keys.

@@ -64,7 +64,7 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
         fingerprint=digest,
         device=placed,
         dtype=precision,
-        is_recorded=placed.type == "cpu",
+        is_recorded=placed.type in ("cpu", "cuda"),
     )
     info = BundleInfo(
         name=manifest.name,

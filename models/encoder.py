@@ -10,6 +10,7 @@ from torch import nn
 
 from models.backbone import StableDiffusionBackbone
 from models.captioner import Captioner
+from models.cuda_graphs import GraphedPass
 from models.heads.uhead import UHead
 from models.text import TextEncoder
 from models.tracing import Pass, recorded
@@ -93,7 +94,8 @@ class Encoder:
     """A loaded bundle's encoder; implements `app.domain.Encoder`.
 
     Args:
-        is_recorded: whether passes run as graphs, one a picture size, recorded at the first pass (docs/adr/0022).
+        is_recorded: whether passes run as graphs, recorded at the first pass: on the CPU one a picture size
+            (docs/adr/0022), on a GPU one a picture size and number of pictures.
     """
 
     def __init__(
@@ -130,10 +132,11 @@ class Encoder:
     @torch.inference_mode()
     def encode_images(self, batch: ImageBatch) -> ImageFeatures:
         """One pass over B pictures."""
-        pixels = batch.pixels.to(device=self._device, dtype=self._dtype, memory_format=torch.channels_last)
+        # First there, then converted: in one step the processor would convert, in the device's thread.
+        pixels = batch.pixels.to(self._device).to(dtype=self._dtype, memory_format=torch.channels_last)
         states = self.extractor.conditioning(pixels, batch.captions)
         pooled, dense = self._pass(pixels, batch.timesteps.to(self._device), states)
-        return ImageFeatures(pooled=pooled.float().cpu(), dense=dense.float().cpu())
+        return ImageFeatures(pooled=_fetched(pooled), dense=_fetched(dense))
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -147,6 +150,20 @@ class Encoder:
         if self._is_recorded:
             size = pixels.shape[2:]
             if size not in self._graphs:
-                self._graphs[size] = recorded(self._network, pixels, timesteps, states)
+                is_cuda = pixels.device.type == "cuda"
+                self._graphs[size] = (
+                    GraphedPass(self._network) if is_cuda else recorded(self._network, pixels, timesteps, states)
+                )
             run = self._graphs[size]
         return run(pixels, timesteps, states)
+
+
+def _fetched(features: torch.Tensor) -> torch.Tensor:
+    """In main memory, float32.
+
+    A picture's dense map is 1.5 MB, so from a GPU the way matters: ordered there, not by the thread that takes the
+    batch apart, and into pinned pages, which torch keeps and hands out again.
+    """
+    if features.device.type != "cuda":
+        return features.float().cpu()
+    return torch.empty(features.shape, dtype=torch.float32, pin_memory=True).copy_(features.float().contiguous())

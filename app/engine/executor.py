@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from prometheus_client import Gauge
 from app.domain import Encoder, View
 from app.engine.work import Batch, DeviceFatal, DeviceOutOfMemory, Group, Kind, Output, Passed, Work
 from models.types import ImageBatch
+
+_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +143,10 @@ def _to_numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
 
 
 def _classified(error: BaseException) -> BaseException:
-    if isinstance(error, torch.OutOfMemoryError):
+    # CUDA's libraries and driver have words of their own for it; none of them harms the process.
+    if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+        # The frames of the failed pass hold its tensors, and the half that is tried next would find no room.
+        traceback.clear_frames(error.__traceback__)
         torch.cuda.empty_cache()
         return DeviceOutOfMemory("the batch did not fit into the device's memory")
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):

@@ -36,14 +36,21 @@ class Contender:
         return subprocess.Popen(
             [python, *filled],
             cwd=ROOT,
-            env={**kept, **_COMMON, **variables},
+            env={**kept, **_COMMON, "PYTHONPATH": _path(), **variables},
             stdout=subprocess.DEVNULL,
             stderr=Path(data, "stderr.txt").open("wb"),
             start_new_session=True,
         )
 
 
-_COMMON = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+_COMMON = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def _path() -> str:
+    """This checkout before what else Python was told to look in."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 _ONE_THREAD = "the other core decodes and serves; two OpenMP threads on a busy core stall each other"
 
 CONTENDERS = (

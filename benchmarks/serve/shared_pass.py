@@ -13,12 +13,12 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.serve.contenders import CONTENDERS
+from benchmarks.serve.contenders import CONTENDERS, Contender
 from benchmarks.serve.images import jpeg
 from benchmarks.serve.measure import running
 
 
-def three_tasks(pictures: int, *, port: int) -> dict[str, float]:
+def three_tasks(pictures: int, *, port: int, base: Contender = CONTENDERS[0]) -> dict[str, float]:
     """Seconds for retrieval, segmentation by the whole view and few-shot classification of each picture in turn.
 
     Returns:
@@ -27,13 +27,13 @@ def three_tasks(pictures: int, *, port: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, features_bytes, pictures_bytes in (("cached", 1 << 28, 1 << 26), ("separate", 0, 0)):
         variables = {
-            **CONTENDERS[0].variables,
+            **base.variables,
             "VERMOUTH_FEATURE_CACHE_BYTES": str(features_bytes),
             "VERMOUTH_PICTURE_CACHE_BYTES": str(pictures_bytes),
             "VERMOUTH_LIMITS__MAX_TILES": "0",
             "VERMOUTH_DATA_DIR": str(Path(tempfile.mkdtemp(prefix="bench-three-")) / "state"),
         }
-        contender = replace(CONTENDERS[0], variables=variables)
+        contender = replace(base, variables=variables)
         with running(contender, port, ""), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             wait_until_ready(client)
             ways = {"support:one": jpeg(-1 % 2**32), "support:two": jpeg(-2 % 2**32)}
