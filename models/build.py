@@ -45,7 +45,7 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
     Args:
         folder: holds `bundle.json`.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best there is.
-        dtype: `fp32`, `bf16`, `fp16`, or `auto`: fp32 on a CPU, bf16 on a GPU.
+        dtype: `fp32`, `bf16`, `fp16`, or `auto`: fp32 on a CPU, fp16 on a GPU (docs/adr/0025).
         profile: a profile of the manifest; None for its own taps.
 
     Raises:
@@ -116,7 +116,7 @@ def _decide(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if placed.type == "cuda" and not torch.cuda.is_available():
         raise BundleError("the device 'cuda' was asked for and there is none")
     if dtype == "auto":
-        return placed, torch.float32 if placed.type == "cpu" else torch.bfloat16
+        return placed, torch.float32 if placed.type == "cpu" else torch.float16
     if dtype not in _DTYPES:
         raise BundleError(f"'{dtype}' is not one of {', '.join(_DTYPES)}")
     return placed, _DTYPES[dtype]

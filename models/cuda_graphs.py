@@ -9,7 +9,7 @@ from models.tracing import Maps, agree, varied
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-LARGEST = 32
+LARGEST = 64
 """Pictures of the largest graph; a longer pass computes for longer than its launches take."""
 
 
