@@ -34,6 +34,7 @@ _BLIP_POSITION_IDS = {"text_decoder.bert.embeddings.position_ids"}
 class LoadedBundle:
     """A bundle ready to serve."""
 
+    folder: Path
     encoder: Encoder
     segmentation_head: SegmentationHead
     info: BundleInfo
@@ -80,7 +81,7 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
         manifest=manifest.model_dump(mode="json"),
     )
     head = _load_segmentation(manifest.components.segmentation, manifest.dimension, folder)
-    return LoadedBundle(encoder=encoder, segmentation_head=head, info=info)
+    return LoadedBundle(folder=folder, encoder=encoder, segmentation_head=head, info=info)
 
 
 def load_extractor(

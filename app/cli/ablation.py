@@ -116,7 +116,7 @@ def _untrained_rows(data: DataSet, frozen: FrozenParts, cache: EvaluationCache) 
     rows: list[Row] = []
     for build in (retrieval.outline_zs, retrieval.drawing_zs):
         protocols = {True: build(data, cache.pictures), False: build(data, retrieval.rendered_pictures)}
-        for each in untrained(frozen.extractor, frozen.manifest.components.expert, cache):
+        for each in untrained(frozen.extractor.expert, frozen.manifest.components.expert, cache):
             measured = retrieval.measure(protocols[each.canonical], each.embed, centred=each.centred)
             rows.append({"features": each.name, **_retrieval_row(measured)})
     return rows

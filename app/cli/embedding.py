@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from app.tasks.stitching import ViewProbabilities, blend
-from models.build import LoadedBundle
+from models.build import LoadedBundle, load_expert
 from models.config import ExpertPart, Manifest
-from models.encoder import FrozenExtractor
 from models.evaluation import baselines, retrieval, segmentation
 from models.evaluation.cache import EvaluationCache
 from models.heads.segmentation import SegmentationHead
@@ -42,29 +42,30 @@ def trained(loaded: LoadedBundle, cache: EvaluationCache, task: str, heads: str)
     return Contender(name=f"{loaded.info.name} ({heads} heads)", embed=embed)
 
 
-def untrained(extractor: FrozenExtractor, part: ExpertPart | None, cache: EvaluationCache) -> tuple[Contender, ...]:
+def untrained(expert: nn.Module | None, part: ExpertPart | None, cache: EvaluationCache) -> tuple[Contender, ...]:
     """HOG and the expert without training, as they are and in the form that suits each best.
 
     The last is the floor that the protocols' authors measured.
 
     Args:
-        extractor: holds the expert.
+        expert: frozen, without a bundle's adapters.
         part: where it came from, which tells its kept features from those of another.
         cache: of features.
     """
-    expert = kept(cache, repr(part), baselines.expert_embedding(extractor))
+    averaged = kept(cache, repr(part), baselines.expert_embedding(expert))
     hog = kept(cache, "hog 8/16/2", baselines.hog_embedding)
     return (
         Contender(name="HOG", embed=hog),
         Contender(name="HOG, centred", embed=hog, centred=True),
-        Contender(name="expert, no training", embed=expert),
-        Contender(name="expert, no training, plain, centred", embed=expert, canonical=False, centred=True),
+        Contender(name="expert, no training", embed=averaged),
+        Contender(name="expert, no training, plain, centred", embed=averaged, canonical=False, centred=True),
     )
 
 
 def untrained_of(loaded: LoadedBundle, cache: EvaluationCache) -> tuple[Contender, ...]:
-    """`untrained` with a bundle's expert."""
-    return untrained(loaded.encoder.extractor, Manifest.model_validate(loaded.info.manifest).components.expert, cache)
+    """`untrained` with a bundle's expert as it was before it learnt."""
+    part = Manifest.model_validate(loaded.info.manifest).components.expert
+    return untrained(load_expert(part, loaded.folder).eval() if part is not None else None, part, cache)
 
 
 def kept(cache: EvaluationCache, model: str, embed: retrieval.Embed) -> retrieval.Embed:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimage.feature import hog
+from torch import nn
 
-from models.encoder import FrozenExtractor
 from models.training.corpus import to_tensor
 
 
@@ -17,14 +17,14 @@ def hog_embedding(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return _unit(np.stack(found).astype(np.float32))
 
 
-def expert_embedding(extractor: FrozenExtractor) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+def expert_embedding(expert: nn.Module | None) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """The expert's last map, averaged over its cells: what a user gets from it without training."""
 
     @torch.inference_mode()
     def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if extractor.expert is None:
+        if expert is None:
             raise ValueError("this bundle has no expert")
-        maps = extractor.expert(to_tensor(pixels))
+        maps = expert(to_tensor(pixels))
         return _unit(maps[-1].mean(dim=(2, 3)).numpy())
 
     return embed

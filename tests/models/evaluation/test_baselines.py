@@ -1,8 +1,6 @@
 """Baselines give unit vectors that tell pictures apart, and are what they say."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from models.build import load_expert
-from models.encoder import FrozenExtractor
 from models.evaluation.baselines import expert_embedding, hog_embedding
 from models.pack import lite0_part
 from models.training.corpus import to_tensor
@@ -40,7 +37,7 @@ def test_hog_of_blank_paper_is_finite() -> None:
 
 def test_expert_baseline_is_the_mean_of_its_last_map(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     expert = load_expert(lite0_part(), tmp_path).eval()
-    embed = expert_embedding(cast(FrozenExtractor, SimpleNamespace(expert=expert)))
+    embed = expert_embedding(expert)
     vectors = embed(pixels)
     with torch.inference_mode():
         mean = expert(to_tensor(pixels))[-1].mean(dim=(2, 3)).numpy()
@@ -50,4 +47,4 @@ def test_expert_baseline_is_the_mean_of_its_last_map(pixels: NDArray[np.uint8], 
 
 def test_a_bundle_without_an_expert_says_so(pixels: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match="no expert"):
-        expert_embedding(cast(FrozenExtractor, SimpleNamespace(expert=None)))(pixels)
+        expert_embedding(None)(pixels)
