@@ -108,7 +108,7 @@ def _warm_up_views(bundle: BundleInfo) -> Sequence[View]:
     kinds = {(task.resolution, task.timestep) for task in bundle.tasks.values()}
     return [
         View(
-            pixels=np.zeros((3, resolution, resolution), dtype=np.float32),
+            pixels=np.zeros((resolution, resolution, 3), dtype=np.uint8),
             timestep=timestep,
             caption=None,
             key="warm-up",

@@ -57,14 +57,14 @@ class View:
     """One encoder input: what a task submits to the engine.
 
     Attributes:
-        pixels: [3, H, W] float32 in [-1, 1], RGB, at the bundle's resolution.
+        pixels: [H, W, 3] uint8 RGB, at the bundle's resolution.
         timestep: diffusion time step.
         caption: None for the bundle's own conditioning.
         key: identity for the feature cache (picture digest and tile box).
         is_reproducible: computed in a pass of fixed size, so that its bits do not depend on the load.
     """
 
-    pixels: NDArray[np.float32]
+    pixels: NDArray[np.uint8]
     timestep: int
     caption: str | None
     key: str

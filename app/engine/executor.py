@@ -17,6 +17,7 @@ from prometheus_client import Gauge
 
 from app.domain import Encoder, View
 from app.engine.work import Batch, DeviceFatal, DeviceOutOfMemory, Group, Kind, Output, Passed, Work
+from models.transforms import to_unit
 from models.types import ImageBatch
 
 _OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -110,7 +111,7 @@ def _stacked(works: Sequence[Work]) -> ImageBatch | None:
     views = [work.payload for work in works if isinstance(work.payload, View)]
     views += [views[0]] * (group.bucket - len(views))
     return ImageBatch(
-        pixels=torch.from_numpy(np.stack([view.pixels for view in views])),
+        pixels=torch.from_numpy(np.stack([to_unit(view.pixels) for view in views])),
         timesteps=torch.tensor([view.timestep for view in views], dtype=torch.int64),
         captions=[view.caption for view in views],
     )

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from app.domain import FeatureEngine, Features, Place, View
 from app.tasks.timing import Timings
-from models.transforms import to_unit
 from models.types import TaskProfile
 
 VIEWS_AT_ONCE = 16
@@ -74,7 +73,7 @@ def view_of(
     """An encoder input from [size, size, 3] uint8 RGB; equal pixels have equal keys."""
     key = hashlib.sha256(square.tobytes()).hexdigest()
     return View(
-        pixels=to_unit(square),
+        pixels=square,
         timestep=profile.timestep,
         caption=caption,
         key=key,

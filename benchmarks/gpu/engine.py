@@ -139,7 +139,7 @@ def _engine(encoder: Encoder | _Sizes, *, max_batch: int) -> BatchingEngine:
 
 
 async def _asked(engine: BatchingEngine, number: int, is_reproducible: bool) -> Bits:
-    pixels = np.random.default_rng(number).uniform(-1, 1, (3, SIDE, SIDE)).astype(np.float32)
+    pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     view = View(pixels=pixels, timestep=TIMESTEP, caption=None, key=str(number), is_reproducible=is_reproducible)
     (found,) = await engine.encode_views([view])
     return found.pooled, found.dense

@@ -1,5 +1,6 @@
 """Fakes of what tests cannot have: a device and a clock. They implement the Protocols of `app.domain`."""
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 
@@ -39,7 +40,7 @@ class FakeEncoder:
         self.entered()
         self.gate.wait(timeout=30)
         self.fail(batch)
-        level = batch.pixels.mean(dim=(1, 2, 3))
+        level = level_of(batch.pixels)
         pooled = torch.stack([level, *[torch.ones_like(level)] * (DIMENSION - 1)], dim=1)
         dense = level[:, None, None, None].expand(-1, DIMENSION, 4, 4).contiguous()
         return ImageFeatures(pooled=pooled, dense=dense)
@@ -50,6 +51,12 @@ class FakeEncoder:
         self.gate.wait(timeout=30)
         lengths = torch.tensor([[float(len(text))] for text in texts])
         return TextFeatures(pooled=lengths.repeat(1, DIMENSION))
+
+
+def level_of(pixels: torch.Tensor) -> torch.Tensor:
+    """[B, 3, H, W] as the encoder takes them → [B]: the levels of `make_view`."""
+    tone = ((pixels.mean(dim=(1, 2, 3)) + 1) * 127.5).round()
+    return torch.where(tone == 1, torch.nan, (tone - 128) / 64)
 
 
 class FakeClock:
@@ -63,6 +70,7 @@ class FakeClock:
 
 
 def make_view(level: float, *, side: int = SIDE, caption: str | None = None, timestep: int = 1) -> View:
-    """A flat grey view whose key is its level."""
-    pixels = np.full((3, side, side), level, dtype=np.float32)
+    """A flat grey view whose key is its level, a multiple of 1/64 in [-1.9, 1.9], or NaN."""
+    tone = 1 if math.isnan(level) else round(64 * level) + 128
+    pixels = np.full((side, side, 3), tone, dtype=np.uint8)
     return View(pixels=pixels, timestep=timestep, caption=caption, key=f"{level}")

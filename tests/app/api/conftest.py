@@ -16,6 +16,7 @@ from app.domain import BundleInfo, Embeddings, Features, Place, View
 from app.main import create_app
 from app.settings import Settings
 from app.tasks.assemble import Tasks, open_tasks
+from models.transforms import to_unit
 from models.types import TaskProfile
 
 D = 16
@@ -73,8 +74,8 @@ class FakeEngine:
         return Embeddings(pooled=np.stack([text_vector(text) for text in texts]), queue_ms=0.5, inference_ms=1.0)
 
     def _features(self, view: View) -> Features:
-        assert view.pixels.shape == (3, SIZE, SIZE)
-        ink = (1 - view.pixels.mean(axis=0)) / 2
+        assert view.pixels.shape == (SIZE, SIZE, 3)
+        ink = (1 - to_unit(view.pixels).mean(axis=0)) / 2
         cells = ink.reshape(4, SIZE // 4, 4, SIZE // 4).mean(axis=(1, 3)).reshape(-1)
         dense = np.broadcast_to(ink.reshape(32, 4, 32, 4).mean(axis=(1, 3)), (D, 32, 32))
         return Features(

@@ -13,7 +13,7 @@ from app.engine.work import VIEW_COST
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, QueueFull
 from app.telemetry import Telemetry
 from models.types import ImageBatch
-from tests.app.fakes import FakeClock, FakeEncoder, make_view
+from tests.app.fakes import FakeClock, FakeEncoder, level_of, make_view
 
 pytestmark = pytest.mark.anyio
 
@@ -163,7 +163,7 @@ async def test_a_poison_sample_fails_alone() -> None:
     encoder = FakeEncoder()
 
     def fail(batch: ImageBatch) -> None:
-        if (batch.pixels == 0.625).any():
+        if (level_of(batch.pixels) == 0.625).any():
             raise RuntimeError("shape of the secret tensor")
 
     encoder.fail = fail
@@ -303,7 +303,7 @@ async def test_random_cancellations_leave_the_engine_working() -> None:
                 await asyncio.sleep(0)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum(isinstance(outcome, list) for outcome in outcomes) >= 100
-        assert await (await asked(engine, 0.99)) == pytest.approx([0.99])
+        assert await (await asked(engine, 0.96875)) == [0.96875]
         assert engine._admission.waiting() == 0
         assert not engine._on_the_way
 

@@ -40,7 +40,7 @@ async def engine(encoder: Encoder) -> AsyncIterator[BatchingEngine]:
 
 
 def noise(number: int, *, caption: str | None = None, is_reproducible: bool = False) -> View:
-    pixels = np.random.default_rng(number).uniform(-1, 1, (3, SIDE, SIDE)).astype(np.float32)
+    pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     return View(pixels=pixels, timestep=50 + number, caption=caption, key=str(number), is_reproducible=is_reproducible)
 
 

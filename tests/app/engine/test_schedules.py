@@ -25,7 +25,7 @@ SCHEDULES = int(os.environ.get("ENGINE_SCHEDULES", "300"))
 MAX_BATCH = 4
 MAX_QUEUE_COST = 12 * VIEW_COST
 STALL_S = 20.0
-PIXELS = {side: np.zeros((3, side, side), np.float32) for side in (2, 4)}
+PIXELS = {side: np.zeros((side, side, 3), np.uint8) for side in (2, 4)}
 
 
 @dataclass(frozen=True, kw_only=True)
