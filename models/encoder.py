@@ -1,7 +1,9 @@
 """The two device operations: pictures to features, strings to embeddings."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,7 +92,10 @@ class _Network(nn.Module):
 
 
 class Encoder:
-    """A loaded bundle's encoder; implements `app.domain.Encoder`.
+    """A loaded bundle's encoder; implements `app.domain.Encoder`. Safe from several threads.
+
+    Graphs run side by side. All else takes turns: the network keeps its taps in itself, a tokenizer its padding, and a
+    recording is made once.
 
     Args:
         is_recorded: whether passes run as graphs, one a picture size, recorded at the first pass (docs/adr/0022).
@@ -116,6 +121,7 @@ class Encoder:
         self._network = _Network(extractor, uhead).eval()
         self._is_recorded = is_recorded
         self._graphs: dict[torch.Size, Pass] = {}
+        self._turn = threading.Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -131,22 +137,24 @@ class Encoder:
     def encode_images(self, batch: ImageBatch) -> ImageFeatures:
         """One pass over B pictures."""
         pixels = batch.pixels.to(device=self._device, dtype=self._dtype, memory_format=torch.channels_last)
-        states = self.extractor.conditioning(pixels, batch.captions)
-        pooled, dense = self._pass(pixels, batch.timesteps.to(self._device), states)
+        timesteps = batch.timesteps.to(self._device)
+        with self._turn:
+            states = self.extractor.conditioning(pixels, batch.captions)
+            run = self._pass(pixels, timesteps, states)
+        with self._turn if run is self._network else nullcontext():
+            pooled, dense = run(pixels, timesteps, states)
         return ImageFeatures(pooled=pooled.float().cpu(), dense=dense.float().cpu())
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embeddings of B strings."""
-        return TextFeatures(pooled=self._names.embeddings(texts).float().cpu())
+        with self._turn:
+            return TextFeatures(pooled=self._names.embeddings(texts).float().cpu())
 
-    def _pass(
-        self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        run: Pass = self._network
-        if self._is_recorded:
-            size = pixels.shape[2:]
-            if size not in self._graphs:
-                self._graphs[size] = recorded(self._network, pixels, timesteps, states)
-            run = self._graphs[size]
-        return run(pixels, timesteps, states)
+    def _pass(self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:
+        if not self._is_recorded:
+            return self._network
+        size = pixels.shape[2:]
+        if size not in self._graphs:
+            self._graphs[size] = recorded(self._network, pixels, timesteps, states)
+        return self._graphs[size]
