@@ -1,4 +1,4 @@
-"""The one thread that owns the device, and the two beside it that prepare its input and take apart its output."""
+"""The threads that own the device, and the two beside them that prepare its input and take apart its output."""
 
 import asyncio
 import os
@@ -28,28 +28,41 @@ class _Raw:
 
 
 class DeviceExecutor:
-    """Runs batches one after another in a thread of its own, in inference mode; implements `work.Device`.
+    """Runs batches in order, one in each of its lanes, in inference mode; implements `work.Device`.
 
-    While one runs, the next is stacked and the one before is taken apart in other threads, and the device's thread
-    goes from one to the next without the loop.
+    A lane is a thread of its own, and the batch that waits longest goes to the lane that is free first. While passes
+    run, the next batch is stacked and the one before is taken apart in other threads, and a lane goes from one to the
+    next without the loop.
 
     Args:
-        encoder: the two device operations.
-        threads: of torch's own pool; 0 leaves its default.
+        encoder: the two device operations; with more than one lane it must take calls from several threads.
+        lanes: passes at once.
+        threads: of torch's own pool, a lane; 0 leaves its default.
         clock: the engine's.
     """
 
-    def __init__(self, encoder: Encoder, *, threads: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, encoder: Encoder, *, lanes: int = 1, threads: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._encoder = encoder
+        self._lanes = lanes
         self._clock = clock
         self._is_dead = False
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="device", initializer=partial(_prepare_thread, threads))
+        # Torch counts its threads by thread: each lane says how many it wants.
+        self._pool = ThreadPoolExecutor(
+            lanes, thread_name_prefix="device", initializer=partial(_prepare_thread, threads)
+        )
         self._beside = ThreadPoolExecutor(2, thread_name_prefix="staging")
 
     @property
     def fingerprint(self) -> str:
         """Of the encoder."""
         return self._encoder.fingerprint
+
+    @property
+    def lanes(self) -> int:
+        """Passes at once."""
+        return self._lanes
 
     def export_memory(self, gauge: Gauge) -> None:
         """Let a gauge read the memory of this process and, where there is one, of the accelerator."""
@@ -59,14 +72,14 @@ class DeviceExecutor:
             gauge.labels("reserved").set_function(torch.cuda.memory_reserved)
 
     def submit(self, batch: Batch) -> "asyncio.Future[Passed]":
-        """Stage the batch now, run it when those before it are done. Raises as `work.Device` says."""
+        """Stage the batch now, run it when a lane is free. Raises as `work.Device` says."""
         done: Future[Passed] = Future()
         staged = self._beside.submit(_stacked, batch.works)
         self._pool.submit(self._run, batch, staged, done)
         return asyncio.wrap_future(done)
 
     def stop(self) -> None:
-        """Wait for the running batch and end the threads."""
+        """Wait for the running batches and end the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._beside.shutdown(wait=True, cancel_futures=True)
 
@@ -85,7 +98,8 @@ class DeviceExecutor:
             self._beside.submit(_take_apart, raw, len(ran), self._clock(), done)
         except BaseException as err:  # noqa: BLE001 - whatever failed, the engine hears of it
             classified = _classified(err)
-            self._is_dead = self._is_dead or isinstance(classified, DeviceFatal)
+            if isinstance(classified, DeviceFatal):
+                self._is_dead = True
             classified.__cause__ = None if classified is err else err
             done.set_exception(classified)
 
