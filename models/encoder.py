@@ -141,7 +141,7 @@ class Encoder:
         with self._turn:
             states = self.extractor.conditioning(pixels, batch.captions)
             run = self._pass(pixels, timesteps, states)
-        with self._turn if run is self._network else nullcontext():
+        with nullcontext() if isinstance(run, torch.jit.ScriptModule) else self._turn:
             pooled, dense = run(pixels, timesteps, states)
         return ImageFeatures(pooled=pooled.float().cpu(), dense=dense.float().cpu())
 

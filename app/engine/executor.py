@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from prometheus_client import Gauge
 
 from app.domain import Encoder, View
 from app.engine.work import Batch, DeviceFatal, DeviceOutOfMemory, Group, Kind, Output, Passed, Work
+from app.priority import LANE_NICENESS, be_nice
 from models.types import ImageBatch
 
 
@@ -48,9 +48,8 @@ class DeviceExecutor:
         self._lanes = lanes
         self._clock = clock
         self._is_dead = False
-        # Torch counts its threads by thread: each lane says how many it wants.
         self._pool = ThreadPoolExecutor(
-            lanes, thread_name_prefix="device", initializer=partial(_prepare_thread, threads)
+            lanes, thread_name_prefix="device", initializer=_prepare_thread, initargs=(threads, lanes > 1)
         )
         self._beside = ThreadPoolExecutor(2, thread_name_prefix="staging")
 
@@ -79,9 +78,9 @@ class DeviceExecutor:
         return asyncio.wrap_future(done)
 
     def stop(self) -> None:
-        """Wait for the running batches and end the threads."""
+        """Wait for the running batches, tell what came of them, and end the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._beside.shutdown(wait=True, cancel_futures=True)
+        self._beside.shutdown(wait=True)
 
     def _run(self, batch: Batch, staged: "Future[ImageBatch | None]", done: "Future[Passed]") -> None:
         try:
@@ -143,9 +142,12 @@ def _resident_bytes() -> float:
     return float(int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")) if statm.exists() else 0.0
 
 
-def _prepare_thread(threads: int) -> None:
+def _prepare_thread(threads: int, is_one_of_many: bool) -> None:
+    # Torch keeps this number by thread.
     if threads:
         torch.set_num_threads(threads)
+    if is_one_of_many:
+        be_nice(LANE_NICENESS)
 
 
 def _to_numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
