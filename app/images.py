@@ -7,9 +7,7 @@ in a bounded pool of threads.
 import asyncio
 import base64
 import binascii
-import contextlib
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -26,13 +24,13 @@ from app.errors import ImageTooLarge, Invalid, Malformed, QueueFull, ServiceErro
 from app.image_files import Opened, open_file
 from app.limits import MEGAPIXEL, Limits
 from app.picture_cache import M, PictureCache
+from app.priority import DECODER_NICENESS, be_nice
 from app.svg import render_svg
 from app.telemetry import Telemetry
 from models.errors import InputError
 from models.transforms import Strokes, render_strokes
 
 _STORED_SKETCH_SIZE = 128
-_NICENESS = 10
 A = TypeVar("A")
 T = TypeVar("T")
 
@@ -118,7 +116,9 @@ class ImageDecoder:
         self._telemetry = telemetry
         self._max_waiting = max_waiting
         self._callers = 0
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode", initializer=_yield_to_others)
+        self._pool = ThreadPoolExecutor(
+            workers, thread_name_prefix="decode", initializer=be_nice, initargs=(DECODER_NICENESS,)
+        )
 
     async def decode(self, source: ImageSource, budget: PixelBudget) -> Picture:
         """One picture.
@@ -239,12 +239,6 @@ def decode_base64(text: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as err:
         raise Malformed("The image is not valid base64.") from err
-
-
-def _yield_to_others() -> None:
-    """Let the threads of the device and of the loop go first where there are fewer cores than threads (Linux)."""
-    with contextlib.suppress(AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _caught(work: Callable[[A], T], argument: A) -> T | ServiceError:

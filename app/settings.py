@@ -14,6 +14,8 @@ from app.limits import MIB, Limits
 
 GIB = 1024 * MIB
 MAX_DECODE_THREADS = 8
+MAX_LANES = 16
+"""Of those chosen: the loop hands out no more than about ten lanes' answers, and each has its own activations."""
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -40,7 +42,8 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    threads: int = Field(0, ge=0, le=512)
+    lanes: int = Field(0, ge=0, le=128)
+    threads: int = Field(1, ge=1, le=512)
 
     api_keys: SecretStr | None = None
     api_keys_file: Path | None = None
@@ -65,15 +68,15 @@ class Settings(BaseSettings):
     log_json: bool = False
     limits: Limits = Limits()
 
-    @property
-    def torch_threads(self) -> int:
-        """`threads`, or half of the cores: the other half decodes and serves meanwhile."""
-        return self.threads or max(1, _cores() // 2)
+    def lanes_on(self, device: str) -> int:
+        """`lanes`, or on a CPU one for every core that `threads` leaves; one on anything else."""
+        chosen = min(MAX_LANES, max(1, _cores() // self.threads)) if device == "cpu" else 1
+        return self.lanes or chosen
 
     @property
     def decode_threads(self) -> int:
-        """`decode_workers`, or as many as torch leaves cores free: one more would take turns with the encoder."""
-        return self.decode_workers or min(MAX_DECODE_THREADS, max(1, _cores() - self.torch_threads))
+        """`decode_workers`, or one for every two cores: lanes go on beside them with what they leave."""
+        return self.decode_workers or min(MAX_DECODE_THREADS, max(1, _cores() // 2))
 
     @property
     def is_loopback(self) -> bool:

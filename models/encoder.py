@@ -1,7 +1,9 @@
 """The two device operations: pictures to features, strings to embeddings."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,7 +93,10 @@ class _Network(nn.Module):
 
 
 class Encoder:
-    """A loaded bundle's encoder; implements `app.domain.Encoder`.
+    """A loaded bundle's encoder; implements `app.domain.Encoder`. Safe from several threads.
+
+    Graphs run side by side. All else takes turns: the network keeps its taps in itself, a tokenizer its padding, and a
+    recording is made once.
 
     Args:
         is_recorded: whether passes run as graphs, recorded at the first pass: on the CPU one a picture size
@@ -118,6 +123,7 @@ class Encoder:
         self._network = _Network(extractor, uhead).eval()
         self._is_recorded = is_recorded
         self._graphs: dict[torch.Size, Pass] = {}
+        self._turn = threading.Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -134,28 +140,31 @@ class Encoder:
         """One pass over B pictures."""
         # First there, then converted: in one step the processor would convert, in the device's thread.
         pixels = batch.pixels.to(self._device).to(dtype=self._dtype, memory_format=torch.channels_last)
-        states = self.extractor.conditioning(pixels, batch.captions)
-        pooled, dense = self._pass(pixels, batch.timesteps.to(self._device), states)
-        return ImageFeatures(pooled=_fetched(pooled), dense=_fetched(dense))
+        timesteps = batch.timesteps.to(self._device)
+        with self._turn:
+            states = self.extractor.conditioning(pixels, batch.captions)
+            run = self._pass(pixels, timesteps, states)
+        # A CUDA graph's answer lies in its own memory until its next pass.
+        with nullcontext() if isinstance(run, torch.jit.ScriptModule) else self._turn:
+            pooled, dense = run(pixels, timesteps, states)
+            return ImageFeatures(pooled=_fetched(pooled), dense=_fetched(dense))
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embeddings of B strings."""
-        return TextFeatures(pooled=self._names.embeddings(texts).float().cpu())
+        with self._turn:
+            return TextFeatures(pooled=self._names.embeddings(texts).float().cpu())
 
-    def _pass(
-        self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        run: Pass = self._network
-        if self._is_recorded:
-            size = pixels.shape[2:]
-            if size not in self._graphs:
-                is_cuda = pixels.device.type == "cuda"
-                self._graphs[size] = (
-                    GraphedPass(self._network) if is_cuda else recorded(self._network, pixels, timesteps, states)
-                )
-            run = self._graphs[size]
-        return run(pixels, timesteps, states)
+    def _pass(self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:
+        if not self._is_recorded:
+            return self._network
+        size = pixels.shape[2:]
+        if size not in self._graphs:
+            is_cuda = pixels.device.type == "cuda"
+            self._graphs[size] = (
+                GraphedPass(self._network) if is_cuda else recorded(self._network, pixels, timesteps, states)
+            )
+        return self._graphs[size]
 
 
 def _fetched(features: torch.Tensor) -> torch.Tensor:

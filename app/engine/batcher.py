@@ -1,8 +1,9 @@
 """What waits for the device, formed into batches as late as possible."""
 
+import math
 from collections import deque
 
-from app.engine.work import VIEW_COST, Group, Work
+from app.engine.work import VIEW_COST, Group, Kind, Work
 
 
 class WorkQueue:
@@ -30,13 +31,16 @@ class WorkQueue:
             work.has_left_queue = True
             self.cost -= work.cost
 
-    def take(self, now_s: float, caps: dict[Group, int], default: int) -> tuple[list[Work], list[Work]]:
+    def take(
+        self, now_s: float, caps: dict[Group, int], default: int, *, lanes: int = 1
+    ) -> tuple[list[Work], list[Work]]:
         """The next batch: from the line whose head is oldest, oldest first; empty when nothing waits.
 
         Args:
             now_s: of the engine's clock.
             caps: the most samples of a group where a cap was learnt.
             default: the most views of any other; strings cost less and more of them go together.
+            lanes: that are free; pictures leave the others their share of what waits.
 
         Returns:
             The batch, and the samples before and among it whose time had passed, which leave the queue too.
@@ -51,7 +55,11 @@ class WorkQueue:
         group = min(self._lines, key=lambda found: self._lines[found][0].arrived_s)
         line, batch = self._lines[group], list[Work]()
         most = caps.get(group, default * VIEW_COST // line[0].cost)
-        most = min(most, group.bucket) if group.bucket else most
+        if group.bucket:
+            most = min(most, group.bucket)
+        elif group.kind is Kind.IMAGES:
+            # On a CPU half the pictures take half the time. A bucket takes its time whatever it holds.
+            most = min(most, math.ceil(self.cost / (lanes * VIEW_COST)))
         while line and len(batch) < most:
             work = line.popleft()
             if work.has_left_queue or not work.is_live(now_s):

@@ -31,7 +31,7 @@ class BatchingEngine:
     Args:
         max_batch: views a device pass.
         max_queue_cost: what may wait; a request over it is admitted only when nothing waits.
-        stall_s: without progress for so long while work waits, the engine counts as dead.
+        stall_s: a pass that takes so long, or no progress for so long while work waits, and the engine counts as dead.
         stop_timeout_s: how long a stop waits for what is under way.
         on_fatal: called once when the device is lost.
         clock: seconds, monotonic; the device must use the same.
@@ -126,7 +126,7 @@ class BatchingEngine:
         await asyncio.to_thread(self._device.stop)
 
     async def warm_up(self, views: Sequence[View], text: str = "warm-up") -> None:
-        """Run every bucket of each given view once: powers of two up to the largest batch, and the reproducible one.
+        """Run every bucket of each given view once in all lanes: powers of two, up to the largest batch.
 
         Raises:
             Exception: the device or the encoder failed; the service must not start.
@@ -139,13 +139,13 @@ class BatchingEngine:
         for (key, payload), size in samples:
             cost = VIEW_COST if isinstance(payload, View) else TEXT_COST
             work = Work(key=key, payload=payload, cost=cost, arrived_s=self._clock(), deadline_s=math.inf)
-            outputs = await self._pipeline.run_alone([work] * size)
-            if not all(np.isfinite(output.pooled).all() for output in outputs):
+            passes = await asyncio.gather(*(self._pipeline.run_alone([work] * size) for _ in range(self._device.lanes)))
+            if not all(np.isfinite(output.pooled).all() for outputs in passes for output in outputs):
                 raise InferenceFailed("The encoder gave values that are not finite.")
 
     def is_alive(self) -> bool:
-        """False after a fatal error, or when work waits and nothing has moved for `stall_s`."""
-        is_moving = self._clock() - self._pipeline.progress_at_s < self._stall_s
+        """False after a fatal error, or when work waits and nothing, or not every lane, has moved for `stall_s`."""
+        is_moving = self._clock() - self._pipeline.still_since_s() < self._stall_s
         return not self._is_fatal and (not self._on_the_way or is_moving)
 
     def succeeded(self, work: Work, output: Output, *, queue_s: float, inference_s: float) -> None:

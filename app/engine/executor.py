@@ -1,4 +1,4 @@
-"""The one thread that owns the device, and the two beside it that prepare its input and take apart its output."""
+"""The threads that own the device, and the two beside them that prepare its input and take apart its output."""
 
 import asyncio
 import os
@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from prometheus_client import Gauge
 
 from app.domain import Encoder, View
 from app.engine.work import Batch, DeviceFatal, DeviceOutOfMemory, Group, Kind, Output, Passed, Work
+from app.priority import LANE_NICENESS, be_nice
 from models.transforms import to_unit
 from models.types import ImageBatch
 
@@ -32,28 +32,40 @@ class _Raw:
 
 
 class DeviceExecutor:
-    """Runs batches one after another in a thread of its own, in inference mode; implements `work.Device`.
+    """Runs batches in order, one in each of its lanes, in inference mode; implements `work.Device`.
 
-    While one runs, the next is stacked and the one before is taken apart in other threads, and the device's thread
-    goes from one to the next without the loop.
+    A lane is a thread of its own, and the batch that waits longest goes to the lane that is free first. While passes
+    run, the next batch is stacked and the one before is taken apart in other threads, and a lane goes from one to the
+    next without the loop.
 
     Args:
-        encoder: the two device operations.
-        threads: of torch's own pool; 0 leaves its default.
+        encoder: the two device operations; with more than one lane it must take calls from several threads.
+        lanes: passes at once.
+        threads: of torch's own pool, a lane; 0 leaves its default.
         clock: the engine's.
     """
 
-    def __init__(self, encoder: Encoder, *, threads: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, encoder: Encoder, *, lanes: int = 1, threads: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._encoder = encoder
+        self._lanes = lanes
         self._clock = clock
         self._is_dead = False
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="device", initializer=partial(_prepare_thread, threads))
+        self._pool = ThreadPoolExecutor(
+            lanes, thread_name_prefix="device", initializer=_prepare_thread, initargs=(threads, lanes > 1)
+        )
         self._beside = ThreadPoolExecutor(2, thread_name_prefix="staging")
 
     @property
     def fingerprint(self) -> str:
         """Of the encoder."""
         return self._encoder.fingerprint
+
+    @property
+    def lanes(self) -> int:
+        """Passes at once."""
+        return self._lanes
 
     def export_memory(self, gauge: Gauge) -> None:
         """Let a gauge read the memory of this process and, where there is one, of the accelerator."""
@@ -63,16 +75,16 @@ class DeviceExecutor:
             gauge.labels("reserved").set_function(torch.cuda.memory_reserved)
 
     def submit(self, batch: Batch) -> "asyncio.Future[Passed]":
-        """Stage the batch now, run it when those before it are done. Raises as `work.Device` says."""
+        """Stage the batch now, run it when a lane is free. Raises as `work.Device` says."""
         done: Future[Passed] = Future()
         staged = self._beside.submit(_stacked, batch.works)
         self._pool.submit(self._run, batch, staged, done)
         return asyncio.wrap_future(done)
 
     def stop(self) -> None:
-        """Wait for the running batch and end the threads."""
+        """Wait for the running batches, tell what came of them, and end the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._beside.shutdown(wait=True, cancel_futures=True)
+        self._beside.shutdown(wait=True)
 
     def _run(self, batch: Batch, staged: "Future[ImageBatch | None]", done: "Future[Passed]") -> None:
         try:
@@ -89,7 +101,8 @@ class DeviceExecutor:
             self._beside.submit(_take_apart, raw, len(ran), self._clock(), done)
         except BaseException as err:  # noqa: BLE001 - whatever failed, the engine hears of it
             classified = _classified(err)
-            self._is_dead = self._is_dead or isinstance(classified, DeviceFatal)
+            if isinstance(classified, DeviceFatal):
+                self._is_dead = True
             classified.__cause__ = None if classified is err else err
             done.set_exception(classified)
 
@@ -133,9 +146,12 @@ def _resident_bytes() -> float:
     return float(int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")) if statm.exists() else 0.0
 
 
-def _prepare_thread(threads: int) -> None:
+def _prepare_thread(threads: int, is_one_of_many: bool) -> None:
+    # Torch keeps this number by thread.
     if threads:
         torch.set_num_threads(threads)
+    if is_one_of_many:
+        be_nice(LANE_NICENESS)
 
 
 def _to_numpy(tensor: torch.Tensor) -> NDArray[np.float32]:

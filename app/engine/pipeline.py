@@ -18,7 +18,7 @@ from app.errors import DeadlineExceeded, InferenceFailed, ServiceError
 from app.telemetry import Telemetry, get_logger
 
 _LEAD_SHARE, _MIN_LEAD_S = 0.1, 0.002
-"""The next batch is formed when this share of the running pass (and at least so long) is left."""
+"""The next batch is formed when this share of the pass that ends first (and at least so long) is left."""
 
 
 class Desk(Protocol):
@@ -42,7 +42,7 @@ class Desk(Protocol):
 
 
 class Pipeline:
-    """At most one batch on the device and one behind it.
+    """At most one batch in each of the device's lanes and one behind them.
 
     Attributes:
         queue: what waits.
@@ -66,6 +66,7 @@ class Pipeline:
         self.queue = WorkQueue()
         self.progress_at_s = clock()
         self._device = device
+        self._lanes = device.lanes
         self._desk = desk
         self._telemetry = telemetry
         self._rate = rate
@@ -75,7 +76,6 @@ class Pipeline:
         self._caps: dict[Group, int] = {}
         self._flights: deque[Batch] = deque()
         self._retries: deque[list[Work]] = deque()
-        self._last_finish_s = clock()
         self._is_closed = False
         self._is_woken = False
         self._timer: asyncio.TimerHandle | None = None
@@ -87,16 +87,13 @@ class Pipeline:
             asyncio.get_running_loop().call_soon(self._guarded, self._pump)
 
     def in_flight_cost(self) -> float:
-        """Cost with the device, less the share of the running pass that should be done."""
-        total = float(sum(batch.cost for batch in self._flights))
-        if not self._flights or self._flights[0].started_s is None:
-            return total
-        first = self._flights[0]
-        expected_s = self._pass_times.expected_s(first)
-        if not expected_s:
-            return total
-        elapsed_s = self._clock() - (first.started_s or 0.0)
-        return total - first.cost * min(1.0, elapsed_s / expected_s)
+        """Cost with the device, less the share of each running pass that should be done."""
+        return sum(batch.cost * (1.0 - self._share_done(batch)) for batch in self._flights)
+
+    def still_since_s(self) -> float:
+        """When something last moved that should: the pass that has run longest counts, whatever the others do."""
+        running = (batch.started_s for batch in self._flights if batch.started_s is not None)
+        return min(running, default=self.progress_at_s)
 
     def close(self) -> list[Work]:
         """Take nothing more; returns what never ran. Batches with the device are forgotten."""
@@ -127,7 +124,7 @@ class Pipeline:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while not self._is_closed and len(self._flights) < 2:
+        while not self._is_closed and len(self._flights) <= self._lanes:
             delay_s = self._delay_s()
             if delay_s is None:
                 return
@@ -141,16 +138,25 @@ class Pipeline:
             self._launch(Batch(works=works, formed_s=self._clock()))
 
     def _delay_s(self) -> float | None:
-        """Until the next batch should be formed; None: when the running one is back."""
-        if not self._flights:
+        """Until the next batch should be formed; None: when a running one is back."""
+        if len(self._flights) < self._lanes:
             return 0.0
-        running = self._flights[0]
-        expected_s = self._pass_times.expected_s(running)
+        due_s = [at_s for batch in self._flights if (at_s := self._due_s(batch)) is not None]
+        return min(due_s) - self._clock() if due_s else None
+
+    def _due_s(self, batch: Batch) -> float | None:
+        """When the one that follows it should be formed; None where the length of its pass is not known."""
+        expected_s = self._pass_times.expected_s(batch)
         if not expected_s:
             return None
-        started_s = running.formed_s if running.started_s is None else running.started_s
-        lead_s = max(_MIN_LEAD_S, expected_s * _LEAD_SHARE)
-        return started_s + expected_s - lead_s - self._clock()
+        started_s = batch.formed_s if batch.started_s is None else batch.started_s
+        return started_s + expected_s - max(_MIN_LEAD_S, expected_s * _LEAD_SHARE)
+
+    def _share_done(self, batch: Batch) -> float:
+        expected_s = self._pass_times.expected_s(batch)
+        if not expected_s or batch.started_s is None:
+            return 0.0
+        return min(1.0, (self._clock() - batch.started_s) / expected_s)
 
     def _form(self) -> list[Work]:
         now_s = self._clock()
@@ -158,10 +164,15 @@ class Pipeline:
             works = self._still_live(self._retries.popleft(), now_s)
             if works:
                 return works
-        works, expired = self.queue.take(now_s, self._caps, self._max_batch)
+        works, expired = self.queue.take(now_s, self._caps, self._max_batch, lanes=self._free_lanes(now_s))
         for work in expired:
             self._expire(work)
         return works
+
+    def _free_lanes(self, now_s: float) -> int:
+        """Lanes that are free or about to be; at least the one that a batch is formed for."""
+        ending = sum((due_s := self._due_s(batch)) is not None and due_s <= now_s for batch in self._flights)
+        return max(1, self._lanes - len(self._flights) + ending)
 
     def _still_live(self, works: list[Work], now_s: float) -> list[Work]:
         live = [work for work in works if work.is_live(now_s)]
@@ -240,12 +251,11 @@ class Pipeline:
     def _learn(self, batch: Batch, passed: Passed) -> None:
         if not batch.ran or batch.started_s is None:
             return
-        # From the end of the pass before: what lay between, while this one waited, slows the queue as well.
-        busy_s = passed.finished_s - max(self._last_finish_s, batch.formed_s)
-        self._last_finish_s = passed.finished_s
-        self._rate.observe(sum(work.cost for work in batch.ran), busy_s)
+        duration_s = passed.finished_s - batch.started_s
+        # The rate is of all lanes at work: a pass keeps one of them from the others.
+        self._rate.observe(sum(work.cost for work in batch.ran), duration_s / self._lanes)
         if len(batch.ran) == len(batch.works):
-            self._pass_times.observe(batch, passed.finished_s - batch.started_s)
+            self._pass_times.observe(batch, duration_s)
 
     def _lose_device(self) -> None:
         self._desk.device_lost()

@@ -189,20 +189,25 @@ class Passed:
 
 
 class Device(Protocol):
-    """Takes batches one after another; implemented by `DeviceExecutor` and by a simulated device in tests."""
+    """Takes batches in order; implemented by `DeviceExecutor` and by a simulated device in tests."""
 
     @property
     def fingerprint(self) -> str:
         """Of the encoder."""
         ...
 
+    @property
+    def lanes(self) -> int:
+        """How many batches run at once."""
+        ...
+
     def submit(self, batch: Batch) -> "asyncio.Future[Passed]":
-        """Stage the batch now, run it when those before it are done.
+        """Stage the batch now, run it when those before it have begun and a lane is free.
 
         The future raises DeviceFatal, DeviceOutOfMemory, or whatever the encoder raised.
         """
         ...
 
     def stop(self) -> None:
-        """Wait for the running batch and end; blocks."""
+        """Wait for the running batches and end; blocks."""
         ...

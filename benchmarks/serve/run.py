@@ -18,7 +18,13 @@ _DIRECT = (
     "import sys; from benchmarks.serve import direct; from benchmarks.serve.images import jpeg; "
     "print(getattr(direct, sys.argv[1])([jpeg(n) for n in range(64)], float(sys.argv[2]), int(sys.argv[3])))"
 )
-_DIRECT_WAYS = (("one_after_another", 1), ("one_after_another", 2), ("side_by_side", 1), ("side_by_side", 2))
+_DIRECT_WAYS = (
+    ("one_after_another", 1),
+    ("one_after_another", 2),
+    ("side_by_side", 1),
+    ("side_by_side", 2),
+    ("two_lanes", 1),
+)
 
 
 def main() -> None:

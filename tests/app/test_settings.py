@@ -61,21 +61,25 @@ def test_misspelt_variables_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "threads", "workers", "torch_threads", "decode_threads"),
+    ("cores", "device", "said", "lanes", "decode_threads"),
     [
-        pytest.param(1, 0, 0, 1, 1, id="one-core"),
-        pytest.param(2, 0, 0, 1, 1, id="laptop"),
-        pytest.param(64, 0, 0, 32, 8, id="server"),
-        pytest.param(8, 6, 0, 6, 2, id="what-torch-leaves"),
-        pytest.param(2, 4, 3, 4, 3, id="as-said"),
+        pytest.param(1, "cpu", {}, 1, 1, id="one-core"),
+        pytest.param(2, "cpu", {}, 2, 1, id="laptop"),
+        pytest.param(8, "cpu", {}, 8, 4, id="eight-cores"),
+        pytest.param(64, "cpu", {}, 16, 8, id="server"),
+        pytest.param(8, "cuda:0", {}, 1, 4, id="gpu"),
+        pytest.param(8, "mps", {}, 1, 4, id="apple"),
+        pytest.param(8, "cpu", {"threads": 4}, 2, 4, id="what-threads-leave"),
+        pytest.param(2, "cpu", {"threads": 4}, 1, 1, id="more-threads-than-cores"),
+        pytest.param(2, "cpu", {"lanes": 3, "decode_workers": 5}, 3, 5, id="as-said"),
     ],
 )
-def test_threads_share_the_cores(
-    monkeypatch: pytest.MonkeyPatch, cores: int, threads: int, workers: int, torch_threads: int, decode_threads: int
+def test_lanes_and_decoders_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, device: str, said: dict[str, int], lanes: int, decode_threads: int
 ) -> None:
     monkeypatch.setattr("app.settings._cores", lambda: cores)
-    settings = Settings(threads=threads, decode_workers=workers)
-    assert (settings.torch_threads, settings.decode_threads) == (torch_threads, decode_threads)
+    settings = Settings.model_validate(said)
+    assert (settings.lanes_on(device), settings.decode_threads) == (lanes, decode_threads)
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("250000 100000", 2), ("50000 100000", 1)])

@@ -1,13 +1,19 @@
 """Passes recorded as graphs answer as the network does."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from models.build import LoadedBundle
+from models.build import LoadedBundle, load_bundle
 from models.encoder import Encoder
-from models.tracing import recorded
+from models.tracing import Pass, recorded
 from models.types import ImageBatch
+
+MINI = Path(__file__).parents[2] / "weights" / "mini"
 
 
 def part_of(batch: ImageBatch, size: int) -> ImageBatch:
@@ -48,6 +54,59 @@ def test_time_steps_and_captions_are_no_part_of_the_recording(
     features = tiny.encoder.encode_images(other)
     assert torch.equal(features.pooled, pooled)
     assert torch.equal(features.dense, dense)
+
+
+def in_lanes(lanes: int, call: Callable[[int], list[torch.Tensor]], calls: int) -> list[list[torch.Tensor]]:
+    """What so many calls give from so many threads, each with one torch thread."""
+    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(call, range(calls)))
+
+
+def are_equal(found: list[list[torch.Tensor]], expected: list[list[torch.Tensor]]) -> bool:
+    """Whether all bits are those expected, the expected in turn."""
+    turns = [expected[number % len(expected)] for number in range(len(found))]
+    return all(torch.equal(*pair) for each in zip(found, turns, strict=True) for pair in zip(*each, strict=True))
+
+
+@pytest.fixture(scope="module")
+def mini() -> Encoder:
+    return load_bundle(MINI, device="cpu").encoder
+
+
+@pytest.mark.parametrize("is_recorded", [True, False], ids=["graph", "network"])
+def test_passes_side_by_side_give_the_bits_of_one_after_another(
+    mini: Encoder, batch: ImageBatch, is_recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mini, "_is_recorded", is_recorded)
+    parts = [part_of(batch, size) for size in (1, 8, 2, 5)]
+    strings = ["a fish", "a house by the sea, and a boat"]
+
+    def encode(number: int) -> list[torch.Tensor]:
+        features = mini.encode_images(parts[number % 4])
+        return [features.pooled, features.dense, mini.encode_texts(strings[: 1 + number % 2]).pooled]
+
+    alone = in_lanes(1, encode, 4)
+    assert are_equal(in_lanes(3, encode, 24), alone)
+
+
+def test_a_size_that_two_threads_meet_at_once_is_recorded_once(
+    tiny_bundle: Path, batch: ImageBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, recordings = load_bundle(tiny_bundle, device="cpu").encoder, list[torch.Size]()
+
+    def counted(network: nn.Module, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:
+        recordings.append(pixels.shape[2:])
+        return recorded(network, pixels, timesteps, states)
+
+    monkeypatch.setattr("models.encoder.recorded", counted)
+
+    def encode(_: int) -> list[torch.Tensor]:
+        features = encoder.encode_images(part_of(batch, 2))
+        return [features.pooled, features.dense]
+
+    found = in_lanes(3, encode, 6)
+    assert are_equal(found, found[:1])
+    assert recordings == [torch.Size([128, 128])]
 
 
 class Batchwise(nn.Module):

@@ -1,4 +1,4 @@
-"""LitServe: one worker process that decodes in threads of its own and encodes in batches."""
+"""LitServe: worker processes that decode in threads of their own and encode in batches."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ from fastapi import Request
 from benchmarks.serve.workload import MAX_BATCH, embed, load_encoder, prepare
 
 THREADS = int(os.environ.get("BENCH_THREADS", "1"))
+ENCODERS = int(os.environ.get("BENCH_ENCODERS", "1"))
 
 
 class Api(ls.LitAPI):
@@ -32,5 +33,5 @@ class Api(ls.LitAPI):
 
 if __name__ == "__main__":
     api = Api(max_batch_size=MAX_BATCH, batch_timeout=float(os.environ.get("BENCH_WAIT_S", "0.01")), api_path="/embed")
-    server = ls.LitServer(api, accelerator="cpu", workers_per_device=1, healthcheck_path="/livez", timeout=30)
+    server = ls.LitServer(api, accelerator="cpu", workers_per_device=ENCODERS, healthcheck_path="/livez", timeout=30)
     server.run(port=int(sys.argv[1]), log_level="error", generate_client_file=False, access_log=False)

@@ -28,5 +28,6 @@ class Encode(Worker):
 if __name__ == "__main__":
     server = Server()
     server.append_worker(Decode, num=int(os.environ.get("BENCH_DECODERS", "1")), route="/embed")
-    server.append_worker(Encode, num=1, max_batch_size=MAX_BATCH, max_wait_time=10, route="/embed")
+    encoders = int(os.environ.get("BENCH_ENCODERS", "1"))
+    server.append_worker(Encode, num=encoders, max_batch_size=MAX_BATCH, max_wait_time=10, route="/embed")
     server.run()

@@ -16,7 +16,11 @@ from starlette.requests import Request
 from benchmarks.serve.workload import MAX_BATCH, embed, load_encoder, prepare
 
 
-@serve.deployment(num_replicas=1, max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})
+@serve.deployment(
+    num_replicas=int(os.environ.get("BENCH_ENCODERS", "1")),
+    max_ongoing_requests=256,
+    ray_actor_options={"num_cpus": 1},
+)
 class Embed:
     def __init__(self) -> None:
         self.encoder = load_encoder(int(os.environ.get("BENCH_THREADS", "1")))

@@ -16,9 +16,13 @@ class EveryoneWaits(Exception):
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Never sleeps while a timer is set: it moves the clock instead."""
+    """Never sleeps while a timer is set: it moves the clock instead, and says so before."""
 
     now_s = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_jump: Callable[[], None] = lambda: None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
@@ -27,7 +31,9 @@ class _JumpingSelector(selectors.DefaultSelector):
             if not ready:
                 raise EveryoneWaits
             return list(ready)
-        self.now_s += max(0.0, timeout)
+        if timeout > 0:
+            self.before_jump()
+            self.now_s += timeout
         return list(super().select(0))
 
 
@@ -37,6 +43,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
+
+    def watch(self, before_jump: Callable[[], None]) -> None:
+        """Call this whenever all is done that could be, and time moves on."""
+        self._jumping.before_jump = before_jump
 
     def time(self) -> float:
         return self._jumping.now_s
@@ -74,13 +84,17 @@ class SimulatedDevice:
     """Implements `work.Device` on the loop's own time, in the order of submission.
 
     Attributes:
+        lanes: passes at once.
         passes: what ran.
         submitted: batches as they were formed, in order.
         on_submit: called with each.
+        most_at_once: batches with the device, those that wait for a lane too.
+        idle_lanes: lanes without a pass now.
     """
 
     loop: asyncio.AbstractEventLoop
     faults: Faults
+    lanes: int = 1
     fingerprint: str = "simulated"
     passes: list[Pass] = field(default_factory=list)
     submitted: list[Batch] = field(default_factory=list)
@@ -89,25 +103,23 @@ class SimulatedDevice:
 
     def __post_init__(self) -> None:
         self._line: deque[tuple[Batch, asyncio.Future[Passed]]] = deque()
-        self._is_busy = False
+        self.idle_lanes = self.lanes
         self._is_dead = False
-        self._on_device: set[str] = set()
 
     def submit(self, batch: Batch) -> "asyncio.Future[Passed]":
         future: asyncio.Future[Passed] = self.loop.create_future()
         self.submitted.append(batch)
         self.on_submit(batch)
         self._line.append((batch, future))
-        self.most_at_once = max(self.most_at_once, len(self._line) + self._is_busy)
-        if not self._is_busy:
-            self._next()
+        self.most_at_once = max(self.most_at_once, len(self._line) + self.lanes - self.idle_lanes)
+        self._next()
         return future
 
     def stop(self) -> None:
         pass
 
     def _next(self) -> None:
-        if not self._line:
+        if not self._line or not self.idle_lanes:
             return
         batch, future = self._line.popleft()
         ran = batch.begin(self.loop.time())
@@ -119,13 +131,13 @@ class SimulatedDevice:
             self._settle(future, Passed(outputs=[], finished_s=self.loop.time()))
             return
         self.passes.append(Pass(started_s=self.loop.time(), works=tuple(ran)))
-        self._is_busy = True
+        self.idle_lanes -= 1
         if number != self.faults.hangs_at:
             duration_s = self.faults.durations_s[number % len(self.faults.durations_s)]
             self.loop.call_later(duration_s, self._finish, number, ran, future)
 
     def _finish(self, number: int, ran: Sequence[Work], future: "asyncio.Future[Passed]") -> None:
-        self._is_busy = False
+        self.idle_lanes += 1
         self._settle(future, self._result(number, ran))
 
     def _settle(self, future: "asyncio.Future[Passed]", result: Passed | Exception) -> None:

@@ -82,11 +82,16 @@ faults = st.builds(
 
 
 @settings(max_examples=SCHEDULES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(schedule=st.lists(calls, min_size=1, max_size=24), wrong=faults, cache_bytes=st.sampled_from([0, 100, 1 << 20]))
-def test_the_promises_hold(schedule: Sequence[Call], wrong: Faults, cache_bytes: int) -> None:
+@given(
+    schedule=st.lists(calls, min_size=1, max_size=24),
+    wrong=faults,
+    lanes=st.sampled_from([1, 1, 2, 3]),
+    cache_bytes=st.sampled_from([0, 100, 1 << 20]),
+)
+def test_the_promises_hold(schedule: Sequence[Call], wrong: Faults, lanes: int, cache_bytes: int) -> None:
     loop = VirtualTimeLoop()
     try:
-        loop.run_until_complete(World(loop, wrong, cache_bytes).check(schedule))
+        loop.run_until_complete(World(loop, wrong, lanes, cache_bytes).check(schedule))
     finally:
         loop.close()
 
@@ -94,10 +99,10 @@ def test_the_promises_hold(schedule: Sequence[Call], wrong: Faults, cache_bytes:
 class World:
     """An engine over a simulated device, and books about all that happens."""
 
-    def __init__(self, loop: VirtualTimeLoop, wrong: Faults, cache_bytes: int) -> None:
+    def __init__(self, loop: VirtualTimeLoop, wrong: Faults, lanes: int, cache_bytes: int) -> None:
         self.loop = loop
         self.wrong = wrong
-        self.device = SimulatedDevice(loop, wrong)
+        self.device = SimulatedDevice(loop, wrong, lanes)
         self.device.on_submit = self.check_formed
         self.fatal_calls = 0
         self.engine = BatchingEngine(
@@ -113,6 +118,7 @@ class World:
         )
         self.told: list[Told] = []
         self.formed: list[Work] = []
+        loop.watch(self.check_busy)
 
     def count_fatal(self) -> None:
         self.fatal_calls += 1
@@ -127,7 +133,7 @@ class World:
             tasks.append(asyncio.create_task(self.client(told)))
         await asyncio.sleep(1000.0)
         self.check_health()
-        probe = None if self.is_stuck else await self.probe()
+        probe = None if self.is_blocked else await self.probe()
         await self.engine.stop()
         await asyncio.gather(*tasks)
         self.check_ends(probe)
@@ -135,6 +141,14 @@ class World:
     @property
     def is_stuck(self) -> bool:
         return self.wrong.hangs_at is not None and len(self.device.passes) > self.wrong.hangs_at
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the probe cannot be answered: no lane is left, or it is what hangs."""
+        hangs_at = self.wrong.hangs_at
+        if hangs_at is None or not self.is_stuck:
+            return False
+        return self.device.lanes == 1 or any(work.key.identity == "v99" for work in self.device.passes[hangs_at].works)
 
     async def client(self, told: Told) -> None:
         """Ask, and go away when the call says so; the books keep the first and only end."""
@@ -192,7 +206,7 @@ class World:
         """Size, group and order of a batch as it is formed, and that no sample is with the device twice."""
         assert len(batch.works) <= (MAX_BATCH if batch.group.kind is Kind.IMAGES else MAX_BATCH * VIEW_COST)
         assert len({work.key.group for work in batch.works}) == 1
-        assert self.device.most_at_once <= 2
+        assert self.device.most_at_once <= self.device.lanes + 1
         keys = [work.key for flight in self.engine._pipeline._flights for work in flight.works]
         assert len(keys) == len(set(keys))
         is_new = not any(work in self.formed for work in batch.works)
@@ -205,6 +219,14 @@ class World:
             same = [work for work in waiting if work.key.group == batch.group and not work.has_left_queue]
             assert all(work.arrived_s >= arrived[-1] for work in same if work.is_live(self.loop.time()))
         self.formed += batch.works
+
+    def check_busy(self) -> None:
+        """No lane is idle while someone waits for a pass."""
+        waiting = [work for line in self.engine._pipeline.queue._lines.values() for work in line]
+        waiting += [work for works in self.engine._pipeline._retries for work in works]
+        is_open = not self.engine._pipeline._is_closed
+        if is_open and any(not work.has_left_queue and work.is_live(self.loop.time()) for work in waiting):
+            assert not self.device.idle_lanes
 
     def check_health(self) -> None:
         if self.is_stuck and self.engine._on_the_way:
@@ -226,7 +248,7 @@ class World:
                 assert work.key.identity == "v99" or any(told.is_waiting_at(one.started_s) for told in askers), (
                     f"{work.key.identity} ran at {one.started_s}, and nobody waited for it"
                 )
-        if not self.died and not self.is_stuck:
+        if not self.died and not self.is_blocked:
             assert probe == [1.0, 99.0]
         assert self.engine._admission.waiting() == 0
         assert not self.engine._on_the_way

@@ -1,0 +1,171 @@
+"""Several passes at once: who gets what, and what one lane's trouble means for the others."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import pytest
+import torch
+
+from app.domain import View
+from app.engine.engine import REPRODUCIBLE_BATCH, BatchingEngine
+from app.engine.executor import DeviceExecutor
+from app.engine.feature_cache import FeatureCache
+from app.engine.work import VIEW_COST, Batch, CacheKey, DeviceFatal, Group, Kind, Work
+from app.telemetry import Telemetry
+from models.types import ImageBatch
+from tests.app.engine.simulation import Faults, SimulatedDevice, VirtualTimeLoop
+from tests.app.fakes import FakeEncoder, level_of, make_view
+
+STALL_S = 10.0
+
+
+def view(number: int, *, is_reproducible: bool = False) -> View:
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    return View(pixels=pixels, timestep=0, caption=None, key=f"v{number}", is_reproducible=is_reproducible)
+
+
+def simulated(lanes: int, faults: Faults, check: Callable[[BatchingEngine, SimulatedDevice], Awaitable[None]]) -> None:
+    """Run a check of an engine over a simulated device, on virtual time."""
+    loop = VirtualTimeLoop()
+
+    async def run() -> None:
+        device = SimulatedDevice(loop, faults, lanes)
+        engine = BatchingEngine(
+            device,
+            FeatureCache(max_bytes=0),
+            Telemetry(),
+            max_batch=4,
+            max_queue_cost=1000,
+            stall_s=STALL_S,
+            stop_timeout_s=1.0,
+            clock=loop.time,
+        )
+        await engine.start()
+        await check(engine, device)
+        await engine.stop()
+
+    try:
+        loop.run_until_complete(run())
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    ("lanes", "count", "sizes"),
+    [
+        pytest.param(1, 3, [3], id="one-lane-takes-all"),
+        pytest.param(2, 3, [2, 1], id="two-lanes-share"),
+        pytest.param(3, 7, [3, 2, 2], id="three-lanes-share"),
+        pytest.param(2, 1, [1], id="one-picture"),
+        pytest.param(2, 11, [4, 4, 2, 1], id="full-batches-first"),
+    ],
+)
+def test_idle_lanes_share_what_waits(lanes: int, count: int, sizes: list[int]) -> None:
+    async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
+        await engine.encode_views([view(number) for number in range(count)])
+        assert [len(one.works) for one in device.passes] == sizes
+
+    simulated(lanes, Faults(), check)
+
+
+def test_lanes_that_end_together_share_what_waits() -> None:
+    async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
+        await engine.warm_up([view(99)], text="99")
+        device.passes.clear()
+        running = asyncio.create_task(engine.encode_views([view(0), view(1)]))
+        await asyncio.sleep(0.05)
+        waiting = asyncio.create_task(engine.encode_views([view(number) for number in range(2, 6)]))
+        await asyncio.gather(running, waiting)
+        assert [len(one.works) for one in device.passes] == [1, 1, 2, 2]
+
+    simulated(2, Faults(), check)
+
+
+def test_reproducible_pictures_are_not_shared_out() -> None:
+    async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
+        await engine.encode_views([view(number, is_reproducible=True) for number in range(REPRODUCIBLE_BATCH)])
+        assert [len(one.works) for one in device.passes] == [REPRODUCIBLE_BATCH]
+
+    simulated(2, Faults(), check)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_the_drain_rate_is_that_of_all_lanes(lanes: int) -> None:
+    async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
+        await engine.encode_views([view(number) for number in range(4 * lanes)])
+        wait_s = engine._admission.rate.seconds_for(4 * lanes * VIEW_COST)
+        assert len(device.passes) == lanes
+        assert wait_s == pytest.approx(0.5)
+
+    simulated(lanes, Faults(durations_s=(0.5,)), check)
+
+
+def test_a_lane_that_hangs_is_noticed_while_another_moves() -> None:
+    async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
+        hung = asyncio.create_task(engine.encode_views([view(0)]))
+        for number in range(1, 30):
+            await asyncio.sleep(0.5)
+            assert engine.is_alive() == (number * 0.5 < STALL_S)
+            await engine.encode_views([view(number)])
+        assert len(device.passes) == 30
+        hung.cancel()
+        await asyncio.gather(hung, return_exceptions=True)
+
+    simulated(2, Faults(durations_s=(0.0,), hangs_at=0), check)
+
+
+def batch_of(*levels: float) -> Batch:
+    works = [
+        Work(
+            key=CacheKey(Group(Kind.IMAGES, (3, 16, 16)), f"{level}", None, 1, "fake"),
+            payload=make_view(level),
+            cost=VIEW_COST,
+            arrived_s=0.0,
+            deadline_s=float("inf"),
+        )
+        for level in levels
+    ]
+    return Batch(works=works, formed_s=0.0)
+
+
+@pytest.mark.anyio
+async def test_passes_run_side_by_side_each_with_its_own_torch_threads() -> None:
+    encoder, together, threads = FakeEncoder(), threading.Barrier(2, timeout=30), set[tuple[str, int]]()
+
+    def meet(_: ImageBatch) -> None:
+        together.wait()
+        threads.add((threading.current_thread().name, torch.get_num_threads()))
+
+    encoder.fail = meet
+    executor = DeviceExecutor(encoder, lanes=2, threads=1)
+    found = await asyncio.gather(executor.submit(batch_of(0.25)), executor.submit(batch_of(0.5)))
+    await asyncio.to_thread(executor.stop)
+    assert [float(passed.outputs[0].pooled[0]) for passed in found] == [0.25, 0.5]
+    assert threads == {("device_0", 1), ("device_1", 1)}
+
+
+@pytest.mark.anyio
+async def test_a_fatal_error_in_one_lane_ends_all_and_a_stop_waits_for_what_runs() -> None:
+    encoder, both_run, has_died = FakeEncoder(), threading.Barrier(2, timeout=30), threading.Event()
+
+    def fail(batch: ImageBatch) -> None:
+        both_run.wait()
+        if (level_of(batch.pixels) == 0.25).any():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        has_died.wait(timeout=30)
+
+    encoder.fail = fail
+    executor = DeviceExecutor(encoder, lanes=2)
+    dies, goes_on = executor.submit(batch_of(0.25)), executor.submit(batch_of(0.5))
+    later = executor.submit(batch_of(0.75))
+    with pytest.raises(DeviceFatal):
+        await dies
+    with pytest.raises(DeviceFatal):
+        await later
+    stopping = asyncio.create_task(asyncio.to_thread(executor.stop))
+    has_died.set()
+    await stopping
+    assert float((await goes_on).outputs[0].pooled[0]) == 0.5
+    assert len(encoder.batches) == 2
