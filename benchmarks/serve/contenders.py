@@ -82,9 +82,9 @@ CONTENDERS = (
     Contender(
         name="LitServe",
         command=("-m", "benchmarks.serve.servers.lit", "{port}"),
-        variables={"BENCH_THREADS": "1"},
+        variables={"BENCH_THREADS": "1", "BENCH_ENCODERS": "2"},
         settings={
-            "workers_per_device=1": "a second encoder would share the same two cores",
+            "workers_per_device=2": "one decodes while the other encodes: 32 a second, 19 with one",
             "max_batch_size=8, batch_timeout=10 ms": "full batches under load, little wait without",
             "two decoding threads, torch threads=1": _ONE_THREAD,
         },
@@ -92,18 +92,19 @@ CONTENDERS = (
     Contender(
         name="mosec",
         command=("-m", "benchmarks.serve.servers.mosec_server", "--port", "{port}", "--timeout", "30000"),
-        variables={"BENCH_THREADS": "1", "BENCH_DECODERS": "1"},
+        variables={"BENCH_THREADS": "1", "BENCH_DECODERS": "1", "BENCH_ENCODERS": "1"},
         settings={
-            "one decoding and one encoding process": "two cores; more processes take turns",
+            "one decoding and one encoding process": "two that encode take smaller batches: 27 a second, 31 with one",
             "max_batch_size=8, max_wait_time=10 ms": "as LitServe",
         },
     ),
     Contender(
         name="Ray Serve",
         command=("-m", "benchmarks.serve.servers.ray_serve", "{port}"),
-        variables={"BENCH_THREADS": "1", "RAY_DEDUP_LOGS": "0"},
+        variables={"BENCH_THREADS": "1", "BENCH_ENCODERS": "2", "RAY_DEDUP_LOGS": "0"},
         settings={
-            "one replica, max_ongoing_requests=256": "one encoder; the queue stays in the replica, where it is batched",
+            "two replicas": "18 a second, 17 with one",
+            "max_ongoing_requests=256": "the queue stays in the replicas, where it is batched",
             "@serve.batch(8, 10 ms), decoding in two threads": "as LitServe",
         },
     ),

@@ -54,7 +54,8 @@ def new_app(encoder: FakeEncoder, data_dir: Path, **settings: object) -> FastAPI
             prototype_head=PrototypeHead(),
         )
 
-    found = Settings.model_validate({"data_dir": data_dir, "feature_cache_bytes": 0, **settings})
+    # One lane: a pass that is held holds all that comes after it.
+    found = Settings.model_validate({"data_dir": data_dir, "feature_cache_bytes": 0, "lanes": 1, **settings})
     return create_app(found, build)
 
 
