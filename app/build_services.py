@@ -58,7 +58,7 @@ def assemble_services(
         device,
         FeatureCache(max_bytes=settings.feature_cache_bytes),
         platform.telemetry,
-        max_batch=settings.max_batch,
+        max_batch=settings.max_batch_on(bundle.device),
         max_queue_cost=settings.max_queue_cost,
         stall_s=settings.stall_s,
         stop_timeout_s=settings.drain_timeout_s,

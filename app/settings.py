@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     metrics_token: SecretStr | None = Field(None, min_length=16)
     insecure: bool = False
 
-    max_batch: int = Field(8, ge=1, le=256)
+    max_batch: int = Field(0, ge=0, le=256)
     max_queue_cost: int = Field(4096, ge=1, le=1_000_000)
     feature_cache_bytes: int = Field(256 * MIB, ge=0, le=256 * GIB)
     picture_cache_bytes: int = Field(64 * MIB, ge=0, le=256 * GIB)
@@ -72,6 +72,10 @@ class Settings(BaseSettings):
         """`lanes`, or on a CPU one for every core that `threads` leaves; one on anything else."""
         chosen = min(MAX_LANES, max(1, _cores() // self.threads)) if device == "cpu" else 1
         return self.lanes or chosen
+
+    def max_batch_on(self, device: str) -> int:
+        """`max_batch`, or what keeps waits short at full throughput: few on a CPU, many on a GPU (docs/adr/0024)."""
+        return self.max_batch or (4 if device == "cpu" else 32)
 
     @property
     def decode_threads(self) -> int:

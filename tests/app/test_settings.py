@@ -27,7 +27,7 @@ def test_settings_come_from_the_environment_nested_limits_too(monkeypatch: pytes
     ("name", "value"),
     [
         pytest.param("VERMOUTH_PORT", "70000", id="port"),
-        pytest.param("VERMOUTH_MAX_BATCH", "0", id="batch"),
+        pytest.param("VERMOUTH_MAX_BATCH", "-1", id="batch"),
         pytest.param("VERMOUTH_DEADLINE_S", "nan", id="nan"),
         pytest.param("VERMOUTH_DEVICE", "tpu", id="device"),
         pytest.param("VERMOUTH_LIMITS__MAX_K", "0", id="limit"),
@@ -89,3 +89,8 @@ def test_a_containers_quota_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr("app.settings.CPU_QUOTA", path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(64)))
     assert _cores() == cores
+
+
+def test_batches_are_few_on_a_cpu_and_many_on_a_gpu() -> None:
+    assert (Settings().max_batch_on("cpu"), Settings().max_batch_on("cuda:0")) == (4, 32)
+    assert Settings(max_batch=8).max_batch_on("cpu") == 8
