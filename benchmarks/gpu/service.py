@@ -38,6 +38,7 @@ def contender(device: str, setting: Setting) -> Contender:
         command = (command[0], f"import models.cuda_graphs; models.cuda_graphs.LARGEST = 0; {command[1]}", *command[2:])
     varied = {
         "VERMOUTH_DEVICE": device,
+        "VERMOUTH_LANES": "0",
         "VERMOUTH_DECODE_WORKERS": str(setting.decode_workers),
         "VERMOUTH_MAX_BATCH": str(setting.max_batch),
         "VERMOUTH_MAX_IN_FLIGHT": "512",
