@@ -21,6 +21,7 @@ from models.expert import OpenClipExpert, TimmExpert, read_lite0_package
 from models.folding import fold_batch_norms
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead, UHeadConfig, UHeadScale
+from models.lean_layers import lean_convolutions
 from models.text import OpenClipNames, TextEncoder
 from models.types import BundleInfo, TaskProfile
 
@@ -57,6 +58,9 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
     taps = _taps(manifest, profile)
     extractor = load_extractor(folder, manifest, device=placed, dtype=precision, taps=taps)
     uhead = _ready(_load_uhead(manifest.components.uhead, manifest.dimension, folder), placed, precision)
+    if placed.type == "cpu":
+        lean_convolutions(extractor)
+        lean_convolutions(uhead)
     digest = fingerprint(manifest, taps=taps, numerics=_NUMERICS[precision])
     encoder = Encoder(
         extractor,

@@ -115,13 +115,7 @@ def test_fewer_taps_load_fewer_blocks_and_give_the_same_maps(tiny_copy: Path, ti
     (tiny_copy / "bundle.json").write_text(
         manifest.replace('"profiles": {}', '"profiles": {"fast": {"taps": ["mid", "up_0"]}}')
     )
-    from models.build import load_extractor
-    from models.bundle import read_manifest
-
-    fast = read_manifest(tiny_copy)
-    extractor = load_extractor(
-        tiny_copy, fast, device=torch.device("cpu"), dtype=torch.float32, taps=fast.profiles["fast"].taps
-    )
+    extractor = load_bundle(tiny_copy, device="cpu", profile="fast").encoder.extractor
     pixels = torch.zeros((1, 3, 128, 128))
     few = extractor(pixels, torch.tensor([50]), [None])
     every = tiny.encoder.extractor(pixels, torch.tensor([50]), [None])
