@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, params
-from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData
 from starlette.requests import HTTPConnection, Request
 
@@ -48,9 +47,7 @@ def new_router(
     tag: str, *, route_class: type[ScopedRoute] = ScopedRoute, dependencies: Sequence[params.Depends] = ()
 ) -> APIRouter:
     """A router whose routes check their declared scope before they read the body."""
-    return APIRouter(
-        tags=[tag], route_class=route_class, dependencies=[*dependencies], default_response_class=JSONResponse
-    )
+    return APIRouter(tags=[tag], route_class=route_class, dependencies=[*dependencies])
 
 
 async def get_platform(connection: HTTPConnection) -> Platform:
