@@ -5,10 +5,11 @@ import contextlib
 import os
 import resource
 import signal
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
@@ -76,16 +77,44 @@ class Result:
         return body
 
 
-def measure(contender: Contender, images: Sequence[bytes], plan: Plan, *, port: int, peers: str) -> Result:
+def measure(
+    contender: Contender, images: Sequence[bytes], plan: Plan, *, port: int, peers: str, seed: int = 0
+) -> Result:
     """Start it, find its capacity, load it, stop it."""
     started_s = time.perf_counter()
     with running(contender, port, peers) as process:
         client = Client(port, images, patience_s=plan.deadline_s * PATIENCE_FACTOR, deadline_s=plan.deadline_s)
-        return asyncio.run(_measured(contender, process, client, plan, started_s))
+        return asyncio.run(_measured(contender, process, client, plan, started_s, seed))
+
+
+def median_of(rounds: Sequence[Result]) -> Result:
+    """One contender's row over several rounds: medians; what came late and other answers are added up."""
+    return Result(
+        name=rounds[0].name,
+        settings=rounds[0].settings,
+        capacity_per_s=statistics.median(each.capacity_per_s for each in rounds),
+        processes=rounds[0].processes,
+        start_s=statistics.median(each.start_s for each in rounds),
+        loads=[_median_load(loads) for loads in zip(*(each.loads for each in rounds), strict=True)],
+    )
+
+
+def _median_load(loads: Sequence[Load]) -> Load:
+    names = [each.name for each in fields(Load) if each.name not in ("statuses", "late", "shots")]
+    values = {name: [v for load in loads if (v := getattr(load, name)) is not None] for name in names}
+    statuses: dict[str, int] = {}
+    for load in loads:
+        for status, count in load.statuses.items():
+            statuses[status] = statuses.get(status, 0) + count
+    return Load(
+        **{name: statistics.median(found) if found else None for name, found in values.items()},
+        statuses=statuses,
+        late=sum(load.late for load in loads),
+    )
 
 
 async def _measured(
-    contender: Contender, process: "subprocess.Popen[bytes]", client: Client, plan: Plan, started_s: float
+    contender: Contender, process: "subprocess.Popen[bytes]", client: Client, plan: Plan, started_s: float, seed: int
 ) -> Result:
     def check() -> None:
         if process.poll() is not None or time.perf_counter() - started_s > plan.start_limit_s:
@@ -99,7 +128,7 @@ async def _measured(
     capacity = sum(shot.status == 200 for shot in shots) / (time.perf_counter() - begun_s)
     loads = []
     for number, factor in enumerate(FACTORS):
-        loads.append(await _load(process.pid, client, factor, capacity, plan, seed=number))
+        loads.append(await _load(process.pid, client, factor, capacity, plan, seed=seed * len(FACTORS) + number))
         await asyncio.sleep(1.0)
     client.close()
     return Result(

@@ -1,7 +1,9 @@
 """The results as Markdown, JSON and a picture."""
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -9,65 +11,138 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.serve.measure import Result
+from benchmarks.serve.measure import FACTORS, Result, median_of
 
 
-def write(
-    folder: Path,
-    results: Sequence[Result],
-    *,
-    limits: Mapping[str, float],
-    three: Mapping[str, float] | None,
-    run: Mapping[str, object],
-) -> None:
-    """`serve.md`, `serve.json` and `serve.png` in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    body = {
-        "run": dict(run),
-        "direct_per_s": dict(limits),
-        "three_tasks": dict(three) if three else None,
-        "results": [result.as_json() for result in results],
-    }
-    (folder / "serve.json").write_text(json.dumps(body, indent=1) + "\n")
-    (folder / "serve.md").write_text("\n".join(_lines(results, limits, three, run)) + "\n")
-    _draw(folder / "serve.png", results, max(limits.values(), default=0.0))
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that a run found.
+
+    Attributes:
+        rounds: a contender's name → its result in each round.
+        limits: a way of the direct loop → pictures a second in each round.
+        three: of the shared pass.
+        run: date, commit, machine and plan.
+    """
+
+    rounds: Mapping[str, Sequence[Result]]
+    limits: Mapping[str, Sequence[float]]
+    three: Mapping[str, float] | None
+    run: Mapping[str, object]
+
+    @property
+    def medians(self) -> list[Result]:
+        """A contender's row each."""
+        return [median_of(rounds) for rounds in self.rounds.values()]
+
+    @property
+    def limit(self) -> float:
+        """The best direct loop's median, pictures a second."""
+        return max((statistics.median(found) for found in self.limits.values()), default=0.0)
+
+    def write(self, folder: Path) -> None:
+        """`serve.md`, `serve.json` and `serve.png` in `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        medians = self.medians
+        body = {
+            "run": dict(self.run),
+            "direct_per_s": {way: list(found) for way, found in self.limits.items()},
+            "three_tasks": dict(self.three) if self.three else None,
+            "results": [result.as_json() for result in medians],
+            "rounds": {name: [each.as_json() for each in rounds] for name, rounds in self.rounds.items()},
+        }
+        (folder / "serve.json").write_text(json.dumps(body, indent=1) + "\n")
+        (folder / "serve.md").write_text("\n".join(self._lines(medians)) + "\n")
+        _draw(folder / "serve.png", medians, self.limit)
+
+    def _lines(self, medians: Sequence[Result]) -> list[str]:
+        run = self.run
+        loops = ", ".join(f"{way} {statistics.median(found):.1f}/s" for way, found in self.limits.items())
+        lines = [
+            "# Serving side by side",
+            "",
+            f"`make bench-serve`, {run['date']}, commit {run['commit']}, {run['machine']}. Every contender serves the "
+            f"same encoder (weights/mini, fp32) for distinct 1-megapixel JPEGs over HTTP/1.1, caches off, load "
+            f"generator on the same cores; {run['rounds']} rounds in which each has its turn, {run['seconds']} s a "
+            f"load, Poisson arrivals at multiples of its own capacity of that round, deadline {run['deadline_s']} s. "
+            "Latency counts from when a request was due; goodput is answers inside the deadline. Figures are medians "
+            "of the rounds; late and other answers are of all of them together. Load on the machine from elsewhere "
+            f"when the run began: {run['load_before']}.",
+            "",
+            f"Direct loop, no server: {loops}; limit {self.limit:.1f}/s.",
+            "",
+            *self._bars(),
+            *_capacities(medians, self.limit, self.rounds),
+            *_loads(medians),
+        ]
+        if self.three:
+            lines += [
+                "Three tasks on one picture (retrieval, segmentation by the whole view, few-shot), a client in a row:",
+                "",
+                "| one pass shared, s | three passes, s | faster | all cached, s |",
+                "|---|---|---|---|",
+                f"| {self.three['cached_s']:.3f} | {self.three['separate_s']:.3f} | {self.three['speedup']:.2f}× | "
+                f"{self.three['repeat_s']:.3f} |",
+                "",
+            ]
+        lines += ["Settings, each with its reason:", ""]
+        for result in medians:
+            lines += [f"- {result.name}: " + "; ".join(f"{name} ({why})" for name, why in result.settings.items())]
+        return [*lines, "", "![Goodput and latency](serve.png)"]
+
+    def _bars(self) -> list[str]:
+        """Ours beside the best other in each round, and the median of those ratios."""
+        ours, *others = self.rounds.values()
+        if not others:
+            return []
+        limits = [max(found) for found in zip(*self.limits.values(), strict=True)]
+        eights, fives = (FACTORS.index(factor) for factor in (0.8, 5.0))
+        rows = {
+            "capacity / direct loop": [each.capacity_per_s / limit for each, limit in zip(ours, limits, strict=True)],
+            "capacity / best peer's": [
+                mine.capacity_per_s / max(each.capacity_per_s for each in peers)
+                for mine, *peers in zip(ours, *others, strict=False)
+            ],
+            "p99 at 0.8× / best peer's at its own 0.8×": [
+                (mine.loads[eights].p99_ms or 0.0) / min(each.loads[eights].p99_ms or 1e9 for each in peers)
+                for mine, *peers in zip(ours, *others, strict=False)
+            ],
+            "goodput at 5× / capacity": [each.loads[fives].goodput_per_s / each.capacity_per_s for each in ours],
+        }
+        return [
+            "| | median | rounds |",
+            "|---|---|---|",
+            *(
+                f"| {name} | **{statistics.median(ratios):.2f}** | {', '.join(f'{each:.2f}' for each in ratios)} |"
+                for name, ratios in rows.items()
+            ),
+            "",
+        ]
 
 
-def _lines(
-    results: Sequence[Result], limits: Mapping[str, float], three: Mapping[str, float] | None, run: Mapping[str, object]
-) -> list[str]:
-    limit = max(limits.values(), default=0.0)
+def _capacities(medians: Sequence[Result], limit: float, rounds: Mapping[str, Sequence[Result]]) -> list[str]:
     lines = [
-        "# Serving side by side",
-        "",
-        f"`make bench-serve`, {run['date']}, commit {run['commit']}, {run['machine']}. Every contender serves the same "
-        f"encoder (weights/mini, fp32) for distinct 1-megapixel JPEGs over HTTP/1.1, caches off, load generator on the "
-        f"same cores; {run['seconds']} s a load, Poisson arrivals at multiples of each contender's own capacity, "
-        f"deadline {run['deadline_s']} s. Latency counts from when a request was due; goodput is answers inside the "
-        "deadline. Load on the machine from elsewhere when the run began: "
-        f"{run['load_before']}.",
-        "",
-        "Direct loop, no server: "
-        + ", ".join(f"{name} {value:.1f}/s" for name, value in limits.items())
-        + f"; limit {limit:.1f}/s.",
-        "",
-        "| | capacity /s | of the limit | processes | RSS MiB | start s |",
-        "|---|---|---|---|---|---|",
+        "| | capacity /s | in each round | of the limit | processes | RSS MiB | start s |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for result in results:
+    for result in medians:
         share = f"{result.capacity_per_s / limit:.2f}" if limit else "–"
         rss = max(load.rss_mib for load in result.loads)
+        found = ", ".join(f"{each.capacity_per_s:.1f}" for each in rounds[result.name])
         lines.append(
-            f"| {result.name} | {result.capacity_per_s:.1f} | {share} | {result.processes} | {rss:.0f} | "
+            f"| {result.name} | {result.capacity_per_s:.1f} | {found} | {share} | {result.processes} | {rss:.0f} | "
             f"{result.start_s:.0f} |"
         )
-    lines += [
-        "",
+    return [*lines, ""]
+
+
+def _loads(medians: Sequence[Result]) -> list[str]:
+    lines = [
         "| | load | offered /s | goodput /s | p50 ms | p95 ms | p99 ms | late | other answers | server CPU s | "
         "generator CPU s | health p99 ms | Retry-After within 2× |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for result in results:
+    for result in medians:
         for load in result.loads:
             others = ", ".join(
                 f"{status}: {count}" for status, count in sorted(load.statuses.items()) if status != "200"
@@ -78,21 +153,7 @@ def _lines(
                 f"{others or '–'} | {load.server_cpu_s:.1f} | {load.generator_cpu_s:.1f} | "
                 f"{_number(load.health_p99_ms)} | {_share(load.retry_after_within_2)} |"
             )
-    lines += ["", "Answer 0: the client gave up after three deadlines, or the connection broke.", ""]
-    if three:
-        lines += [
-            "Three tasks on one picture (retrieval, segmentation by the whole view, few-shot), a client in a row:",
-            "",
-            "| one pass shared, s | three passes, s | faster | all cached, s |",
-            "|---|---|---|---|",
-            f"| {three['cached_s']:.3f} | {three['separate_s']:.3f} | {three['speedup']:.2f}× | "
-            f"{three['repeat_s']:.3f} |",
-            "",
-        ]
-    lines += ["Settings, each with its reason:", ""]
-    for result in results:
-        lines += [f"- {result.name}: " + "; ".join(f"{name} ({why})" for name, why in result.settings.items())]
-    return [*lines, "", "![Goodput and latency](serve.png)"]
+    return [*lines, "", "Answer 0: the client gave up after three deadlines, or the connection broke.", ""]
 
 
 def _draw(file: Path, results: Sequence[Result], limit: float) -> None:
