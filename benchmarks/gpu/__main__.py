@@ -78,7 +78,7 @@ def main() -> None:
     if not options.pictures.exists():
         pictures.render(options.pictures, 256)
     if is_cuda:
-        sizes, count, threads = [1, 2, 4, 8, 16, 32, 64, 128, 256], 256, max(1, (os.cpu_count() or 2) - 2)
+        sizes, count, threads = [1, 4, 8, 32, 64, 256], 256, max(1, (os.cpu_count() or 2) - 2)
         pairs = [(8, 32, True), (8, 32, False), (14, 64, True), (4, 32, True)]
     else:
         sizes, count, threads, pairs = [1, 4], 12, 1, [(1, 8, False)]
@@ -95,14 +95,14 @@ def main() -> None:
             torch.set_num_threads(1)
             flood = (512, 64) if is_cuda else (12, 4)
             run.section("out of memory", lambda: engine.out_of_memory(device, *flood), needs_s=5)
-            dtypes = ("bf16", "fp32") if is_cuda else ("fp32",)
+            dtypes = ("fp16", "fp32") if is_cuda else ("fp32",)
             views = 32 if is_cuda else 2
-            run.section("encoder", lambda: encoder.speed(device, sizes, 9 * seconds, run.note), needs_s=10 * seconds)
             run.section("reproducible", lambda: engine.reproducible(device, views, dtypes), needs_s=5)
             for setting, process in zip(settings, processes, strict=True):
                 measured = partial(service.measure, setting, process, generators, clients=clients, seconds=seconds)
                 run.section(f"service {setting.port - PORT + 1}", measured, needs_s=2 * seconds + 4)
             run.section("drain", lambda: service.drained(settings[0], processes[0], generators), needs_s=8)
+            run.section("encoder", lambda: encoder.speed(device, sizes, 9 * seconds, run.note), needs_s=10 * seconds)
     finally:
         generators.close()
     base = service.contender(device, settings[0])

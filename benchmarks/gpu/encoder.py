@@ -26,7 +26,7 @@ def speed(device: str, sizes: Sequence[int], seconds: float, note: Callable[[str
             for size in sizes:
                 rows.append(_row(encoder, precision, device, size, each_s))
                 note(str(rows[-1]))
-            if precision.name in ("bf16", "fp32"):
+            if precision.name in ("fp16", "fp32"):
                 for size in [size for size in (1, 8, 64) if size in sizes]:
                     stages.append(_stages(encoder, precision, device, size, each_s / 2))
     return {"rows": rows, "stages": stages}

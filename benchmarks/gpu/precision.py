@@ -26,11 +26,11 @@ class Precision:
 
 PRECISIONS = (
     Precision(name="fp32", dtype="fp32"),
-    Precision(name="fp32, no TF32", dtype="fp32", has_tf32=False),
-    Precision(name="bf16", dtype="bf16"),
     Precision(name="fp16", dtype="fp16"),
+    Precision(name="bf16", dtype="bf16"),
+    Precision(name="fp32, no TF32", dtype="fp32", has_tf32=False),
 )
-"""The first is what `VERMOUTH_DTYPE=fp32` does, as torch sets itself."""
+"""The first is what `VERMOUTH_DTYPE=fp32` does, as torch sets itself; the second what `auto` does on a GPU."""
 
 
 @contextmanager
