@@ -1,13 +1,14 @@
 """The nouns of the service, free of web, SQL, FAISS and torch kernels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.transforms import canonical_sketch, fit_square
 from models.types import BundleInfo as BundleInfo
 from models.types import ImageBatch, ImageFeatures, TextFeatures
 
@@ -34,22 +35,73 @@ class Encoder(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A decoded input image.
+    """An input image and the forms that tasks see of it, each made once; not for several threads at once.
 
     Attributes:
+        squares: the whole picture fitted into squares, by their sides.
+        sketches: canonical forms as line drawings, by their sides; None where it is none.
+
+    Args:
         pixels: [H, W, 3] uint8 RGB; EXIF orientation applied, alpha composited on white.
-        squares: the whole picture fitted into squares, by their sides; filled by the first task that needs one.
     """
 
-    pixels: NDArray[np.uint8]
-    squares: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    def __init__(self, pixels: NDArray[np.uint8] | None = None) -> None:
+        self._pixels = pixels
+        self.squares: dict[int, NDArray[np.uint8]] = {}
+        self.sketches: dict[int, NDArray[np.uint8] | None] = {}
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """[H, W, 3] uint8 RGB."""
+        if self._pixels is None:
+            self._pixels = self._read()
+        return self._pixels
+
+    @property
+    def height(self) -> int:
+        """Of the picture, px."""
+        return int(self.pixels.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Of the picture, px."""
+        return int(self.pixels.shape[1])
+
+    def square(self, size: int) -> NDArray[np.uint8]:
+        """The picture fitted into a square, [size, size, 3] uint8 RGB: what all tasks see of a photograph.
+
+        Raises:
+            models.errors.InputError: it holds nothing to look at.
+        """
+        if size not in self.squares:
+            self.squares[size] = self._make_square(size)
+        return self.squares[size]
+
+    def sketch(self, size: int) -> NDArray[np.uint8] | None:
+        """The canonical form of a line drawing, [size, size, 3] uint8 RGB; None for anything else.
+
+        Raises:
+            models.errors.InputError: it holds nothing to look at.
+        """
+        if size not in self.sketches:
+            self.sketches[size] = self._make_sketch(size)
+        return self.sketches[size]
 
     @property
     def size_bytes(self) -> int:
         """Memory it takes."""
-        return self.pixels.nbytes + sum(square.nbytes for square in self.squares.values())
+        held = [self._pixels, *self.squares.values(), *self.sketches.values()]
+        return sum(array.nbytes for array in held if array is not None)
+
+    def _read(self) -> NDArray[np.uint8]:
+        raise NotImplementedError
+
+    def _make_square(self, size: int) -> NDArray[np.uint8]:
+        return fit_square(self.pixels, size)
+
+    def _make_sketch(self, size: int) -> NDArray[np.uint8] | None:
+        return canonical_sketch(self.pixels, size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

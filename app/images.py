@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from app.decoders import Decoders, FarPicture
 from app.domain import Picture
 from app.errors import ImageTooLarge, Invalid, Malformed, QueueFull, ServiceError, TooMuchWork
 from app.image_files import Opened, open_file
@@ -100,7 +101,11 @@ class PixelBudget:
 
 
 class ImageDecoder:
-    """Decodes in a bounded pool; at most `max_waiting` callers wait for it, and `cache` keeps what was made."""
+    """Decodes in a bounded pool; at most `max_waiting` callers wait for it, and `cache` keeps what was made.
+
+    Args:
+        decoders: processes that look at files, one for each of the pool's threads; None where the threads do.
+    """
 
     def __init__(
         self,
@@ -110,12 +115,14 @@ class ImageDecoder:
         cache: PictureCache,
         workers: int = 2,
         max_waiting: int = 256,
+        decoders: Decoders | None = None,
     ) -> None:
         self._limits = limits
         self._cache = cache
         self._telemetry = telemetry
         self._max_waiting = max_waiting
         self._callers = 0
+        self._decoders = decoders
         self._pool = ThreadPoolExecutor(
             workers, thread_name_prefix="decode", initializer=be_nice, initargs=(DECODER_NICENESS,)
         )
@@ -164,15 +171,19 @@ class ImageDecoder:
 
         def made(source: ImageSource, opened: Opened) -> M:
             if not isinstance(source, EncodedImage) or 3 * opened.width * opened.height > self._cache.max_bytes:
-                return make(source, self._decode(opened))
+                return make(source, self._picture(source, opened))
             digest = hashlib.sha256(source.data).hexdigest()
-            return self._cache.made(digest, what, lambda: self._decode(opened), lambda picture: make(source, picture))
+            return self._cache.made(
+                digest, what, lambda: self._picture(source, opened), lambda picture: make(source, picture)
+            )
 
         return await self._in_turn(sources, budget, made)
 
     def stop(self) -> None:
         """Wait for running decodes and end the pool."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._decoders is not None:
+            self._decoders.stop()
 
     async def _in_turn(
         self, sources: Sequence[ImageSource], budget: PixelBudget, work: Callable[[ImageSource, Opened], T]
@@ -218,11 +229,16 @@ class ImageDecoder:
         data = source.data if isinstance(source, EncodedImage) else decode_base64(source.text)
         return open_file(data, self._limits)
 
+    def _picture(self, source: ImageSource, opened: Opened) -> Picture:
+        if self._decoders is not None and isinstance(source, EncodedImage):
+            return FarPicture(source.data, lambda: self._decode(opened).pixels, self._decoders)
+        return self._decode(opened)
+
     def _decode(self, opened: Opened) -> Picture:
         started_s = time.perf_counter()
         pixels = np.ascontiguousarray(opened.read())
         self._telemetry.decode.observe(time.perf_counter() - started_s)
-        return Picture(pixels=pixels)
+        return Picture(pixels)
 
 
 def decode_base64(text: str) -> bytes:

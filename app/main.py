@@ -27,6 +27,7 @@ from app.api.routers import (
 )
 from app.api.services import Services
 from app.build_services import build_services as build_default_services
+from app.decoders import Decoders
 from app.images import ImageDecoder
 from app.lifecycle import EXIT_START_FAILED, Lifecycle, Phase
 from app.picture_cache import PictureCache
@@ -187,6 +188,8 @@ def _build_platform(settings: Settings) -> Platform:
     telemetry = Telemetry()
     cache = PictureCache(max_bytes=settings.picture_cache_bytes)
     telemetry.picture_cache_bytes.set_function(lambda: cache.size_bytes)
+    workers = settings.decode_threads
+    decoders = Decoders(workers, limits=settings.limits, telemetry=telemetry) if workers > 1 else None
     return Platform(
         lifecycle=Lifecycle(),
         telemetry=telemetry,
@@ -196,8 +199,9 @@ def _build_platform(settings: Settings) -> Platform:
             limits=settings.limits,
             telemetry=telemetry,
             cache=cache,
-            workers=settings.decode_threads,
+            workers=workers,
             max_waiting=settings.max_decode_waiting,
+            decoders=decoders,
         ),
         deadline_s=settings.deadline_s,
         live_slots=asyncio.Semaphore(settings.max_live_connections),

@@ -24,7 +24,6 @@ from app.picture_cache import M
 from app.stores.database import Database
 from app.stores.items import Items
 from models.errors import InputError
-from models.transforms import canonical_sketch, fit_square
 from models.types import TaskProfile
 
 _MEDIA_TYPES = (
@@ -165,23 +164,17 @@ def media_type_of(data: bytes) -> str:
     return next((kind for magic, kind in _MEDIA_TYPES if data.startswith(magic)), "application/octet-stream")
 
 
-def whole_square(picture: Picture, size: int) -> NDArray[np.uint8]:
-    """The picture fitted into a square, [size, size, 3] uint8 RGB: what all tasks see of a photograph, made once."""
-    if size not in picture.squares:
-        picture.squares[size] = fit_square(picture.pixels, size)
-    return picture.squares[size]
-
-
 def _prepare(size: int, source: ImageSource, picture: Picture) -> Prepared:
-    height, width = picture.pixels.shape[:2]
     try:
         # Strokes are drawn in the canonical form already.
-        sketch = picture.pixels if isinstance(source, StrokesImage) else canonical_sketch(picture.pixels, size)
-        square = whole_square(picture, size) if sketch is None else sketch
+        sketch = picture.pixels if isinstance(source, StrokesImage) else picture.sketch(size)
+        square = picture.square(size) if sketch is None else sketch
     except InputError as err:
         raise UndecodableImage("The image holds nothing to look at.") from err
     data = source.data if isinstance(source, EncodedImage) else _png(picture.pixels)
-    return Prepared(square=square, data=data, media_type=media_type_of(data), width=width, height=height)
+    return Prepared(
+        square=square, data=data, media_type=media_type_of(data), width=picture.width, height=picture.height
+    )
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

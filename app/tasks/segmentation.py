@@ -19,7 +19,7 @@ from app.stores.class_sets import ClassSet, ClassSets, StoredClass
 from app.stores.database import Database
 from app.tasks.features import count_features, pooled_texts, view_of
 from app.tasks.masks import Region, regions
-from app.tasks.pictures import Pictures, Source, whole_square
+from app.tasks.pictures import Pictures, Source
 from app.tasks.stitching import MAX_CELLS, Stitched, ViewProbabilities, stitch
 from app.tasks.timing import Timings
 from app.tasks.workers import Workers
@@ -288,11 +288,12 @@ def normalised_name(name: str) -> str:
 
 def _plan(profile: TaskProfile, max_tiles: int, query: SegmentQuery, source: ImageSource, picture: Picture) -> _Planned:
     if isinstance(source, StrokesImage):
-        picture = Picture(pixels=_on_canvas(source))
-    height, width = picture.pixels.shape[:2]
-    boxes = plan_views(height, width, profile.resolution, max_tiles=max_tiles)
+        picture = Picture(_on_canvas(source))
     size = profile.resolution
-    squares = [whole_square(picture, size) if box.is_whole else cut_view(picture.pixels, box, size) for box in boxes]
+    whole = picture.square(size)
+    height, width = picture.height, picture.width
+    boxes = plan_views(height, width, size, max_tiles=max_tiles)
+    squares = [whole if box.is_whole else cut_view(picture.pixels, box, size) for box in boxes]
     views = [view_of(square, query.caption, profile, is_reproducible=query.is_reproducible) for square in squares]
     return _Planned(height=height, width=width, boxes=boxes, views=views)
 

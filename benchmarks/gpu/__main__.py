@@ -30,8 +30,9 @@ NO_FAISS = "Left out: the FAISS build for GPUs is not installed; exact search ra
 class Run:
     """Sections one after another; one that fails or comes too late loses itself alone."""
 
-    def __init__(self, folder: Path, device: str, limit_s: float) -> None:
+    def __init__(self, folder: Path, device: str, limit_s: float, only: str) -> None:
         self._folder, self._limit_s, self._begun_s = folder, limit_s, time.perf_counter()
+        self._only = [name for name in only.split(",") if name]
         name = torch.cuda.get_device_name() if device.startswith("cuda") else "no GPU"
         self.found = {
             "header": header(f"python -m benchmarks.gpu --device {device}"),
@@ -47,6 +48,8 @@ class Run:
     def section(self, name: str, call: Callable[[], object], *, needs_s: float) -> None:
         """Its result, or why there is none; then everything is written."""
         sections: dict[str, object] = self.found["sections"]  # type: ignore[assignment]  # made above
+        if self._only and not any(name.startswith(each) for each in self._only):
+            return
         self.note(name)
         left_s = self._limit_s - (time.perf_counter() - self._begun_s)
         if left_s < needs_s:
@@ -67,6 +70,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for everything")
+    parser.add_argument("--only", default="", help="beginnings of sections' names, comma-separated")
     parser.add_argument("--pictures", type=Path, default=Path(tempfile.gettempdir()) / "bench-gpu-pictures.npz")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
     options = parser.parse_args()
@@ -74,7 +78,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     is_cuda = options.device.startswith("cuda")
     device, seconds = options.device, options.seconds
-    run = Run(options.out, device, options.limit)
+    run = Run(options.out, device, options.limit, options.only)
     if not options.pictures.exists():
         pictures.render(options.pictures, 256)
     if is_cuda:

@@ -34,7 +34,7 @@ class Decoder:
         self.calls += 1
         self.has_begun.set()
         assert self.may_go_on.wait(10)
-        return Picture(pixels=np.zeros((10, 10, 3), np.uint8))
+        return Picture(np.zeros((10, 10, 3), np.uint8))
 
 
 @pytest.fixture

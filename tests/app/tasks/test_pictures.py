@@ -11,7 +11,7 @@ from app.domain import Picture
 from app.images import EncodedImage, ImageDecoder, PixelBudget
 from app.limits import Limits
 from app.picture_cache import PictureCache
-from app.tasks.pictures import Pictures, whole_square
+from app.tasks.pictures import Pictures
 from app.telemetry import Telemetry
 from models.transforms import canonical_image, cut_view, whole_view
 from models.types import TaskProfile
@@ -41,12 +41,12 @@ async def test_the_shared_square_changes_no_form(pixels: NDArray[np.uint8]) -> N
     (prepared,) = await pictures.prepare_all([EncodedImage(data=png(pixels))], budget, PROFILE)
     decoder.stop()
     assert np.array_equal(prepared.square, canonical_image(pixels, SIZE))
-    square = whole_square(Picture(pixels=pixels), SIZE)
+    square = Picture(pixels).square(SIZE)
     assert np.array_equal(square, cut_view(pixels, whole_view(*pixels.shape[:2]), SIZE))
 
 
 def test_a_square_is_made_once_and_counted() -> None:
-    picture = Picture(pixels=PHOTOGRAPH)
-    square = whole_square(picture, SIZE)
-    assert whole_square(picture, SIZE) is square
+    picture = Picture(PHOTOGRAPH)
+    square = picture.square(SIZE)
+    assert picture.square(SIZE) is square
     assert picture.size_bytes == PHOTOGRAPH.nbytes + square.nbytes
