@@ -76,8 +76,9 @@ def look(job: Job) -> Look:
 
 def main() -> None:
     """Answer one job after another on the socket whose number is the argument."""
-    # Who ends the service from a terminal ends its whole group; this ends when the socket does, after the last answer.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal or a supervisor ends the whole group; the parent drains, and this ends when its socket does.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     be_nice(DECODER_NICENESS)
     with Connection(int(sys.argv[1])) as parent:
         while True:
