@@ -126,7 +126,9 @@ class BatchingEngine:
         await asyncio.to_thread(self._device.stop)
 
     async def warm_up(self, views: Sequence[View], text: str = "warm-up") -> None:
-        """Run every bucket of each given view once in all lanes: powers of two, up to the largest batch.
+        """Run every bucket of each given view in all lanes: powers of two, up to the largest batch.
+
+        Twice each, since the first pass of a size may record or compile and only the second tells how long one takes.
 
         Raises:
             Exception: the device or the encoder failed; the service must not start.
@@ -139,9 +141,13 @@ class BatchingEngine:
         for (key, payload), size in samples:
             cost = VIEW_COST if isinstance(payload, View) else TEXT_COST
             work = Work(key=key, payload=payload, cost=cost, arrived_s=self._clock(), deadline_s=math.inf)
-            passes = await asyncio.gather(*(self._pipeline.run_alone([work] * size) for _ in range(self._device.lanes)))
-            if not all(np.isfinite(output.pooled).all() for outputs in passes for output in outputs):
-                raise InferenceFailed("The encoder gave values that are not finite.")
+            for is_second in (False, True):
+                alone = (
+                    self._pipeline.run_alone([work] * size, is_learnt=is_second) for _ in range(self._device.lanes)
+                )
+                passes = await asyncio.gather(*alone)
+                if not all(np.isfinite(output.pooled).all() for outputs in passes for output in outputs):
+                    raise InferenceFailed("The encoder gave values that are not finite.")
 
     def is_alive(self) -> bool:
         """False after a fatal error, or when work waits and nothing, or not every lane, has moved for `stall_s`."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from app.engine.batcher import WorkQueue
-from app.engine.rates import DrainRate, PassTimes
+from app.engine.rates import DrainRate, PassTimes, SoloTimes
 from app.engine.work import VIEW_COST, Batch, Device, DeviceFatal, DeviceOutOfMemory, Group, Output, Passed, Work
 from app.errors import DeadlineExceeded, InferenceFailed, ServiceError
 from app.telemetry import Telemetry, get_logger
@@ -73,6 +73,7 @@ class Pipeline:
         self._max_batch = max_batch
         self._clock = clock
         self._pass_times = PassTimes()
+        self._solo_times = SoloTimes()
         self._caps: dict[Group, int] = {}
         self._flights: deque[Batch] = deque()
         self._retries: deque[list[Work]] = deque()
@@ -105,11 +106,20 @@ class Pipeline:
         self._flights.clear()
         return [*left, *self.queue.take_all()]
 
-    async def run_alone(self, works: list[Work]) -> list[Output]:
-        """One pass outside the queue, for the warm-up; its time is learnt. Raises as `Device.submit`."""
+    async def run_alone(self, works: list[Work], *, is_learnt: bool) -> list[Output]:
+        """One pass outside the queue, for the warm-up. Raises as `Device.submit`.
+
+        Args:
+            is_learnt: whether its time says how fast the device is; a first pass records or compiles.
+        """
         batch = Batch(works=works, formed_s=self._clock())
         passed = await self._device.submit(batch)
-        self._learn(batch, passed)
+        if is_learnt and batch.started_s is not None:
+            duration_s = passed.finished_s - batch.started_s
+            self._solo_times.observe(batch.group, len(works), duration_s)
+            self._pass_times.observe(batch, duration_s)
+            if len(works) == self._max_batch:
+                self._rate.observe(batch.cost, duration_s / self._lanes)
         return list(passed.outputs)
 
     def _guarded(self, call: Callable[..., None], *arguments: object) -> None:
@@ -252,8 +262,10 @@ class Pipeline:
         if not batch.ran or batch.started_s is None:
             return
         duration_s = passed.finished_s - batch.started_s
-        # The rate is of all lanes at work: a pass keeps one of them from the others.
-        self._rate.observe(sum(work.cost for work in batch.ran), duration_s / self._lanes)
+        # The rate is of all lanes at work with full batches: what waits will be in such.
+        largest = min(self._max_batch, self._caps.get(batch.group, self._max_batch))
+        share = self._solo_times.share(batch.group, len(batch.ran), largest)
+        self._rate.observe(sum(work.cost for work in batch.ran), duration_s * share / self._lanes)
         if len(batch.ran) == len(batch.works):
             self._pass_times.observe(batch, duration_s)
 

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from app.engine.work import Batch, Group
 
 
@@ -26,6 +28,32 @@ class DrainRate:
     def seconds_for(self, cost: float) -> float | None:
         """How long this cost will take; None before anything was measured."""
         return cost * self._busy_s / self._cost if self._cost else None
+
+
+class SoloTimes:
+    """What passes of each size took with nothing waiting: how much cheaper a sample is in a full batch.
+
+    Passes that run because little waits are small, and on a device whose passes all take alike they say nothing of how
+    fast it would get through more.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[Group, dict[int, float]] = {}
+
+    def observe(self, group: Group, size: int, seconds: float) -> None:
+        """Learn from one pass; a second one of its size replaces it."""
+        known = self._seconds.setdefault(group, {})
+        self._seconds[group] = dict(sorted({**known, size: seconds}.items()))
+
+    def share(self, group: Group, size: int, largest: int) -> float:
+        """Time of a sample in the largest batch over that in one of this size; 1 where nothing is known."""
+        known = self._seconds.get(group)
+        if not known:
+            return 1.0
+        sizes, seconds = list(known), list(known.values())
+        largest = min(largest, sizes[-1])
+        full_s, this_s = (float(np.interp(each, sizes, seconds)) / each for each in (largest, size))
+        return min(1.0, full_s / this_s) if this_s else 1.0
 
 
 class PassTimes:

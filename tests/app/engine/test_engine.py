@@ -288,8 +288,8 @@ async def test_warm_up_runs_every_bucket() -> None:
     encoder = FakeEncoder()
     async with running(encoder, max_batch=6) as engine:
         await engine.warm_up([make_view(0.0)])
-    assert encoder.batches == [1, 2, 4, 6]
-    assert encoder.text_batches == [1]
+    assert encoder.batches == [1, 1, 2, 2, 4, 4, 6, 6]
+    assert encoder.text_batches == [1, 1]
 
 
 async def test_random_cancellations_leave_the_engine_working() -> None:
