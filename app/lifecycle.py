@@ -20,11 +20,14 @@ class Lifecycle:
     def __init__(self) -> None:
         self.phase = Phase.LOADING
         self.exit_code = 0
+        self.on_ready: Callable[[], None] | None = None
         self.on_failure: Callable[[], None] | None = None
 
     def ready(self) -> None:
         """The bundle is loaded and warm."""
         if self.phase is Phase.LOADING:
+            if self.on_ready is not None:
+                self.on_ready()
             self.phase = Phase.READY
 
     def drain(self) -> None:

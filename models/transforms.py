@@ -110,6 +110,14 @@ def to_unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(unit)
 
 
+def to_unit_batch(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """B × [H, W, 3] uint8 RGB → [B, 3, H, W] float32 in [-1, 1], as `to_unit`; it lies in memory as [B, H, W, 3]."""
+    unit = np.stack(pictures).astype(np.float32)
+    unit /= np.float32(127.5)
+    unit -= np.float32(1)
+    return unit.transpose(0, 3, 1, 2)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewBox:
     """The square of the input, in its own pixels, that one view shows.

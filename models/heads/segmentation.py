@@ -47,6 +47,7 @@ class SegmentationHead(nn.Module):
         Whether a cell is background it tells alone; which name it has, together with the cells like it around it: an
         object's parts agree (docs/adr/0019).
         """
+        dense = np.ascontiguousarray(dense)
         cells, prompts = torch.from_numpy(dense)[None], torch.from_numpy(texts)
         # NumPy's sum over the first axis is three times as fast as torch's norm over it, bit for bit the same.
         lengths = np.sqrt(np.square(dense).sum(axis=0))

@@ -1,6 +1,7 @@
 """The process as an operator sees it: what it answers while it loads, how it drains, how it exits."""
 
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -9,15 +10,18 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI
 
-from app.lifecycle import EXIT_FATAL, EXIT_START_FAILED
-from app.server import serve
+from app.lifecycle import EXIT_FATAL, EXIT_START_FAILED, Lifecycle
+from app.server import Server, serve
 from app.settings import Settings
 from models.pack import write_random
 
@@ -141,6 +145,19 @@ def test_it_answers_while_it_loads_serves_and_drains_to_zero(tmp_path: Path) -> 
         assert httpx.post(f"{base}/embed", json={"texts": ["dog"]}).status_code == 200
         client.close()
         assert process.exit_code() == 0
+
+
+def test_what_is_loaded_is_out_of_the_garbage_collectors_rounds() -> None:
+    lifecycle = Lifecycle()
+    Server(uvicorn.Config(FastAPI()), lifecycle=lifecycle, drain_delay_s=0)
+    try:
+        lifecycle.ready()
+        assert gc.get_freeze_count() > 10_000
+        started_s = time.perf_counter()
+        gc.collect()
+        assert time.perf_counter() - started_s < 0.05
+    finally:
+        gc.unfreeze()
 
 
 def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:

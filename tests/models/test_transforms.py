@@ -21,6 +21,7 @@ from models.transforms import (
     render_strokes,
     resample_rows,
     to_unit,
+    to_unit_batch,
     view_weights,
     whole_view,
 )
@@ -237,6 +238,13 @@ def test_unit_pixels() -> None:
     assert unit.dtype == np.float32
     assert unit[:, 0, 0].tolist() == pytest.approx([-1, 1, -0.6])
     assert to_unit(np.full((4, 4), 255, dtype=np.uint8)).shape == (3, 4, 4)
+
+
+def test_a_batch_of_unit_pictures_has_the_bits_of_each() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    batch = to_unit_batch(list(pictures))
+    assert np.array_equal(batch, np.stack([to_unit(picture) for picture in pictures]))
+    assert batch.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 @pytest.mark.parametrize(
