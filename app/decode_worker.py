@@ -6,6 +6,7 @@ Run by `app.decoders`. It imports neither torch nor anything of the web, so that
 import signal
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -18,6 +19,9 @@ from app.limits import Limits
 from app.priority import DECODER_NICENESS, be_nice
 from models.errors import InputError
 from models.transforms import canonical_sketch, fit_square
+
+READY = "ready"
+"""Said once, when everything is imported: who ends before could decode nothing, whatever the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,23 +81,24 @@ def look(job: Job) -> Look:
 def main() -> None:
     """Answer one job after another on the socket whose number is the argument."""
     # A terminal or a supervisor ends the whole group; the parent drains, and this ends when its socket does.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     be_nice(DECODER_NICENESS)
     with Connection(int(sys.argv[1])) as parent:
+        parent.send(READY)
         while True:
             try:
                 job: Job = parent.recv()
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):
                 return
             answer: Look | Exception
             try:
                 answer = look(job)
             except ServiceError as err:
                 answer = err
-            except Exception as err:  # noqa: BLE001 - the parent raises it where it is logged
-                answer = RuntimeError(f"{type(err).__name__}: {err}")
+            except Exception:  # noqa: BLE001 - the parent raises it where it is logged
+                answer = RuntimeError(traceback.format_exc())
             try:
                 parent.send(answer)
-            except ConnectionError:
+            except OSError:
                 return

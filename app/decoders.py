@@ -1,9 +1,11 @@
 """Processes that decode side by side: in threads they would take turns for the interpreter (docs/adr/0027)."""
 
 import contextlib
+import math
 import os
 import queue
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,14 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.decode_worker import Job, Look
+from app.decode_worker import READY, Job, Look
 from app.domain import Picture
-from app.errors import UndecodableImage
+from app.errors import EngineUnavailable, UndecodableImage
 from app.limits import Limits
 from app.telemetry import Telemetry, get_logger
 
 _ROOT = Path(__file__).parents[1]
-_CODE = "from app.decode_worker import main; main()"
+# A Ctrl-C while it imports is not meant for it either.
+_CODE = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from app.decode_worker import main; main()"
+RETRY_AFTER_S = 5.0
 PATIENCE_S = 60.0
 """No picture within the limits takes a tenth of it; a decoder that does is hung, and is ended."""
 
@@ -41,8 +45,15 @@ class Decoders:
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes as they are now."""
-        return [process.pid for process in self._all]
+        """Of the processes that run now."""
+        return [pid for process in self._all if (pid := process.pid) is not None]
+
+    def start(self) -> None:
+        """Start them all, so that the first pictures do not wait for it."""
+        for process in self._all:
+            # One that cannot start now may when it is needed; if not, that is said then.
+            with contextlib.suppress(OSError):
+                process.start()
 
     def look(self, data: bytes, size: int, *, wants_sketch: bool) -> Look:
         """What there is to see in a file, see `decode_worker.Look`.
@@ -50,6 +61,7 @@ class Decoders:
         Raises:
             UndecodableImage: also where it ends the process that decodes it.
             UnsupportedMedia, ImageTooLarge.
+            EngineUnavailable: no process starts.
         """
         job = Job(data=data, limits=self._limits, size=size, wants_sketch=wants_sketch)
         process = self._idle.get()
@@ -88,18 +100,29 @@ class FarPicture(Picture):
         """Of the oriented picture, px."""
         return super().width if self._size is None else self._size[1]
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory it takes, the file that it keeps included."""
+        return super().size_bytes + len(self._data)
+
     def _read(self) -> NDArray[np.uint8]:
         return self._read_here()
 
     def _make_square(self, size: int) -> NDArray[np.uint8]:
-        return self._look(size, wants_sketch=False).form
+        return super()._make_square(size) if self._is_here else self._look(size, wants_sketch=False).form
 
     def _make_sketch(self, size: int) -> NDArray[np.uint8] | None:
+        if self._is_here:
+            return super()._make_sketch(size)
         found = self._look(size, wants_sketch=True)
         if found.is_sketch:
             return found.form
         self.squares[size] = found.form
         return None
+
+    @property
+    def _is_here(self) -> bool:
+        return self._pixels is not None
 
     def _look(self, size: int, *, wants_sketch: bool) -> Look:
         found = self._decoders.look(self._data, size, wants_sketch=wants_sketch)
@@ -108,44 +131,48 @@ class FarPicture(Picture):
 
 
 class _Process:
-    """A child and the socket to it."""
+    """A child and the socket to it; started when it is first needed."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
-        self._start()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._socket: Connection | None = None
+        self._is_ready = False
 
     @property
-    def pid(self) -> int:
-        return self._child.pid
+    def pid(self) -> int | None:
+        return None if self._child is None else self._child.pid
 
     def ask(self, job: Job) -> Look | Exception:
         """Its answer; a second one is asked where the first dies, which may have had nothing to do with the file."""
         for attempt in (1, 2):
+            connection = self._ready()
+            is_hung = False
             try:
-                self._socket.send(job)
-                if self._socket.poll(self._patience_s):
-                    answer: Look | Exception = self._socket.recv()
+                connection.send(job)
+                if connection.poll(self._patience_s):
+                    answer: Look | Exception = connection.recv()
                     return answer
+                is_hung = True
+            except BlockingIOError:
+                is_hung = True
             except (EOFError, OSError):
                 pass
-            is_hung = self._child.poll() is None
             self.stop()
-            get_logger().error("decoder_ended", exit_code=self._child.returncode, hung=is_hung, attempt=attempt)
-            self._start()
+            get_logger().error("decoder_ended", hung=is_hung, attempt=attempt)
             if is_hung:
                 break
         return UndecodableImage("The image ends the process that decodes it.")
 
-    def stop(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.close()
-        if self._child.poll() is None:
-            self._child.kill()
-        self._child.wait()
-
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start it, if it is not. Raises OSError where the system has no room for it."""
+        if self._child is not None:
+            return
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ours, theirs:
+            for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                # Half a message must not be waited for for ever either.
+                ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", math.ceil(PATIENCE_S), 0))
             # What is imported is what the parent runs, whatever folder it was started in.
             path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
             self._child = subprocess.Popen(
@@ -154,4 +181,34 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
-        self._socket = Connection(ours.detach())
+            self._socket = Connection(ours.detach())
+
+    def stop(self) -> None:
+        """End it; it may be started again."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.close()
+        if self._child is not None:
+            if self._child.poll() is None:
+                self._child.kill()
+            self._child.wait()
+        self._child, self._socket, self._is_ready = None, None, False
+
+    def _ready(self) -> Connection:
+        """The socket to a child that has said that it is ready.
+
+        Raises:
+            EngineUnavailable: there is none, for no fault of any file.
+        """
+        try:
+            self.start()
+            connection = self._socket
+            if connection is None or not (self._is_ready or connection.poll(PATIENCE_S)):
+                raise TimeoutError("a decoder does not start")
+            if not self._is_ready:
+                self._is_ready = connection.recv() == READY
+        except (EOFError, OSError) as err:
+            self.stop()
+            get_logger().error("decoder_not_started", exc_info=err)
+            raise EngineUnavailable("No image can be decoded now.", retry_after_s=RETRY_AFTER_S) from err
+        return connection

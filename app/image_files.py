@@ -1,5 +1,6 @@
 """What is inside untrusted image bytes: format and size from the header first, pixels when they are asked for."""
 
+import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def open_file(data: bytes, limits: Limits) -> Opened:
 
 def _read_file(image: Image.Image, limits: Limits) -> NDArray[np.uint8]:
     try:
-        with image:
+        # Closed, not left: the decoded copy that Pillow keeps would live as long as the caller's `Opened`.
+        with contextlib.closing(image):
             image.load()
             pixels = _on_white(image)
             orientation = _orientation(image)

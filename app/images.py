@@ -179,6 +179,11 @@ class ImageDecoder:
 
         return await self._in_turn(sources, budget, made)
 
+    def start(self) -> None:
+        """Start what decodes beside this process, so that the first picture does not wait for it."""
+        if self._decoders is not None:
+            self._decoders.start()
+
     def stop(self) -> None:
         """Wait for running decodes and end the pool."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -231,7 +236,7 @@ class ImageDecoder:
 
     def _picture(self, source: ImageSource, opened: Opened) -> Picture:
         if self._decoders is not None and isinstance(source, EncodedImage):
-            return FarPicture(source.data, lambda: self._decode(opened).pixels, self._decoders)
+            return FarPicture(source.data, lambda: self._decode(self._open(source)).pixels, self._decoders)
         return self._decode(opened)
 
     def _decode(self, opened: Opened) -> Picture:

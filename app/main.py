@@ -121,6 +121,7 @@ class Supervisor:
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Start the load and return; stop all services at the end."""
         del app
+        self._platform.images.start()
         loop = asyncio.get_running_loop()
         # A daemon thread: a SIGTERM must not wait for a load that takes minutes.
         threading.Thread(target=self._load, args=(loop,), name="load", daemon=True).start()
@@ -181,7 +182,7 @@ class Supervisor:
                 await stop()
             except Exception:  # noqa: BLE001 - one failed stop must not keep the others from theirs
                 get_logger().exception("stop_failed")
-        self._platform.images.stop()
+        await asyncio.to_thread(self._platform.images.stop)
 
 
 def _build_platform(settings: Settings) -> Platform:

@@ -137,7 +137,8 @@ class BatchingEngine:
         samples: list[tuple[Sample, int]] = [
             ((self._view_key(view), view), size) for view in views for size in [*sizes, self._max_batch]
         ]
-        samples.append(((CacheKey(Group(Kind.TEXTS), text, None, 0, ""), text), 1))
+        string: Sample = (CacheKey(Group(Kind.TEXTS), text, None, 0, ""), text)
+        samples += [(string, 1), (string, self._max_batch * VIEW_COST // TEXT_COST)]
         for (key, payload), size in samples:
             cost = VIEW_COST if isinstance(payload, View) else TEXT_COST
             work = Work(key=key, payload=payload, cost=cost, arrived_s=self._clock(), deadline_s=math.inf)

@@ -263,9 +263,9 @@ class Pipeline:
             return
         duration_s = passed.finished_s - batch.started_s
         # The rate is of all lanes at work with full batches: what waits will be in such.
-        largest = min(self._max_batch, self._caps.get(batch.group, self._max_batch))
+        largest = self._caps.get(batch.group, self._max_batch * VIEW_COST // batch.works[0].cost)
         share = self._solo_times.share(batch.group, len(batch.ran), largest)
-        self._rate.observe(sum(work.cost for work in batch.ran), duration_s * share / self._lanes)
+        self._rate.observe(sum(work.cost for work in batch.ran), duration_s / self._lanes, share)
         if len(batch.ran) == len(batch.works):
             self._pass_times.observe(batch, duration_s)
 

@@ -19,11 +19,15 @@ class DrainRate:
         self._cost = 0.0
         self._busy_s = 0.0
 
-    def observe(self, cost: float, busy_s: float) -> None:
-        """Learn from work that took so long, waiting included, while the rest waited behind it."""
+    def observe(self, cost: float, busy_s: float, share: float = 1.0) -> None:
+        """Learn from a pass that took so long.
+
+        Args:
+            share: of that time which the same work takes in full batches, see `SoloTimes.share`.
+        """
         kept = math.exp(-busy_s / self._memory_s)
         self._cost = self._cost * kept + cost
-        self._busy_s = self._busy_s * kept + max(busy_s, 1e-6)
+        self._busy_s = self._busy_s * kept + max(busy_s * share, 1e-6)
 
     def seconds_for(self, cost: float) -> float | None:
         """How long this cost will take; None before anything was measured."""
@@ -41,12 +45,16 @@ class SoloTimes:
         self._seconds: dict[Group, dict[int, float]] = {}
 
     def observe(self, group: Group, size: int, seconds: float) -> None:
-        """Learn from one pass; a second one of its size replaces it."""
-        known = self._seconds.setdefault(group, {})
-        self._seconds[group] = dict(sorted({**known, size: seconds}.items()))
+        """Learn from one pass; of several of a size the fastest counts."""
+        known = self._seconds.get(group, {})
+        fastest = min(seconds, known.get(size, seconds))
+        self._seconds[group] = dict(sorted({**known, size: fastest}.items()))
 
     def share(self, group: Group, size: int, largest: int) -> float:
         """Time of a sample in the largest batch over that in one of this size; 1 where nothing is known."""
+        if group.bucket:
+            # A bucket takes its time whatever it holds.
+            return size / group.bucket
         known = self._seconds.get(group)
         if not known:
             return 1.0

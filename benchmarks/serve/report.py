@@ -1,6 +1,7 @@
 """The results as Markdown, JSON and a picture."""
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,19 +14,21 @@ from matplotlib import pyplot as plt
 
 from benchmarks.serve.measure import FACTORS, Result, median_of
 
+OURS = "vermouth"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """All that a run found.
 
     Attributes:
-        rounds: a contender's name → its result in each round.
+        rounds: a contender's name → its result in each round, None where it did not start.
         limits: a way of the direct loop → pictures a second in each round.
         three: of the shared pass.
         run: date, commit, machine and plan.
     """
 
-    rounds: Mapping[str, Sequence[Result]]
+    rounds: Mapping[str, Sequence[Result | None]]
     limits: Mapping[str, Sequence[float]]
     three: Mapping[str, float] | None
     run: Mapping[str, object]
@@ -33,7 +36,8 @@ class Report:
     @property
     def medians(self) -> list[Result]:
         """A contender's row each."""
-        return [median_of(rounds) for rounds in self.rounds.values()]
+        found = [[each for each in rounds if each is not None] for rounds in self.rounds.values()]
+        return [median_of(results) for results in found if results]
 
     @property
     def limit(self) -> float:
@@ -49,7 +53,10 @@ class Report:
             "direct_per_s": {way: list(found) for way, found in self.limits.items()},
             "three_tasks": dict(self.three) if self.three else None,
             "results": [result.as_json() for result in medians],
-            "rounds": {name: [each.as_json() for each in rounds] for name, rounds in self.rounds.items()},
+            "rounds": {
+                name: [each.as_json() if each is not None else None for each in rounds]
+                for name, rounds in self.rounds.items()
+            },
         }
         (folder / "serve.json").write_text(json.dumps(body, indent=1) + "\n")
         (folder / "serve.md").write_text("\n".join(self._lines(medians)) + "\n")
@@ -91,36 +98,40 @@ class Report:
         return [*lines, "", "![Goodput and latency](serve.png)"]
 
     def _bars(self) -> list[str]:
-        """Ours beside the best other in each round, and the median of those ratios."""
-        ours, *others = self.rounds.values()
-        if not others:
+        """Ours beside the best other in each round that both were in, and the median of those ratios."""
+        ratios: dict[str, list[float]] = {}
+        for number, mine in enumerate(self.rounds.get(OURS, ())):
+            if mine is None:
+                continue
+            others = [rounds[number] for name, rounds in self.rounds.items() if name != OURS]
+            peers = [each for each in others if each is not None]
+            for name, ratio in _ratios(mine, peers, max(found[number] for found in self.limits.values())).items():
+                ratios.setdefault(name, []).append(ratio)
+        if not ratios:
             return []
-        limits = [max(found) for found in zip(*self.limits.values(), strict=True)]
-        eights, fives = (FACTORS.index(factor) for factor in (0.8, 5.0))
-        rows = {
-            "capacity / direct loop": [each.capacity_per_s / limit for each, limit in zip(ours, limits, strict=True)],
-            "capacity / best peer's": [
-                mine.capacity_per_s / max(each.capacity_per_s for each in peers)
-                for mine, *peers in zip(ours, *others, strict=False)
-            ],
-            "p99 at 0.8× / best peer's at its own 0.8×": [
-                (mine.loads[eights].p99_ms or 0.0) / min(each.loads[eights].p99_ms or 1e9 for each in peers)
-                for mine, *peers in zip(ours, *others, strict=False)
-            ],
-            "goodput at 5× / capacity": [each.loads[fives].goodput_per_s / each.capacity_per_s for each in ours],
-        }
-        return [
-            "| | median | rounds |",
-            "|---|---|---|",
-            *(
-                f"| {name} | **{statistics.median(ratios):.2f}** | {', '.join(f'{each:.2f}' for each in ratios)} |"
-                for name, ratios in rows.items()
-            ),
-            "",
-        ]
+        rows = (
+            f"| {name} | **{statistics.median(found):.2f}** | {', '.join(f'{each:.2f}' for each in found)} |"
+            for name, found in ratios.items()
+        )
+        return ["| | median | rounds |", "|---|---|---|", *rows, ""]
 
 
-def _capacities(medians: Sequence[Result], limit: float, rounds: Mapping[str, Sequence[Result]]) -> list[str]:
+def _ratios(mine: Result, peers: Sequence[Result], limit: float) -> dict[str, float]:
+    eights, fives = (FACTORS.index(factor) for factor in (0.8, 5.0))
+    found = {
+        "capacity / direct loop": mine.capacity_per_s / limit,
+        "goodput at 5× / capacity": mine.loads[fives].goodput_per_s / mine.capacity_per_s,
+    }
+    if peers:
+        found["capacity / best peer's"] = mine.capacity_per_s / max(each.capacity_per_s for each in peers)
+    theirs = [p99_ms for each in peers if (p99_ms := each.loads[eights].p99_ms) is not None]
+    if theirs:
+        ours = mine.loads[eights].p99_ms
+        found["p99 at 0.8× / best peer's at its own 0.8×"] = (math.inf if ours is None else ours) / min(theirs)
+    return found
+
+
+def _capacities(medians: Sequence[Result], limit: float, rounds: Mapping[str, Sequence[Result | None]]) -> list[str]:
     lines = [
         "| | capacity /s | in each round | of the limit | processes | RSS MiB | start s |",
         "|---|---|---|---|---|---|---|",
@@ -128,7 +139,7 @@ def _capacities(medians: Sequence[Result], limit: float, rounds: Mapping[str, Se
     for result in medians:
         share = f"{result.capacity_per_s / limit:.2f}" if limit else "–"
         rss = max(load.rss_mib for load in result.loads)
-        found = ", ".join(f"{each.capacity_per_s:.1f}" for each in rounds[result.name])
+        found = ", ".join("–" if each is None else f"{each.capacity_per_s:.1f}" for each in rounds[result.name])
         lines.append(
             f"| {result.name} | {result.capacity_per_s:.1f} | {found} | {share} | {result.processes} | {rss:.0f} | "
             f"{result.start_s:.0f} |"

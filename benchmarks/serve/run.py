@@ -4,6 +4,7 @@ import argparse
 import datetime
 import os
 import platform
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -45,22 +46,24 @@ def main() -> None:
     images = [jpeg(number) for number in range(options.images)]
     plan = Plan(seconds=options.seconds, clients=options.clients, deadline_s=options.deadline)
     limits: dict[str, list[float]] = {}
-    results: dict[str, list[Result]] = {}
     wanted = [each for each in CONTENDERS if not chosen or each.name in chosen]
+    results: dict[str, list[Result | None]] = {each.name: [] for each in wanted}
     for number in range(options.rounds):
         for way, threads in _DIRECT_WAYS:
             found = _direct(way, options.seconds, threads)
             limits.setdefault(f"{way} ({threads} torch threads)", []).append(found)
-        # The machine is faster at times: nobody always comes after the same one.
-        turn = number % len(wanted)
-        for place, contender in enumerate(wanted[turn:] + wanted[:turn]):
+        # The machine is faster at times: nobody always comes first, or after the same one.
+        order = list(wanted)
+        random.Random(number).shuffle(order)
+        for place, contender in enumerate(order):
             port = options.port + number * len(wanted) + place
             try:
                 result = measure(contender, images, plan, port=port, peers=options.peers, seed=number)
             except RuntimeError as err:
                 sys.stderr.write(f"{err}\n")
+                results[contender.name].append(None)
                 continue
-            results.setdefault(contender.name, []).append(result)
+            results[contender.name].append(result)
             sys.stderr.write(f"round {number + 1}, {contender.name}: {result.capacity_per_s:.1f} a second\n")
     three = three_tasks(max(4, int(options.seconds)), port=options.port + 99)
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)

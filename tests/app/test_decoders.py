@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import app.decoders
 from app.decode_worker import Job, look
 from app.decoders import Decoders, FarPicture
 from app.domain import Picture
-from app.errors import ImageTooLarge, UndecodableImage, UnsupportedMedia
+from app.errors import EngineUnavailable, ImageTooLarge, UndecodableImage, UnsupportedMedia
 from app.image_files import open_file
 from app.images import EncodedImage, ImageDecoder, PixelBudget
 from app.limits import Limits
@@ -73,7 +75,8 @@ def test_a_file_far_away_is_seen_as_here(decoders: Decoders, name: str) -> None:
     assert np.array_equal(far.square(SIZE), here.square(SIZE))
     assert (far.height, far.width) == (here.height, here.width)
     held = far.size_bytes
-    assert held < here.size_bytes, "no pixels are held until they are asked for"
+    forms = sum(form.nbytes for form in (*far.squares.values(), *far.sketches.values()) if form is not None)
+    assert held == forms + len(FILES[name]), "the file, and no pixels until they are asked for"
     assert np.array_equal(far.pixels, here.pixels)
     assert far.size_bytes == held + here.pixels.nbytes
 
@@ -100,8 +103,33 @@ def test_errors_come_back_as_they_were(data: bytes, limits: Limits, error: type[
         decoders.stop()
 
 
+def test_forms_of_pixels_that_are_here_are_made_here() -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    absent = SimpleNamespace(look=never)
+    pixels = np.asarray(PHOTOGRAPH)
+    picture = FarPicture(FILES["photograph"], lambda: pixels, absent)  # type: ignore[arg-type]  # never asked
+    assert picture.pixels is pixels
+    assert np.array_equal(picture.square(SIZE), Picture(pixels).square(SIZE))
+    assert picture.sketch(SIZE) is None
+
+
+def test_where_no_process_starts_no_file_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.decoders, "_CODE", "raise SystemExit(1)")
+    decoders = Decoders(1, limits=Limits(), telemetry=Telemetry())
+    with pytest.raises(EngineUnavailable, match="No image can be decoded now"):
+        decoders.look(FILES["photograph"], SIZE, wants_sketch=True)
+    assert decoders.pids == []
+    monkeypatch.undo()
+    assert decoders.look(FILES["photograph"], SIZE, wants_sketch=True).height == 90
+    decoders.stop()
+
+
 def test_one_that_died_is_started_anew_and_nobody_notices(decoders: Decoders) -> None:
+    decoders.start()
     before = decoders.pids
+    assert len(before) == 2
     for pid in before:
         os.kill(pid, signal.SIGKILL)
     with ThreadPoolExecutor(2) as threads:
@@ -112,11 +140,12 @@ def test_one_that_died_is_started_anew_and_nobody_notices(decoders: Decoders) ->
 
 def test_one_that_hangs_is_ended_and_costs_its_own_picture() -> None:
     decoders = Decoders(1, limits=Limits(), telemetry=Telemetry(), patience_s=0.0)
+    decoders.start()
     (hung,) = decoders.pids
     try:
         with pytest.raises(UndecodableImage, match="ends the process"):
             decoders.look(FILES["photograph"], SIZE, wants_sketch=True)
-        assert decoders.pids != [hung]
+        assert decoders.pids == []
         with pytest.raises(ProcessLookupError):
             os.kill(hung, 0)
     finally:
@@ -127,7 +156,7 @@ def test_they_end_with_a_parent_that_is_killed() -> None:
     code = (
         "import time; from app.decoders import Decoders; from app.limits import Limits; "
         "from app.telemetry import Telemetry; made = Decoders(2, limits=Limits(), telemetry=Telemetry()); "
-        "print(*made.pids, flush=True); time.sleep(60)"
+        "made.start(); print(*made.pids, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

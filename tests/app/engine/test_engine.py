@@ -289,7 +289,7 @@ async def test_warm_up_runs_every_bucket() -> None:
     async with running(encoder, max_batch=6) as engine:
         await engine.warm_up([make_view(0.0)])
     assert encoder.batches == [1, 1, 2, 2, 4, 4, 6, 6]
-    assert encoder.text_batches == [1, 1]
+    assert encoder.text_batches == [1, 1, 6 * VIEW_COST, 6 * VIEW_COST]
 
 
 async def test_random_cancellations_leave_the_engine_working() -> None:

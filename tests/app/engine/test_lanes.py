@@ -108,7 +108,7 @@ def test_small_batches_do_not_make_the_device_look_slow() -> None:
 def test_the_first_pass_of_a_size_is_not_its_speed() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         await engine.warm_up([view(99)], text="99")
-        assert [len(one.works) for one in device.passes] == [1, 1, 2, 2, 4, 4, 1, 1]
+        assert [len(one.works) for one in device.passes] == [1, 1, 2, 2, 4, 4, 1, 1, 32, 32]
         assert engine._admission.wait_s(4 * VIEW_COST) == pytest.approx(0.1, rel=0.2)
 
     simulated(1, Faults(durations_s=(5.0, 0.1)), check)
