@@ -1,4 +1,4 @@
-"""A process that decodes: files in, what all tasks see of them out, until its parent is gone.
+"""A process that decodes: files in, their canonical forms out, until its parent is gone.
 
 Run by `app.decoders`. It imports neither torch nor anything of the web, so that it is small and soon there.
 """
@@ -31,14 +31,12 @@ class Job:
     Attributes:
         data: the file.
         limits: of the service.
-        size: side of the forms, px.
-        wants_sketch: whether a line drawing should come in its canonical form instead of as it is.
+        size: side of its form, px.
     """
 
     data: bytes
     limits: Limits
     size: int
-    wants_sketch: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +68,7 @@ def look(job: Job) -> Look:
     pixels = np.ascontiguousarray(open_file(job.data, job.limits).read())
     decode_s = time.perf_counter() - started_s
     try:
-        sketch = canonical_sketch(pixels, job.size) if job.wants_sketch else None
+        sketch = canonical_sketch(pixels, job.size)
         form = fit_square(pixels, job.size) if sketch is None else sketch
     except InputError as err:
         raise UndecodableImage("The image holds nothing to look at.") from err

@@ -55,7 +55,7 @@ class Decoders:
             with contextlib.suppress(OSError):
                 process.start()
 
-    def look(self, data: bytes, size: int, *, wants_sketch: bool) -> Look:
+    def look(self, data: bytes, size: int) -> Look:
         """What there is to see in a file, see `decode_worker.Look`.
 
         Raises:
@@ -63,7 +63,7 @@ class Decoders:
             UnsupportedMedia, ImageTooLarge.
             EngineUnavailable: no process starts.
         """
-        job = Job(data=data, limits=self._limits, size=size, wants_sketch=wants_sketch)
+        job = Job(data=data, limits=self._limits, size=size)
         process = self._idle.get()
         try:
             answer = process.ask(job)
@@ -84,9 +84,8 @@ class FarPicture(Picture):
     """A file that another process looks at; its pixels are decoded here only where a task needs them all."""
 
     def __init__(self, data: bytes, read: Callable[[], NDArray[np.uint8]], decoders: Decoders) -> None:
-        super().__init__()
+        super().__init__(read)
         self._data = data
-        self._read_here = read
         self._decoders = decoders
         self._size: tuple[int, int] | None = None
 
@@ -105,29 +104,15 @@ class FarPicture(Picture):
         """Memory it takes, the file that it keeps included."""
         return super().size_bytes + len(self._data)
 
-    def _read(self) -> NDArray[np.uint8]:
-        return self._read_here()
-
-    def _make_square(self, size: int) -> NDArray[np.uint8]:
-        return super()._make_square(size) if self._is_here else self._look(size, wants_sketch=False).form
-
     def _make_sketch(self, size: int) -> NDArray[np.uint8] | None:
-        if self._is_here:
+        if not callable(self._pixels):
             return super()._make_sketch(size)
-        found = self._look(size, wants_sketch=True)
+        found = self._decoders.look(self._data, size)
+        self._size = found.height, found.width
         if found.is_sketch:
             return found.form
         self.squares[size] = found.form
         return None
-
-    @property
-    def _is_here(self) -> bool:
-        return self._pixels is not None
-
-    def _look(self, size: int, *, wants_sketch: bool) -> Look:
-        found = self._decoders.look(self._data, size, wants_sketch=wants_sketch)
-        self._size = found.height, found.width
-        return found
 
 
 class _Process:

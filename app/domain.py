@@ -1,6 +1,6 @@
 """The nouns of the service, free of web, SQL, FAISS and torch kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -43,10 +43,11 @@ class Picture:
         sketches: canonical forms as line drawings, by their sides; None where it is none.
 
     Args:
-        pixels: [H, W, 3] uint8 RGB; EXIF orientation applied, alpha composited on white.
+        pixels: [H, W, 3] uint8 RGB; EXIF orientation applied, alpha composited on white. Or what reads them when they
+            are first needed.
     """
 
-    def __init__(self, pixels: NDArray[np.uint8] | None = None) -> None:
+    def __init__(self, pixels: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]]) -> None:
         self._pixels = pixels
         self.squares: dict[int, NDArray[np.uint8]] = {}
         self.sketches: dict[int, NDArray[np.uint8] | None] = {}
@@ -54,8 +55,8 @@ class Picture:
     @property
     def pixels(self) -> NDArray[np.uint8]:
         """[H, W, 3] uint8 RGB."""
-        if self._pixels is None:
-            self._pixels = self._read()
+        if callable(self._pixels):
+            self._pixels = self._pixels()
         return self._pixels
 
     @property
@@ -75,7 +76,7 @@ class Picture:
             models.errors.InputError: it holds nothing to look at.
         """
         if size not in self.squares:
-            self.squares[size] = self._make_square(size)
+            self.squares[size] = fit_square(self.pixels, size)
         return self.squares[size]
 
     def sketch(self, size: int) -> NDArray[np.uint8] | None:
@@ -92,13 +93,7 @@ class Picture:
     def size_bytes(self) -> int:
         """Memory it takes."""
         held = [self._pixels, *self.squares.values(), *self.sketches.values()]
-        return sum(array.nbytes for array in held if array is not None)
-
-    def _read(self) -> NDArray[np.uint8]:
-        raise NotImplementedError
-
-    def _make_square(self, size: int) -> NDArray[np.uint8]:
-        return fit_square(self.pixels, size)
+        return sum(array.nbytes for array in held if isinstance(array, np.ndarray))
 
     def _make_sketch(self, size: int) -> NDArray[np.uint8] | None:
         return canonical_sketch(self.pixels, size)

@@ -106,8 +106,7 @@ def to_unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], 3, axis=2)
     _check_pixels(pixels)
-    unit = pixels.astype(np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
-    return np.ascontiguousarray(unit)
+    return np.ascontiguousarray(to_unit_batch([pixels])[0])
 
 
 def to_unit_batch(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:

@@ -72,12 +72,15 @@ def test_a_file_far_away_is_seen_as_here(decoders: Decoders, name: str) -> None:
     assert (sketch is None) == (expected is None) == (name != "drawing")
     if sketch is not None and expected is not None:
         assert np.array_equal(sketch, expected)
-    assert np.array_equal(far.square(SIZE), here.square(SIZE))
+    else:
+        assert np.array_equal(far.square(SIZE), here.square(SIZE))
     assert (far.height, far.width) == (here.height, here.width)
     held = far.size_bytes
     forms = sum(form.nbytes for form in (*far.squares.values(), *far.sketches.values()) if form is not None)
     assert held == forms + len(FILES[name]), "the file, and no pixels until they are asked for"
     assert np.array_equal(far.pixels, here.pixels)
+    assert np.array_equal(far.square(SIZE // 2), here.square(SIZE // 2))
+    held += here.square(SIZE // 2).nbytes
     assert far.size_bytes == held + here.pixels.nbytes
 
 
@@ -94,11 +97,11 @@ def test_errors_come_back_as_they_were(data: bytes, limits: Limits, error: type[
     decoders = Decoders(1, limits=limits, telemetry=Telemetry())
     try:
         with pytest.raises(error) as far:
-            decoders.look(data, SIZE, wants_sketch=True)
+            decoders.look(data, SIZE)
         with pytest.raises(error) as here:
-            look(Job(data=data, limits=limits, size=SIZE, wants_sketch=True))
+            look(Job(data=data, limits=limits, size=SIZE))
         assert far.value.detail == here.value.detail  # type: ignore[attr-defined]  # a ServiceError
-        assert decoders.look(FILES["drawing"], SIZE, wants_sketch=False).height if limits == Limits() else True
+        assert decoders.look(FILES["drawing"], SIZE).height if limits == Limits() else True
     finally:
         decoders.stop()
 
@@ -119,10 +122,10 @@ def test_where_no_process_starts_no_file_is_blamed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(app.decoders, "_CODE", "raise SystemExit(1)")
     decoders = Decoders(1, limits=Limits(), telemetry=Telemetry())
     with pytest.raises(EngineUnavailable, match="No image can be decoded now"):
-        decoders.look(FILES["photograph"], SIZE, wants_sketch=True)
+        decoders.look(FILES["photograph"], SIZE)
     assert decoders.pids == []
     monkeypatch.undo()
-    assert decoders.look(FILES["photograph"], SIZE, wants_sketch=True).height == 90
+    assert decoders.look(FILES["photograph"], SIZE).height == 90
     decoders.stop()
 
 
@@ -133,7 +136,7 @@ def test_one_that_died_is_started_anew_and_nobody_notices(decoders: Decoders) ->
     for pid in before:
         os.kill(pid, signal.SIGKILL)
     with ThreadPoolExecutor(2) as threads:
-        looks = list(threads.map(lambda _: decoders.look(FILES["drawing"], SIZE, wants_sketch=True), range(8)))
+        looks = list(threads.map(lambda _: decoders.look(FILES["drawing"], SIZE), range(8)))
     assert all(each.is_sketch and np.array_equal(each.form, looks[0].form) for each in looks)
     assert not set(before) & set(decoders.pids)
 
@@ -144,7 +147,7 @@ def test_one_that_hangs_is_ended_and_costs_its_own_picture() -> None:
     (hung,) = decoders.pids
     try:
         with pytest.raises(UndecodableImage, match="ends the process"):
-            decoders.look(FILES["photograph"], SIZE, wants_sketch=True)
+            decoders.look(FILES["photograph"], SIZE)
         assert decoders.pids == []
         with pytest.raises(ProcessLookupError):
             os.kill(hung, 0)
