@@ -13,9 +13,10 @@ from app.errors import ServiceError
 from app.settings import Settings
 from app.stores.backup import BackupRefused, restore_backup, write_backup
 from app.stores.blobs import Blobs
-from app.stores.database import Database, DataFolderLocked, UnusableDatabase, attach_database, open_database
+from app.stores.database import Database, DataFolderLocked, attach_database, open_database
 from app.stores.index_base import IndexOptions
 from app.stores.index_snapshots import IndexSnapshots
+from app.stores.sql_engines import UnusableDatabase
 from app.stores.upkeep import LOG_KEPT_S, Upkeep
 from app.tasks.assemble import BLOBS, INDEXES
 

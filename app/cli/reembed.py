@@ -10,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.errors import EngineUnavailable, ServiceError
 from app.settings import Settings
-from app.stores.database import DataFolderLocked, UnusableDatabase, attach_database, open_database
+from app.stores.database import DataFolderLocked, attach_database, open_database
 from app.stores.reembedding import roll_back
+from app.stores.sql_engines import UnusableDatabase
 from app.tasks.reembed import Reembedded
 
 reembed_app = typer.Typer(help="Go over to another bundle, or back.")

@@ -18,7 +18,8 @@ import sqlalchemy as sa
 
 from app.stores import change_log, facts
 from app.stores.blobs import Blobs
-from app.stores.database import SQLITE_FILE, Database, migrate, sqlite_engine
+from app.stores.database import SQLITE_FILE, Database
+from app.stores.sql_engines import migrate, sqlite_engine
 from app.stores.tables import galleries, items, metadata, supports
 
 FORMAT = 1

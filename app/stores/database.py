@@ -4,35 +4,35 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, ParamSpec, TypeVar
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from app.errors import Damaged, DeadlineExceeded, DiskFull, EngineUnavailable, QueueFull
+from app.stores.sql_engines import (
+    READ_LIMIT_S,
+    UnusableDatabase,
+    has_present_schema,
+    limit_statements,
+    migrate,
+    postgres_engine,
+    sqlite_engine,
+)
 from app.stores.tables import counters
 from app.telemetry import get_logger
 
-MIN_SQLITE = (3, 51, 3)
 SQLITE_FILE = "vermouth.sqlite3"
 MAX_PENDING = 512
 MAX_LATER = 1024
-MIGRATION_LOCK = 0x7665726D
 DISK_FULL_STATE = "53100"
 READ_ONLY_STATE = "25006"
 CANCELLED_STATE = "57014"
-READ_LIMIT_S = 30.0
-"""Longest a read of a request may take, so that no query holds a thread of the pool for ever."""
 STEPS_A_LOOK = 10_000
 """How many of SQLite's steps, about a millisecond, go by between looks at the clock."""
 
@@ -42,10 +42,6 @@ T = TypeVar("T")
 
 class DataFolderLocked(RuntimeError):
     """Another process serves this data folder."""
-
-
-class UnusableDatabase(RuntimeError):
-    """The database's URL cannot be used; the message does not repeat it, for it holds a password."""
 
 
 class Database:
@@ -193,7 +189,7 @@ def open_database(*, data_dir: Path, url: str | None = None, threads: int = 4) -
     data_dir.mkdir(parents=True, exist_ok=True)
     lock_file = _lock_folder(data_dir)
     try:
-        engine = sqlite_engine(data_dir / SQLITE_FILE) if url is None else _postgres_engine(url, threads)
+        engine = sqlite_engine(data_dir / SQLITE_FILE) if url is None else postgres_engine(url, threads)
         migrate(engine)
     except BaseException:
         lock_file.close()
@@ -210,10 +206,8 @@ def attach_database(*, data_dir: Path, url: str | None = None) -> Database:
     path = data_dir / SQLITE_FILE
     if url is None and not path.exists():
         raise UnusableDatabase(f"There is no database in {data_dir}.")
-    engine = sqlite_engine(path) if url is None else _postgres_engine(url, 1)
-    with engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
-    if found != _script().get_current_head():
+    engine = sqlite_engine(path) if url is None else postgres_engine(url, 1)
+    if not has_present_schema(engine):
         engine.dispose()
         raise UnusableDatabase("The database is of another release: start this one once, it will migrate it.")
     return Database(engine, ThreadPoolExecutor(1, thread_name_prefix="store"), None)
@@ -230,115 +224,6 @@ def _lock_folder(data_dir: Path) -> IO[str]:
     lock_file.write(f"{os.getpid()}\n")
     lock_file.flush()
     return lock_file
-
-
-def sqlite_engine(path: Path) -> sa.Engine:
-    """An engine over an SQLite file: WAL, every commit on disk, foreign keys checked.
-
-    Raises:
-        RuntimeError: the only SQLite at hand has the WAL-reset bug.
-    """
-    module = _sqlite_module()
-    engine = sa.create_engine(
-        f"sqlite+pysqlite:///{path}",
-        module=module,
-        connect_args={"timeout": 30},
-        json_serializer=_json,
-        # Metadata and vectors do not belong in the log beside an error.
-        hide_parameters=True,
-    )
-
-    @sa.event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: object) -> None:
-        # The driver opens no transaction of its own: `begin` below says which kind.
-        connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        writes = connection.get_execution_options().get("vermouth_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-def _postgres_engine(url: str, threads: int) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError) as err:
-        raise UnusableDatabase("The database URL cannot be read.") from err
-    if parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
-        raise UnusableDatabase("The database URL must begin with postgresql://.")
-    try:
-        engine = sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            pool_size=threads + 4,
-            pool_pre_ping=True,
-            json_serializer=_json,
-            hide_parameters=True,
-            connect_args={
-                "connect_timeout": 10,
-                # A writer that hangs or a connection that was cut must not hold the others up for ever.
-                "options": "-c lock_timeout=30000 -c idle_in_transaction_session_timeout=60000"
-                f" -c statement_timeout={int(READ_LIMIT_S * 1000)}",
-            },
-        )
-        with engine.connect() as connection:
-            encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
-    except ImportError as err:
-        raise UnusableDatabase("PostgreSQL needs the extra `postgres` (psycopg).") from err
-    except sa.exc.OperationalError as err:
-        raise UnusableDatabase("No PostgreSQL answers at the database URL.") from err
-    if encoding != "UTF8":
-        raise UnusableDatabase("The PostgreSQL database must be encoded in UTF8.")
-    return engine
-
-
-def _json(value: object) -> str:
-    # As it is, not escaped: keys are compared as text.
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _sqlite_module() -> Any:
-    """The SQLite driver without the WAL-reset bug: pysqlite3's, or Python's own where new enough."""
-    try:
-        import pysqlite3 as module
-    except ImportError:
-        import sqlite3 as module
-    if module.sqlite_version_info < MIN_SQLITE:
-        wanted = ".".join(map(str, MIN_SQLITE))
-        raise RuntimeError(f"SQLite {module.sqlite_version} has a WAL bug; {wanted} or newer is needed.")
-    return module
-
-
-def migrate(engine: sa.Engine, to: str = "head") -> None:
-    """Bring a database to the present schema, one process at a time; all of it or nothing."""
-    config = _config()
-    with engine.connect() as connection:
-        writer = connection.execution_options(vermouth_writes=True)
-        with writer.begin():
-            if engine.dialect.name == "postgresql":
-                limit_statements(writer, None)
-                writer.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-            config.attributes["connection"] = writer
-            command.upgrade(config, to)
-
-
-def limit_statements(connection: sa.Connection, limit_s: float | None) -> None:
-    """On PostgreSQL: the longest a statement of this transaction may take; None for any time."""
-    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {int((limit_s or 0) * 1000)}")
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.set_main_option("version_path_separator", "os")
-    return config
-
-
-def _script() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_config())
 
 
 @contextlib.contextmanager

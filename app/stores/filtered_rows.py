@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from app.bounded_lru import BoundedLru
 from app.errors import DeadlineExceeded
 from app.stores import change_log
-from app.stores.database import READ_LIMIT_S, Database
+from app.stores.database import Database
 from app.stores.filter_sql import filter_condition
 from app.stores.filters import Filter
+from app.stores.sql_engines import READ_LIMIT_S
 from app.stores.tables import changes, items
 
 MAX_BYTES = 64 << 20

@@ -12,19 +12,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from app.errors import DeadlineExceeded, DiskFull, EngineUnavailable
-from app.stores import change_log
-from app.stores import database as database_module
+from app.stores import change_log, sql_engines
 from app.stores.blobs import Blobs
-from app.stores.database import (
-    READ_LIMIT_S,
-    SQLITE_FILE,
-    Database,
-    DataFolderLocked,
-    UnusableDatabase,
-    migrate,
-    open_database,
-    sqlite_engine,
-)
+from app.stores.database import SQLITE_FILE, Database, DataFolderLocked, open_database
+from app.stores.sql_engines import READ_LIMIT_S, UnusableDatabase, migrate, sqlite_engine
 from app.stores.support_sets import SupportSets
 from app.stores.tables import metadata
 from tests.app.stores.conftest import OpenReplica, Tell
@@ -54,7 +45,7 @@ def test_sqlite_runs_in_wal_with_full_sync(tmp_path: Path) -> None:
 
 
 def test_an_sqlite_with_the_wal_bug_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "MIN_SQLITE", (99, 0, 0))
+    monkeypatch.setattr(sql_engines, "MIN_SQLITE", (99, 0, 0))
     with pytest.raises(RuntimeError, match="WAL bug"):
         open_database(data_dir=tmp_path)
 

@@ -1,0 +1,137 @@
+"""How SQLite and PostgreSQL are opened, and brought to the present schema."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+MIN_SQLITE = (3, 51, 3)
+MIGRATION_LOCK = 0x7665726D
+READ_LIMIT_S = 30.0
+"""Longest a read of a request may take, so that no query holds a thread of the pool for ever."""
+
+
+class UnusableDatabase(RuntimeError):
+    """The database's URL cannot be used; the message does not repeat it, for it holds a password."""
+
+
+def sqlite_engine(path: Path) -> sa.Engine:
+    """An engine over an SQLite file: WAL, every commit on disk, foreign keys checked.
+
+    Raises:
+        RuntimeError: the only SQLite at hand has the WAL-reset bug.
+    """
+    module = _sqlite_module()
+    engine = sa.create_engine(
+        f"sqlite+pysqlite:///{path}",
+        module=module,
+        connect_args={"timeout": 30},
+        json_serializer=_json,
+        # Metadata and vectors do not belong in the log beside an error.
+        hide_parameters=True,
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        # The driver opens no transaction of its own: `begin` below says which kind.
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get("vermouth_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def postgres_engine(url: str, threads: int) -> sa.Engine:
+    """An engine over a PostgreSQL database.
+
+    Raises:
+        UnusableDatabase: the URL is no PostgreSQL URL, or nothing answers there.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as err:
+        raise UnusableDatabase("The database URL cannot be read.") from err
+    if parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
+        raise UnusableDatabase("The database URL must begin with postgresql://.")
+    try:
+        engine = sa.create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_size=threads + 4,
+            pool_pre_ping=True,
+            json_serializer=_json,
+            hide_parameters=True,
+            connect_args={
+                "connect_timeout": 10,
+                # A writer that hangs or a connection that was cut must not hold the others up for ever.
+                "options": "-c lock_timeout=30000 -c idle_in_transaction_session_timeout=60000"
+                f" -c statement_timeout={int(READ_LIMIT_S * 1000)}",
+            },
+        )
+        with engine.connect() as connection:
+            encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+    except ImportError as err:
+        raise UnusableDatabase("PostgreSQL needs the extra `postgres` (psycopg).") from err
+    except sa.exc.OperationalError as err:
+        raise UnusableDatabase("No PostgreSQL answers at the database URL.") from err
+    if encoding != "UTF8":
+        raise UnusableDatabase("The PostgreSQL database must be encoded in UTF8.")
+    return engine
+
+
+def _json(value: object) -> str:
+    # As it is, not escaped: keys are compared as text.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _sqlite_module() -> Any:
+    """The SQLite driver without the WAL-reset bug: pysqlite3's, or Python's own where new enough."""
+    try:
+        import pysqlite3 as module
+    except ImportError:
+        import sqlite3 as module
+    if module.sqlite_version_info < MIN_SQLITE:
+        wanted = ".".join(map(str, MIN_SQLITE))
+        raise RuntimeError(f"SQLite {module.sqlite_version} has a WAL bug; {wanted} or newer is needed.")
+    return module
+
+
+def migrate(engine: sa.Engine, to: str = "head") -> None:
+    """Bring a database to the present schema, one process at a time; all of it or nothing."""
+    config = _config()
+    with engine.connect() as connection:
+        writer = connection.execution_options(vermouth_writes=True)
+        with writer.begin():
+            if engine.dialect.name == "postgresql":
+                limit_statements(writer, None)
+                writer.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            config.attributes["connection"] = writer
+            command.upgrade(config, to)
+
+
+def has_present_schema(engine: sa.Engine) -> bool:
+    """Whether a database is of this release."""
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    return found == ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def limit_statements(connection: sa.Connection, limit_s: float | None) -> None:
+    """On PostgreSQL: the longest a statement of this transaction may take; None for any time."""
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {int((limit_s or 0) * 1000)}")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("version_path_separator", "os")
+    return config
