@@ -21,7 +21,7 @@ from models.expert import OpenClipExpert, TimmExpert, read_lite0_package
 from models.folding import fold_batch_norms
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead, UHeadConfig, UHeadScale
-from models.lean_layers import lean_convolutions
+from models.lean_layers import lean_convolutions, packed_convolutions
 from models.text import OpenClipNames, TextEncoder
 from models.types import BundleInfo, TaskProfile
 
@@ -59,10 +59,13 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
     extractor = load_extractor(folder, manifest, device=placed, dtype=precision, taps=taps)
     uhead = _ready(_load_uhead(manifest.components.uhead, manifest.dimension, folder), placed, precision)
     if placed.type == "cpu":
-        # The backbone's taps are held to the library's at 1e-6; there it would gain next to nothing.
-        for network in (extractor.expert, uhead):
-            if network is not None:
-                lean_convolutions(network)
+        # The backbone's taps are held to the library's at 1e-6.
+        packed_convolutions(extractor.backbone)
+        lean_convolutions(uhead)
+        if isinstance(extractor.expert, TimmExpert):
+            lean_convolutions(extractor.expert.network, torch.zeros(1, 3, 64, 64, dtype=precision))
+        elif extractor.expert is not None:
+            lean_convolutions(extractor.expert)
     digest = fingerprint(manifest, taps=taps, numerics=_NUMERICS[precision])
     encoder = Encoder(
         extractor,

@@ -1,8 +1,12 @@
 """Batch norms folded into the convolutions before them: one pass over memory less, the same function."""
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @torch.no_grad()
@@ -19,7 +23,7 @@ def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
     Returns:
         How many norms were folded.
     """
-    pairs = _pairs(network, example)
+    pairs = directly_after(network, example, nn.BatchNorm2d)
     for conv, norm in pairs:
         if norm.running_mean is None or norm.running_var is None:
             continue
@@ -36,33 +40,33 @@ def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
     return len(folded)
 
 
-def _pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions and the norms that directly follow them, each seen once."""
+@torch.no_grad()
+def directly_after(network: nn.Module, example: torch.Tensor, *kinds: type[M]) -> list[tuple[nn.Conv2d, M]]:
+    """Convolutions and what of these kinds directly follows them in a pass over `example`; each is used once in it."""
     made_by: dict[int, nn.Conv2d] = {}
     kept: list[torch.Tensor] = []
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    pairs: list[tuple[nn.Conv2d, M]] = []
     uses: dict[int, int] = {}
 
     def seen_conv(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        uses[id(module)] = uses.get(id(module), 0) + 1
         if isinstance(module, nn.Conv2d):
             made_by[id(output)] = module
             kept.append(output)  # alive, so that no other tensor gets its id
-            uses[id(module)] = uses.get(id(module), 0) + 1
 
-    def before_norm(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        conv = made_by.get(id(inputs[0]))
-        if isinstance(module, nn.BatchNorm2d) and conv is not None:
+    def before_follower(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        uses[id(module)] = uses.get(id(module), 0) + 1
+        conv = made_by.pop(id(inputs[0]), None)
+        if isinstance(module, kinds) and conv is not None:
             pairs.append((conv, module))
 
     handles = [module.register_forward_hook(seen_conv) for module in network.modules() if isinstance(module, nn.Conv2d)]
     handles += [
-        module.register_forward_pre_hook(before_norm)
-        for module in network.modules()
-        if isinstance(module, nn.BatchNorm2d)
+        module.register_forward_pre_hook(before_follower) for module in network.modules() if isinstance(module, kinds)
     ]
     try:
         network(example)
     finally:
         for handle in handles:
             handle.remove()
-    return [(conv, norm) for conv, norm in pairs if uses[id(conv)] == 1]
+    return [(conv, follower) for conv, follower in pairs if uses[id(conv)] == uses[id(follower)] == 1]
