@@ -14,6 +14,7 @@ from app.build_services import build_services as build_default_services
 from app.lifecycle import EXIT_START_FAILED, Lifecycle
 from app.log_queue import logs_in_background
 from app.main import BuildServices, create_app, read_keys
+from app.memory import keep_freed_memory
 from app.settings import Settings, unknown_variables
 from app.telemetry import configure_logging, get_logger
 
@@ -53,6 +54,7 @@ def serve(settings: Settings, build_services: BuildServices = build_default_serv
     Returns:
         The exit code: 0 after a signal, 3 when the start failed, 70 after a fatal device error.
     """
+    keep_freed_memory()
     configure_logging(level=settings.log_level, as_json=settings.log_json)
     with logs_in_background():
         return _serve(settings, build_services)

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
 
     def max_batch_on(self, device: str) -> int:
         """`max_batch`, or what keeps waits short at full throughput: few on a CPU, many on a GPU (docs/adr/0024)."""
-        return self.max_batch or (4 if device == "cpu" else 32)
+        return self.max_batch or (8 if device == "cpu" else 32)
 
     @property
     def decode_threads(self) -> int:

@@ -5,6 +5,9 @@ from collections import deque
 
 from app.engine.work import VIEW_COST, Group, Kind, Work
 
+_DEEP = 2
+"""The queue is deep where it would fill so many of the largest batches."""
+
 
 class WorkQueue:
     """Samples in order of arrival, a line for each group.
@@ -32,7 +35,7 @@ class WorkQueue:
             self.cost -= work.cost
 
     def take(
-        self, now_s: float, caps: dict[Group, int], default: int, *, lanes: int = 1
+        self, now_s: float, caps: dict[Group, int], default: int, *, lanes: int = 1, is_side_by_side: bool = False
     ) -> tuple[list[Work], list[Work]]:
         """The next batch: from the line whose head is oldest, oldest first; empty when nothing waits.
 
@@ -41,6 +44,8 @@ class WorkQueue:
             caps: the most samples of a group where a cap was learnt.
             default: the most views of any other; strings cost less and more of them go together.
             lanes: that are free; pictures leave the others their share of what waits.
+            is_side_by_side: whether passes share the processor. Pictures then go in half of the largest batch unless
+                the queue is deep: in a large one they cost a little less and wait much longer.
 
         Returns:
             The batch, and the samples before and among it whose time had passed, which leave the queue too.
@@ -59,6 +64,8 @@ class WorkQueue:
             most = min(most, group.bucket)
         elif group.kind is Kind.IMAGES:
             # On a CPU half the pictures take half the time. A bucket takes its time whatever it holds.
+            if is_side_by_side and self.cost < _DEEP * most * VIEW_COST:
+                most = math.ceil(most / 2)
             most = min(most, math.ceil(self.cost / (lanes * VIEW_COST)))
         while line and len(batch) < most:
             work = line.popleft()

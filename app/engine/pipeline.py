@@ -174,7 +174,9 @@ class Pipeline:
             works = self._still_live(self._retries.popleft(), now_s)
             if works:
                 return works
-        works, expired = self.queue.take(now_s, self._caps, self._max_batch, lanes=self._free_lanes(now_s))
+        works, expired = self.queue.take(
+            now_s, self._caps, self._max_batch, lanes=self._free_lanes(now_s), is_side_by_side=self._lanes > 1
+        )
         for work in expired:
             self._expire(work)
         return works

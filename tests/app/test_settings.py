@@ -92,5 +92,5 @@ def test_a_containers_quota_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_batches_are_few_on_a_cpu_and_many_on_a_gpu() -> None:
-    assert (Settings().max_batch_on("cpu"), Settings().max_batch_on("cuda:0")) == (4, 32)
-    assert Settings(max_batch=8).max_batch_on("cpu") == 8
+    assert (Settings().max_batch_on("cpu"), Settings().max_batch_on("cuda:0")) == (8, 32)
+    assert Settings(max_batch=3).max_batch_on("cpu") == 3
