@@ -30,11 +30,13 @@ class Plan:
         seconds: of each load.
         clients: of the closed loop that finds the capacity.
         deadline_s: an answer later than this is worth nothing.
+        common_per_s: arrivals of a load that is the same for everyone.
     """
 
     seconds: float
     clients: int
     deadline_s: float
+    common_per_s: float
     start_limit_s: float = 240.0
 
 
@@ -67,12 +69,13 @@ class Result:
     capacity_per_s: float
     processes: int
     start_s: float
+    common: Load
     loads: list[Load]
 
     def as_json(self) -> dict[str, object]:
         """Everything but the single shots."""
         body = asdict(self)
-        for load in body["loads"]:
+        for load in (body["common"], *body["loads"]):
             del load["shots"]
         return body
 
@@ -95,6 +98,7 @@ def median_of(rounds: Sequence[Result]) -> Result:
         capacity_per_s=statistics.median(each.capacity_per_s for each in rounds),
         processes=rounds[0].processes,
         start_s=statistics.median(each.start_s for each in rounds),
+        common=_median_load([each.common for each in rounds]),
         loads=[_median_load(loads) for loads in zip(*(each.loads for each in rounds), strict=True)],
     )
 
@@ -126,6 +130,8 @@ async def _measured(
     begun_s = time.perf_counter()
     shots = await client.closed_loop(plan.clients, plan.seconds)
     capacity = sum(shot.status == 200 for shot in shots) / (time.perf_counter() - begun_s)
+    common = await _load(process.pid, client, plan.common_per_s / capacity, capacity, plan, seed=seed)
+    await asyncio.sleep(1.0)
     loads = []
     for number, factor in enumerate(FACTORS):
         loads.append(await _load(process.pid, client, factor, capacity, plan, seed=seed * len(FACTORS) + number))
@@ -137,6 +143,7 @@ async def _measured(
         capacity_per_s=capacity,
         processes=len(family(process.pid)),
         start_s=start_s,
+        common=common,
         loads=loads,
     )
 

@@ -71,7 +71,8 @@ class Report:
             f"`make bench-serve`, {run['date']}, commit {run['commit']}, {run['machine']}. Every contender serves the "
             f"same encoder (weights/mini, fp32) for distinct 1-megapixel JPEGs over HTTP/1.1, caches off, load "
             f"generator on the same cores; {run['rounds']} rounds in which each has its turn, {run['seconds']} s a "
-            f"load, Poisson arrivals at multiples of its own capacity of that round, deadline {run['deadline_s']} s. "
+            f"load, Poisson arrivals at {run['common_per_s']:.0f} a second for everyone and at multiples of its own "
+            f"capacity of that round, deadline {run['deadline_s']} s. "
             "Latency counts from when a request was due; goodput is answers inside the deadline. Figures are medians "
             "of the rounds; late and other answers are of all of them together. Load on the machine from elsewhere "
             f"when the run began: {run['load_before']}.",
@@ -128,6 +129,10 @@ def _ratios(mine: Result, peers: Sequence[Result], limit: float) -> dict[str, fl
     if theirs:
         ours = mine.loads[eights].p99_ms
         found["p99 at 0.8× / best peer's at its own 0.8×"] = (math.inf if ours is None else ours) / min(theirs)
+    theirs = [p99_ms for each in peers if (p99_ms := each.common.p99_ms) is not None]
+    if theirs:
+        ours = mine.common.p99_ms
+        found["p99 at one load for all / best peer's"] = (math.inf if ours is None else ours) / min(theirs)
     return found
 
 
@@ -154,12 +159,13 @@ def _loads(medians: Sequence[Result]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in medians:
-        for load in result.loads:
+        for load in (result.common, *result.loads):
+            name = "same for all" if load is result.common else f"{load.factor}×"
             others = ", ".join(
                 f"{status}: {count}" for status, count in sorted(load.statuses.items()) if status != "200"
             )
             lines.append(
-                f"| {result.name} | {load.factor}× | {load.offered_per_s:.1f} | {load.goodput_per_s:.1f} | "
+                f"| {result.name} | {name} | {load.offered_per_s:.1f} | {load.goodput_per_s:.1f} | "
                 f"{_number(load.p50_ms)} | {_number(load.p95_ms)} | {_number(load.p99_ms)} | {load.late} | "
                 f"{others or '–'} | {load.server_cpu_s:.1f} | {load.generator_cpu_s:.1f} | "
                 f"{_number(load.health_p99_ms)} | {_share(load.retry_after_within_2)} |"

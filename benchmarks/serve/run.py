@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.serve.contenders import CONTENDERS, ROOT
+from benchmarks.serve.contenders import CONTENDERS, KEPT_MEMORY, ROOT
 from benchmarks.serve.images import jpeg
 from benchmarks.serve.measure import Plan, Result, measure
 from benchmarks.serve.report import Report
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="every contender has its turn in each")
     parser.add_argument("--images", type=int, default=1024, help="distinct; none is in flight twice at a time")
     parser.add_argument("--clients", type=int, default=24, help="of the closed loop that finds the capacity")
+    parser.add_argument("--common", type=float, default=40.0, help="arrivals a second of one load that all get")
     parser.add_argument("--deadline", type=float, default=5.0, help="seconds")
     parser.add_argument("--port", type=int, default=8711)
     parser.add_argument("--peers", default="/tmp/peers/bin/python", help="interpreter with litserve, mosec, ray")
@@ -44,7 +45,12 @@ def main() -> None:
     chosen = [name for name in options.only.split(",") if name]
     load_before = ", ".join(f"{load:.2f}" for load in os.getloadavg())
     images = [jpeg(number) for number in range(options.images)]
-    plan = Plan(seconds=options.seconds, clients=options.clients, deadline_s=options.deadline)
+    plan = Plan(
+        seconds=options.seconds,
+        clients=options.clients,
+        deadline_s=options.deadline,
+        common_per_s=options.common,
+    )
     limits: dict[str, list[float]] = {}
     wanted = [each for each in CONTENDERS if not chosen or each.name in chosen]
     results: dict[str, list[Result | None]] = {each.name: [] for each in wanted}
@@ -74,6 +80,7 @@ def main() -> None:
         "seconds": options.seconds,
         "rounds": options.rounds,
         "deadline_s": options.deadline,
+        "common_per_s": options.common,
         "load_before": load_before,
     }
     Report(rounds=results, limits=limits, three=three, run=run).write(options.out)
@@ -85,7 +92,7 @@ def _direct(way: str, seconds: float, threads: int) -> float:
     done = subprocess.run(
         [sys.executable, "-c", _DIRECT, way, str(seconds), str(threads)],
         cwd=ROOT,
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, **KEPT_MEMORY, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
         check=True,
