@@ -5,9 +5,6 @@ from collections import deque
 
 from app.engine.work import VIEW_COST, Group, Kind, Work
 
-_DEEP = 2
-"""The queue is deep where it would fill so many of the largest batches."""
-
 
 class WorkQueue:
     """Samples in order of arrival, a line for each group.
@@ -35,7 +32,7 @@ class WorkQueue:
             self.cost -= work.cost
 
     def take(
-        self, now_s: float, caps: dict[Group, int], default: int, *, lanes: int = 1, is_side_by_side: bool = False
+        self, now_s: float, caps: dict[Group, int], default: int, *, lanes: int = 1, is_short: bool = False
     ) -> tuple[list[Work], list[Work]]:
         """The next batch: from the line whose head is oldest, oldest first; empty when nothing waits.
 
@@ -44,8 +41,7 @@ class WorkQueue:
             caps: the most samples of a group where a cap was learnt.
             default: the most views of any other; strings cost less and more of them go together.
             lanes: that are free; pictures leave the others their share of what waits.
-            is_side_by_side: whether passes share the processor. Pictures then go in half of the largest batch unless
-                the queue is deep: in a large one they cost a little less and wait much longer.
+            is_short: whether pictures go in half of the largest batch at most.
 
         Returns:
             The batch, and the samples before and among it whose time had passed, which leave the queue too.
@@ -64,9 +60,7 @@ class WorkQueue:
             most = min(most, group.bucket)
         elif group.kind is Kind.IMAGES:
             # On a CPU half the pictures take half the time. A bucket takes its time whatever it holds.
-            if is_side_by_side and self.cost < _DEEP * most * VIEW_COST:
-                most = math.ceil(most / 2)
-            most = min(most, math.ceil(self.cost / (lanes * VIEW_COST)))
+            most = min(math.ceil(most / 2) if is_short else most, math.ceil(self.cost / (lanes * VIEW_COST)))
         while line and len(batch) < most:
             work = line.popleft()
             if work.has_left_queue or not work.is_live(now_s):

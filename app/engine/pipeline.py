@@ -19,6 +19,8 @@ from app.telemetry import Telemetry, get_logger
 
 _LEAD_SHARE, _MIN_LEAD_S = 0.1, 0.002
 """The next batch is formed when this share of the pass that ends first (and at least so long) is left."""
+_SUSTAINED_S = 2.0
+"""A burst keeps the lanes busy for less; what lasts longer is load near what they can do."""
 
 
 class Desk(Protocol):
@@ -79,6 +81,8 @@ class Pipeline:
         self._retries: deque[list[Work]] = deque()
         self._is_closed = False
         self._is_woken = False
+        self._is_idle = True
+        self._busy_from_s = self.progress_at_s
         self._timer: asyncio.TimerHandle | None = None
 
     def wake(self) -> None:
@@ -134,6 +138,12 @@ class Pipeline:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._is_idle:
+            self._busy_from_s = self._clock()
+        self._fill_lanes()
+        self._is_idle = len(self._flights) < self._lanes
+
+    def _fill_lanes(self) -> None:
         while not self._is_closed and len(self._flights) <= self._lanes:
             delay_s = self._delay_s()
             if delay_s is None:
@@ -174,8 +184,10 @@ class Pipeline:
             works = self._still_live(self._retries.popleft(), now_s)
             if works:
                 return works
+        # Side by side a view in a large pass costs little less and waits much longer; that pays once work never ends.
+        is_short = self._lanes > 1 and now_s - self._busy_from_s < _SUSTAINED_S
         works, expired = self.queue.take(
-            now_s, self._caps, self._max_batch, lanes=self._free_lanes(now_s), is_side_by_side=self._lanes > 1
+            now_s, self._caps, self._max_batch, lanes=self._free_lanes(now_s), is_short=is_short
         )
         for work in expired:
             self._expire(work)

@@ -60,8 +60,7 @@ def simulated(lanes: int, faults: Faults, check: Callable[[BatchingEngine, Simul
         pytest.param(3, 5, [2, 2, 1], id="three-lanes-share"),
         pytest.param(2, 1, [1], id="one-picture"),
         pytest.param(1, 7, [4, 3], id="one-lane-takes-full-batches"),
-        pytest.param(2, 6, [2, 2, 1, 1], id="half-batches-while-little-waits"),
-        pytest.param(2, 13, [4, 4, 2, 2, 1], id="full-batches-while-two-of-them-wait"),
+        pytest.param(2, 13, [2, 2, 2, 2, 2, 2, 1], id="several-take-half-batches-in-a-burst"),
     ],
 )
 def test_idle_lanes_share_what_waits(lanes: int, count: int, sizes: list[int]) -> None:
@@ -70,6 +69,19 @@ def test_idle_lanes_share_what_waits(lanes: int, count: int, sizes: list[int]) -
         assert [len(one.works) for one in device.passes] == sizes
 
     simulated(lanes, Faults(), check)
+
+
+def test_batches_are_full_once_work_never_ends() -> None:
+    async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
+        await engine.encode_views([view(number) for number in range(40)])
+        # Passes of .5 s: for two seconds in halves, then whole, and shared out at the end.
+        assert [len(one.works) for one in device.passes] == [2] * 9 + [4] * 5 + [1, 1]
+        await asyncio.sleep(1.0)
+        device.passes.clear()
+        await engine.encode_views([view(number) for number in range(100, 108)])
+        assert [len(one.works) for one in device.passes] == [2] * 4, "after a pause a burst is a burst"
+
+    simulated(2, Faults(durations_s=(0.5,)), check)
 
 
 def test_lanes_that_end_together_share_what_waits() -> None:
