@@ -65,7 +65,15 @@ class BatchingEngine:
             queued=lambda: self._pipeline.queue.cost,
             in_flight=lambda: self._pipeline.in_flight_cost(),
         )
-        self._pipeline = Pipeline(device, self, telemetry, rate=self._admission.rate, max_batch=max_batch, clock=clock)
+        self._pipeline = Pipeline(
+            device,
+            self,
+            telemetry,
+            rate=self._admission.rate,
+            max_batch=max_batch,
+            promised=lambda: self._admission.reserved,
+            clock=clock,
+        )
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._is_stopping = False

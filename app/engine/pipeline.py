@@ -53,6 +53,7 @@ class Pipeline:
     Args:
         max_batch: views a pass.
         rate: learns how fast cost drains.
+        promised: cost that is admitted and not in the queue yet: it is being decoded.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Pipeline:
         *,
         rate: DrainRate,
         max_batch: int,
+        promised: Callable[[], int],
         clock: Callable[[], float],
     ) -> None:
         self.queue = WorkQueue()
@@ -73,6 +75,7 @@ class Pipeline:
         self._telemetry = telemetry
         self._rate = rate
         self._max_batch = max_batch
+        self._promised = promised
         self._clock = clock
         self._pass_times = PassTimes()
         self._solo_times = SoloTimes()
@@ -141,7 +144,7 @@ class Pipeline:
         if self._is_idle:
             self._busy_from_s = self._clock()
         self._fill_lanes()
-        self._is_idle = len(self._flights) < self._lanes
+        self._is_idle = not self._flights
 
     def _fill_lanes(self) -> None:
         while not self._is_closed and len(self._flights) <= self._lanes:
@@ -151,6 +154,8 @@ class Pipeline:
             if delay_s > 0:
                 if self._retries or len(self.queue):
                     self._timer = asyncio.get_running_loop().call_later(delay_s, self._guarded, self._pump)
+                return
+            if self._waits_for_more():
                 return
             works = self._form()
             if not works:
@@ -185,13 +190,33 @@ class Pipeline:
             if works:
                 return works
         # Side by side a view in a large pass costs little less and waits much longer; that pays once work never ends.
-        is_short = self._lanes > 1 and now_s - self._busy_from_s < _SUSTAINED_S
         works, expired = self.queue.take(
-            now_s, self._caps, self._max_batch, lanes=self._free_lanes(now_s), is_short=is_short
+            now_s,
+            self._caps,
+            self._max_batch,
+            lanes=1 if self._is_fed() else self._free_lanes(now_s),
+            is_short=self._lanes > 1 and not self._is_sustained(),
         )
         for work in expired:
             self._expire(work)
         return works
+
+    def _is_sustained(self) -> bool:
+        """Whether work never ends."""
+        return self._clock() - self._busy_from_s >= _SUSTAINED_S
+
+    def _is_fed(self) -> bool:
+        """Whether work never ends and more is being decoded: lanes are filled one after another then."""
+        return self._lanes > 1 and self._promised() > 0 and self._is_sustained()
+
+    def _waits_for_more(self) -> bool:
+        """Whether the last lane is left to the decoders for now: they want a core too, and make a fuller batch.
+
+        Only while a pass runs: its end looks here again.
+        """
+        is_last = len(self._flights) >= self._lanes - 1
+        is_full = self.queue.cost >= self._max_batch * VIEW_COST
+        return is_last and not is_full and not self._retries and self._is_fed()
 
     def _free_lanes(self, now_s: float) -> int:
         """Lanes that are free or about to be; at least the one that a batch is formed for."""

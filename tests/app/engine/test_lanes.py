@@ -84,6 +84,41 @@ def test_batches_are_full_once_work_never_ends() -> None:
     simulated(2, Faults(durations_s=(0.5,)), check)
 
 
+def test_the_last_lane_waits_for_what_is_being_decoded_once_work_never_ends() -> None:
+    async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
+        busy = [asyncio.create_task(engine.encode_views([view(number) for number in range(20)]))]
+        await asyncio.sleep(2.4)
+        assert [len(one.works) for one in device.passes] == [2] * 10, "the burst's last two have begun"
+        with engine.admit(views=4) as place:
+            busy.append(asyncio.create_task(engine.encode_views([view(100), view(101)])))
+            await asyncio.sleep(0.05)
+            # Four are promised, two wait: at 2.5 one lane takes them, since nothing runs then.
+            await asyncio.sleep(0.1)
+            assert [len(one.works) for one in device.passes[10:]] == [2]
+            busy.append(asyncio.create_task(engine.encode_views([view(102)])))
+            await asyncio.sleep(0.1)
+            assert len(device.passes) == 11, "the other lane waits"
+            busy.append(asyncio.create_task(engine.encode_views([view(n) for n in range(200, 204)], place=place)))
+            await asyncio.sleep(0.05)
+            assert [len(one.works) for one in device.passes[11:]] == [4], "what was promised is there"
+        await asyncio.gather(*busy)
+
+    simulated(2, Faults(durations_s=(0.5,)), check)
+
+
+def test_what_is_promised_and_never_comes_holds_nobody_longer_than_a_pass() -> None:
+    async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
+        busy = asyncio.create_task(engine.encode_views([view(number) for number in range(20)]))
+        await asyncio.sleep(2.4)
+        with engine.admit(views=4):
+            async with asyncio.timeout(1.2):
+                await asyncio.gather(*(engine.encode_views([view(number)]) for number in range(100, 103)))
+            assert len(device.passes[10:]) <= 2
+        await busy
+
+    simulated(2, Faults(durations_s=(0.5,)), check)
+
+
 def test_lanes_that_end_together_share_what_waits() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         await engine.warm_up([view(99)], text="99")
