@@ -3,9 +3,8 @@
 import ctypes
 import os
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SETTINGS = (
-    (_M_ARENA_MAX, "MALLOC_ARENA_MAX", 1),
     (_M_MMAP_THRESHOLD, "MALLOC_MMAP_THRESHOLD_", 32 << 20),
     (_M_TRIM_THRESHOLD, "MALLOC_TRIM_THRESHOLD_", 512 << 20),
 )
@@ -15,7 +14,8 @@ def keep_freed_memory() -> bool:
     """Have glibc hold on to what a pass frees, and take large blocks from it, up to 32 MiB each and 512 MiB in all.
 
     By default a block of some megabytes goes back to the system when it is freed, and every page of the next one is a
-    fault. One arena, because a thread's own one returns whole heaps. What the environment sets is left as it is.
+    fault. Threads keep arenas of their own: in a shared one a block was last written by another core. What the
+    environment sets is left as it is.
 
     Returns:
         Whether it was set; False under another C library. An allocator that was preloaded is not changed.

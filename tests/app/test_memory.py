@@ -16,7 +16,7 @@ from models.types import ImageBatch
 assert keep_freed_memory()
 torch.set_num_threads(1)
 encoder = load_bundle(Path("weights/mini"), device="cpu").encoder
-batch = ImageBatch(pixels=torch.zeros(8, 3, 128, 128), timesteps=torch.full((8,), 50), captions=[None] * 8)
+batch = ImageBatch(pixels=torch.zeros(4, 3, 128, 128), timesteps=torch.full((4,), 50), captions=[None] * 4)
 def passes(count):
     for _ in range(count):
         encoder.encode_images(batch)
