@@ -33,16 +33,11 @@ def lean_convolutions(network: nn.Module, example: torch.Tensor | None = None) -
     clamps = [] if example is None else directly_after(network, example, nn.ReLU, nn.Hardtanh)
     limits = {id(conv): found for conv, clamp in clamps if (found := _limits(clamp)) is not None}
     idle = {id(clamp) for conv, clamp in clamps if id(conv) in limits and _is_packable(conv)}
-    swapped = 0
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if id(child) in idle:
-                setattr(parent, name, nn.Identity())
-            lean = _lean(child, limits.get(id(child)))
-            if lean is not None:
-                setattr(parent, name, lean)
-                swapped += 1
-    return swapped
+
+    def lean(module: nn.Module) -> nn.Module | None:
+        return nn.Identity() if id(module) in idle else _lean(module, limits.get(id(module)))
+
+    return _swap(network, lean) - len(idle)
 
 
 def packed_convolutions(network: nn.Module) -> int:
@@ -54,11 +49,21 @@ def packed_convolutions(network: nn.Module) -> int:
     Returns:
         How many were swapped.
     """
+
+    def packed(module: nn.Module) -> nn.Module | None:
+        return PackedConvolution(module) if _is_packable(module) and not _is_pointwise(module) else None
+
+    return _swap(network, packed)
+
+
+def _swap(network: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> int:
+    """Put what `other` gives for a module in its place; returns how often."""
     swapped = 0
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if _is_packable(child) and not _is_pointwise(child):
-                setattr(parent, name, PackedConvolution(child))
+            found = other(child)
+            if found is not None:
+                setattr(parent, name, found)
                 swapped += 1
     return swapped
 
@@ -118,24 +123,21 @@ class PackedConvolution(nn.Module):
         super().__init__()
         self.conv = conv
         self.limits = [] if limits is None else list(limits)
+        self._shape = (*(list(map(int, each)) for each in (conv.padding, conv.stride, conv.dilation)), conv.groups)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """The convolution's answer, within the limits."""
-        conv = self.conv
         packed = self._packed(int(maps.shape[2]), int(maps.shape[3]))
-        shape = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
-        answer: torch.Tensor = _convolve(maps, packed, conv.bias, *shape, self.limits)
+        answer: torch.Tensor = _convolve(maps, packed, self.conv.bias, *self._shape, self.limits)
         return answer
 
     def _packed(self, height: int, width: int) -> torch.Tensor:
         """Weights as oneDNN wants them for maps of this size; for others it would take forty times as long."""
         name = f"packed_{height}x{width}"
         if name not in self._buffers:
-            conv = self.conv
+            size = [1, self.conv.in_channels, height, width]
             with torch.inference_mode(False), torch.no_grad():
-                size = [1, conv.in_channels, height, width]
-                shape = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
-                packed = torch.ops.mkldnn._reorder_convolution_weight(conv.weight.detach(), *shape, size)
+                packed = torch.ops.mkldnn._reorder_convolution_weight(self.conv.weight.detach(), *self._shape, size)
             self.register_buffer(name, packed, persistent=False)
         found = self._buffers[name]
         assert found is not None
@@ -212,8 +214,10 @@ def _packed_convolution(
 
 
 def _scripted(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """For recorded graphs: the tracer has no word for a list of optional numbers. Where torch has no TorchScript any
-    more, nothing is recorded, and the function itself will do."""
+    """For recorded graphs: the tracer has no word for a list of optional numbers.
+
+    Where torch has no TorchScript any more, nothing is recorded, and the function itself will do.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -22,10 +22,17 @@ class Admission:
         max_cost: of what waits; a request over it is admitted only when nothing waits.
         queued: cost that waits for the device now.
         in_flight: cost with the device now, less what is done of it.
+        released: called when something is promised no longer.
     """
 
     def __init__(
-        self, telemetry: Telemetry, *, max_cost: int, queued: Callable[[], int], in_flight: Callable[[], float]
+        self,
+        telemetry: Telemetry,
+        *,
+        max_cost: int,
+        queued: Callable[[], int],
+        in_flight: Callable[[], float],
+        released: Callable[[], None],
     ) -> None:
         self.reserved = 0
         self.rate = DrainRate()
@@ -33,6 +40,7 @@ class Admission:
         self._max_cost = max_cost
         self._queued = queued
         self._in_flight = in_flight
+        self._released = released
 
     def waiting(self) -> int:
         """Cost in the queue or promised a place in it."""
@@ -62,6 +70,11 @@ class Admission:
                 "The queue is longer than the deadline.", retry_after_s=self._retry_after_s(self.wait_s())
             )
 
+    def release(self, cost: int) -> None:
+        """Promise no longer: the samples are there, or never will be."""
+        self.reserved -= cost
+        self._released()
+
     def _retry_after_s(self, wait_s: float | None) -> float:
         return min(MAX_RETRY_AFTER_S, max(1.0, wait_s or 1.0))
 
@@ -81,7 +94,7 @@ class HeldPlace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._admission.reserved -= self._left
+        self._admission.release(self._left)
         self._left = 0
 
     def grow(self, *, views: int = 0, texts: int = 0) -> None:
@@ -92,7 +105,7 @@ class HeldPlace:
         """Turn promised cost into samples; what was not promised is returned, and must be admitted."""
         used = min(cost, self._left)
         self._left -= used
-        self._admission.reserved -= used
+        self._admission.release(used)
         return cost - used
 
     def _claim(self, cost: int) -> None:

@@ -64,6 +64,7 @@ class BatchingEngine:
             max_cost=max_queue_cost,
             queued=lambda: self._pipeline.queue.cost,
             in_flight=lambda: self._pipeline.in_flight_cost(),
+            released=lambda: self._pipeline.wake(),
         )
         self._pipeline = Pipeline(
             device,

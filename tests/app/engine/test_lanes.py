@@ -119,6 +119,23 @@ def test_what_is_promised_and_never_comes_holds_nobody_longer_than_a_pass() -> N
     simulated(2, Faults(durations_s=(0.5,)), check)
 
 
+def test_a_lane_that_waits_goes_on_when_what_was_promised_is_given_up() -> None:
+    async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
+        busy = [asyncio.create_task(engine.encode_views([view(number) for number in range(20)]))]
+        await asyncio.sleep(2.4)
+        with engine.admit(views=4):
+            busy.append(asyncio.create_task(engine.encode_views([view(100)])))
+            await asyncio.sleep(0.15)
+            busy.append(asyncio.create_task(engine.encode_views([view(101)])))
+            await asyncio.sleep(0.05)
+            assert len(device.passes) == 11, "the other lane waits"
+        await asyncio.sleep(0.01)
+        assert len(device.passes) == 12
+        await asyncio.gather(*busy)
+
+    simulated(2, Faults(durations_s=(0.5,)), check)
+
+
 def test_lanes_that_end_together_share_what_waits() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         await engine.warm_up([view(99)], text="99")

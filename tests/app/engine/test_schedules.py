@@ -227,8 +227,13 @@ class World:
         is_open = not self.engine._pipeline._is_closed
         if is_open and any(not work.has_left_queue and work.is_live(self.loop.time()) for work in waiting):
             pipeline = self.engine._pipeline
-            is_left_out = self.engine._admission.reserved > 0 and pipeline._is_sustained()
-            assert self.device.idle_lanes <= (1 if is_left_out and self.device.lanes > 1 else 0)
+            may_wait = (
+                1 <= len(pipeline._flights) < self.device.lanes
+                and pipeline.queue.cost < MAX_BATCH * VIEW_COST
+                and self.engine._admission.reserved > 0
+                and pipeline._is_sustained()
+            )
+            assert self.device.idle_lanes <= (1 if may_wait else 0)
 
     def check_health(self) -> None:
         if self.is_stuck and self.engine._on_the_way:
