@@ -56,6 +56,7 @@ def profile(threads: int, rounds: int) -> dict[str, object]:
     steps = torch.full((BATCH,), 50)
     whole = ImageBatch(pixels=pixels, timesteps=steps, captions=[None] * BATCH)
     alone = ImageBatch(pixels=pixels[:1], timesteps=steps[:1], captions=[None])
+    half = load_bundle(BUNDLE, device="cpu", dtype="bf16").encoder
     left, right = torch.rand(MATRIX, MATRIX), torch.rand(MATRIX, MATRIX)
     with torch.inference_mode():
         states = encoder.extractor.conditioning(pixels, [None] * BATCH)
@@ -69,13 +70,18 @@ def profile(threads: int, rounds: int) -> dict[str, object]:
             "U-head, pooled": lambda: head.pooled(taps, maps),
             "U-head, dense": lambda: head.dense(taps, maps),
         }
-        seconds = dict.fromkeys([*stages, "matrix", "all", "alone"], float("inf"))
-        calls = {**stages, "matrix": lambda: left @ right}
-        calls["all"] = lambda: encoder.encode_images(whole)
-        calls["alone"] = lambda: encoder.encode_images(alone)
+        passes: dict[str, Callable[[], object]] = {
+            "all": lambda: encoder.encode_images(whole),
+            "alone": lambda: encoder.encode_images(alone),
+            "all in bf16": lambda: half.encode_images(whole),
+            "alone in bf16": lambda: half.encode_images(alone),
+        }
+        calls = {**stages, "matrix": lambda: left @ right, **passes}
+        seconds = dict.fromkeys(calls, float("inf"))
         # A recorded pass is rewritten after its first runs.
         for _ in range(3):
-            calls["all"]()
+            passes["all"]()
+            passes["all in bf16"]()
         for _ in range(rounds):
             for name, call in calls.items():
                 begun_s = time.perf_counter()
@@ -89,6 +95,9 @@ def profile(threads: int, rounds: int) -> dict[str, object]:
         "matrix_gflops": rate / 1e9,
         "encoder_ms": seconds["all"] * 1e3,
         "alone_ms": seconds["alone"] * 1e3,
+        "bf16_ms": seconds["all in bf16"] * 1e3,
+        "bf16_alone_ms": seconds["alone in bf16"] * 1e3,
+        "is_bf16_native": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
         "encoder_gflop": total / 1e9,
         "floor_ms": total / rate * 1e3,
         "of_matrix_rate": total / seconds["all"] / rate,
@@ -141,6 +150,9 @@ def _write(folder: Path, found: list[dict[str, object]]) -> None:
             f"({one['encoder_ms'] / BATCH:.1f} ms an image); matrix rate "  # type: ignore[operator]  # numbers
             f"{one['matrix_gflops']:.0f} GFLOP/s, so the floor is {one['floor_ms']:.1f} ms: "
             f"**{one['of_matrix_rate']:.0%} of the matrix rate**. One picture alone: {one['alone_ms']:.1f} ms.",
+            "",
+            f"In bf16 ({'' if one['is_bf16_native'] else 'no '}instructions for it): "
+            f"{one['bf16_ms'] / BATCH:.1f} ms an image, {one['bf16_alone_ms']:.1f} alone.",  # type: ignore[operator]
             "",
             "| stage | ms | share of time | GFLOP | of the matrix rate |",
             "|---|---|---|---|---|",

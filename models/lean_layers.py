@@ -92,7 +92,7 @@ def _is_packable(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether it may become a `PackedConvolution`; other machines than x86 were not measured."""
     return (
         type(module) is nn.Conv2d
-        and module.weight.dtype == torch.float32
+        and _is_fast_in(module.weight.dtype)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
         and module.dilation == (1, 1)
@@ -100,6 +100,13 @@ def _is_packable(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     )
+
+
+def _is_fast_in(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has kernels of its own for it; bfloat16 needs AVX-512, and is fast with AMX."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def _is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:

@@ -36,6 +36,7 @@ DataSetOption = Annotated[Path, typer.Option("--data-set", help="Folder written 
 OutOption = Annotated[Path, typer.Option(help="Folder of the JSON and Markdown.")]
 CacheOption = Annotated[Path, typer.Option(help="Folder of canonical pictures and features, each computed once.")]
 ThreadsOption = Annotated[int, typer.Option(help="Compute threads.")]
+DtypeOption = Annotated[str, typer.Option(help="Precision, as `VERMOUTH_DTYPE`.")]
 
 ZERO_SHOT = [Path("weights/mini-zeroshot")]
 RELEASE = [Path("weights/mini")]
@@ -50,10 +51,11 @@ def retrieval_command(
     out: OutOption = OUT,
     cache: CacheOption = DEFAULT_CACHE,
     threads: ThreadsOption = 2,
+    dtype: DtypeOption = "auto",
 ) -> None:
     """outline-zs, drawing-zs and drawing-release, beside HOG and the expert without training."""
     torch.set_num_threads(threads)
-    zero_shot, released = _loaded(bundle), _loaded(release_bundle)
+    zero_shot, released = _loaded(bundle, dtype), _loaded(release_bundle, dtype)
     rows = retrieval_rows(load_dataset(data_set), zero_shot, released, open_cache(data_set, cache))
     report("retrieval", rows, [*zero_shot, *released], out)
 
@@ -66,10 +68,11 @@ def fewshot_command(
     cache: CacheOption = DEFAULT_CACHE,
     episodes: Annotated[int, typer.Option(help="Episodes a setting.")] = fewshot.EPISODES,
     threads: ThreadsOption = 2,
+    dtype: DtypeOption = "auto",
 ) -> None:
     """fewshot-vendors and fewshot-drawings, beside HOG and the expert without training."""
     torch.set_num_threads(threads)
-    bundles = _loaded(bundle)
+    bundles = _loaded(bundle, dtype)
     report(
         "fewshot",
         fewshot_rows(load_dataset(data_set), bundles, episodes, open_cache(data_set, cache)),
@@ -85,10 +88,11 @@ def segment_command(
     out: OutOption = OUT,
     scenes: Annotated[int, typer.Option(help="Scenes a pool.")] = 100,
     threads: ThreadsOption = 2,
+    dtype: DtypeOption = "auto",
 ) -> None:
     """scenes: seen names in the style kept out, and unseen names."""
     torch.set_num_threads(threads)
-    bundles = _loaded(bundle)
+    bundles = _loaded(bundle, dtype)
     data = load_dataset(data_set)
     tallies = [scene_tallies(data, each, scenes) for each in bundles]
     report("segment", segment_rows(bundles, tallies), bundles, out)
@@ -111,5 +115,5 @@ def robustness_command(
     report("robustness", rows, released, out)
 
 
-def _loaded(folders: Sequence[Path]) -> list[LoadedBundle]:
-    return [load_bundle(folder, device="cpu") for folder in folders]
+def _loaded(folders: Sequence[Path], dtype: str = "auto") -> list[LoadedBundle]:
+    return [load_bundle(folder, device="cpu", dtype=dtype) for folder in folders]

@@ -1,5 +1,7 @@
 """Lean convolutions change speed and nothing else."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -138,13 +140,29 @@ def test_a_clamp_that_follows_directly_moves_into_the_kernel() -> None:
         nn.Conv2d(4, 4, 3, dilation=2),
         nn.Conv2d(4, 4, 3, padding="same"),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        nn.Conv2d(4, 4, 3, dtype=torch.bfloat16),
+        nn.Conv2d(4, 4, 3, dtype=torch.float16),
         Conv2dSame(4, 4, 3, stride=2),
         Conv2dSame(4, 4, 3, stride=2, groups=4, dilation=2),
     ],
 )
 def test_what_would_not_gain_stays(conv: nn.Conv2d) -> None:
     assert lean_convolutions(nn.Sequential(conv)) == 0
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no instructions for bfloat16")
+@pytest.mark.parametrize("conv", _CONVOLUTIONS, ids=str)
+def test_packed_weights_in_bfloat16_give_the_librarys_bits(conv: nn.Conv2d) -> None:
+    half, maps = copy.deepcopy(conv).bfloat16(), _maps(3, 16, 8, 8).bfloat16()
+    with torch.no_grad():
+        found = PackedConvolution(half)(maps)
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, half(maps))
+
+
+def test_bfloat16_stays_where_the_machine_has_no_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, dtype=torch.bfloat16))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert packed_convolutions(network) == 0
 
 
 def test_other_machines_keep_the_librarys_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
