@@ -71,7 +71,7 @@ def main() -> None:
                 continue
             results[contender.name].append(result)
             sys.stderr.write(f"round {number + 1}, {contender.name}: {result.capacity_per_s:.1f} a second\n")
-    three = three_tasks(max(4, int(options.seconds)), port=options.port + 99)
+    three = three_tasks(max(4, 4 * int(options.seconds)), port=options.port + 99)
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     run = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
