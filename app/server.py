@@ -99,6 +99,8 @@ def _serve(settings: Settings, build_services: BuildServices) -> int:
         return err.code if isinstance(err.code, int) else EXIT_START_FAILED
     finally:
         signal.signal(signal.SIGTERM, previous)
+        # Else what is frozen outlives its modules, and a library that counts what it lent calls that leaks, at length.
+        gc.unfreeze()
     return lifecycle.exit_code
 
 

@@ -56,6 +56,7 @@ class Process:
         self._limit = threading.Timer(limit_s, self._process.kill)
         self._limit.start()
         self.events: list[str] = []
+        self.last_words: list[str] = []
         self.is_read = threading.Event()
         self.is_read.set()
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -90,6 +91,8 @@ class Process:
         while (line := self._lines.get()) is not None:
             if line.startswith("{"):
                 self.events.append(json.loads(line)["event"])
+            else:
+                self.last_words.append(line)
         return self._process.wait(timeout=WAIT_S)
 
     def close(self) -> None:
@@ -239,6 +242,7 @@ def test_a_bundle_is_served_and_a_damaged_one_ends_the_process(tmp_path: Path) -
             np.testing.assert_allclose(alone, together, rtol=0, atol=1e-4)
         process.signal(signal.SIGTERM)
         assert process.exit_code() == 0
+        assert not process.last_words, "what ends says so in its log, and nothing else"
 
     weights = bundle / "heads" / "uhead.safetensors"
     data = bytearray(weights.read_bytes())
