@@ -92,13 +92,13 @@ def _is_packable(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether it may become a `PackedConvolution`; other machines than x86 were not measured."""
     return (
         type(module) is nn.Conv2d
-        and _is_fast_in(module.weight.dtype)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
         and module.dilation == (1, 1)
         and platform.machine().lower() in ("x86_64", "amd64")
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and _is_fast_in(module.weight.dtype)
     )
 
 
