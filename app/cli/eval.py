@@ -107,13 +107,14 @@ def robustness_command(
     out: OutOption = OUT,
     cache: CacheOption = DEFAULT_CACHE,
     threads: ThreadsOption = 2,
+    dtype: DtypeOption = "auto",
 ) -> None:
     """R@10 of drawing-release by the way the drawing was made, and the difference to plain ones."""
     torch.set_num_threads(threads)
-    released = _loaded(bundle)
+    released = _loaded(bundle, dtype)
     rows = robustness_rows(load_dataset(data_set), released, open_cache(data_set, cache))
     report("robustness", rows, released, out)
 
 
-def _loaded(folders: Sequence[Path], dtype: str = "auto") -> list[LoadedBundle]:
+def _loaded(folders: Sequence[Path], dtype: str) -> list[LoadedBundle]:
     return [load_bundle(folder, device="cpu", dtype=dtype) for folder in folders]
