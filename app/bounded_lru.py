@@ -41,6 +41,14 @@ class BoundedLru(Generic[E]):
             self._trim()
         return entry
 
+    def known(self, key: Hashable) -> E | None:
+        """The entry of a key, where there is one."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
+        return entry
+
     def weigh(self, key: Hashable, entry: E, size_bytes: int) -> None:
         """Say what an entry takes now; old ones are dropped until the bound holds."""
         with self._lock:

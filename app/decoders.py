@@ -99,11 +99,6 @@ class FarPicture(Picture):
         """Of the oriented picture, px."""
         return super().width if self._size is None else self._size[1]
 
-    @property
-    def size_bytes(self) -> int:
-        """Memory it takes, the file that it keeps included."""
-        return super().size_bytes + len(self._data)
-
     def _make_sketch(self, size: int) -> NDArray[np.uint8] | None:
         if not callable(self._pixels):
             return super()._make_sketch(size)

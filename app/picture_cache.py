@@ -13,8 +13,18 @@ class Kept(Protocol):
     """Something made of a picture."""
 
     @property
+    def height(self) -> int:
+        """Of the oriented picture, px."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Of the oriented picture, px."""
+        ...
+
+    @property
     def size_bytes(self) -> int:
-        """Memory it takes."""
+        """Memory it takes besides the file."""
         ...
 
 
@@ -36,7 +46,7 @@ class _File:
 
 
 class PictureCache:
-    """Files by the digest of their bytes, the least recently used dropped first; used by several threads.
+    """Files by their bytes, the least recently used dropped first; used by several threads.
 
     Who asks for a file that is being decoded waits for that, so that equal requests at once decode once.
     """
@@ -54,17 +64,22 @@ class PictureCache:
         """Memory held now."""
         return self._files.size_bytes
 
-    def made(self, digest: str, what: Hashable, decode: Callable[[], Picture], make: Callable[[Picture], M]) -> M:
+    def known(self, data: bytes, what: Hashable) -> Kept | None:
+        """What was made of the file before; never waits for anybody. The caller says of which type that is."""
+        file = self._files.known(data)
+        return None if file is None else file.made.get(what)
+
+    def made(self, data: bytes, what: Hashable, decode: Callable[[], Picture], make: Callable[[Picture], M]) -> M:
         """What `make` made of the file, now or before.
 
         Args:
-            digest: of the file's bytes.
+            data: the file.
             what: tells apart what different calls make of one file; equal ones must make the same.
 
         Raises:
             Whatever `decode` and `make` raise; the next to ask tries again.
         """
-        file = self._files.entry(digest)
+        file = self._files.entry(data)
         with file.lock:
             known = file.made.get(what)
             if known is not None:
@@ -75,5 +90,5 @@ class PictureCache:
                 value = make(file.picture)
                 file.made[what] = value
             finally:
-                self._files.weigh(digest, file, file.size_bytes)
+                self._files.weigh(data, file, file.size_bytes + len(data))
         return value

@@ -63,6 +63,15 @@ class Database:
         self._waiting: set[Future[object]] = set()
         self._lock_file = lock_file
         self._pending = 0
+        self._written = 0
+
+    @property
+    def written(self) -> int | None:
+        """How often this process has written; None where others may write too, and it tells nothing.
+
+        Two reads without a write between them, by this number, find the same.
+        """
+        return None if self.is_shared else self._written
 
     @contextlib.contextmanager
     def read(self, *, limit_s: float | None = READ_LIMIT_S) -> Iterator[sa.Connection]:
@@ -90,11 +99,15 @@ class Database:
         """
         with self.write_lock, sql_errors(), self.engine.connect() as connection:
             writer = connection.execution_options(vermouth_writes=True)
-            with writer.begin():
-                if self.is_shared:
-                    limit_statements(writer, None)
-                    writer.execute(sa.select(counters.c.value).where(counters.c.name == "seq").with_for_update())
-                yield writer
+            try:
+                with writer.begin():
+                    if self.is_shared:
+                        limit_statements(writer, None)
+                        writer.execute(sa.select(counters.c.value).where(counters.c.name == "seq").with_for_update())
+                    yield writer
+            finally:
+                # After the commit, and before anyone is told of it: who reads the old state has the old number.
+                self._written += 1
 
     @contextlib.contextmanager
     def _limited(self, connection: sa.Connection, limit_s: float | None) -> Iterator[None]:

@@ -164,6 +164,15 @@ class Indexes:
         if not self._is_active:
             raise facts.mismatch()
 
+    def require(self, name: str) -> None:
+        """Refuse what `search` would, before anything is spent on it; read from memory, safe on the event loop.
+
+        Raises:
+            NotFound, FingerprintMismatch: as `search`.
+        """
+        self.require_active()
+        self._index(name)
+
     def search(
         self, name: str, query: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:

@@ -1,5 +1,6 @@
 """Episodes read lately, so that one that did not change is not read row by row again."""
 
+import time
 from dataclasses import dataclass
 
 from app.bounded_lru import BoundedLru
@@ -11,9 +12,14 @@ _ROW_BYTES = 1024
 
 @dataclass(slots=True)
 class _Kept:
-    """The version of an episode that was read last; None before the first."""
+    """The version of an episode that was read last; None before the first.
+
+    Attributes:
+        read_at: `Database.written` when it last was as the database has it; None where that tells nothing.
+    """
 
     episode: Episode | None = None
+    read_at: int | None = None
 
 
 class KeptEpisodes:
@@ -22,15 +28,39 @@ class KeptEpisodes:
     def __init__(self, *, max_bytes: int) -> None:
         self._kept = BoundedLru(_Kept, max_bytes=max_bytes)
 
-    def get(self, episode_id: str, version: int, fingerprint: str) -> Episode | None:
-        """The episode in just this version with features of this bundle; None where it is not kept."""
-        episode = self._kept.entry(episode_id).episode
-        return episode if episode and (episode.version, episode.fingerprint) == (version, fingerprint) else None
+    def unchanged(self, episode_id: str, written: int | None) -> Episode | None:
+        """The episode where nothing was written since it was read and it has not expired; None: it must be asked for.
 
-    def keep(self, episode: Episode) -> None:
-        """Keep an episode, unless an example lacks its features: they may be made without a new version."""
+        Args:
+            written: `Database.written` now.
+        """
+        kept = self._kept.entry(episode_id)
+        episode = kept.episode
+        if episode is None or written is None or kept.read_at != written:
+            return None
+        return episode if episode.expires_at is None or episode.expires_at > time.time() else None
+
+    def get(self, episode_id: str, version: int, fingerprint: str, read_at: int | None) -> Episode | None:
+        """The episode in just this version with features of this bundle, as it was read now; None where it is not kept.
+
+        Args:
+            read_at: as `keep`.
+        """
+        kept = self._kept.entry(episode_id)
+        episode = kept.episode
+        if episode is None or (episode.version, episode.fingerprint) != (version, fingerprint):
+            return None
+        kept.read_at = read_at
+        return episode
+
+    def keep(self, episode: Episode, read_at: int | None) -> None:
+        """Keep an episode, unless an example lacks its features: they may be made without a new version.
+
+        Args:
+            read_at: `Database.written` before it was read.
+        """
         examples = [one for way in episode.ways for one in way.support]
         if all(one.vector.size for one in examples):
             entry = self._kept.entry(episode.id)
-            entry.episode = episode
+            entry.episode, entry.read_at = episode, read_at
             self._kept.weigh(episode.id, entry, sum(one.vector.nbytes + _ROW_BYTES for one in examples))

@@ -165,6 +165,10 @@ class SupportSets:
         collect_later(self._database, self._blobs, {digest})
         return seq, changed
 
+    def unchanged(self, episode_id: str) -> Episode | None:
+        """What `get` would answer, where that needs no question to the database; else None. Does not block."""
+        return self._kept.unchanged(episode_id, self._database.written)
+
     def get(self, episode_id: str) -> Episode:
         """One episode that has not expired, as the database has it now; examples are read once a version.
 
@@ -173,14 +177,16 @@ class SupportSets:
         """
         active = facts.query(facts.FINGERPRINT).scalar_subquery().label("active")
         query = sa.select(episodes.c.version, active).where(episodes.c.id == episode_id, _alive())
+        # Before the snapshot: what is written meanwhile is asked for again.
+        read_at = self._database.written
         with self._database.read() as connection:
             now = connection.execute(query).one_or_none()
             if now is None:
                 raise _not_found(episode_id)
-            known = self._kept.get(episode_id, now.version, now.active or self._fingerprint)
+            known = self._kept.get(episode_id, now.version, now.active or self._fingerprint, read_at)
             if known is None:
                 known = self._required(connection, episode_id)
-                self._kept.keep(known)
+                self._kept.keep(known, read_at)
         return known
 
     def all(self, *, after: str | None, limit: int) -> Sequence[EpisodeSummary]:

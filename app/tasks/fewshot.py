@@ -236,7 +236,9 @@ class FewShot:
             As `Pictures.prepare_all` and `FeatureEngine`.
         """
         timings = Timings()
-        episode = await self._database.run(self._support_sets.get, episode_id)
+        episode = self._support_sets.unchanged(episode_id)
+        if episode is None:
+            episode = await self._database.run(self._support_sets.get, episode_id)
         if episode.fingerprint != self._bundle.fingerprint:
             raise FingerprintMismatch("The episode's features were made by another bundle.")
         _, vectors = await self._encode(queries, budget, timeout_s, timings, is_reproducible=is_reproducible)

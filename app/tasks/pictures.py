@@ -67,7 +67,7 @@ class Prepared:
     @property
     def size_bytes(self) -> int:
         """See `picture_cache.Kept`."""
-        return self.square.nbytes + len(self.data)
+        return self.square.nbytes
 
 
 class Pictures:

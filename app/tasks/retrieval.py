@@ -95,8 +95,7 @@ class Retrieval:
             As `Pictures.prepare_all` and `FeatureEngine`.
         """
         timings = Timings()
-        self._indexes.require_active()
-        await self._database.run(self._galleries.require, query.gallery)
+        self._indexes.require(query.gallery)
         parts: list[tuple[float, NDArray[np.float32]]] = []
         if query.like or query.unlike:
             liked = await self._database.run(self._galleries.vectors, query.gallery, [*query.like, *query.unlike])

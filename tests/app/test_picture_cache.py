@@ -19,6 +19,8 @@ class Made:
 
     name: str
     size_bytes: int = 100
+    height: int = 10
+    width: int = 10
 
 
 class Decoder:
@@ -44,13 +46,43 @@ def decode() -> Decoder:
 
 def test_one_file_is_decoded_once_for_everything_made_of_it(decode: Decoder) -> None:
     cache = PictureCache(max_bytes=10_000)
-    first = cache.made("a", "canonical", decode, lambda _: Made("canonical"))
-    again = cache.made("a", "canonical", decode, lambda _: Made("another"))
-    views = cache.made("a", "views", decode, lambda _: Made("views"))
+    first = cache.made(b"a", "canonical", decode, lambda _: Made("canonical"))
+    again = cache.made(b"a", "canonical", decode, lambda _: Made("another"))
+    views = cache.made(b"a", "views", decode, lambda _: Made("views"))
     assert again is first
     assert views.name == "views"
     assert decode.calls == 1
     assert PIXELS_BYTES + 2 * 100 <= cache.size_bytes <= PIXELS_BYTES + 2 * 100 + 1024
+
+
+def test_what_was_made_of_a_file_is_known_and_nothing_else(decode: Decoder) -> None:
+    cache = PictureCache(max_bytes=10_000)
+    assert cache.known(b"a", "views") is None
+    views = cache.made(b"a", "views", decode, lambda _: Made("views"))
+    assert cache.known(bytes(bytearray(b"a")), "views") is views
+    assert cache.known(b"a", "canonical") is None
+    assert cache.known(b"b", "views") is None
+    assert cache.size_bytes == PIXELS_BYTES + 100 + 1 + 512
+
+
+def test_who_asks_what_is_known_waits_for_nobody(decode: Decoder) -> None:
+    cache = PictureCache(max_bytes=10_000)
+    views = cache.made(b"a", "views", decode, lambda _: Made("views"))
+    is_making, may_go_on = threading.Event(), threading.Event()
+
+    def slowly(_: Picture) -> Made:
+        is_making.set()
+        assert may_go_on.wait(10)
+        return Made("canonical")
+
+    other = threading.Thread(target=lambda: cache.made(b"a", "canonical", decode, slowly))
+    other.start()
+    assert is_making.wait(10)
+    assert cache.known(b"a", "views") is views
+    assert cache.known(b"a", "canonical") is None
+    may_go_on.set()
+    other.join(10)
+    assert cache.known(b"a", "canonical") is not None
 
 
 def test_equal_requests_at_once_decode_once(decode: Decoder) -> None:
@@ -58,7 +90,7 @@ def test_equal_requests_at_once_decode_once(decode: Decoder) -> None:
     decode.may_go_on.clear()
 
     def ask() -> None:
-        found.append(cache.made("a", "canonical", decode, lambda _: Made("canonical")))
+        found.append(cache.made(b"a", "canonical", decode, lambda _: Made("canonical")))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -73,22 +105,22 @@ def test_equal_requests_at_once_decode_once(decode: Decoder) -> None:
 
 
 def test_the_least_recently_used_goes_first(decode: Decoder) -> None:
-    one = PIXELS_BYTES + 100 + 512
+    one = PIXELS_BYTES + 100 + 1 + 512
     cache = PictureCache(max_bytes=2 * one)
-    for name in ("a", "b", "a", "c"):
+    for name in (b"a", b"b", b"a", b"c"):
         cache.made(name, "views", decode, lambda _: Made("views"))
     assert cache.size_bytes == 2 * one
     assert decode.calls == 3
-    cache.made("a", "views", decode, lambda _: Made("views"))
+    cache.made(b"a", "views", decode, lambda _: Made("views"))
     assert decode.calls == 3
-    cache.made("b", "views", decode, lambda _: Made("views"))
+    cache.made(b"b", "views", decode, lambda _: Made("views"))
     assert decode.calls == 4
 
 
 def test_what_is_over_the_bound_is_answered_and_not_kept(decode: Decoder) -> None:
     cache = PictureCache(max_bytes=PIXELS_BYTES)
     for _ in range(2):
-        assert cache.made("a", "views", decode, lambda _: Made("views")).name == "views"
+        assert cache.made(b"a", "views", decode, lambda _: Made("views")).name == "views"
     assert decode.calls == 2
     assert cache.size_bytes == 0
 
@@ -100,8 +132,8 @@ def test_a_failure_is_raised_and_the_next_to_ask_tries_again(decode: Decoder) ->
         raise UndecodableImage("The image is damaged.")
 
     with pytest.raises(UndecodableImage):
-        cache.made("a", "views", damaged, lambda _: Made("views"))
-    assert cache.made("a", "views", decode, lambda _: Made("views")).name == "views"
+        cache.made(b"a", "views", damaged, lambda _: Made("views"))
+    assert cache.made(b"a", "views", decode, lambda _: Made("views")).name == "views"
 
 
 def test_a_conversion_that_fails_keeps_the_picture(decode: Decoder) -> None:
@@ -111,6 +143,6 @@ def test_a_conversion_that_fails_keeps_the_picture(decode: Decoder) -> None:
         raise UndecodableImage("The image holds nothing to look at.")
 
     with pytest.raises(UndecodableImage):
-        cache.made("a", "canonical", decode, blank)
-    cache.made("a", "views", decode, lambda _: Made("views"))
+        cache.made(b"a", "canonical", decode, blank)
+    cache.made(b"a", "views", decode, lambda _: Made("views"))
     assert decode.calls == 1

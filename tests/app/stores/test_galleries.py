@@ -36,9 +36,10 @@ def stores(database: Database, blobs: Blobs) -> Stores:
 
 
 def test_a_gallery_that_is_not_there_is_required_in_vain(stores: Stores) -> None:
-    stores.galleries.require("default")
-    with pytest.raises(NotFound):
-        stores.galleries.require("gone")
+    for require in (stores.galleries.require, stores.indexes.require):
+        require("default")
+        with pytest.raises(NotFound):
+            require("gone")
 
 
 def test_default_exists_and_cannot_be_deleted(stores: Stores) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.domain import Picture
+from app.errors import ImageTooLarge
 from app.images import EncodedImage, ImageDecoder, PixelBudget
 from app.limits import Limits
 from app.picture_cache import PictureCache
@@ -43,6 +44,19 @@ async def test_the_shared_square_changes_no_form(pixels: NDArray[np.uint8]) -> N
     assert np.array_equal(prepared.square, canonical_image(pixels, SIZE))
     square = Picture(pixels).square(SIZE)
     assert np.array_equal(square, cut_view(pixels, whole_view(*pixels.shape[:2]), SIZE))
+
+
+async def test_a_known_file_needs_no_turn_of_the_pool_and_is_charged_all_the_same() -> None:
+    cache, limits = PictureCache(max_bytes=1 << 24), Limits()
+    decoder = ImageDecoder(limits=limits, telemetry=Telemetry(), cache=cache, workers=1)
+    pictures = Pictures(decoder, None, None)  # type: ignore[arg-type]  # no item is read
+    budget = PixelBudget(max_pixels=2 * 210 * 301, max_images=9)
+    (first,) = await pictures.prepare_all([EncodedImage(data=png(PHOTOGRAPH))], budget, PROFILE)
+    decoder.stop()
+    (again,) = await pictures.prepare_all([EncodedImage(data=png(PHOTOGRAPH))], budget, PROFILE)
+    assert again is first
+    with pytest.raises(ImageTooLarge):
+        await pictures.prepare([EncodedImage(data=png(PHOTOGRAPH))], budget, PROFILE)
 
 
 def test_a_square_is_made_once_and_counted() -> None:
