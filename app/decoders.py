@@ -87,20 +87,9 @@ class FarPicture(Picture):
         super().__init__(read)
         self._data = data
         self._decoders = decoders
-        self._size: tuple[int, int] | None = None
-
-    @property
-    def height(self) -> int:
-        """Of the oriented picture, px."""
-        return super().height if self._size is None else self._size[0]
-
-    @property
-    def width(self) -> int:
-        """Of the oriented picture, px."""
-        return super().width if self._size is None else self._size[1]
 
     def _make_sketch(self, size: int) -> NDArray[np.uint8] | None:
-        if not callable(self._pixels):
+        if self._pixels is not None:
             return super()._make_sketch(size)
         found = self._decoders.look(self._data, size)
         self._size = found.height, found.width

@@ -44,30 +44,34 @@ class Picture:
 
     Args:
         pixels: [H, W, 3] uint8 RGB; EXIF orientation applied, alpha composited on white. Or what reads them when they
-            are first needed.
+            are needed, however often.
     """
 
     def __init__(self, pixels: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]]) -> None:
-        self._pixels = pixels
+        self._read = pixels if callable(pixels) else None
+        self._pixels = None if callable(pixels) else pixels
+        self._size: tuple[int, int] | None = None
         self.squares: dict[int, NDArray[np.uint8]] = {}
         self.sketches: dict[int, NDArray[np.uint8] | None] = {}
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
         """[H, W, 3] uint8 RGB."""
-        if callable(self._pixels):
-            self._pixels = self._pixels()
+        if self._pixels is None:
+            assert self._read is not None
+            self._pixels = self._read()
+        self._size = self._pixels.shape[0], self._pixels.shape[1]
         return self._pixels
 
     @property
     def height(self) -> int:
         """Of the picture, px."""
-        return int(self.pixels.shape[0])
+        return self._height_and_width[0]
 
     @property
     def width(self) -> int:
         """Of the picture, px."""
-        return int(self.pixels.shape[1])
+        return self._height_and_width[1]
 
     def square(self, size: int) -> NDArray[np.uint8]:
         """The picture fitted into a square, [size, size, 3] uint8 RGB: what all tasks see of a photograph.
@@ -92,8 +96,18 @@ class Picture:
     @property
     def size_bytes(self) -> int:
         """Memory it takes."""
-        held = [self._pixels, *self.squares.values(), *self.sketches.values()]
-        return sum(array.nbytes for array in held if isinstance(array, np.ndarray))
+        held: list[NDArray[np.uint8] | None] = [self._pixels, *self.squares.values(), *self.sketches.values()]
+        return sum(array.nbytes for array in held if array is not None)
+
+    def let_pixels_go(self) -> None:
+        """Keep the forms alone, where the pixels can be read again."""
+        if self._read is not None:
+            self._pixels = None
+
+    @property
+    def _height_and_width(self) -> tuple[int, int]:
+        size = self._size
+        return self.pixels.shape[:2] if size is None else size
 
     def _make_sketch(self, size: int) -> NDArray[np.uint8] | None:
         return canonical_sketch(self.pixels, size)

@@ -159,7 +159,11 @@ class ImageDecoder:
             ImageTooLarge, TooMuchWork: the request as a whole is over its budget.
             QueueFull: too many callers wait.
         """
-        return await self._in_turn(sources, budget, lambda source, opened: convert(source, self._decode(opened)))
+
+        def converted(source: ImageSource, opened: Opened) -> T:
+            return convert(source, Picture(self._decode(opened)))
+
+        return await self._in_turn(sources, budget, converted)
 
     async def make_many(
         self,
@@ -244,15 +248,18 @@ class ImageDecoder:
         return open_file(data, self._limits)
 
     def _picture(self, source: ImageSource, opened: Opened) -> Picture:
-        if self._decoders is not None and isinstance(source, EncodedImage):
-            return FarPicture(source.data, lambda: self._decode(self._open(source)).pixels, self._decoders)
-        return self._decode(opened)
+        if not isinstance(source, EncodedImage):
+            return Picture(self._decode(opened))
+        if self._decoders is not None:
+            return FarPicture(source.data, lambda: self._decode(self._open(source)), self._decoders)
+        at_hand = [opened]
+        return Picture(lambda: self._decode(at_hand.pop() if at_hand else self._open(source)))
 
-    def _decode(self, opened: Opened) -> Picture:
+    def _decode(self, opened: Opened) -> NDArray[np.uint8]:
         started_s = time.perf_counter()
         pixels = np.ascontiguousarray(opened.read())
         self._telemetry.decode.observe(time.perf_counter() - started_s)
-        return Picture(pixels)
+        return pixels
 
 
 def decode_base64(text: str) -> bytes:

@@ -37,17 +37,18 @@ from app.telemetry import Telemetry, get_logger
 MAX_GREETINGS = 64
 BuildServices = Callable[[Settings, Platform], Services]
 ROUTERS = (
-    health.router,
-    operation.router,
     retrieval.router,
+    segmentation.router,
+    fewshot.router,
     live.router,
     galleries.router,
     items.router,
-    segmentation.router,
     class_sets.router,
-    fewshot.router,
     jobs.router,
+    operation.router,
+    health.router,
 )
+"""A request tries one after another."""
 
 
 def create_app(settings: Settings, build_services: BuildServices = build_default_services) -> FastAPI:

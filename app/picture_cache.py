@@ -33,7 +33,7 @@ M = TypeVar("M", bound=Kept)
 
 @dataclass(slots=True, kw_only=True)
 class _File:
-    """One file's pixels and what was made of them; `lock` is held while either is worked out."""
+    """One file's forms and what was made of them; `lock` is held while either is worked out."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     picture: Picture | None = None
@@ -90,5 +90,8 @@ class PictureCache:
                 value = make(file.picture)
                 file.made[what] = value
             finally:
+                if file.picture is not None:
+                    # Megabytes that another task needs only to cut tiles; what was made takes a sixtieth of them.
+                    file.picture.let_pixels_go()
                 self._files.weigh(data, file, file.size_bytes + len(data))
         return value

@@ -290,8 +290,7 @@ def _plan(profile: TaskProfile, max_tiles: int, query: SegmentQuery, source: Ima
     if isinstance(source, StrokesImage):
         picture = Picture(_on_canvas(source))
     size = profile.resolution
-    # Tiles are cut from pixels, so these come first, and the square from them.
-    height, width = picture.pixels.shape[:2]
+    height, width = picture.height, picture.width
     boxes = plan_views(height, width, size, max_tiles=max_tiles)
     squares = [picture.square(size) if box.is_whole else cut_view(picture.pixels, box, size) for box in boxes]
     views = [view_of(square, query.caption, profile, is_reproducible=query.is_reproducible) for square in squares]

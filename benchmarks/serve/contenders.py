@@ -46,6 +46,7 @@ class Contender:
 KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
+    "MALLOC_TOP_PAD_": str(64 << 20),
 }
 """What our server tells glibc by itself (docs/adr/0029), for everybody else."""
 _COMMON = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -56,7 +57,7 @@ def _path() -> str:
     return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-_KEPT = {"MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_": "fewer page faults, as ours sets by itself"}
+_KEPT = {"MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_": "fewer page faults, as ours sets by itself"}
 _ONE_THREAD = "the other core decodes and serves; two OpenMP threads on a busy core stall each other"
 
 CONTENDERS = (
