@@ -210,6 +210,8 @@ class Galleries:
             source = items.join(item_vectors, sa.and_(item_vectors.c.item_id == items.c.id, own))
             columns += [item_vectors.c.dtype, item_vectors.c.vector]
         wanted = list(by_id)
+        if not wanted:
+            return found
         with self._database.read() as connection:
             for start in range(0, len(wanted), IDS_AT_ONCE):
                 part = items.c.id.in_(wanted[start : start + IDS_AT_ONCE])
