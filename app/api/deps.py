@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection, Request
 
 from app.api.auth import ApiKeys, ScopedRoute
 from app.api.services import Services
-from app.domain import BundleInfo, FeatureEngine
+from app.domain import BundleInfo
 from app.errors import EngineUnavailable, UnsupportedMedia
 from app.images import ImageDecoder, PixelBudget
 from app.lifecycle import Lifecycle, Phase
@@ -50,21 +50,19 @@ def new_router(
     return APIRouter(tags=[tag], route_class=route_class, dependencies=[*dependencies])
 
 
-async def get_platform(connection: HTTPConnection) -> Platform:
+def platform_of(connection: HTTPConnection) -> Platform:
     """The app's platform."""
     platform: Platform = connection.app.state.platform
     return platform
 
 
-PlatformDep = Annotated[Platform, Depends(get_platform)]
-
-
-async def get_services(platform: PlatformDep) -> Services:
+def services_of(connection: HTTPConnection) -> Services:
     """The loaded services.
 
     Raises:
         EngineUnavailable: still loading, or the load failed.
     """
+    platform = platform_of(connection)
     if platform.lifecycle.phase is Phase.FAILED:
         raise EngineUnavailable("The service failed and is about to restart.", retry_after_s=LOAD_RETRY_AFTER_S)
     if platform.services is None or platform.lifecycle.phase is Phase.LOADING:
@@ -72,45 +70,45 @@ async def get_services(platform: PlatformDep) -> Services:
     return platform.services
 
 
-ServicesDep = Annotated[Services, Depends(get_services)]
-
-
-async def get_limits(platform: PlatformDep) -> Limits:
-    """The bounds of one request."""
-    return platform.limits
-
-
-async def get_images(platform: PlatformDep) -> ImageDecoder:
-    """The bounded decoder of input images."""
-    return platform.images
-
-
-async def get_pixel_budget(platform: PlatformDep) -> PixelBudget:
-    """A fresh count of pixels and images for this request; one is shared within a request."""
-    return PixelBudget(max_pixels=platform.limits.max_request_pixels, max_images=platform.limits.max_request_images)
-
-
-async def get_bundle(services: ServicesDep) -> BundleInfo:
-    """What the loaded bundle says of itself."""
-    return services.bundle
-
-
-async def get_engine(services: ServicesDep) -> FeatureEngine:
-    """The batching engine."""
-    return services.engine
-
-
-async def get_remaining_s(request: Request) -> float:
+def remaining_s_of(request: Request) -> float:
     """Seconds left until this request's deadline, as the middleware set it."""
     deadline: float = request.state.deadline_at_s
     return max(0.0, deadline - asyncio.get_running_loop().time())
 
 
+# None of these depends on another: FastAPI would solve that one anew wherever it stands, though its answer is at hand.
+
+
+async def get_platform(connection: HTTPConnection) -> Platform:
+    """As `platform_of`."""
+    return platform_of(connection)
+
+
+async def get_limits(connection: HTTPConnection) -> Limits:
+    """The bounds of one request."""
+    return platform_of(connection).limits
+
+
+async def get_pixel_budget(connection: HTTPConnection) -> PixelBudget:
+    """A fresh count of pixels and images for this request; one is shared within a request."""
+    limits = platform_of(connection).limits
+    return PixelBudget(max_pixels=limits.max_request_pixels, max_images=limits.max_request_images)
+
+
+async def get_bundle(connection: HTTPConnection) -> BundleInfo:
+    """What the loaded bundle says of itself. Raises as `services_of`."""
+    return services_of(connection).bundle
+
+
+async def get_remaining_s(request: Request) -> float:
+    """As `remaining_s_of`."""
+    return remaining_s_of(request)
+
+
+PlatformDep = Annotated[Platform, Depends(get_platform)]
 LimitsDep = Annotated[Limits, Depends(get_limits)]
-ImagesDep = Annotated[ImageDecoder, Depends(get_images)]
 PixelBudgetDep = Annotated[PixelBudget, Depends(get_pixel_budget)]
 BundleDep = Annotated[BundleInfo, Depends(get_bundle)]
-EngineDep = Annotated[FeatureEngine, Depends(get_engine)]
 RemainingDep = Annotated[float, Depends(get_remaining_s)]
 
 

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.auth import Scope, ScopedRoute, declared_scope
-from app.api.deps import Platform, RemainingDep
-from app.api.task_deps import TasksDep
+from app.api.deps import platform_of, remaining_s_of
+from app.api.task_deps import tasks_of
 from app.errors import DeadlineExceeded, Malformed, PreconditionRequired
 from app.stores.idempotency import Answer, IdempotencyKeys
 from app.tasks.assemble import Tasks
@@ -65,7 +65,7 @@ IfMatchDep = Annotated[Sequence[int] | None, Depends(read_if_match)]
 RequiredIfMatchDep = Annotated[Sequence[int] | None, Depends(require_if_match)]
 
 
-async def wait_for_min_seq(request: Request, tasks: TasksDep, remaining_s: RemainingDep) -> None:
+async def wait_for_min_seq(request: Request) -> None:
     """Wait until this process has applied the write that `X-Min-Seq` names.
 
     Raises:
@@ -77,8 +77,8 @@ async def wait_for_min_seq(request: Request, tasks: TasksDep, remaining_s: Remai
         return
     if not _SEQ.fullmatch(header):
         raise Malformed("X-Min-Seq must be a whole number.")
-    wanted, loop = int(header), asyncio.get_running_loop()
-    until_s, poll_s = loop.time() + 0.9 * remaining_s, _POLL_S
+    wanted, loop, tasks = int(header), asyncio.get_running_loop(), tasks_of(request)
+    until_s, poll_s = loop.time() + 0.9 * remaining_s_of(request), _POLL_S
     while tasks.indexes.applied_seq < wanted and await tasks.database.run(tasks.indexes.catch_up) < wanted:
         if loop.time() >= until_s:
             raise DeadlineExceeded(f"The write {wanted} has not arrived here in time.")
@@ -141,7 +141,7 @@ async def _answer_once(
 
 
 def _tasks(request: Request) -> Tasks | None:
-    platform: Platform = request.app.state.platform
+    platform = platform_of(request)
     return None if platform.services is None else platform.services.tasks
 
 

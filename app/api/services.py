@@ -11,9 +11,6 @@ from app.tasks.assemble import Tasks
 class Services:
     """Everything that exists only after the load.
 
-    Stores and tasks are fields of their own; a router reaches one by an `Annotated` dependency in its file:
-    `Galleries = Annotated[GalleryStore, Depends(lambda services: services.galleries)]` over `ServicesDep`.
-
     Attributes:
         is_alive: whether the device makes progress; False ends the process's life.
         is_current: whether the stores follow what is written; False makes the process unready.

@@ -4,17 +4,24 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.requests import HTTPConnection
 
-from app.api.deps import ServicesDep, add_timing
+from app.api.deps import add_timing, services_of
 from app.errors import EngineUnavailable
 from app.tasks.assemble import Tasks
 
 
-async def get_tasks(services: ServicesDep) -> Tasks:
-    """The loaded tasks. Raises EngineUnavailable where this process has none."""
-    if services.tasks is None:
+def tasks_of(connection: HTTPConnection) -> Tasks:
+    """The loaded tasks. Raises EngineUnavailable where this process has none, and as `services_of`."""
+    tasks = services_of(connection).tasks
+    if tasks is None:
         raise EngineUnavailable("The stores are not open.", retry_after_s=5.0)
-    return services.tasks
+    return tasks
+
+
+async def get_tasks(connection: HTTPConnection) -> Tasks:
+    """As `tasks_of`."""
+    return tasks_of(connection)
 
 
 TasksDep = Annotated[Tasks, Depends(get_tasks)]

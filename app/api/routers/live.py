@@ -14,10 +14,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.api.auth import Scope, requires
 from app.api.body import parse_json, read_filter
-from app.api.deps import Platform, get_services
+from app.api.deps import Platform, platform_of
 from app.api.problems import problem_body, service_error
 from app.api.routers.retrieval import response_of
-from app.api.task_deps import get_tasks
+from app.api.task_deps import tasks_of
 from app.errors import DeadlineExceeded, Forbidden, Invalid, Malformed, QueueFull, ServiceError, Unauthenticated
 from app.images import PixelBudget, StrokesImage
 from app.schemas.live import LiveAuth, LiveQuery, LiveResults
@@ -48,7 +48,7 @@ class Close(IntEnum):
 @requires(Scope.READ)
 async def live(socket: WebSocket) -> None:
     """Queries in, results out, until the client leaves; whatever it still waits for leaves with it."""
-    platform: Platform = socket.app.state.platform
+    platform = platform_of(socket)
     socket.state.request_id = uuid.uuid4().hex
     bind_request(socket.state.request_id)
     with contextlib.suppress(WebSocketDisconnect):
@@ -58,7 +58,7 @@ async def live(socket: WebSocket) -> None:
             # Of their own: who says nothing must not keep those out that have a key.
             async with _place(platform.live_greetings):
                 await _authorise(socket, platform)
-            tasks = await get_tasks(await get_services(platform))
+            tasks = tasks_of(socket)
             async with _place(platform.live_slots):
                 platform.telemetry.live_connections.inc()
                 try:
