@@ -43,6 +43,16 @@ class Galleries:
         self._indexes = indexes
         self._fingerprint = fingerprint
         self._filtered = FilteredRows(database)
+        # Made once: to make them takes as long as to run them.
+        live = sa.and_(items.c.id.in_(sa.bindparam("ids", expanding=True)), items.c.deleted_seq.is_(None))
+        own = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == fingerprint)
+        columns = (items.c.id, items.c.external_id, items.c.metadata)
+        self._rows = sa.select(*columns).where(live)
+        self._rows_with_vectors = (
+            sa.select(*columns, item_vectors.c.dtype, item_vectors.c.vector)
+            .select_from(items.join(item_vectors, own))
+            .where(live)
+        )
 
     def load(self) -> None:
         """Claim an empty database for the bundle, make sure that `default` exists, bring up every index."""
@@ -203,20 +213,13 @@ class Galleries:
         """Candidates that are still there; scored again with `query` where it is given."""
         by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
         found: list[Found] = []
-        columns = [items.c.id, items.c.external_id, items.c.metadata]
-        source: sa.FromClause = items
-        if query is not None:
-            own = item_vectors.c.fingerprint == self._fingerprint
-            source = items.join(item_vectors, sa.and_(item_vectors.c.item_id == items.c.id, own))
-            columns += [item_vectors.c.dtype, item_vectors.c.vector]
+        rows = self._rows if query is None else self._rows_with_vectors
         wanted = list(by_id)
         if not wanted:
             return found
         with self._database.read() as connection:
             for start in range(0, len(wanted), IDS_AT_ONCE):
-                part = items.c.id.in_(wanted[start : start + IDS_AT_ONCE])
-                rows = sa.select(*columns).select_from(source).where(part, items.c.deleted_seq.is_(None))
-                for row in connection.execute(rows):
+                for row in connection.execute(rows, {"ids": wanted[start : start + IDS_AT_ONCE]}):
                     score = by_id[row.id] if query is None else float(unpack(row.vector, row.dtype) @ query)
                     hit = Hit(item_id=row.id, external_id=row.external_id, score=min(1.0, max(-1.0, score)))
                     found.append(Found(hit=hit, metadata=row.metadata))
