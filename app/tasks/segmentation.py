@@ -1,11 +1,12 @@
 """Open-vocabulary masks: views to the engine, names to text, probabilities stitched to a label map."""
 
 import asyncio
+import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,6 @@ from app.tasks.workers import Workers
 from models.transforms import ViewBox, cut_view, plan_views
 from models.types import TaskProfile
 
-P = ParamSpec("P")
 T = TypeVar("T")
 CANVAS_LINE_WIDTH = 3 / 128
 
@@ -119,11 +119,17 @@ class Segmentation:
         self._class_sets = class_sets
 
     async def segment(
-        self, query: SegmentQuery, budget: PixelBudget, *, timeout_s: float | None = None
-    ) -> SegmentAnswer:
-        """A mask for every class of the request.
+        self,
+        query: SegmentQuery,
+        budget: PixelBudget,
+        render: Callable[[SegmentAnswer], T],
+        *,
+        timeout_s: float | None = None,
+    ) -> tuple[SegmentAnswer, T]:
+        """A mask for every class of the request, and what `render` makes of them where they are made.
 
         Raises:
+            Whatever `render` raises.
             Invalid: names that are equal, or templates without one `{}`.
             TooMuchWork: too many strings.
             NotFound: there is no such class set.
@@ -150,20 +156,15 @@ class Segmentation:
             cells = min(MAX_CELLS, planned.height * planned.width * (len(query.classes) + 1))
             with self._workers.room(cells):
                 features, texts = await self._encoded(query, planned, prompts, ready, place, timeout_s, timings)
-                with timings.phase("head"):
-                    stitched, found = await self._workers.run(self._masks, query, planned, features, texts)
-        answers = [
-            ClassAnswer(index=index, name=prompt.name, score=float(score), region=region)
-            for index, (prompt, score, region) in enumerate(
-                zip(query.classes, stitched.scores, found, strict=True), start=1
-            )
-        ]
-        return SegmentAnswer(
-            labels=stitched.labels,
-            fingerprint=self._bundle.fingerprint,
-            classes=answers,
-            timings_ms=timings.totals_ms(),
-        )
+                asked_s = time.perf_counter()
+
+                def answered() -> tuple[SegmentAnswer, T]:
+                    stitched, found = self._masks(query, planned, features, texts)
+                    timings.add("head", (time.perf_counter() - asked_s) * 1e3)
+                    answer = self._answer(query, stitched, found, timings)
+                    return answer, render(answer)
+
+                return await self._workers.run(answered)
 
     async def _encoded(
         self,
@@ -220,10 +221,6 @@ class Segmentation:
         with self._engine.admit(texts=sum(map(len, prompts)), timeout_s=timeout_s) as place:
             return await self._class_embeddings(prompts, place, timeout_s, Timings(), False)
 
-    async def render(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run the making of an answer's bytes in the worker pool."""
-        return await self._workers.run(function, *args, **kwargs)
-
     def _strings(self, prompt: ClassPrompt, profile: TaskProfile) -> list[str]:
         templates = prompt.templates or profile.templates or ("{}",)
         for template in templates:
@@ -258,6 +255,22 @@ class Segmentation:
         bounds = np.cumsum([0, *map(len, prompts)])[:-1]
         means = np.add.reduceat(vectors, bounds, axis=0)
         return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.float32)
+
+    def _answer(
+        self, query: SegmentQuery, stitched: Stitched, found: Sequence[Region | None], timings: Timings
+    ) -> SegmentAnswer:
+        answers = [
+            ClassAnswer(index=index, name=prompt.name, score=float(score), region=region)
+            for index, (prompt, score, region) in enumerate(
+                zip(query.classes, stitched.scores, found, strict=True), start=1
+            )
+        ]
+        return SegmentAnswer(
+            labels=stitched.labels,
+            fingerprint=self._bundle.fingerprint,
+            classes=answers,
+            timings_ms=timings.totals_ms(),
+        )
 
     def _masks(
         self,

@@ -1,10 +1,11 @@
 """`POST /segment`."""
 
 import base64
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
-from fastapi.responses import JSONResponse
 
 from app.api.auth import Scope, requires
 from app.api.body import JSON, MULTIPART, form_model, parse_json, read_json, read_multipart
@@ -92,13 +93,10 @@ async def segment(
         caption=options.caption,
         is_reproducible=options.reproducible,
     )
-    answer = await tasks.segmentation.segment(query, budget, timeout_s=remaining_s)
+    render: Callable[[SegmentAnswer], bytes] = _png if media_type == PNG else partial(_body, form=options.format)
+    answer, body = await tasks.segmentation.segment(query, budget, render, timeout_s=remaining_s)
     tell_timings(request, answer.timings_ms)
-    names = [entry.name for entry in answer.classes]
-    if media_type == PNG:
-        return Response(await tasks.segmentation.render(palette_png, answer.labels, names), media_type=PNG)
-    body = await tasks.segmentation.render(_body, answer, options.format)
-    return JSONResponse(body)
+    return Response(body, media_type=media_type)
 
 
 def prompt_of(entry: str | ClassObject) -> ClassPrompt:
@@ -108,15 +106,18 @@ def prompt_of(entry: str | ClassObject) -> ClassPrompt:
     return ClassPrompt(name=entry.name, synonyms=entry.synonyms, templates=entry.templates)
 
 
-def _body(answer: SegmentAnswer, form: str) -> dict[str, object]:
+def _png(answer: SegmentAnswer) -> bytes:
+    return palette_png(answer.labels, [entry.name for entry in answer.classes])
+
+
+def _body(answer: SegmentAnswer, form: str) -> bytes:
     height, width = answer.labels.shape
     found = sum(entry.region is not None for entry in answer.classes)
     if form == "png" and found * height * width > MAX_PNG_CELLS:
         raise TooMuchWork("So many PNG masks of this size are too much: ask for rle or label_map.")
     label_map = None
     if form == "label_map":
-        names = [entry.name for entry in answer.classes]
-        label_map = base64.b64encode(palette_png(answer.labels, names)).decode()
+        label_map = base64.b64encode(_png(answer)).decode()
     response = SegmentResponse(
         width=width,
         height=height,
@@ -125,7 +126,7 @@ def _body(answer: SegmentAnswer, form: str) -> dict[str, object]:
         label_map=label_map,
         timings_ms=dict(answer.timings_ms),
     )
-    return response.model_dump(mode="json", exclude=None if label_map else {"label_map"})
+    return response.model_dump_json(exclude=None if label_map else {"label_map"}).encode()
 
 
 def _class(entry: ClassAnswer, answer: SegmentAnswer, form: str) -> SegmentedClass:
