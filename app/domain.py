@@ -35,6 +35,10 @@ class Encoder(Protocol):
         ...
 
 
+class PixelsAway(Exception):
+    """The forms that are at hand do not tell what was asked; the pixels would."""
+
+
 class Picture:
     """An input image and the forms that tasks see of it, each made once; not for several threads at once.
 
@@ -104,6 +108,12 @@ class Picture:
         if self._read is not None:
             self._pixels = None
 
+    def remembered(self) -> "Picture":
+        """The same picture as far as its size and forms tell; what needs pixels raises PixelsAway."""
+        seen = Picture(_pixels_away)
+        seen._size, seen.squares, seen.sketches = self._size, self.squares, self.sketches
+        return seen
+
     @property
     def _height_and_width(self) -> tuple[int, int]:
         size = self._size
@@ -111,6 +121,10 @@ class Picture:
 
     def _make_sketch(self, size: int) -> NDArray[np.uint8] | None:
         return canonical_sketch(self.pixels, size)
+
+
+def _pixels_away() -> NDArray[np.uint8]:
+    raise PixelsAway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from app.domain import Picture
 from app.errors import ImageTooLarge, Invalid, Malformed, QueueFull, ServiceError, TooMuchWork
 from app.image_files import Opened, open_file
 from app.limits import MEGAPIXEL, Limits
-from app.picture_cache import Kept, M, PictureCache
+from app.picture_cache import M, PictureCache
 from app.priority import DECODER_NICENESS, be_nice
 from app.svg import render_svg
 from app.telemetry import Telemetry
@@ -173,10 +173,12 @@ class ImageDecoder:
         what: Hashable,
     ) -> list[M | ServiceError]:
         """As `convert_many`; what is made of a file is kept in the cache as `what`, and taken from there."""
-        if len(sources) == 1 and (known := self._known(sources[0], what)) is not None:
-            # Nothing is left to do, and a turn of the pool would be most of the answer's time.
-            budget.charge(known.width, known.height)
-            return [cast(M, known)]  # `what` says which type it has
+        if len(sources) == 1:
+            known = _caught(lambda source: self._known(source, make, what), sources[0])
+            if known is not None:
+                if not isinstance(known, ServiceError):
+                    budget.charge(known.width, known.height)
+                return [known]
 
         def made(source: ImageSource, opened: Opened) -> M:
             if not isinstance(source, EncodedImage) or 3 * opened.width * opened.height > self._cache.max_bytes:
@@ -198,9 +200,10 @@ class ImageDecoder:
         if self._decoders is not None:
             self._decoders.stop()
 
-    def _known(self, source: ImageSource, what: Hashable) -> Kept | None:
+    def _known(self, source: ImageSource, make: Callable[[ImageSource, Picture], M], what: Hashable) -> M | None:
+        """What is made of a file without decoding it: a turn of the pool would be most of the answer's time."""
         if isinstance(source, EncodedImage) and len(source.data) <= _SOON_KNOWN_BYTES and self._cache.max_bytes:
-            return self._cache.known(source.data, what)
+            return self._cache.known(source.data, what, lambda picture: make(source, picture))
         return None
 
     async def _in_turn(

@@ -1,12 +1,13 @@
 """What was made of files seen lately: decoding is shared by the tasks that look at one picture, as the pass is."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from app.bounded_lru import BoundedLru
-from app.domain import Picture
+from app.domain import Picture, PixelsAway
 
 
 class Kept(Protocol):
@@ -42,7 +43,7 @@ class _File:
     @property
     def size_bytes(self) -> int:
         picture = self.picture.size_bytes if self.picture is not None else 0
-        return picture + sum(value.size_bytes for value in self.made.values())
+        return picture + sum(value.size_bytes for value in list(self.made.values()))
 
 
 class PictureCache:
@@ -64,10 +65,20 @@ class PictureCache:
         """Memory held now."""
         return self._files.size_bytes
 
-    def known(self, data: bytes, what: Hashable) -> Kept | None:
-        """What was made of the file before; never waits for anybody. The caller says of which type that is."""
+    def known(self, data: bytes, what: Hashable, make: Callable[[Picture], M]) -> M | None:
+        """As `made`, where it needs no pixels: it was made before, or `make` asks for forms alone that were.
+
+        Waits for nobody, and takes no longer than what `make` does with forms. Raises as `make`.
+        """
         file = self._files.known(data)
-        return None if file is None else file.made.get(what)
+        if file is None:
+            return None
+        found = file.made.get(what)
+        if found is None and file.picture is not None:
+            with contextlib.suppress(PixelsAway):
+                found = file.made[what] = make(file.picture.remembered())
+                self._files.weigh(data, file, file.size_bytes + len(data))
+        return found  # type: ignore[return-value]  # `what` says which type it has
 
     def made(self, data: bytes, what: Hashable, decode: Callable[[], Picture], make: Callable[[Picture], M]) -> M:
         """What `make` made of the file, now or before.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from app.domain import Picture
 from app.errors import UndecodableImage
@@ -55,34 +56,54 @@ def test_one_file_is_decoded_once_for_everything_made_of_it(decode: Decoder) -> 
     assert PIXELS_BYTES + 2 * 100 <= cache.size_bytes <= PIXELS_BYTES + 2 * 100 + 1024
 
 
-def test_what_was_made_of_a_file_is_known_and_nothing_else(decode: Decoder) -> None:
-    cache = PictureCache(max_bytes=10_000)
-    assert cache.known(b"a", "views") is None
-    views = cache.made(b"a", "views", decode, lambda _: Made("views"))
-    assert cache.known(bytes(bytearray(b"a")), "views") is views
-    assert cache.known(b"a", "canonical") is None
-    assert cache.known(b"b", "views") is None
-    assert cache.size_bytes == PIXELS_BYTES + 100 + 1 + 512
+def of_pixels(picture: Picture) -> Made:
+    return Made("canonical", height=len(picture.pixels))
+
+
+def of_forms(picture: Picture) -> Made:
+    picture.square(8)
+    return Made("views", height=picture.height)
+
+
+def test_what_was_made_of_a_file_is_known_and_what_its_forms_tell() -> None:
+    cache, reads = PictureCache(max_bytes=10_000), list[int]()
+
+    def read() -> NDArray[np.uint8]:
+        reads.append(1)
+        return np.zeros((10, 12, 3), np.uint8)
+
+    assert cache.known(b"a", "views", of_forms) is None
+    views = cache.made(b"a", "views", lambda: Picture(read), of_forms)
+    assert cache.known(bytes(bytearray(b"a")), "views", of_pixels) is views
+    assert cache.known(b"a", "canonical", of_pixels) is None
+    assert cache.known(b"b", "views", of_forms) is None
+    more = cache.known(b"a", "more views", of_forms)
+    assert more == views
+    assert cache.known(b"a", "more views", of_pixels) is more
+    assert cache.size_bytes == 8 * 8 * 3 + 2 * 100 + 1 + 512, "the form, what was made twice, the file, the entry"
+    assert len(reads) == 1
+    assert cache.made(b"a", "canonical", lambda: Picture(read), of_pixels).height == 10
+    assert len(reads) == 2
 
 
 def test_who_asks_what_is_known_waits_for_nobody(decode: Decoder) -> None:
     cache = PictureCache(max_bytes=10_000)
-    views = cache.made(b"a", "views", decode, lambda _: Made("views"))
+    views = cache.made(b"a", "views", decode, of_forms)
     is_making, may_go_on = threading.Event(), threading.Event()
 
-    def slowly(_: Picture) -> Made:
+    def slowly(picture: Picture) -> Made:
         is_making.set()
         assert may_go_on.wait(10)
-        return Made("canonical")
+        return of_pixels(picture)
 
     other = threading.Thread(target=lambda: cache.made(b"a", "canonical", decode, slowly))
     other.start()
     assert is_making.wait(10)
-    assert cache.known(b"a", "views") is views
-    assert cache.known(b"a", "canonical") is None
+    assert cache.known(b"a", "views", of_forms) is views
+    assert cache.known(b"a", "canonical", of_pixels) is None
     may_go_on.set()
     other.join(10)
-    assert cache.known(b"a", "canonical") is not None
+    assert cache.known(b"a", "canonical", of_pixels) is not None
 
 
 def test_equal_requests_at_once_decode_once(decode: Decoder) -> None:
