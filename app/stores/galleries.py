@@ -15,6 +15,7 @@ from app.stores.filtered_rows import FilteredRows
 from app.stores.filters import Filter, matches
 from app.stores.gallery_records import Found, Gallery, Hit
 from app.stores.indexes import Indexes
+from app.stores.kept_rows import ItemRow, KeptRows
 from app.stores.tables import galleries, item_vectors, items
 from app.stores.unreferenced import collect_later
 from app.stores.vector_bytes import unpack
@@ -25,6 +26,12 @@ DEFAULT_GALLERY = "default"
 ATTEMPTS = 4
 MAX_SPARE = 1000
 IDS_AT_ONCE = 500
+FEW_NUMBERS = 1 << 20
+"""Of all vectors of a gallery that is searched in a fifth of a millisecond: a thread's turn would take longer."""
+FEW_FOUND = 100
+"""Results that are put together as soon."""
+KEPT_ROWS = 2048
+"""Most rows kept in memory; the largest there may be take 32 MiB (16 KiB of metadata each)."""
 
 
 class Galleries:
@@ -43,6 +50,7 @@ class Galleries:
         self._indexes = indexes
         self._fingerprint = fingerprint
         self._filtered = FilteredRows(database)
+        self._kept = KeptRows(max_rows=KEPT_ROWS)
         # Made once: to make them takes as long as to run them.
         live = sa.and_(items.c.id.in_(sa.bindparam("ids", expanding=True)), items.c.deleted_seq.is_(None))
         own = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == fingerprint)
@@ -173,10 +181,24 @@ class Galleries:
             # Rows went away, or changed, since they were chosen: follow, and look again with as many to spare.
             wanted = min(k + 2 * (len(ids) - len(found)), MAX_SPARE + k)
             self._indexes.catch_up()
-        found.sort(key=lambda one: (-round(one.hit.score / TIE), one.hit.external_id))
-        if min_score is not None:
-            found = [one for one in found if one.hit.score >= min_score]
-        return seq, found[:k]
+        return seq, _best(found, k, min_score)
+
+    def search_at_hand(
+        self, name: str, query: NDArray[np.float32], *, k: int, min_score: float | None
+    ) -> tuple[int, Sequence[Found]] | None:
+        """What `search` would answer, where that is soon told and asks the database nothing; else None.
+
+        Does not block: a few vectors, of which all that are near were found since the last write. Raises as `search`.
+        """
+        seq, written = self._indexes.applied_seq, self._database.written
+        if written is None or k > FEW_FOUND or self._indexes.rows(name) * len(query) > FEW_NUMBERS:
+            return None
+        ids, scores, are_near = self._indexes.search(name, query, k, None)
+        by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
+        rows = None if are_near else self._kept.get(list(by_id), written)
+        if rows is None:
+            return None
+        return seq, _best([_with_score(item_id, row, by_id[item_id]) for item_id, row in rows.items()], k, min_score)
 
     def vectors(self, name: str, item_ids: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:
         """Vectors [D] float32 of items by id.
@@ -213,6 +235,9 @@ class Galleries:
         """Candidates that are still there; scored again with `query` where it is given."""
         by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
         found: list[Found] = []
+        read: dict[int, ItemRow] = {}
+        # Before the snapshot: what is written meanwhile is asked for again.
+        read_at = self._database.written
         rows = self._rows if query is None else self._rows_with_vectors
         wanted = list(by_id)
         if not wanted:
@@ -221,8 +246,9 @@ class Galleries:
             for start in range(0, len(wanted), IDS_AT_ONCE):
                 for row in connection.execute(rows, {"ids": wanted[start : start + IDS_AT_ONCE]}):
                     score = by_id[row.id] if query is None else float(unpack(row.vector, row.dtype) @ query)
-                    hit = Hit(item_id=row.id, external_id=row.external_id, score=min(1.0, max(-1.0, score)))
-                    found.append(Found(hit=hit, metadata=row.metadata))
+                    read[row.id] = ItemRow(row.external_id, row.metadata)
+                    found.append(_with_score(row.id, read[row.id], score))
+        self._kept.keep(read, read_at)
         return found
 
     def _list(self, condition: sa.ColumnElement[bool]) -> Sequence[Gallery]:
@@ -237,6 +263,17 @@ class Galleries:
         with self._database.read() as connection:
             rows = connection.execute(query).all()
         return [Gallery(name=row.name, description=row.description, count=row.live) for row in rows]
+
+
+def _with_score(item_id: int, row: ItemRow, score: float) -> Found:
+    hit = Hit(item_id=item_id, external_id=row.external_id, score=min(1.0, max(-1.0, score)))
+    return Found(hit=hit, metadata=row.metadata)
+
+
+def _best(found: list[Found], k: int, min_score: float | None) -> list[Found]:
+    """The k best, equal scores by id."""
+    found.sort(key=lambda one: (-round(one.hit.score / TIE), one.hit.external_id))
+    return [one for one in found if min_score is None or one.hit.score >= min_score][:k]
 
 
 def gallery_id(connection: sa.Connection, name: str) -> int:

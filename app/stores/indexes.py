@@ -173,6 +173,10 @@ class Indexes:
         self.require_active()
         self._index(name)
 
+    def rows(self, name: str) -> int:
+        """Vectors that a search of a gallery goes through, those that are gone included. Raises NotFound."""
+        return self._index(name).snapshot.rows
+
     def search(
         self, name: str, query: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:

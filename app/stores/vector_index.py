@@ -78,6 +78,11 @@ class Snapshot:
         """How many vectors can be found."""
         return len(self.base.ids) + self.delta_count - self.base_dead_count - int(self.delta_dead.sum())
 
+    @property
+    def rows(self) -> int:
+        """How many vectors there are, those that are gone included."""
+        return len(self.base.ids) + self.delta_count
+
     def live_vectors(self) -> tuple[NDArray[np.float32], Ids]:
         """All live vectors [N, D] float32 and their ids, ascending."""
         kept, kept_delta = ~self.base_dead, ~self.delta_dead

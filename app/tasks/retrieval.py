@@ -119,20 +119,22 @@ class Retrieval:
             parts.append((1.0 if weight is None else weight, vectors[0]))
         vector = _combined(parts)
         with timings.phase("search"):
-            seq, found = await self._database.run(
-                self._galleries.search,
-                query.gallery,
-                vector,
-                k=query.k,
-                min_score=query.min_score,
-                where=query.where,
-            )
+            seq, found = await self._search(query, vector)
         return RetrieveAnswer(
             gallery=query.gallery,
             index_seq=seq,
             fingerprint=self._bundle.fingerprint,
             results=found,
             timings_ms=timings.totals_ms(),
+        )
+
+    async def _search(self, query: RetrieveQuery, vector: NDArray[np.float32]) -> tuple[int, Sequence[Found]]:
+        if query.where is None:
+            found = self._galleries.search_at_hand(query.gallery, vector, k=query.k, min_score=query.min_score)
+            if found is not None:
+                return found
+        return await self._database.run(
+            self._galleries.search, query.gallery, vector, k=query.k, min_score=query.min_score, where=query.where
         )
 
     async def embed(
