@@ -59,6 +59,8 @@ def test_a_search_is_at_hand_until_something_is_written(stores: Stores, database
     assert at_hand() is None
     assert [one.hit.external_id for one in asked(k=4)] == ["a", "b", "d", "c"]
     stores.items.remove("default", "a")
+    # Its picture goes in the background, which is a write as well.
+    database.settle()
     assert at_hand() is None
     assert at_hand() is None, "to look is not to read"
     assert [one.hit.external_id for one in asked()] == ["b", "d", "c"]
