@@ -12,14 +12,12 @@ _ROW_BYTES = 1024
 
 @dataclass(slots=True)
 class _Kept:
-    """The version of an episode that was read last; None before the first.
+    """What was read last: an episode, and `Database.written` when it was as the database has it; None before the first.
 
-    Attributes:
-        read_at: `Database.written` when it last was as the database has it; None where that tells nothing.
+    One value, so that who reads it without a lock never sees one's episode under another's number.
     """
 
-    episode: Episode | None = None
-    read_at: int | None = None
+    read: tuple[Episode, int | None] | None = None
 
 
 class KeptEpisodes:
@@ -34,9 +32,8 @@ class KeptEpisodes:
         Args:
             written: `Database.written` now.
         """
-        kept = self._kept.entry(episode_id)
-        episode = kept.episode
-        if episode is None or written is None or kept.read_at != written:
+        episode, read_at = self._kept.entry(episode_id).read or (None, None)
+        if episode is None or written is None or read_at != written:
             return None
         return episode if episode.expires_at is None or episode.expires_at > time.time() else None
 
@@ -47,10 +44,10 @@ class KeptEpisodes:
             read_at: as `keep`.
         """
         kept = self._kept.entry(episode_id)
-        episode = kept.episode
+        episode, _ = kept.read or (None, None)
         if episode is None or (episode.version, episode.fingerprint) != (version, fingerprint):
             return None
-        kept.read_at = read_at
+        kept.read = episode, read_at
         return episode
 
     def keep(self, episode: Episode, read_at: int | None) -> None:
@@ -62,5 +59,5 @@ class KeptEpisodes:
         examples = [one for way in episode.ways for one in way.support]
         if all(one.vector.size for one in examples):
             entry = self._kept.entry(episode.id)
-            entry.episode, entry.read_at = episode, read_at
+            entry.read = episode, read_at
             self._kept.weigh(episode.id, entry, sum(one.vector.nbytes + _ROW_BYTES for one in examples))

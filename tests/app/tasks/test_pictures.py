@@ -1,6 +1,7 @@
 """What a task sees of a picture."""
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -33,6 +34,25 @@ DRAWING = np.full((210, 301, 3), 255, np.uint8)
 DRAWING[60:150, 80:84] = DRAWING[60:150, 200:204] = DRAWING[60:64, 80:204] = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All pixels of a picture."""
+
+    pixels: NDArray[np.uint8]
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.pixels.nbytes
+
+
 @pytest.mark.parametrize("pixels", [PHOTOGRAPH, DRAWING], ids=["photograph", "drawing"])
 async def test_the_shared_square_changes_no_form(pixels: NDArray[np.uint8]) -> None:
     cache, limits = PictureCache(max_bytes=1 << 24), Limits()
@@ -57,6 +77,20 @@ async def test_a_known_file_needs_no_turn_of_the_pool_and_is_charged_all_the_sam
     assert again is first
     with pytest.raises(ImageTooLarge):
         await pictures.prepare([EncodedImage(data=png(PHOTOGRAPH))], budget, PROFILE)
+
+
+async def test_pixels_that_left_the_cache_are_read_again() -> None:
+    cache, limits = PictureCache(max_bytes=1 << 24), Limits()
+    decoder = ImageDecoder(limits=limits, telemetry=Telemetry(), cache=cache, workers=1)
+    pictures = Pictures(decoder, None, None)  # type: ignore[arg-type]  # no item is read
+    budget = PixelBudget(max_pixels=limits.max_request_pixels, max_images=limits.max_request_images)
+    source = EncodedImage(data=png(PHOTOGRAPH))
+    for _ in range(2):
+        await pictures.prepare_all([source], budget, PROFILE)
+        assert cache.size_bytes < PHOTOGRAPH.nbytes + len(source.data)
+    whole = await pictures.make(source, budget, lambda _, picture: Whole(picture.pixels), size=SIZE, what="whole")
+    decoder.stop()
+    assert np.array_equal(whole.pixels, PHOTOGRAPH)
 
 
 def test_a_square_is_made_once_and_counted() -> None:
