@@ -70,7 +70,12 @@ def _write(
     figure, axes = plt.subplots(figsize=(8, 3))
     axes.plot([at_s / 60 for at_s, _ in samples], [mib for _, mib in samples])
     axes.axvline(warm_s / 60, color="grey", linestyle=":", label="end of warm-up")
-    axes.set(xlabel="minutes", ylabel="resident memory, MiB", ylim=(0, None), title="Under steady load, caches off")
+    axes.set(
+        xlabel="minutes",
+        ylabel="resident memory, MiB",
+        ylim=(0, 1.1 * max(mib for _, mib in samples)),
+        title="Under steady load, caches off",
+    )
     axes.legend()
     figure.tight_layout()
     figure.savefig(folder / "soak.png", dpi=110)

@@ -183,7 +183,8 @@ def _draw(file: Path, results: Sequence[Result], limit: float) -> None:
     goodput.axhline(limit, color="grey", linestyle=":", label="direct loop")
     goodput.set(xlabel="offered, requests/s", ylabel="goodput, requests/s", title="Answers inside the deadline")
     latency.set(xlabel="load, × own capacity", ylabel="p99 of answers, ms", yscale="log", title="Latency")
-    goodput.legend()
+    # There no line runs below.
+    latency.legend(*goodput.get_legend_handles_labels(), loc="lower right")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
