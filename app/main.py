@@ -48,7 +48,7 @@ ROUTERS = (
     operation.router,
     health.router,
 )
-"""A request tries one after another."""
+"""A request tries one after another: those that are asked most come first."""
 
 
 def create_app(settings: Settings, build_services: BuildServices = build_default_services) -> FastAPI:

@@ -191,7 +191,7 @@ class Galleries:
         Does not block: a few vectors, of which all that are near were found since the last write. Raises as `search`.
         """
         seq, written = self._indexes.applied_seq, self._database.written
-        if written is None or k > FEW_FOUND or self._indexes.rows(name) * len(query) > FEW_NUMBERS:
+        if written is None or k > FEW_FOUND or not self._indexes.is_small(name, FEW_NUMBERS):
             return None
         ids, scores, are_near = self._indexes.search(name, query, k, None)
         by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
@@ -240,8 +240,6 @@ class Galleries:
         read_at = self._database.written
         rows = self._rows if query is None else self._rows_with_vectors
         wanted = list(by_id)
-        if not wanted:
-            return found
         with self._database.read() as connection:
             for start in range(0, len(wanted), IDS_AT_ONCE):
                 for row in connection.execute(rows, {"ids": wanted[start : start + IDS_AT_ONCE]}):

@@ -173,9 +173,10 @@ class Indexes:
         self.require_active()
         self._index(name)
 
-    def rows(self, name: str) -> int:
-        """Vectors that a search of a gallery goes through, those that are gone included. Raises NotFound."""
-        return self._index(name).snapshot.rows
+    def is_small(self, name: str, max_numbers: int) -> bool:
+        """Whether a search of a gallery goes through at most so many numbers, and waits for no GPU. Raises NotFound."""
+        snapshot = self._index(name).snapshot
+        return snapshot.base.on_device is None and snapshot.rows * self._dimension <= max_numbers
 
     def search(
         self, name: str, query: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None

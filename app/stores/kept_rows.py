@@ -24,7 +24,7 @@ class KeptRows:
         self._max_rows = max_rows
         self._lock = threading.Lock()
         self._rows: dict[int, ItemRow] = {}
-        self._read_at: int | None = None
+        self._read_at = -1
 
     def get(self, ids: Sequence[int], written: int | None) -> dict[int, ItemRow] | None:
         """The rows of all of them, where they were read and nothing was written since; else None.
@@ -33,7 +33,7 @@ class KeptRows:
             written: `Database.written` now.
         """
         with self._lock:
-            if written is None or written != self._read_at:
+            if written != self._read_at:
                 return None
             found = {item_id: self._rows[item_id] for item_id in ids if item_id in self._rows}
         return found if len(found) == len(ids) else None
@@ -45,7 +45,7 @@ class KeptRows:
             read_at: `Database.written` before they were read; None keeps nothing.
         """
         with self._lock:
-            if read_at is None or read_at < (self._read_at or 0):
+            if read_at is None or read_at < self._read_at:
                 return
             if read_at != self._read_at or len(self._rows) + len(rows) > self._max_rows:
                 self._rows, self._read_at = {}, read_at

@@ -1,5 +1,8 @@
 """A search that asks the database nothing tells what the database would."""
 
+import contextlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -78,7 +81,22 @@ def test_what_takes_long_is_not_at_hand(stores: Stores) -> None:
 
 
 def test_a_gallery_that_is_not_there_is_not_at_hand(stores: Stores, database: Database) -> None:
-    if database.is_shared:
-        pytest.skip("nothing is at hand where others write")
-    with pytest.raises(NotFound):
-        stores.galleries.search_at_hand("gone", unit(1), k=9, min_score=None)
+    # Where others write, nothing is at hand, and whoever asks the database hears that it is gone.
+    expected = contextlib.nullcontext() if database.is_shared else pytest.raises(NotFound)
+    with expected:
+        assert stores.galleries.search_at_hand("gone", unit(1), k=9, min_score=None) is None
+
+
+def test_an_empty_gallery_is_at_hand_once_it_was_asked(stores: Stores, database: Database) -> None:
+    assert stores.galleries.search_at_hand("default", unit(1), k=9, min_score=None) is None
+    asked = stores.galleries.search("default", unit(1), k=9, min_score=None)
+    at_hand = stores.galleries.search_at_hand("default", unit(1), k=9, min_score=None)
+    assert at_hand == (None if database.is_shared else asked)
+
+
+def test_what_waits_for_a_gpu_is_not_small(stores: Stores) -> None:
+    index = stores.indexes._index("default")
+    assert stores.indexes.is_small("default", 0)
+    on_a_gpu = replace(index.snapshot.base, on_device=object())  # type: ignore[arg-type]  # never searched
+    index.snapshot = replace(index.snapshot, base=on_a_gpu)
+    assert not stores.indexes.is_small("default", 1 << 20)
