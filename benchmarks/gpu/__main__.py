@@ -110,7 +110,7 @@ def main() -> None:
     finally:
         generators.close()
     base = service.contender(device, settings[0])
-    run.section("three tasks", lambda: three_tasks(32 if is_cuda else 2, port=PORT + 50, base=base), needs_s=30)
+    run.section("three tasks", lambda: three_tasks(32 if is_cuda else 2, port=PORT + 50, base=base), needs_s=60)
     run.section("FAISS on the GPU", lambda: NO_FAISS if is_cuda else NO_GPU, needs_s=0)
     run.note(f"written to {options.out}")
 
