@@ -91,12 +91,12 @@ async def read_queries(request: Request, limits: LimitsDep) -> tuple[ClassifyOpt
     """The pictures to classify, of either form of body."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, ClassifyRequest)
+        _check_queries(wire.queries, limits)
         return wire, [source_of(image) for image in wire.queries]
     form = await read_multipart(request, limits, files={"query"})
     options = form_model(ClassifyOptions, form.scalars())
     queries = form.images("query")
-    if not 1 <= len(queries) <= limits.max_queries:
-        raise Invalid(f"Send 1 to {limits.max_queries} parts 'query'.")
+    _check_queries(queries, limits)
     return options, queries
 
 
@@ -291,3 +291,8 @@ def _check_ways(ways: Sequence[WayRequest], limits: Limits) -> None:
         raise Invalid("Labels must be unique.")
     if max(len(way.support) for way in ways) > limits.max_support_per_way:
         raise Invalid(f"A way has 1 to {limits.max_support_per_way} support images.")
+
+
+def _check_queries(queries: Sequence[object], limits: Limits) -> None:
+    if not 1 <= len(queries) <= limits.max_queries:
+        raise Invalid(f"Send 1 to {limits.max_queries} queries.")
