@@ -40,6 +40,8 @@ def open_file(data: bytes, limits: Limits) -> Opened:
         UndecodableImage: it is no image, or damaged.
         ImageTooLarge: its header says so.
     """
+    # WebP and GIF take memory for a canvas as they are opened: Pillow's own bound comes first, and is the setting's.
+    Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:

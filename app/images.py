@@ -85,6 +85,11 @@ class PixelBudget:
         self._max_images = max_images
         self._lock = threading.Lock()
 
+    def check_count(self, count: int) -> None:
+        """Raise TooMuchWork where so many images would be too many, before any of them is read."""
+        if count > self._images_left:
+            raise self._too_many()
+
     def charge(self, width: int, height: int) -> None:
         """Count one image.
 
@@ -96,9 +101,12 @@ class PixelBudget:
             self._images_left -= 1
             self._pixels_left -= width * height
             if self._images_left < 0:
-                raise TooMuchWork(f"A request may hold {self._max_images} images.")
+                raise self._too_many()
             if self._pixels_left < 0:
                 raise ImageTooLarge(f"A request may hold {self._max_pixels // MEGAPIXEL} megapixels in all.")
+
+    def _too_many(self) -> TooMuchWork:
+        return TooMuchWork(f"A request may hold {self._max_images} images.")
 
 
 class ImageDecoder:

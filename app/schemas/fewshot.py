@@ -1,4 +1,4 @@
-"""Wire format of few-shot episodes."""
+"""Wire format of few-shot episodes; how many ways, examples and queries there may be is in `app.limits`."""
 
 from typing import Annotated, Literal
 
@@ -8,16 +8,15 @@ from app.schemas.images import HOUSE, LINE, ImageInput
 from app.schemas.wire import EPISODE_PATTERN, Label, Reproducible, Timings, Wire
 
 Method = Literal["prototype", "ridge", "cache"]
-TopK = Annotated[int, Field(ge=1, le=512)]
+TopK = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Queries = Annotated[list[ImageInput], Field(max_length=256)]
 
 
 class WayInput(Wire):
     """One class and its labelled examples."""
 
     label: Label
-    support: Annotated[list[ImageInput], Field(min_length=1, max_length=64)]
+    support: Annotated[list[ImageInput], Field(min_length=1)]
 
 
 class EpisodeOptions(Wire):
@@ -53,7 +52,7 @@ class SupportRequest(Wire):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ways": [{"label": "house", "support": [HOUSE]}]}]})
 
-    ways: Annotated[list[WayInput], Field(min_length=1, max_length=512)]
+    ways: Annotated[list[WayInput], Field(min_length=1)]
 
 
 class WayLabel(Wire):
@@ -76,8 +75,8 @@ class EpisodeRequest(EpisodeOptions):
         }
     )
 
-    ways: Annotated[list[WayInput], Field(min_length=2, max_length=512)]
-    queries: Queries = Field(default_factory=list)
+    ways: Annotated[list[WayInput], Field(min_length=2)]
+    queries: list[ImageInput] = Field(default_factory=list)
 
 
 class ClassifyOptions(Wire):
@@ -93,7 +92,7 @@ class ClassifyRequest(ClassifyOptions):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"queries": [HOUSE], "top_k": 2}]})
 
-    queries: Annotated[list[ImageInput], Field(min_length=1, max_length=256)]
+    queries: Annotated[list[ImageInput], Field(min_length=1)]
 
 
 class SupportReport(Wire):

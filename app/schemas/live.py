@@ -23,7 +23,7 @@ class LiveQuery(StrokesInput):
     seq: Annotated[int, Field(ge=0, le=2**53 - 1)]
     text: Text | None = None
     gallery: GalleryName = "default"
-    k: Annotated[int, Field(ge=1, le=1000)] = 10
+    k: Annotated[int, Field(ge=1)] = 10
     filter: FilterInput | None = None
 
 

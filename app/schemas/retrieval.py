@@ -1,4 +1,4 @@
-"""Wire format of `/retrieve` and `/embed`."""
+"""Wire format of `/retrieve` and `/embed`; how large `k` and how many images there may be is in `app.limits`."""
 
 from typing import Annotated
 
@@ -25,7 +25,7 @@ class RetrieveOptions(Wire):
     like: LikeInput | None = None
     filter: FilterInput | None = None
     gallery: GalleryName = "default"
-    k: Annotated[int, Field(ge=1, le=1000)] = 10
+    k: Annotated[int, Field(ge=1)] = 10
     min_score: float | None = None
     caption: Caption | None = None
     reproducible: Reproducible = False
@@ -65,7 +65,7 @@ class EmbedRequest(Wire):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["a house"], "images": [HOUSE]}]})
 
-    images: Annotated[list[ImageInput], Field(max_length=1000)] = Field(default_factory=list)
+    images: list[ImageInput] = Field(default_factory=list)
     texts: Annotated[list[Text], Field(max_length=2048)] = Field(default_factory=list)
     reproducible: Reproducible = False
 

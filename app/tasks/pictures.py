@@ -139,6 +139,7 @@ class Pictures:
         size: int,
         what: Hashable,
     ) -> list[M | ServiceError]:
+        budget.check_count(len(sources))
         files = [await self._file(source, size) for source in sources]
         readable = [file for file in files if not isinstance(file, ServiceError)]
         results = iter(await self._decoder.make_many(readable, budget, make, what))

@@ -122,9 +122,7 @@ class Reembed:
 
     async def _embed(self, part: Sequence[LackingPicture], profile: TaskProfile) -> list[str]:
         """Embed stored pictures; a sentence for each that cannot be."""
-        budget = PixelBudget(
-            max_pixels=self._limits.max_image_pixels * len(part), max_images=self._limits.max_request_images
-        )
+        budget = PixelBudget(max_pixels=self._limits.max_image_pixels * len(part), max_images=len(part))
         read: list[tuple[LackingPicture, bytes]] = []
         faults: list[str] = []
         for one in part:

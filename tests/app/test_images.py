@@ -21,6 +21,7 @@ from app.errors import (
     UndecodableImage,
     UnsupportedMedia,
 )
+from app.image_files import open_file
 from app.images import (
     Base64Image,
     EncodedImage,
@@ -110,6 +111,11 @@ async def test_a_truncated_image_is_undecodable(decoder: ImageDecoder, kind: str
 async def test_bad_bytes_have_their_own_error(decoder: ImageDecoder, data: bytes, error: type[ServiceError]) -> None:
     with pytest.raises(error):
         await decoded(decoder, data)
+
+
+def test_a_limit_above_pillows_own_is_the_one_that_counts() -> None:
+    opened = open_file(png_claiming(20_000, 10_000), Limits(max_image_pixels=256_000_000))
+    assert (opened.width, opened.height) == (20_000, 10_000)
 
 
 async def test_flipped_bytes_never_raise_anything_else(decoder: ImageDecoder) -> None:

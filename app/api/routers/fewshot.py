@@ -30,6 +30,7 @@ from app.schemas.fewshot import (
     OptionsForm,
     SupportForm,
     SupportRequest,
+    WayInput,
     WayLabel,
 )
 from app.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
@@ -49,6 +50,7 @@ async def read_episode(request: Request, limits: LimitsDep) -> NewEpisode:
     queries: Sequence[Source]
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, EpisodeRequest)
+        _check(wire.ways, wire.queries, limits)
         options = wire
         ways = [WayRequest(label=w.label, support=[source_of(i) for i in w.support]) for w in wire.ways]
         queries = [source_of(image) for image in wire.queries]
@@ -58,7 +60,7 @@ async def read_episode(request: Request, limits: LimitsDep) -> NewEpisode:
         given = EpisodeForm.model_validate(parse_json(fields.pop("options", "{}")))
         form_model(OptionsForm, fields)
         options, ways, queries = given, _ways(form, given.labels), form.images("query")
-    _check(ways, queries, limits)
+        _check(ways, queries, limits)
     return NewEpisode(
         name=options.name,
         method=options.method,
@@ -74,6 +76,7 @@ async def read_support(request: Request, limits: LimitsDep) -> Sequence[WayReque
     """The examples to add, of either form of body."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, SupportRequest)
+        _check_ways(wire.ways, limits)
         ways = [WayRequest(label=w.label, support=[source_of(i) for i in w.support]) for w in wire.ways]
     else:
         form = await read_multipart(request, limits, files={SUPPORT, f"{SUPPORT}:"})
@@ -81,9 +84,7 @@ async def read_support(request: Request, limits: LimitsDep) -> Sequence[WayReque
         given = SupportForm.model_validate(parse_json(fields.pop("options", "{}")))
         form_model(OptionsForm, fields)
         ways = _ways(form, given.labels)
-    if not ways:
-        raise Invalid("Send at least one support image.")
-    _check_ways(ways, limits)
+        _check_ways(ways, limits)
     return ways
 
 
@@ -120,7 +121,7 @@ async def create_episode(
     remaining_s: RemainingDep,
     token: TokenDep,
 ) -> EpisodeCreated:
-    """2 to 512 ways; `predictions` come when `queries` did."""
+    """Two ways or more; `predictions` come when `queries` did."""
     created = await tasks.fewshot.create(episode, budget, token=token, timeout_s=remaining_s)
     tell_timings(request, created.timings_ms)
     response.headers["Location"] = f"/fewshot/episodes/{created.episode.id}"
@@ -276,7 +277,7 @@ def _label(text: str) -> str:
         raise Malformed("A label is not percent-encoded UTF-8.") from err
 
 
-def _check(ways: Sequence[WayRequest], queries: Sequence[Source], limits: Limits) -> None:
+def _check(ways: Sequence[WayRequest | WayInput], queries: Sequence[object], limits: Limits) -> None:
     labels = [way.label for way in ways]
     if not 2 <= len(labels) <= limits.max_ways:
         raise Invalid(f"An episode has 2 to {limits.max_ways} ways.")
@@ -285,7 +286,9 @@ def _check(ways: Sequence[WayRequest], queries: Sequence[Source], limits: Limits
         raise Invalid(f"At most {limits.max_queries} queries a request.")
 
 
-def _check_ways(ways: Sequence[WayRequest], limits: Limits) -> None:
+def _check_ways(ways: Sequence[WayRequest | WayInput], limits: Limits) -> None:
+    if not ways:
+        raise Invalid("Send at least one support image.")
     labels = [way.label for way in ways]
     if len(set(labels)) < len(labels):
         raise Invalid("Labels must be unique.")

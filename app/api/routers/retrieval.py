@@ -47,10 +47,11 @@ async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
     return _query(form_model(RetrieveOptions, fields), form.one_image("sketch"), limits)
 
 
-async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
+async def read_embed(request: Request, limits: LimitsDep, budget: PixelBudgetDep) -> EmbedInput:
     """The pictures, and the texts and options, of either form of body."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, EmbedRequest)
+        budget.check_count(len(wire.images))
         sources = [source_of(image) for image in wire.images]
     else:
         form = await read_multipart(request, limits, files={"image"})

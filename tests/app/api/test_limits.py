@@ -11,11 +11,13 @@ from app.limits import Limits
 from app.main import create_app
 from app.settings import Settings
 from tests.app.api.conftest import build_services
-from tests.app.api.pictures import CROSS, SQUARE, png
+from tests.app.api.pictures import BAR, CROSS, SQUARE, png
 
 pytestmark = pytest.mark.anyio
 WAYS = [{"label": "square", "support": [SQUARE]}, {"label": "cross", "support": [CROSS]}]
 FILE = ("x.png", png(8, 8))
+ITEMS = "/galleries/default/items"
+THREE_CLASSES = {"image": SQUARE, "classes": ["a", "b", "c"]}
 
 
 @contextlib.asynccontextmanager
@@ -41,3 +43,66 @@ async def test_queries_of_a_classification_are_bounded_in_both_forms(tmp_path: P
             in_form = await client.post(url, files=[("query", FILE)] * count)
             assert (in_json.status_code, in_form.status_code) == (status, status)
         assert in_json.json()["detail"] == in_form.json()["detail"] == "Send 1 to 2 queries."
+
+
+def episode(*, ways: int = 2, shots: int = 1, queries: int = 0) -> dict[str, object]:
+    listed = [{"label": f"way {at}", "support": [SQUARE] * shots} for at in range(ways)]
+    return {"ways": listed, "queries": [CROSS] * queries}
+
+
+LIFTED: list[tuple[Limits, str, object]] = [
+    (Limits(max_k=1001), "/retrieve", {"text": "a", "k": 1001}),
+    (Limits(max_ways=513), "/fewshot/episodes", episode(ways=513)),
+    (Limits(max_ways=513), "/fewshot/episodes", {**episode(), "top_k": 513}),
+    (Limits(max_support_per_way=65), "/fewshot/episodes", episode(shots=65)),
+    (Limits(max_queries=257), "/fewshot/episodes", episode(queries=257)),
+    (Limits(max_request_images=1001), "/embed", {"images": [SQUARE] * 1001}),
+    (Limits(max_items_per_call=257), ITEMS, [{"image": SQUARE}] * 257),
+    (Limits(max_metadata_bytes=20_000), ITEMS, [{"image": SQUARE, "metadata": {"a": "x" * 17_000}}]),
+]  # fmt: skip
+IDS = ["k", "ways", "top_k", "support", "queries", "images", "items", "metadata"]
+
+
+@pytest.mark.parametrize(("limits", "url", "body"), LIFTED, ids=IDS)
+async def test_a_limit_above_the_default_lets_the_larger_request_in(
+    tmp_path: Path, limits: Limits, url: str, body: object
+) -> None:
+    async with limited(tmp_path, limits) as client:
+        answer = await client.post(url, json=body)
+        assert answer.is_success, answer.text
+
+
+LOWERED: list[tuple[Limits, str, object, int, str]] = [
+    (Limits(max_k=5), "/retrieve", {"text": "a", "k": 6}, 422, "k is at most 5."),
+    (Limits(max_ways=2), "/fewshot/episodes", episode(ways=3), 422, "An episode has 2 to 2 ways."),
+    (Limits(max_support_per_way=2), "/fewshot/episodes", episode(shots=3), 422, "A way has 1 to 2 support images."),
+    (Limits(max_queries=2), "/fewshot/episodes", episode(queries=3), 422, "At most 2 queries a request."),
+    (Limits(max_request_images=2), "/embed", {"images": [SQUARE] * 3}, 413, "A request may hold 2 images."),
+    (Limits(max_items_per_call=2), ITEMS, [{"image": SQUARE}] * 3, 422, "Send 1 to 2 items a call."),
+    (Limits(max_classes=2), "/segment", THREE_CLASSES, 422, "At most 2 classes a request."),
+    (Limits(max_segment_strings=2), "/segment", THREE_CLASSES, 413, "Names and templates make more than 2 strings."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limits", "url", "body", "status", "detail"),
+    LOWERED,
+    ids=["k", "ways", "support", "queries", "images", "items", "classes", "strings"],
+)
+async def test_a_limit_below_the_default_refuses_with_its_own_error(
+    tmp_path: Path, limits: Limits, url: str, body: object, status: int, detail: str
+) -> None:
+    async with limited(tmp_path, limits) as client:
+        answer = await client.post(url, json=body)
+        assert (answer.status_code, answer.json()["detail"]) == (status, detail)
+
+
+async def test_support_is_added_up_to_the_limit(tmp_path: Path) -> None:
+    async with limited(tmp_path, Limits(max_support_per_way=66, max_ways=3)) as client:
+        url = f"{await new_episode(client)}/support"
+        more = {"ways": [{"label": "square", "support": [SQUARE] * 65}]}
+        answer = await client.post(url, json=more, headers={"If-Match": "*"})
+        assert answer.status_code == 200, answer.text
+        ways = [{"label": label, "support": [BAR]} for label in ("one", "two")]
+        answer = await client.post(url, json={"ways": ways}, headers={"If-Match": "*"})
+        assert (answer.status_code, answer.json()["detail"]) == (422, "An episode has at most 3 ways.")

@@ -14,6 +14,7 @@ from app.api.auth import Scope, new_key
 from app.api.routers import live
 from app.engine.batcher import WorkQueue
 from app.engine.rates import PassTimes
+from app.limits import Limits
 from tests.app.api.served import LIMIT_S, Watched, new_app, served, set_soon
 from tests.app.fakes import FakeEncoder
 
@@ -56,6 +57,13 @@ async def test_each_query_is_answered_under_its_number(tmp_path: Path) -> None:
             assert (answer["type"], answer["seq"], answer["gallery"]) == ("results", seq, "default")
             assert answer["results"] == []
             assert answer["timings_ms"]["total"] > 0
+
+
+async def test_k_is_what_the_setting_allows(tmp_path: Path) -> None:
+    async with served(new_app(FakeEncoder(), tmp_path, limits=Limits(max_k=1001))) as port, opened(port) as socket:
+        for seq, kind in ((1001, "results"), (1002, "error")):
+            await socket.send(query(seq, k=seq))
+            assert (await received(socket))["type"] == kind
 
 
 @pytest.mark.parametrize(
