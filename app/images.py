@@ -223,26 +223,26 @@ class ImageDecoder:
         self._callers += 1
 
         def at_once(source: ImageSource) -> T | ServiceError:
-            found = _caught(self._open, source)
+            found = _caught(self._opened, source)
             if isinstance(found, ServiceError):
                 return found
-            budget.charge(found.width, found.height)
-            return _caught(lambda pair: work(*pair), (source, found))
+            budget.charge(found[1].width, found[1].height)
+            return _caught(lambda pair: work(*pair), found)
 
         try:
             if len(sources) == 1:
                 # Charged and made in one turn of the pool: behind others, a second turn is a second wait.
                 return [await self._run(partial(at_once, sources[0]))]
-            opened = await self._run(partial(_each, self._open, sources))
+            opened = await self._run(partial(_each, self._opened, sources))
             for found in opened:
-                if isinstance(found, Opened):
-                    budget.charge(found.width, found.height)
+                if not isinstance(found, ServiceError):
+                    budget.charge(found[1].width, found[1].height)
             # One image at a time, so that requests take turns in the pool and the pixels of one are bounded.
             return [
                 found
                 if isinstance(found, ServiceError)
-                else await self._run(partial(_caught, lambda pair: work(*pair), (source, found)))
-                for source, found in zip(sources, opened, strict=True)
+                else await self._run(partial(_caught, lambda pair: work(*pair), found))
+                for found in opened
             ]
         finally:
             self._callers -= 1
@@ -250,13 +250,17 @@ class ImageDecoder:
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def _open(self, source: ImageSource) -> Opened:
+    def _opened(self, source: ImageSource) -> tuple[ImageSource, Opened]:
+        """A source, as a file where it is the text of one, and what its header says."""
+        file = EncodedImage(data=decode_base64(source.text)) if isinstance(source, Base64Image) else source
+        return file, self._open(file)
+
+    def _open(self, source: EncodedImage | StrokesImage | SvgImage) -> Opened:
         if isinstance(source, StrokesImage):
             return _open_strokes(source, self._limits)
         if isinstance(source, SvgImage):
             return open_file(render_svg(source.text, self._limits), self._limits)
-        data = source.data if isinstance(source, EncodedImage) else decode_base64(source.text)
-        return open_file(data, self._limits)
+        return open_file(source.data, self._limits)
 
     def _picture(self, source: ImageSource, opened: Opened) -> Picture:
         if not isinstance(source, EncodedImage):

@@ -11,15 +11,7 @@ from PIL import Image
 
 from app.domain import Picture
 from app.errors import ServiceError, UndecodableImage
-from app.images import (
-    Base64Image,
-    EncodedImage,
-    ImageDecoder,
-    ImageSource,
-    PixelBudget,
-    StrokesImage,
-    decode_base64,
-)
+from app.images import EncodedImage, ImageDecoder, ImageSource, PixelBudget, StrokesImage
 from app.picture_cache import M
 from app.stores.database import Database
 from app.stores.items import Items
@@ -151,8 +143,6 @@ class Pictures:
             if isinstance(source, ItemImage):
                 _, data = await self._database.run(self._items.picture, source.gallery, source.id)
                 return EncodedImage(data=data)
-            if isinstance(source, Base64Image):
-                return EncodedImage(data=await self._database.run(decode_base64, source.text))
             if isinstance(source, StrokesImage):
                 return StrokesImage(strokes=source.strokes, width=source.width, height=source.height, size=size)
         except ServiceError as err:

@@ -1,5 +1,6 @@
 """What a task sees of a picture."""
 
+import base64
 import io
 from dataclasses import dataclass
 
@@ -9,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.domain import Picture
-from app.errors import ImageTooLarge
-from app.images import EncodedImage, ImageDecoder, PixelBudget
+from app.errors import ImageTooLarge, Malformed
+from app.images import Base64Image, EncodedImage, ImageDecoder, PixelBudget
 from app.limits import Limits
 from app.picture_cache import PictureCache
-from app.tasks.pictures import Pictures
+from app.tasks.pictures import Pictures, Prepared
 from app.telemetry import Telemetry
 from models.transforms import canonical_image, cut_view, whole_view
 from models.types import TaskProfile
@@ -77,6 +78,22 @@ async def test_a_known_file_needs_no_turn_of_the_pool_and_is_charged_all_the_sam
     assert again is first
     with pytest.raises(ImageTooLarge):
         await pictures.prepare([EncodedImage(data=png(PHOTOGRAPH))], budget, PROFILE)
+
+
+async def test_base64_text_needs_no_turn_of_the_database() -> None:
+    limits, data = Limits(), png(PHOTOGRAPH)
+    decoder = ImageDecoder(limits=limits, telemetry=Telemetry(), cache=PictureCache(max_bytes=1 << 24), workers=1)
+    pictures = Pictures(decoder, None, None)  # type: ignore[arg-type]  # nothing is read from the stores
+    source, file = Base64Image(text=base64.b64encode(data).decode()), EncodedImage(data=data)
+    for sources in ([source], [source, file, Base64Image(text="%")]):
+        budget = PixelBudget(max_pixels=limits.max_request_pixels, max_images=limits.max_request_images)
+        prepared, *others = await pictures.prepare(sources, budget, PROFILE)
+        assert isinstance(prepared, Prepared)
+        assert (prepared.data, prepared.media_type) == (data, "image/png")
+        # One entry of the cache, whichever way the file came.
+        assert others[:1] in ([], [prepared])
+        assert [type(other) for other in others[1:]] in ([], [Malformed])
+    decoder.stop()
 
 
 async def test_pixels_that_left_the_cache_are_read_again() -> None:
