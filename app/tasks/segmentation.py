@@ -317,5 +317,6 @@ def _on_canvas(source: StrokesImage) -> NDArray[np.uint8]:
     width = max(1, round(max(canvas.size) * CANVAS_LINE_WIDTH))
     for stroke in source.strokes:
         points = [(float(x), float(y)) for x, y in zip(stroke[0], stroke[1], strict=False)]
-        draw.line(points * 2 if len(points) == 1 else points, fill="black", width=width, joint="curve")
+        if points:
+            draw.line(points * 2 if len(points) == 1 else points, fill="black", width=width, joint="curve")
     return np.asarray(canvas, dtype=np.uint8)

@@ -105,6 +105,36 @@ async def test_bad_json_bodies(client: httpx.AsyncClient, url: str, body: object
 
 
 @pytest.mark.parametrize(
+    "strokes",
+    [[[[], []]], [[[], [], []], [[], []]], [[[1], []]], [[[1, 2], [1]]]],
+    ids=["empty", "both-empty", "no-y", "ragged"],
+)
+async def test_a_drawing_without_ink_is_refused_by_every_task(client: httpx.AsyncClient, strokes: object) -> None:
+    drawing = {"strokes": strokes, "width": 256, "height": 256}
+    check(await client.post("/retrieve", json={"sketch": drawing}), 422)
+    check(await client.post("/embed", json={"images": [drawing]}), 422)
+    check(await client.post("/segment", json={"image": drawing, "classes": ["cat"]}), 422)
+    ways = [{"label": "a", "support": [SQUARE]}, {"label": "b", "support": [drawing]}]
+    check(await client.post("/fewshot/episodes", json={"ways": ways}), 422)
+    check(await client.put("/galleries/default/items/x", json={"image": drawing}), 422)
+    answer = await client.post("/galleries/default/items", json=[{"image": drawing}])
+    assert answer.json()["results"][0]["problem"]["status"] == 422
+
+
+async def test_empty_strokes_beside_others_are_ignored(client: httpx.AsyncClient) -> None:
+    # So large that its lines are wide enough to be joined in curves.
+    square = {**SQUARE, "width": 256, "height": 256}
+    drawing = {**square, "strokes": [[[], []], *SQUARE["strokes"], [[], [], []]]}  # type: ignore[misc]  # a list
+    for body, name, url in (({}, "sketch", "/retrieve"), ({"classes": ["ink"]}, "image", "/segment")):
+        found = await client.post(url, json={**body, name: drawing})
+        plain = await client.post(url, json={**body, name: square})
+        assert found.status_code == 200, found.text
+        assert {**found.json(), "timings_ms": None} == {**plain.json(), "timings_ms": None}
+    vectors = (await client.post("/embed", json={"images": [drawing, SQUARE]})).json()["images"]
+    assert vectors[0] == vectors[1]
+
+
+@pytest.mark.parametrize(
     ("content", "status"),
     [
         (b'{"text": "a", "min_score": NaN}', 422),

@@ -14,7 +14,7 @@ from app.errors import ImageTooLarge, Malformed
 from app.images import Base64Image, EncodedImage, ImageDecoder, PixelBudget
 from app.limits import Limits
 from app.picture_cache import PictureCache
-from app.tasks.pictures import Pictures, Prepared
+from app.tasks.pictures import Pictures, Prepared, Source
 from app.telemetry import Telemetry
 from models.transforms import canonical_image, cut_view, whole_view
 from models.types import TaskProfile
@@ -85,7 +85,8 @@ async def test_base64_text_needs_no_turn_of_the_database() -> None:
     decoder = ImageDecoder(limits=limits, telemetry=Telemetry(), cache=PictureCache(max_bytes=1 << 24), workers=1)
     pictures = Pictures(decoder, None, None)  # type: ignore[arg-type]  # nothing is read from the stores
     source, file = Base64Image(text=base64.b64encode(data).decode()), EncodedImage(data=data)
-    for sources in ([source], [source, file, Base64Image(text="%")]):
+    several: list[Source] = [source, file, Base64Image(text="%")]
+    for sources in (several[:1], several):
         budget = PixelBudget(max_pixels=limits.max_request_pixels, max_images=limits.max_request_images)
         prepared, *others = await pictures.prepare(sources, budget, PROFILE)
         assert isinstance(prepared, Prepared)
