@@ -32,8 +32,11 @@ class KeptEpisodes:
         Args:
             written: `Database.written` now.
         """
-        episode, read_at = self._kept.entry(episode_id).read or (None, None)
-        if episode is None or written is None or read_at != written:
+        kept = self._kept.known(episode_id)
+        if kept is None or kept.read is None:
+            return None
+        episode, read_at = kept.read
+        if written is None or read_at != written:
             return None
         return episode if episode.expires_at is None or episode.expires_at > time.time() else None
 
@@ -43,9 +46,11 @@ class KeptEpisodes:
         Args:
             read_at: as `keep`.
         """
-        kept = self._kept.entry(episode_id)
-        episode, _ = kept.read or (None, None)
-        if episode is None or (episode.version, episode.fingerprint) != (version, fingerprint):
+        kept = self._kept.known(episode_id)
+        if kept is None or kept.read is None:
+            return None
+        episode, _ = kept.read
+        if (episode.version, episode.fingerprint) != (version, fingerprint):
             return None
         kept.read = episode, read_at
         return episode
