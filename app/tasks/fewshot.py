@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain import BundleInfo, FeatureEngine
-from app.errors import FingerprintMismatch
+from app.errors import Damaged, FingerprintMismatch, Invalid
 from app.images import PixelBudget
 from app.stores.database import Database
 from app.stores.episode_records import Episode, EpisodeLimits, EpisodeSummary, NewSupport, NewWay
 from app.stores.support_sets import SupportSets
 from app.tasks.features import pooled_pictures
 from app.tasks.fewshot_methods import (
+    METHODS,
     LeaveOneOut,
     Method,
     cache_probabilities,
@@ -139,8 +140,11 @@ class FewShot:
 
         Raises:
             FingerprintMismatch: another bundle's features are the active ones.
+            Invalid: there is no such method.
             As `Pictures.prepare_all` and `FeatureEngine`; nothing was stored then.
         """
+        if request.method not in METHODS:
+            raise Invalid(f"There is no method {request.method!r}.")
         timings = Timings()
         shots = [len(way.support) for way in request.ways]
         sources = [source for way in request.ways for source in way.support]
@@ -292,8 +296,11 @@ class FewShot:
 
 
 def method_of(episode: Episode | EpisodeSummary) -> Method:
-    """The episode's method, as one of those there are."""
-    return "ridge" if episode.method == "ridge" else "cache" if episode.method == "cache" else "prototype"
+    """The episode's method. Raises Damaged where it is none of those there are."""
+    for method in METHODS:
+        if method == episode.method:
+            return method
+    raise Damaged(f"The episode {episode.id!r} is of the method {episode.method!r}, which this release lacks.")
 
 
 def _support(episode: Episode) -> list[NDArray[np.float32]]:

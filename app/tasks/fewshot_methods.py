@@ -6,12 +6,13 @@ Letters: N ways, K shots, M = all support together, D features, B queries.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Method = Literal["prototype", "ridge", "cache"]
+METHODS: Sequence[Method] = get_args(Method)
 Matrix = NDArray[np.float32]
 
 LOGIT_SCALE = 20.0

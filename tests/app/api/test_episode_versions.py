@@ -3,9 +3,14 @@
 import json
 
 import httpx
+import numpy as np
 import pytest
 
+from app.errors import Invalid
+from app.images import EncodedImage, PixelBudget
+from app.stores.episode_records import NewSupport, NewWay
 from app.tasks.assemble import Tasks
+from app.tasks.fewshot import EpisodeRequest, WayRequest
 from tests.app.api.pictures import BAR, CROSS, SQUARE, png
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +59,37 @@ async def test_a_change_without_if_match_is_428(client: httpx.AsyncClient) -> No
 async def test_bad_support_is_422(client: httpx.AsyncClient, body: dict[str, object]) -> None:
     url = f"/fewshot/episodes/{(await create(client))['id']}/support"
     assert (await client.post(url, json=body, headers={"If-Match": "*"})).status_code == 422
+
+
+async def test_a_stored_method_that_this_release_lacks_is_an_error(client: httpx.AsyncClient, tasks: Tasks) -> None:
+    example = NewSupport(data=png(), media_type="image/png", vector=np.eye(16, dtype=np.float32)[0])
+    ways = [NewWay(label=label, support=[example, example]) for label in ("a", "b")]
+    _, episode = tasks.support_sets.create(ways, name=None, method="svm", ttl_s=None)
+    url = f"/fewshot/episodes/{episode.id}"
+    for answer in (
+        await client.get(url),
+        await client.get("/fewshot/episodes"),
+        await client.post(f"{url}/classify", json={"queries": [BAR]}),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (500, "damaged")
+        assert "svm" in answer.json()["detail"]
+    assert (await client.delete(url)).status_code == 204
+
+
+async def test_an_episode_of_an_unknown_method_is_not_stored(tasks: Tasks) -> None:
+    ways = [WayRequest(label=label, support=[EncodedImage(data=png())]) for label in ("a", "b")]
+    request = EpisodeRequest(
+        name=None,
+        method="svm",  # type: ignore[arg-type]  # what is tested
+        ways=ways,
+        queries=[],
+        top_k=None,
+        abstain_below=None,
+        ttl_s=None,
+    )
+    with pytest.raises(Invalid, match="svm"):
+        await tasks.fewshot.create(request, PixelBudget(max_pixels=1 << 20, max_images=9))
+    assert tasks.support_sets.all(after=None, limit=10) == []
 
 
 async def test_support_comes_as_a_form_too(client: httpx.AsyncClient) -> None:
