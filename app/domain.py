@@ -154,7 +154,7 @@ class Features:
         pooled: [D] float32, unit length.
         dense: [D, h, w] float32.
         queue_ms: time waited before the device took it.
-        inference_ms: time of the device pass that held it.
+        inference_ms: time of the device pass that held it, or of what was left of it.
     """
 
     pooled: NDArray[np.float32]

@@ -169,7 +169,7 @@ class BatchingEngine:
         self._cache.put(work.key, output)
         self._telemetry.cache_bytes.set(self._cache.size_bytes)
         self._forget(work)
-        work.resolve(Answer(output=output, queue_ms=queue_s * 1000, inference_ms=inference_s * 1000))
+        work.resolve(output, queue_s=queue_s, inference_s=inference_s)
 
     def failed(self, work: Work, error: ServiceError) -> None:
         """See `pipeline.Desk`."""
@@ -220,7 +220,8 @@ class BatchingEngine:
             self._telemetry.queue_depth.set(self._admission.waiting())
 
     def _join(self, key: CacheKey, payload: View | str, cost: int, deadline_s: float) -> tuple[Work | None, Waiter]:
-        waiter = Waiter(future=asyncio.get_running_loop().create_future(), deadline_s=deadline_s)
+        now_s = self._clock()
+        waiter = Waiter(future=asyncio.get_running_loop().create_future(), joined_s=now_s, deadline_s=deadline_s)
         known = self._cache.get(key)
         if known is not None:
             self._telemetry.cache_lookups.labels("hit").inc()
@@ -230,9 +231,9 @@ class BatchingEngine:
         self._telemetry.cache_lookups.labels("miss" if work is None else "joined").inc()
         if work is None:
             if not self._on_the_way:
-                self._pipeline.progress_at_s = self._clock()
+                self._pipeline.progress_at_s = now_s
                 self._is_idle.clear()
-            work = Work(key=key, payload=payload, cost=cost, arrived_s=self._clock())
+            work = Work(key=key, payload=payload, cost=cost, arrived_s=now_s)
             self._on_the_way[key] = work
             self._pipeline.queue.put(work)
         work.join(waiter)

@@ -88,9 +88,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Waiter:
-    """Someone who waits for a sample, until `deadline_s` of the engine's clock."""
+    """Someone who waits for a sample, from `joined_s` until `deadline_s` of the engine's clock."""
 
     future: "asyncio.Future[Answer]"
+    joined_s: float
     deadline_s: float
 
 
@@ -134,10 +135,14 @@ class Work:
             self.waiters.remove(waiter)
             self.deadline_s = max((rest.deadline_s for rest in self.waiters), default=-math.inf)
 
-    def resolve(self, answer: Answer) -> None:
-        """Answer everyone who still waits."""
+    def resolve(self, output: Output, *, queue_s: float, inference_s: float) -> None:
+        """Answer everyone who still waits; who joined later waited less, perhaps for the rest of a pass alone."""
         for waiter in self.waiters:
             if not waiter.future.done():
+                late_s = waiter.joined_s - self.arrived_s
+                own_queue_s = max(0.0, queue_s - late_s)
+                own_inference_s = max(0.0, min(inference_s, queue_s + inference_s - late_s))
+                answer = Answer(output=output, queue_ms=own_queue_s * 1000, inference_ms=own_inference_s * 1000)
                 waiter.future.set_result(answer)
 
     def fail(self, error: Exception) -> None:

@@ -181,7 +181,8 @@ class Segmentation:
             features = await self._engine.encode_views(planned.views, timeout_s=timings.left_s(timeout_s), place=place)
             count_features(features, timings)
             return features, ready
-        naming = asyncio.create_task(self._class_embeddings(prompts, place, timeout_s, timings, query.is_reproducible))
+        names, views = Timings(started_s=timings.started_s), Timings(started_s=timings.started_s)
+        naming = asyncio.create_task(self._class_embeddings(prompts, place, timeout_s, names, query.is_reproducible))
         try:
             features = await self._engine.encode_views(planned.views, timeout_s=timings.left_s(timeout_s), place=place)
             texts = await naming
@@ -189,7 +190,8 @@ class Segmentation:
             # Whichever fails takes the other along.
             naming.cancel()
             await asyncio.gather(naming, return_exceptions=True)
-        count_features(features, timings)
+        count_features(features, views)
+        timings.add_longest(names, views)
         return features, texts
 
     async def keep_classes(

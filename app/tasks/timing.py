@@ -26,6 +26,11 @@ class Timings:
         """Count time that was measured elsewhere."""
         self.phases_ms[name] = self.phases_ms.get(name, 0.0) + duration_ms
 
+    def add_longest(self, *others: "Timings") -> None:
+        """Count phases that ran beside each other: of each the longest."""
+        for name in dict.fromkeys(name for other in others for name in other.phases_ms):
+            self.add(name, max(other.phases_ms.get(name, 0.0) for other in others))
+
     def left_s(self, timeout_s: float | None) -> float | None:
         """What is left of a timeout that began with these timings."""
         if timeout_s is None:

@@ -108,6 +108,22 @@ async def test_other_resolutions_and_texts_never_share_a_batch() -> None:
     assert encoder.text_batches == [1]
 
 
+async def test_who_joins_later_is_told_the_time_since_then() -> None:
+    encoder, clock = FakeEncoder(), FakeClock()
+    async with running(encoder, clock=clock) as engine:
+        async with busy(encoder, engine):
+            waits = [asyncio.create_task(engine.encode_views([make_view(0.5)]))]
+            await asyncio.sleep(0)
+            clock.now_s += 3
+            # The same that waits, and the one that the device holds.
+            waits += [asyncio.create_task(engine.encode_views([make_view(level)])) for level in (0.5, -1.0)]
+            await asyncio.sleep(0)
+            clock.now_s += 2
+        found = [features for wait in waits for features in await wait]
+        assert [one.queue_ms for one in found] == pytest.approx([5000, 2000, 0])
+        assert [one.inference_ms for one in found] == pytest.approx([0, 0, 2000])
+
+
 async def test_a_cancelled_caller_costs_no_device_time() -> None:
     encoder = FakeEncoder()
     async with running(encoder) as engine:
