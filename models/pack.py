@@ -27,6 +27,7 @@ from models.config import (
     TextPart,
     UHeadPart,
 )
+from models.errors import BundleError
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHeadConfig
 from models.text import MINILM_PACKAGE, package_folder
@@ -90,6 +91,9 @@ def write_manifest(
         name, licence, attribution: as told by `GET /bundle`.
         shared: folder of vae/, unet/ and scheduler/, relative to the bundle's.
         metrics: figures measured for it.
+
+    Raises:
+        BundleError: a file is missing.
     """
     manifest = _manifest(
         folder,
@@ -155,7 +159,12 @@ def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
 
     Its folders, its manifest and its loading are those of a trained bundle. `sd15` is conditioned by a CLIP ViT-L/14
     text model of random weights; names are embedded by MiniLM in both.
+
+    Raises:
+        BundleError: the folder holds something already.
     """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(f"{folder} exists already and is not an empty folder: name a new one")
     torch.manual_seed(seed)
     vae, unet, scheduler = _ARCHITECTURES[arch]
     _save_diffusers(AutoencoderKL.from_config(vae), folder / "vae")
@@ -205,7 +214,13 @@ def _save_diffusers(module: Any, folder: Path) -> None:
 
 
 def _files(bundle: Path, path: str, *names: str) -> PathSource:
-    return PathSource(path=path, files={name: sha256(bundle / path / name) for name in names})
+    return PathSource(path=path, files={name: _digest(bundle / path / name) for name in names})
+
+
+def _digest(file: Path) -> str:
+    if not file.is_file():
+        raise BundleError(f"{file} is missing")
+    return sha256(file)
 
 
 def _minilm() -> PackageSource:
