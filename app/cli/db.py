@@ -9,20 +9,24 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from app.cli.read_settings import read_settings
+from app.cli.state import require_database
 from app.errors import ServiceError
 from app.settings import Settings
 from app.stores.backup import BackupRefused, restore_backup, write_backup
 from app.stores.blobs import Blobs
-from app.stores.database import Database, DataFolderLocked, attach_database, open_database
+from app.stores.database import Database, DataFolderLocked, attach_database, open_database, sql_errors
 from app.stores.index_base import IndexOptions
 from app.stores.index_snapshots import IndexSnapshots
 from app.stores.sql_engines import UnusableDatabase
 from app.stores.upkeep import LOG_KEPT_S, Upkeep
 from app.tasks.assemble import BLOBS, INDEXES
 
-db_app = typer.Typer(no_args_is_help=True, help="Look after the state. SQLite: stop the service first.")
-backup_app = typer.Typer(help="Copy the state into a folder, while the service runs.")
-restore_app = typer.Typer(help="Bring a copy into an empty state.")
+db_app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Look after the state. SQLite: stop the service first."
+)
+backup_app = typer.Typer(add_completion=False, help="Copy the state into a folder, while the service runs.")
+restore_app = typer.Typer(add_completion=False, help="Bring a copy into an empty state.")
 _console = Console(stderr=True)
 
 
@@ -62,7 +66,7 @@ def vacuum(
 @backup_app.command()
 def backup(folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")]) -> None:
     """Copy rows and pictures; a service that runs goes on."""
-    settings = Settings()
+    settings = read_settings()
     with _told(), _attached(settings) as database, Progress(console=_console) as bar:
         task = bar.add_task("pictures", total=None)
         done = write_backup(
@@ -77,7 +81,7 @@ def backup(folder: Annotated[Path, typer.Argument(help="A folder that does not e
 @restore_app.command()
 def restore(folder: Annotated[Path, typer.Argument(help="What `vermouth backup` wrote.", exists=True)]) -> None:
     """Into the data folder or the database of the settings, which must be empty."""
-    settings = Settings()
+    settings = read_settings()
     with _told(), _opened(settings) as database, Progress(console=_console) as bar:
         task = bar.add_task("pictures", total=None)
         done = restore_backup(
@@ -91,7 +95,7 @@ def restore(folder: Annotated[Path, typer.Argument(help="What `vermouth backup` 
 
 @contextmanager
 def _upkeep() -> Iterator[Upkeep]:
-    settings = Settings()
+    settings = read_settings()
     options = IndexOptions(
         kind=None if settings.index_kind == "auto" else settings.index_kind,
         flat_rows=settings.index_flat_rows,
@@ -99,9 +103,11 @@ def _upkeep() -> Iterator[Upkeep]:
     )
     # PostgreSQL is shared as it is; SQLite's indexes belong to one process.
     opened = _attached(settings) if settings.database_url is not None else _opened(settings)
-    with _told(), opened as database:
-        snapshots = IndexSnapshots(settings.data_dir / INDEXES)
-        yield Upkeep(database, _blobs(settings), snapshots, options=options)
+    with _told():
+        require_database(settings)
+        with opened as database:
+            snapshots = IndexSnapshots(settings.data_dir / INDEXES)
+            yield Upkeep(database, _blobs(settings), snapshots, options=options)
 
 
 @contextmanager
@@ -126,9 +132,10 @@ def _attached(settings: Settings) -> Iterator[Database]:
 def _told() -> Iterator[None]:
     """What an operator can mend is a line, not a traceback."""
     try:
-        yield
+        with sql_errors():
+            yield
     except (DataFolderLocked, UnusableDatabase, BackupRefused, ServiceError) as err:
-        _console.print(f"error: {err}", style="red", markup=False)
+        _console.print(f"error: {err}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from err
 
 

@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from app.cli.read_settings import read_settings
+from app.cli.state import require_database
 from app.errors import EngineUnavailable, ServiceError
 from app.settings import Settings
 from app.stores.database import DataFolderLocked, attach_database, open_database
@@ -15,7 +17,7 @@ from app.stores.reembedding import roll_back
 from app.stores.sql_engines import UnusableDatabase
 from app.tasks.reembed import Reembedded
 
-reembed_app = typer.Typer(help="Go over to another bundle, or back.")
+reembed_app = typer.Typer(add_completion=False, help="Go over to another bundle, or back.")
 
 
 @reembed_app.command()
@@ -29,14 +31,15 @@ def reembed(
     this command a data folder of its own (VERMOUTH_DATA_DIR), then start the service with the new bundle.
     """
     console = Console(stderr=True)
-    settings = Settings() if bundle is None else Settings(bundle=bundle)
+    settings = read_settings(bundle=bundle)
     try:
+        require_database(settings)
         if rollback:
             typer.echo(f"active again: {_roll_back(settings)}")
             return
         done = asyncio.run(_run(settings, console))
     except (ServiceError, DataFolderLocked, UnusableDatabase) as err:
-        console.print(f"error: {err}", style="red", markup=False)
+        console.print(f"error: {err}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from err
     for gallery, share in done.overlap_at_10.items():
         typer.echo(f"overlap@10 {gallery}: {share:.3f}")

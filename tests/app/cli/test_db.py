@@ -55,6 +55,37 @@ def test_a_state_in_use_is_told_in_a_line(state: Path) -> None:
         assert "in use by another process" in " ".join(said.split())
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["db", "check"],
+        ["db", "check", "--deep"],
+        ["db", "rebuild"],
+        ["db", "vacuum"],
+        ["backup", "copy"],
+        ["reembed"],
+        ["reembed", "--rollback"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("name", ["gone", "empty"])
+def test_without_a_database_nothing_is_made_and_nothing_called_sound(
+    command: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VERMOUTH_DATA_DIR", name)
+    assert run(*command) == (1, f"error: There is no database in {name}.\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_that_is_no_database_is_told(state: Path) -> None:
+    (state / "vermouth.sqlite3").write_bytes(b"no database" * 1000)
+    assert run("db", "check") == (1, "error: The database is damaged.\n")
+    assert run("backup", str(state / "copy")) == (1, "error: The database is damaged.\n")
+
+
 def test_backup_and_restore(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serving = open_database(data_dir=state)
     code, said = run("backup", str(tmp_path / "copy"))
