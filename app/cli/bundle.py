@@ -1,29 +1,16 @@
 """`vermouth bundle`: write, check and inspect bundles."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from models.errors import ModelError
-
-bundle_app = typer.Typer(no_args_is_help=True, help="Write and check bundles.")
+bundle_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Write and check bundles.")
 
 LICENCE = "CC-BY-SA-4.0"
 ATTRIBUTION = "see ATTRIBUTION.md"
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[Console]:
-    console = Console(stderr=True, soft_wrap=True)
-    try:
-        yield console
-    except ModelError as err:
-        console.print(f"error: {err}", style="red", markup=False)
-        raise typer.Exit(1) from err
+_console = Console(stderr=True, soft_wrap=True)
 
 
 @bundle_app.command("pack")
@@ -35,9 +22,8 @@ def pack(
     """Writes bundle.json with the SHA-256 of every file."""
     from models.pack import write_manifest
 
-    with _one_line_errors() as console:
-        write_manifest(folder, name=name, licence=LICENCE, attribution=ATTRIBUTION, shared=shared)
-        console.print(f"wrote {folder / 'bundle.json'}", markup=False)
+    write_manifest(folder, name=name, licence=LICENCE, attribution=ATTRIBUTION, shared=shared)
+    _console.print(f"wrote {folder / 'bundle.json'}", markup=False)
 
 
 @bundle_app.command("verify")
@@ -45,9 +31,8 @@ def verify(folder: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
     """Checks every file and loads the bundle on the CPU, as the server would."""
     from models.build import load_bundle
 
-    with _one_line_errors() as console:
-        loaded = load_bundle(folder, device="cpu")
-        console.print(f"{loaded.info.name} is whole, fingerprint {loaded.info.fingerprint}", markup=False)
+    loaded = load_bundle(folder, device="cpu")
+    _console.print(f"{loaded.info.name} is whole, fingerprint {loaded.info.fingerprint}", markup=False)
 
 
 @bundle_app.command("pull")
@@ -56,9 +41,8 @@ def pull(folder: Annotated[Path, typer.Argument(help="A bundle with hub sources.
     from models.pull import HuggingFaceHub
     from models.pull import pull as pull_sources
 
-    with _one_line_errors() as console:
-        lock = pull_sources(folder, HuggingFaceHub(), report=lambda line: console.print(line, markup=False))
-        console.print(f"wrote {lock}", markup=False)
+    lock = pull_sources(folder, HuggingFaceHub(), report=lambda line: _console.print(line, markup=False))
+    _console.print(f"wrote {lock}", markup=False)
 
 
 @bundle_app.command("random")
@@ -70,6 +54,5 @@ def random(
     """Writes a bundle of random weights in the layout of a trained one."""
     from models.pack import write_random
 
-    with _one_line_errors() as console:
-        write_random(out, arch=arch, seed=seed)
-        console.print(f"wrote {out / 'bundle.json'}", markup=False)
+    write_random(out, arch=arch, seed=seed)
+    _console.print(f"wrote {out / 'bundle.json'}", markup=False)

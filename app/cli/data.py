@@ -10,9 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from models.data.build import build
 from models.data.dataset import DEFAULT_FOLDER
 from models.data.packages import fetch_packages
-from models.errors import DataError
 
-data_app = typer.Typer(no_args_is_help=True, help="Build the data set the embedded default is trained on.")
+data_app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Build the data set the embedded default is trained on."
+)
 
 
 @data_app.callback()
@@ -30,14 +31,10 @@ def build_command(
     console = Console(stderr=True)
     out = out.expanduser()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        with console.status("fetching packages"):
-            found = fetch_packages(out.parent / "packages", npm=packages)
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("rendering", total=None)
-            counts = build(found, drawings, out, lambda done, total: bar.update(task, completed=done, total=total))
-    except DataError as err:
-        console.print(f"error: {err}", style="red")
-        raise typer.Exit(1) from err
+    with console.status("fetching packages"):
+        found = fetch_packages(out.parent / "packages", npm=packages)
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("rendering", total=None)
+        counts = build(found, drawings, out, lambda done, total: bar.update(task, completed=done, total=total))
     for source, count in counts.items():
         console.print(f"{source:18} {count:6}")

@@ -19,7 +19,7 @@ from models.data.dataset import DEFAULT_FOLDER, load_dataset
 from models.evaluation import fewshot
 from models.evaluation.cache import DEFAULT_CACHE, open_cache
 
-eval_app = typer.Typer(no_args_is_help=True, help="Measure a bundle by protocol.")
+eval_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure a bundle by protocol.")
 eval_app.command("ablation")(ablation_command)
 eval_app.command("pictures")(pictures_command)
 eval_app.command("invariance")(invariance_command)

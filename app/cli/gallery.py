@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.cli.openmoji import DemoPicture, demo_pictures
 from app.cli.service_calls import ServiceRefused, existing_ids, send, wait_until_ready
 
-gallery_app = typer.Typer(no_args_is_help=True, help="Fill galleries of a running service.")
+gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fill galleries of a running service.")
 
 HOUSE = {
     "strokes": [

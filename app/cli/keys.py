@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-keys_app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+keys_app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 class KeyScope(StrEnum):

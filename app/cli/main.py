@@ -1,9 +1,63 @@
 """The `vermouth` command: one file a group, imported when the group is used, so that help stays quick."""
 
-import typer
+import importlib
+from typing import Any, NoReturn
 
-app = typer.Typer(name="vermouth", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from app.errors import ServiceError
+from models.errors import ModelError
+
+_COMMANDS = {
+    "serve": ("app.cli.serve", "Start the server."),
+    "keys": ("app.cli.keys", "Make API keys."),
+    "data": ("app.cli.data", "Build the training data set."),
+    "bundle": ("app.cli.bundle", "Write and check bundles."),
+    "train": ("app.cli.train", "Train the parts of a bundle."),
+    "eval": ("app.cli.eval", "Measure a bundle by protocol."),
+    "gallery": ("app.cli.gallery", "Fill galleries of a running service."),
+    "db": ("app.cli.db", "Check, rebuild and vacuum the state."),
+    "backup": ("app.cli.db", "Copy the state into a folder, while the service runs."),
+    "restore": ("app.cli.db", "Bring a copy of the state into an empty one."),
+    "reembed": ("app.cli.reembed", "Go over to another bundle, or back."),
+}
+_EXTRAS = {"matplotlib": "train", "sklearn": "train", "faiss": "cpu"}
+"""Extras that bring modules which the commands need."""
+
+
+class LazyGroup(TyperGroup):
+    """Imports a command once its name is resolved, to run it or to complete its arguments; help needs names alone.
+
+    Errors that a user can mend end as one line and exit code 1, for all commands.
+    """
+
+    # Any: typer's contexts and commands are click's or its own, by its version.
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, listed, rest = super().resolve_command(ctx, args)
+        if name is None:
+            return name, listed, rest
+        module = importlib.import_module(_COMMANDS[name][0])
+        return name, get_command(getattr(module, f"{name}_app")), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ModelError, ServiceError) as err:
+            _refuse(str(err), err)
+        except ModuleNotFoundError as err:
+            module = (err.name or "").partition(".")[0]
+            if module not in _EXTRAS:
+                raise
+            _refuse(f"{module} is not installed: pip install 'vermouth-perception[{_EXTRAS[module]}]'", err)
+        except OSError as err:
+            if err.filename is None:
+                raise
+            _refuse(f"{err.filename}: {err.strerror}", err)
+
+
+app = typer.Typer(name="vermouth", cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -11,93 +65,14 @@ def vermouth() -> None:
     """Visual perception on a frozen diffusion backbone: the server, its bundles, training and evaluation."""
 
 
-@app.command("serve", context_settings=_PASS_ON)
-def serve(context: typer.Context) -> None:
-    """Start the server."""
-    from app.cli.serve import serve_app
-
-    _run(serve_app, context)
+def _listed() -> None:
+    """Stands for a command in help, until it is resolved."""
 
 
-@app.command("keys", context_settings=_PASS_ON)
-def keys(context: typer.Context) -> None:
-    """Make API keys."""
-    from app.cli.keys import keys_app
-
-    _run(keys_app, context)
+for _name, (_, _help) in _COMMANDS.items():
+    app.command(_name, help=_help)(_listed)
 
 
-@app.command("data", context_settings=_PASS_ON)
-def data(context: typer.Context) -> None:
-    """Build the training data set."""
-    from app.cli.data import data_app
-
-    _run(data_app, context)
-
-
-@app.command("bundle", context_settings=_PASS_ON)
-def bundle(context: typer.Context) -> None:
-    """Write and check bundles."""
-    from app.cli.bundle import bundle_app
-
-    _run(bundle_app, context)
-
-
-@app.command("train", context_settings=_PASS_ON)
-def train(context: typer.Context) -> None:
-    """Train the parts of a bundle."""
-    from app.cli.train import train_app
-
-    _run(train_app, context)
-
-
-@app.command("eval", context_settings=_PASS_ON)
-def evaluate(context: typer.Context) -> None:
-    """Measure a bundle by protocol."""
-    from app.cli.eval import eval_app
-
-    _run(eval_app, context)
-
-
-@app.command("gallery", context_settings=_PASS_ON)
-def gallery(context: typer.Context) -> None:
-    """Fill galleries of a running service."""
-    from app.cli.gallery import gallery_app
-
-    _run(gallery_app, context)
-
-
-@app.command("db", context_settings=_PASS_ON)
-def db(context: typer.Context) -> None:
-    """Check, rebuild and vacuum the state."""
-    from app.cli.db import db_app
-
-    _run(db_app, context)
-
-
-@app.command("backup", context_settings=_PASS_ON)
-def backup(context: typer.Context) -> None:
-    """Copy the state into a folder, while the service runs."""
-    from app.cli.db import backup_app
-
-    _run(backup_app, context)
-
-
-@app.command("restore", context_settings=_PASS_ON)
-def restore(context: typer.Context) -> None:
-    """Bring a copy of the state into an empty one."""
-    from app.cli.db import restore_app
-
-    _run(restore_app, context)
-
-
-@app.command("reembed", context_settings=_PASS_ON)
-def reembed(context: typer.Context) -> None:
-    """Go over to another bundle, or back."""
-    from app.cli.reembed import reembed_app
-
-    _run(reembed_app, context)
-
-
-def _run(group: typer.Typer, context: typer.Context) -> None:
-    group(args=context.args, prog_name=f"vermouth {context.info_name}")
+def _refuse(sentence: str, err: Exception) -> NoReturn:
+    typer.secho(f"error: {sentence}", err=True, fg=typer.colors.RED)
+    raise typer.Exit(1) from err

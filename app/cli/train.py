@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from models.data.dataset import DEFAULT_FOLDER, load_dataset
-from models.errors import ModelError
 from models.training.loop import Schedule
 
-train_app = typer.Typer(no_args_is_help=True, help="Train the embedded default, stage by stage.")
+train_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train the embedded default, stage by stage.")
 
 RUNS = Path("~/.cache/vermouth/runs")
 
@@ -29,7 +28,7 @@ RoundsOption = Annotated[int, typer.Option(min=1, help="How often everything tha
 
 @contextmanager
 def _stage(name: str, total: int, threads: int) -> Iterator[Callable[[int, float], None]]:
-    """Sets threads, shows progress, and turns a ModelError into one line and exit code 1."""
+    """Sets threads and shows progress."""
     import torch
 
     from models.training.devices import fast_products
@@ -44,13 +43,9 @@ def _stage(name: str, total: int, threads: int) -> Iterator[Callable[[int, float
         TextColumn("{task.fields[loss]}"),
         TimeElapsedColumn(),
     )
-    try:
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(name, total=total, loss="")
-            yield lambda step, loss: bar.update(task, completed=step, loss=f"loss {loss:.4f}")
-    except ModelError as err:
-        console.print(f"error: {err}", style="red")
-        raise typer.Exit(1) from err
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(name, total=total, loss="")
+        yield lambda step, loss: bar.update(task, completed=step, loss=f"loss {loss:.4f}")
 
 
 @train_app.command("vae")

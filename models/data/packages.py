@@ -46,8 +46,10 @@ def fetch_packages(cache: Path, *, npm: Path | None = None) -> Packages:
         npm: an existing `node_modules` folder to use instead.
 
     Raises:
-        DataError: a client is not installed or its fetch failed.
+        DataError: `npm` is no folder, a client is not installed or its fetch failed.
     """
+    if npm is not None and not npm.is_dir():
+        raise DataError(f"{npm} is no folder: name an existing node_modules")
     return Packages(npm=npm or _fetch_npm(cache), clipart=_find_clipart(cache))
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from skimage.feature import hog
 from torch import nn
 
+from models.errors import BundleError
 from models.training.corpus import to_tensor
 
 
@@ -23,7 +24,7 @@ def expert_embedding(expert: nn.Module | None) -> Callable[[NDArray[np.uint8]], 
     @torch.inference_mode()
     def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         if expert is None:
-            raise ValueError("this bundle has no expert")
+            raise BundleError("this bundle has no expert to compare with")
         maps = expert(to_tensor(pixels))
         return _unit(maps[-1].mean(dim=(2, 3)).numpy())
 

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.build import load_expert
+from models.errors import BundleError
 from models.evaluation.baselines import expert_embedding, hog_embedding
 from models.pack import lite0_part
 from models.training.corpus import to_tensor
@@ -46,5 +47,5 @@ def test_expert_baseline_is_the_mean_of_its_last_map(pixels: NDArray[np.uint8], 
 
 
 def test_a_bundle_without_an_expert_says_so(pixels: NDArray[np.uint8]) -> None:
-    with pytest.raises(ValueError, match="no expert"):
+    with pytest.raises(BundleError, match="no expert"):
         expert_embedding(None)(pixels)
