@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import time
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -111,16 +110,3 @@ def configure_logging(*, level: str, as_json: bool) -> None:
     logging.getLogger("vermouth").setLevel(wanted)
     # At debug it tells the headers of WebSocket handshakes, and with them API keys.
     logging.getLogger("uvicorn.error").setLevel(max(wanted, logging.INFO))
-
-
-class Stopwatch:
-    """Milliseconds since it was made or last read, for `timings_ms` and `Server-Timing`."""
-
-    def __init__(self) -> None:
-        self._last_s = time.perf_counter()
-
-    def lap_ms(self) -> float:
-        """Milliseconds since the last lap; starts the next one."""
-        now_s = time.perf_counter()
-        lap_ms, self._last_s = (now_s - self._last_s) * 1000, now_s
-        return lap_ms
