@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.cli.openmoji import DemoPicture, demo_pictures
-from app.cli.service_calls import ServiceRefused, existing_ids, send, wait_until_ready
+from app.cli.service_calls import ServiceRefused, existing_ids, open_client, send, wait_until_ready
 
 gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fill galleries of a running service.")
 
@@ -38,13 +38,12 @@ def demo_command(
 ) -> None:
     """Add OpenMoji's pictures, go on where an earlier run stopped, and end with a curl line that works."""
     console = Console(stderr=True)
-    headers = {"X-API-Key": api_key} if api_key else {}
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=120.0) as client:
+        with open_client(url, api_key) as client:
             wait_until_ready(client, wait_s)
             added, rejected = fill(client, gallery, demo_pictures()[:limit], batch, console)
     except (ServiceRefused, httpx.HTTPError) as err:
-        console.print(f"error: {err}", style="red", markup=False)
+        console.print(f"error: {err}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from err
     for line in rejected:
         console.print(f"rejected {line}", style="yellow", markup=False)
@@ -59,29 +58,35 @@ def import_command(
     gallery: Annotated[str, typer.Option(help="Gallery to fill; made when absent.")] = "default",
     batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Pictures a request.")] = 32,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Requests at once.")] = 2,
-    wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for the service to be ready.")] = 600.0,
+    wait_s: Annotated[
+        float, typer.Option(min=0, help="How long to wait for a service that listens and still loads.")
+    ] = 600.0,
     api_key: Annotated[str | None, typer.Option(envvar="VERMOUTH_API_KEY", help="Key with the scope write.")] = None,
 ) -> None:
-    """Add pictures; those whose ids are there already are left alone, so that a second run goes on."""
+    """Add pictures; those whose ids are there already are left alone, so that a second run goes on.
+
+    Exit 1 when a picture is rejected; each has a line that says why.
+    """
     from app.cli.gallery_import import import_pictures
     from app.cli.import_sources import UnreadableSource, read_source
 
     console = Console(stderr=True)
-    headers = {"X-API-Key": api_key} if api_key else {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     try:
         with (
-            httpx.Client(base_url=url, headers=headers, timeout=120.0) as client,
+            open_client(url, api_key) as client,
             Progress(*columns, console=console) as bar,
         ):
-            wait_until_ready(client, wait_s)
+            wait_until_ready(client, wait_s, is_started=True)
             done = import_pictures(client, gallery, read_source(source), batch=batch, workers=workers, bar=bar)
     except (ServiceRefused, UnreadableSource, httpx.HTTPError) as err:
-        console.print(f"error: {err}", style="red", markup=False)
+        console.print(f"error: {err}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from err
     for line in done.rejected:
         typer.echo(f"rejected {line}")
     typer.echo(f"{done.added} added, {done.skipped} there already, {len(done.rejected)} rejected")
+    if done.rejected:
+        raise typer.Exit(1)
 
 
 def curl_line(url: str, gallery: str, *, needs_key: bool = False) -> str:

@@ -15,7 +15,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from app.cli.service_calls import ServiceRefused, send, wait_until_ready
+from app.cli.service_calls import ServiceRefused, open_client, send, wait_until_ready
 from app.cli.sheets import LINE, RIGHT, WRONG, Cell, Share, below, beside, grid, legend, overlay, png, titled
 from models.data.dataset import DEFAULT_FOLDER, DataSet, DrawingRecord, load_dataset
 from models.data.scenes import compose_evaluation_scene, seen_evaluation_pool
@@ -41,11 +41,10 @@ def pictures_command(
 ) -> None:
     """Draw what a running service answers as PNGs; and two to send, sketch.png and scene.png."""
     console = Console(stderr=True)
-    headers = {"X-API-Key": api_key} if api_key else {}
     try:
         data = load_dataset(data_set)
         out.mkdir(parents=True, exist_ok=True)
-        with httpx.Client(base_url=url, headers=headers, timeout=120.0) as client:
+        with open_client(url, api_key) as client:
             wait_until_ready(client, wait_s)
             drawn = {
                 "retrieve": retrieve_picture(client, data, gallery),

@@ -21,20 +21,41 @@ class ServiceRefused(Exception):
         self.answer = answer
 
 
-def wait_until_ready(client: httpx.Client, wait_s: float) -> None:
+def open_client(url: str, api_key: str | None) -> httpx.Client:
+    """A client of the service at a URL. Raises ServiceRefused when it is no URL."""
+    headers = {"X-API-Key": api_key} if api_key else {}
+    try:
+        return httpx.Client(base_url=url, headers=headers, timeout=120.0)
+    except httpx.InvalidURL as err:
+        raise ServiceRefused(f"{url} is no URL: {err}") from err
+
+
+def wait_until_ready(client: httpx.Client, wait_s: float, *, is_started: bool = False) -> None:
     """Ask `/readyz` until it says yes.
 
+    Args:
+        is_started: do not repeat a first request that cannot connect: the URL is wrong then.
+
     Raises:
-        ServiceRefused: it did not within `wait_s`.
+        ServiceRefused: it did not within `wait_s`, or no Vermouth service is at the URL.
     """
     until_s = time.monotonic() + wait_s
     while True:
         try:
-            if client.get("/readyz", timeout=5.0).status_code == 200:
+            status = client.get("/readyz", timeout=5.0).status_code
+            if status == 200:
                 return
+            if status == 404:
+                raise ServiceRefused(f"no Vermouth service is at {client.base_url}: GET /readyz answered 404")
+        except httpx.UnsupportedProtocol as err:
+            raise ServiceRefused(f"{client.base_url} is no URL of a service: it must begin with http://") from err
+        except (httpx.ConnectError, httpx.ConnectTimeout) as err:
+            if is_started:
+                raise ServiceRefused(f"no service answers at {client.base_url}: {err}") from err
         except httpx.TransportError:
-            # Not listening yet.
+            # Not listening yet, or busy.
             pass
+        is_started = False
         if time.monotonic() > until_s:
             raise ServiceRefused(f"the service was not ready within {wait_s:.0f} s")
         time.sleep(0.5)

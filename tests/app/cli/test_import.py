@@ -4,6 +4,9 @@ import asyncio
 import csv
 import io
 import json
+import socket
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -17,8 +20,12 @@ from rich.progress import Progress
 
 from app.cli.gallery_import import Imported, import_pictures
 from app.cli.import_sources import UnreadableSource, item_id, read_source
+from app.main import create_app
+from app.settings import Settings
 from app.tasks.assemble import Tasks
+from tests.app.api.conftest import build_services
 from tests.app.api.pictures import png
+from tests.app.api.served import served
 from tests.app.cli.test_gallery import LoopTransport
 
 pytestmark = pytest.mark.anyio
@@ -158,3 +165,55 @@ async def test_ids_follow_from_names_and_are_ids() -> None:
     odd = [item_id(name) for name in ("b/c.png", "b_c.png", "..", "é", "x" * 300, "-a")]
     assert len(set(odd)) == len(odd)
     assert all(len(one) <= 128 and one[0].isalnum() for one in odd)
+
+
+async def command(source: Path, url: str) -> tuple[int | None, str, str]:
+    """Exit code, stdout and the last line of stderr of `vermouth gallery import`, a process of its own."""
+    arguments = ["gallery", "import", str(source), "--url", url]
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("vermouth"), *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), 30)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode, out.decode(), err.decode().strip().rpartition("\n")[2]
+
+
+async def test_the_command_fails_when_a_picture_is_rejected(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    (folder / "broken.png").write_bytes(b"no picture at all")
+    async with served(create_app(Settings(data_dir=tmp_path / "data"), build_services)) as port:
+        code, said, _ = await command(folder, f"http://127.0.0.1:{port}")
+        assert code == 1
+        reason, summary = said.splitlines()
+        assert reason.startswith("rejected broken.png: ")
+        assert summary == "3 added, 0 there already, 1 rejected"
+        (folder / "broken.png").unlink()
+        code, said, _ = await command(folder, f"http://127.0.0.1:{port}")
+        assert (code, said) == (0, "0 added, 3 there already, 0 rejected\n")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:{closed}",
+        "http://no-such-host.invalid",
+        "127.0.0.1:8000",
+        "http://127.0.0.1:nine",
+        "http://127.0.0.1:{other}/x",
+    ],
+    ids=["refused", "unknown host", "no scheme", "no URL", "another path"],
+)
+async def test_a_wrong_url_fails_at_once(url: str, tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        # Bound and not listening: connections are refused, and nobody else gets the port.
+        closed.bind(("127.0.0.1", 0))
+        async with served(create_app(Settings(data_dir=tmp_path / "data"), build_services)) as other:
+            wrong = url.format(closed=closed.getsockname()[1], other=other)
+            code, said, told = await command(make_folder(tmp_path), wrong)
+    assert (code, said) == (1, "")
+    assert told.startswith("error: ")
+    assert wrong in told
