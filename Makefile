@@ -82,7 +82,7 @@ format: $(VENV)/test.stamp
 lock: $(VENV)/test.stamp ## pin every extra anew, for every platform
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command 'make lock' \
-		--extra cpu --extra gpu --extra postgres --extra otel --extra ray --extra train --extra dev \
+		--extra cpu --extra gpu --extra postgres --extra train --extra dev \
 		pyproject.toml --output-file requirements.lock
 
 # Every stage goes on from its last checkpoint, so the budgets may be raised and run again. On an H100, with
