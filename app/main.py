@@ -9,7 +9,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIWebSocketRoute, iter_route_contexts
 from starlette.middleware import Middleware
 
-from app.api import contract, problems
+from app.api import openapi as contract
+from app.api import problems
 from app.api.auth import ApiKey, ApiKeys, Scope, ScopedRoute, declared_scope, parse_keys, sha256_hex
 from app.api.deps import Platform
 from app.api.middleware import BodyLimit, DisconnectWatch, InFlightLimit, PathGuard, RequestContext, RequestDeadline
@@ -26,13 +27,13 @@ from app.api.routers import (
     segmentation,
 )
 from app.api.services import Services
-from app.build_services import build_services as build_default_services
-from app.decoders import Decoders
-from app.images import ImageDecoder
-from app.lifecycle import EXIT_START_FAILED, Lifecycle, Phase
-from app.picture_cache import PictureCache
+from app.composition import build_services as build_default_services
+from app.imaging.cache import PictureCache
+from app.imaging.decoding import Decoders
+from app.imaging.sources import ImageDecoder
+from app.runtime.lifecycle import EXIT_START_FAILED, Lifecycle, Phase
+from app.runtime.telemetry import Telemetry, get_logger
 from app.settings import Settings
-from app.telemetry import Telemetry, get_logger
 
 MAX_GREETINGS = 64
 BuildServices = Callable[[Settings, Platform], Services]

@@ -10,13 +10,13 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from app.build_services import build_services as build_default_services
-from app.lifecycle import EXIT_START_FAILED, Lifecycle
-from app.log_queue import logs_in_background
+from app.composition import build_services as build_default_services
 from app.main import BuildServices, create_app, read_keys
-from app.memory import keep_freed_memory
+from app.runtime.allocator import keep_freed_memory
+from app.runtime.lifecycle import EXIT_START_FAILED, Lifecycle
+from app.runtime.logging import logs_in_background
+from app.runtime.telemetry import configure_logging, get_logger
 from app.settings import Settings, unknown_variables
-from app.telemetry import configure_logging, get_logger
 
 MAX_MESSAGE_BYTES = 1 << 20
 """Of a WebSocket; a larger one ends its connection with 1009."""

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from benchmarks.header import header
 from benchmarks.serve.workload import BUNDLE
-from models.build import load_bundle
+from models.bundle.build import load_bundle
 from models.types import ImageBatch
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
-from models.bundle import read_tensors
+from models.bundle.files import read_tensors
 
 RANK = 6
 

@@ -10,12 +10,12 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from models.acceleration.cuda_graphs import GraphedPass
+from models.acceleration.tracing import Pass, recorded
 from models.backbone import StableDiffusionBackbone
 from models.captioner import Captioner
-from models.cuda_graphs import GraphedPass
 from models.heads.uhead import UHead
 from models.text import TextEncoder
-from models.tracing import Pass, recorded
 from models.types import ImageBatch, ImageFeatures, TextFeatures
 
 _CAPTION_CACHE = 1024

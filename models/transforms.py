@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from models.errors import InputError
-from models.linework import trace_linework
+from models.sketch.linework import trace_linework
 
 PREPROCESSING_VERSION = "3"
 

@@ -15,7 +15,7 @@ MODULES = {"scikit-learn": "sklearn", "faiss-cpu": "faiss", "faiss-gpu": "faiss"
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"dev"}))
 def test_code_of_ours_uses_each_package_of_an_extra(extra: str) -> None:
-    files = [file for folder in ("app", "models", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    files = [file for folder in ("app", "models", "training", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
     sources = "\n".join(file.read_text() for file in files)
     for requirement in EXTRAS[extra]:
         package = re.split(r"[\[>=<; ]", requirement)[0]

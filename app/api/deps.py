@@ -13,10 +13,10 @@ from app.api.auth import ApiKeys, ScopedRoute
 from app.api.services import Services
 from app.domain import BundleInfo
 from app.errors import EngineUnavailable, UnsupportedMedia
-from app.images import ImageDecoder, PixelBudget
-from app.lifecycle import Lifecycle, Phase
+from app.imaging.sources import ImageDecoder, PixelBudget
 from app.limits import Limits
-from app.telemetry import Telemetry
+from app.runtime.lifecycle import Lifecycle, Phase
+from app.runtime.telemetry import Telemetry
 
 LOAD_RETRY_AFTER_S = 5.0
 

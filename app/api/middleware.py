@@ -20,7 +20,7 @@ from app.api.problems import problem_response, service_error
 from app.engine.admission import MAX_RETRY_AFTER_S
 from app.engine.rates import DrainRate
 from app.errors import BodyTooLarge, DeadlineExceeded, Malformed, QueueFull
-from app.telemetry import Telemetry, bind_request, get_logger
+from app.runtime.telemetry import Telemetry, bind_request, get_logger
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/healthz", "/health", "/metrics"})

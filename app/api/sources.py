@@ -1,7 +1,7 @@
 """Wire image inputs to what tasks take."""
 
-from app.images import Base64Image, StrokesImage, SvgImage
-from app.schemas.images import Base64Input, ImageInput, StrokesInput, SvgInput
+from app.api.schemas.images import Base64Input, ImageInput, StrokesInput, SvgInput
+from app.imaging.sources import Base64Image, StrokesImage, SvgImage
 from app.tasks.pictures import ItemImage, Source
 
 

@@ -20,7 +20,7 @@ def pack(
     shared: Annotated[str, typer.Option(help="Folder of vae/, unet/ and scheduler/, relative to FOLDER.")] = ".",
 ) -> None:
     """Writes bundle.json with the SHA-256 of every file."""
-    from models.pack import write_manifest
+    from models.bundle.pack import write_manifest
 
     write_manifest(folder, name=name, licence=LICENCE, attribution=ATTRIBUTION, shared=shared)
     _console.print(f"wrote {folder / 'bundle.json'}", markup=False)
@@ -29,7 +29,7 @@ def pack(
 @bundle_app.command("verify")
 def verify(folder: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
     """Checks every file and loads the bundle on the CPU, as the server would."""
-    from models.build import load_bundle
+    from models.bundle.build import load_bundle
 
     loaded = load_bundle(folder, device="cpu")
     _console.print(f"{loaded.info.name} is whole, fingerprint {loaded.info.fingerprint}", markup=False)
@@ -38,8 +38,8 @@ def verify(folder: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
 @bundle_app.command("pull")
 def pull(folder: Annotated[Path, typer.Argument(help="A bundle with hub sources.")]) -> None:
     """Fetches hub sources, verifies them and pins commit and digests in bundle.lock.json."""
-    from models.pull import HuggingFaceHub
-    from models.pull import pull as pull_sources
+    from models.bundle.pull import HuggingFaceHub
+    from models.bundle.pull import pull as pull_sources
 
     lock = pull_sources(folder, HuggingFaceHub(), report=lambda line: _console.print(line, markup=False))
     _console.print(f"wrote {lock}", markup=False)
@@ -52,7 +52,7 @@ def random(
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
 ) -> None:
     """Writes a bundle of random weights in the layout of a trained one."""
-    from models.pack import write_random
+    from models.bundle.pack import write_random
 
     write_random(out, arch=arch, seed=seed)
     _console.print(f"wrote {out / 'bundle.json'}", markup=False)

@@ -13,13 +13,13 @@ from app.cli.read_settings import read_settings
 from app.cli.state import require_database
 from app.errors import ServiceError
 from app.settings import Settings
-from app.stores.backup import BackupRefused, restore_backup, write_backup
 from app.stores.blobs import Blobs
-from app.stores.database import Database, DataFolderLocked, attach_database, open_database, sql_errors
-from app.stores.index_base import IndexOptions
-from app.stores.index_snapshots import IndexSnapshots
-from app.stores.sql_engines import UnusableDatabase
-from app.stores.upkeep import LOG_KEPT_S, Upkeep
+from app.stores.index.base import IndexOptions
+from app.stores.index.snapshots import IndexSnapshots
+from app.stores.maintenance.backup import BackupRefused, restore_backup, write_backup
+from app.stores.maintenance.check import LOG_KEPT_S, Upkeep
+from app.stores.sql.database import Database, DataFolderLocked, attach_database, open_database, sql_errors
+from app.stores.sql.engines import UnusableDatabase
 from app.tasks.assemble import BLOBS, INDEXES
 
 db_app = typer.Typer(

@@ -67,8 +67,8 @@ def import_command(
 
     Exit 1 when a picture is rejected; each has a line that says why.
     """
-    from app.cli.gallery_import import import_pictures
     from app.cli.import_sources import UnreadableSource, read_source
+    from app.cli.importing import import_pictures
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

@@ -13,10 +13,10 @@ from models.errors import ModelError
 _COMMANDS = {
     "serve": ("app.cli.serve", "Start the server."),
     "keys": ("app.cli.keys", "Make API keys."),
-    "data": ("app.cli.data", "Build the training data set."),
+    "data": ("training.commands.data", "Build the training data set."),
     "bundle": ("app.cli.bundle", "Write and check bundles."),
-    "train": ("app.cli.train", "Train the parts of a bundle."),
-    "eval": ("app.cli.eval", "Measure a bundle by protocol."),
+    "train": ("training.commands.train", "Train the parts of a bundle."),
+    "eval": ("training.commands.eval", "Measure a bundle by protocol."),
     "gallery": ("app.cli.gallery", "Fill galleries of a running service."),
     "db": ("app.cli.db", "Check, rebuild and vacuum the state."),
     "backup": ("app.cli.db", "Copy the state into a folder, while the service runs."),

@@ -12,9 +12,9 @@ from app.cli.read_settings import read_settings
 from app.cli.state import require_database
 from app.errors import EngineUnavailable, ServiceError
 from app.settings import Settings
-from app.stores.database import DataFolderLocked, attach_database, open_database
-from app.stores.reembedding import roll_back
-from app.stores.sql_engines import UnusableDatabase
+from app.stores.maintenance.reembed import roll_back
+from app.stores.sql.database import DataFolderLocked, attach_database, open_database
+from app.stores.sql.engines import UnusableDatabase
 from app.tasks.reembed import Reembedded
 
 reembed_app = typer.Typer(add_completion=False, help="Go over to another bundle, or back.")
@@ -47,7 +47,7 @@ def reembed(
 
 
 async def _run(settings: Settings, console: Console) -> Reembedded:
-    from app.build_services import build_services
+    from app.composition import build_services
     from app.main import create_app
 
     platform = create_app(settings).state.platform

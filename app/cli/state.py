@@ -1,8 +1,8 @@
 """The state that commands work on: its database must be there, unless one is restored."""
 
 from app.settings import Settings
-from app.stores.database import SQLITE_FILE
-from app.stores.sql_engines import UnusableDatabase
+from app.stores.sql.database import SQLITE_FILE
+from app.stores.sql.engines import UnusableDatabase
 
 
 def require_database(settings: Settings) -> None:

@@ -6,7 +6,7 @@ from types import TracebackType
 from app.engine.rates import DrainRate
 from app.engine.work import TEXT_COST, VIEW_COST
 from app.errors import DeadlineExceeded, QueueFull
-from app.telemetry import Telemetry
+from app.runtime.telemetry import Telemetry
 
 MAX_RETRY_AFTER_S = 60.0
 

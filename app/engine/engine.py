@@ -16,7 +16,7 @@ from app.engine.feature_cache import FeatureCache
 from app.engine.pipeline import Pipeline
 from app.engine.work import TEXT_COST, VIEW_COST, Answer, CacheKey, Device, Group, Kind, Output, Waiter, Work
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
-from app.telemetry import Telemetry, get_logger
+from app.runtime.telemetry import Telemetry, get_logger
 
 REPRODUCIBLE_BATCH = 4
 """Samples of every pass of reproducible views, whatever the load: another size changes the last bits."""

@@ -16,7 +16,7 @@ from prometheus_client import Gauge
 
 from app.domain import Encoder, View
 from app.engine.work import Batch, DeviceFatal, DeviceOutOfMemory, Group, Kind, Output, Passed, Work
-from app.priority import LANE_NICENESS, be_nice
+from app.runtime.priority import LANE_NICENESS, be_nice
 from models.transforms import to_unit_batch
 from models.types import ImageBatch
 

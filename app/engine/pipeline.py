@@ -15,7 +15,7 @@ from app.engine.batcher import WorkQueue
 from app.engine.rates import DrainRate, PassTimes, SoloTimes
 from app.engine.work import VIEW_COST, Batch, Device, DeviceFatal, DeviceOutOfMemory, Group, Output, Passed, Work
 from app.errors import DeadlineExceeded, InferenceFailed, ServiceError
-from app.telemetry import Telemetry, get_logger
+from app.runtime.telemetry import Telemetry, get_logger
 
 _LEAD_SHARE, _MIN_LEAD_S = 0.1, 0.002
 """The next batch is formed when this share of the pass that ends first (and at least so long) is left."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 
 from app.errors import Damaged, DiskFull, EngineUnavailable, NotFound
-from app.stores.write_points import reached
+from app.stores.sql.failpoints import reached
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 

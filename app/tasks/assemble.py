@@ -5,29 +5,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.domain import BundleInfo, FeatureEngine
-from app.images import ImageDecoder
+from app.imaging.sources import ImageDecoder
+from app.imaging.thumbnails import Thumbnails
 from app.limits import Limits
 from app.stores.blobs import Blobs
-from app.stores.class_sets import ClassSets
-from app.stores.database import Database, open_database
-from app.stores.episode_records import EpisodeLimits
-from app.stores.galleries import Galleries
-from app.stores.idempotency import IdempotencyKeys
-from app.stores.index_base import IndexOptions
-from app.stores.index_snapshots import IndexSnapshots
-from app.stores.indexes import Indexes
-from app.stores.items import Items
-from app.stores.jobs import Jobs
-from app.stores.reembedding import Reembedding
-from app.stores.support_sets import SupportSets
-from app.stores.vector_bytes import VectorDtype
+from app.stores.index.base import IndexOptions
+from app.stores.index.follower import Indexes
+from app.stores.index.snapshots import IndexSnapshots
+from app.stores.maintenance.reembed import Reembedding
+from app.stores.records.class_sets import ClassSets
+from app.stores.records.episode_records import EpisodeLimits
+from app.stores.records.episodes import SupportSets
+from app.stores.records.galleries import Galleries
+from app.stores.records.idempotency import IdempotencyKeys
+from app.stores.records.items import Items
+from app.stores.records.jobs import Jobs
+from app.stores.sql.database import Database, open_database
+from app.stores.sql.vectors import VectorDtype
 from app.tasks.fewshot import FewShot, PrototypeHead
 from app.tasks.ingest import Ingest
 from app.tasks.pictures import Pictures
 from app.tasks.reembed import Reembed
 from app.tasks.retrieval import Retrieval
-from app.tasks.segmentation import Segmentation, SegmentationHead
-from app.tasks.thumbnails import Thumbnails
+from app.tasks.segmentation.segmentation import Segmentation, SegmentationHead
 from app.tasks.workers import Workers
 
 BLOBS = "blobs"

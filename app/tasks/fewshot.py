@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 
 from app.domain import BundleInfo, FeatureEngine
 from app.errors import Damaged, FingerprintMismatch, Invalid
-from app.images import PixelBudget
-from app.stores.database import Database
-from app.stores.episode_records import Episode, EpisodeLimits, EpisodeSummary, NewSupport, NewWay
-from app.stores.support_sets import SupportSets
+from app.imaging.sources import PixelBudget
+from app.stores.records.episode_records import Episode, EpisodeLimits, EpisodeSummary, NewSupport, NewWay
+from app.stores.records.episodes import SupportSets
+from app.stores.sql.database import Database
 from app.tasks.features import pooled_pictures
-from app.tasks.fewshot_methods import (
+from app.tasks.pictures import Pictures, Prepared, Source
+from app.tasks.timing import Timings
+from app.tasks.workers import Workers
+from models.heads.fewshot import (
     METHODS,
     LeaveOneOut,
     Method,
@@ -22,9 +25,6 @@ from app.tasks.fewshot_methods import (
     leave_one_out,
     ridge_probabilities,
 )
-from app.tasks.pictures import Pictures, Prepared, Source
-from app.tasks.timing import Timings
-from app.tasks.workers import Workers
 
 MAX_REPORTS = 256
 FEW_COMPARISONS = 64

@@ -8,11 +8,11 @@ from enum import StrEnum
 
 from app.domain import BundleInfo, FeatureEngine, Place
 from app.errors import Conflict, NotFound, ServiceError
-from app.images import PixelBudget
-from app.stores.database import Database
-from app.stores.galleries import Galleries
-from app.stores.gallery_records import Item, NewItem
-from app.stores.items import Items
+from app.imaging.sources import PixelBudget
+from app.stores.records.galleries import Galleries
+from app.stores.records.gallery_records import Item, NewItem
+from app.stores.records.items import Items
+from app.stores.sql.database import Database
 from app.tasks.features import pooled_pictures
 from app.tasks.pictures import Pictures, Prepared, Source
 from app.tasks.timing import Timings

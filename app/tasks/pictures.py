@@ -11,10 +11,10 @@ from PIL import Image
 
 from app.domain import Picture
 from app.errors import ServiceError, UndecodableImage
-from app.images import EncodedImage, ImageDecoder, ImageSource, PixelBudget, StrokesImage
-from app.picture_cache import M
-from app.stores.database import Database
-from app.stores.items import Items
+from app.imaging.cache import M
+from app.imaging.sources import EncodedImage, ImageDecoder, ImageSource, PixelBudget, StrokesImage
+from app.stores.records.items import Items
+from app.stores.sql.database import Database
 from models.errors import InputError
 from models.types import TaskProfile
 

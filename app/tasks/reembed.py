@@ -8,16 +8,16 @@ import numpy as np
 
 from app.domain import BundleInfo, FeatureEngine
 from app.errors import Conflict, ServiceError
-from app.images import EncodedImage, PixelBudget
+from app.imaging.sources import EncodedImage, PixelBudget
 from app.limits import Limits
 from app.stores.blobs import Blobs
-from app.stores.database import Database
-from app.stores.index_rows import read_exact
-from app.stores.jobs import Jobs
-from app.stores.reembedding import LackingPicture, Reembedding
+from app.stores.index.rows import read_exact
+from app.stores.maintenance.reembed import LackingPicture, Reembedding
+from app.stores.records.jobs import Jobs
+from app.stores.sql.database import Database
 from app.tasks.features import pooled_pictures
 from app.tasks.pictures import Pictures
-from app.tasks.segmentation import ClassPrompt, Segmentation
+from app.tasks.segmentation.segmentation import ClassPrompt, Segmentation
 from app.tasks.timing import Timings
 from models.types import TaskProfile
 

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from app.domain import BundleInfo, FeatureEngine
 from app.errors import Invalid
-from app.images import PixelBudget
-from app.stores.database import Database
-from app.stores.filters import Filter
-from app.stores.galleries import Galleries
-from app.stores.gallery_records import Found
-from app.stores.indexes import Indexes
+from app.imaging.sources import PixelBudget
+from app.stores.filters.tree import Filter
+from app.stores.index.follower import Indexes
+from app.stores.records.galleries import Galleries
+from app.stores.records.gallery_records import Found
+from app.stores.sql.database import Database
 from app.tasks.features import pooled_pictures, pooled_texts
 from app.tasks.pictures import Pictures, Source
 from app.tasks.timing import Timings

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.precision import PRECISIONS, SIDE, Precision, batch_of, encoder_of, synchronise
-from models import cuda_graphs
-from models.cuda_graphs import GraphedPass
+from models.acceleration import cuda_graphs
+from models.acceleration.cuda_graphs import GraphedPass
 from models.encoder import Encoder, _fetched
 
 Row = dict[str, object]

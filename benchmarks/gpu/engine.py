@@ -12,7 +12,7 @@ from app.domain import View
 from app.engine.engine import BatchingEngine
 from app.engine.executor import DeviceExecutor
 from app.engine.feature_cache import FeatureCache
-from app.telemetry import Telemetry, configure_logging
+from app.runtime.telemetry import Telemetry, configure_logging
 from benchmarks.gpu.precision import SIDE, TIMESTEP, Precision, encoder_of
 from models.encoder import Encoder
 from models.types import ImageBatch, ImageFeatures, TextFeatures

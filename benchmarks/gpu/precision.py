@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.serve.workload import BUNDLE
-from models.build import load_bundle
+from models.bundle.build import load_bundle
 from models.encoder import Encoder
 from models.types import ImageBatch
 

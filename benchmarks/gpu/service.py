@@ -35,7 +35,11 @@ def contender(device: str, setting: Setting) -> Contender:
     """The service with caches off."""
     command = CONTENDERS[0].command
     if not setting.has_graphs:
-        command = (command[0], f"import models.cuda_graphs; models.cuda_graphs.LARGEST = 0; {command[1]}", *command[2:])
+        command = (
+            command[0],
+            f"import models.acceleration.cuda_graphs; models.acceleration.cuda_graphs.LARGEST = 0; {command[1]}",
+            *command[2:],
+        )
     varied = {
         "VERMOUTH_DEVICE": device,
         "VERMOUTH_LANES": "0",

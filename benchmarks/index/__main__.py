@@ -15,7 +15,7 @@ from typing import Any
 
 import faiss
 
-from app.stores.index_base import IndexOptions
+from app.stores.index.base import IndexOptions
 from benchmarks.header import header
 from benchmarks.index import ours, peers, report, sample, store
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from app.stores.index_base import HNSW_CONSTRUCTION_WIDTH, HNSW_LINKS
+from app.stores.index.base import HNSW_CONSTRUCTION_WIDTH, HNSW_LINKS
 from benchmarks.index.ours import TARGET, WIDTHS
 from benchmarks.index.sample import Ids, K, Matrix, Sample, Timed, timed
 

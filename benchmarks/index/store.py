@@ -10,19 +10,20 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app.stores import change_log, facts
 from app.stores.blobs import Blobs
-from app.stores.database import SQLITE_FILE, Database, open_database
-from app.stores.filters import parse_filter
-from app.stores.galleries import Galleries
-from app.stores.gallery_records import NewItem
-from app.stores.index_base import IndexOptions
-from app.stores.index_snapshots import IndexSnapshots, SnapshotKey
-from app.stores.indexes import Indexes
-from app.stores.items import Items
-from app.stores.tables import galleries, item_vectors, items
-from app.stores.vector_bytes import pack, unpack
-from app.stores.vector_index import VectorIndex
+from app.stores.filters.tree import parse_filter
+from app.stores.index.base import IndexOptions
+from app.stores.index.follower import Indexes
+from app.stores.index.snapshots import IndexSnapshots, SnapshotKey
+from app.stores.index.vector_index import VectorIndex
+from app.stores.records.galleries import Galleries
+from app.stores.records.gallery_records import NewItem
+from app.stores.records.items import Items
+from app.stores.sql import change_log
+from app.stores.sql import metadata as facts
+from app.stores.sql.database import SQLITE_FILE, Database, open_database
+from app.stores.sql.tables import galleries, item_vectors, items
+from app.stores.sql.vectors import pack, unpack
 from benchmarks.index.sample import K, Sample, percentile_ms
 
 FINGERPRINT = "bench"

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.build import load_bundle
+from models.bundle.build import load_bundle
 from models.encoder import Encoder
 from models.transforms import canonical_image, to_unit
 from models.types import ImageBatch

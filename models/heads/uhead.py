@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.heads.layers import Adapter, AttentionPool, Fuse
 from models.heads.places import PlacesPool, Standard, cells_of
-from models.layers import Adapter, AttentionPool, Fuse
 
 Pooling = Literal["places", "attention"]
 

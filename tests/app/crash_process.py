@@ -12,7 +12,7 @@ import threading
 
 from app.server import serve
 from app.settings import Settings
-from app.stores import write_points
+from app.stores.sql import failpoints as write_points
 from tests.app.server_process import build_services
 
 KILL = "KILL_AT"

@@ -8,7 +8,7 @@ import sys
 
 from app.api.deps import Platform
 from app.api.services import Services
-from app.build_services import assemble_services
+from app.composition import assemble_services
 from app.domain import BundleInfo
 from app.server import serve
 from app.settings import Settings

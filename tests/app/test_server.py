@@ -20,10 +20,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.lifecycle import EXIT_FATAL, EXIT_START_FAILED, Lifecycle
+from app.runtime.lifecycle import EXIT_FATAL, EXIT_START_FAILED, Lifecycle
 from app.server import Server, serve
 from app.settings import Settings
-from models.pack import write_random
+from models.bundle.pack import write_random
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]

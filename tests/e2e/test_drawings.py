@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.data.splits import Drawing, Splits, load_drawings, load_splits
+from training.data.splits import Drawing, Splits, load_drawings, load_splits
 
 pytestmark = pytest.mark.server
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.build import LoadedBundle, load_bundle
-from models.pack import write_random
+from models.bundle.build import LoadedBundle, load_bundle
+from models.bundle.pack import write_random
 from models.types import ImageBatch
 
 

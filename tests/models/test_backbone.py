@@ -9,10 +9,10 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from models.backbone import build_truncated_unet, tap_blocks
-from models.build import LoadedBundle, load_bundle
+from models.bundle.build import LoadedBundle, load_bundle
+from models.bundle.pack import _ARCHITECTURES, TAPS
 from models.errors import BundleError
 from models.noise import add_noise, fixed_noise
-from models.pack import _ARCHITECTURES, TAPS
 
 UNET = _ARCHITECTURES["tiny"][1]
 
@@ -115,8 +115,8 @@ def test_fewer_taps_load_fewer_blocks_and_give_the_same_maps(tiny_copy: Path, ti
     (tiny_copy / "bundle.json").write_text(
         manifest.replace('"profiles": {}', '"profiles": {"fast": {"taps": ["mid", "up_0"]}}')
     )
-    from models.build import load_extractor
-    from models.bundle import read_manifest
+    from models.bundle.build import load_extractor
+    from models.bundle.files import read_manifest
 
     fast = read_manifest(tiny_copy)
     extractor = load_extractor(

@@ -15,10 +15,10 @@ from transformers import (
     BlipVisionConfig,
 )
 
-from models.build import _load_captioner
-from models.bundle import sha256
+from models.bundle.build import _load_captioner
+from models.bundle.files import sha256
+from models.bundle.manifest import CaptionerPart, PathSource
 from models.captioner import BlipCaptioner, NoCaptioner
-from models.config import CaptionerPart, PathSource
 from models.text import MINILM_PACKAGE, package_folder
 
 CPU = torch.device("cpu")

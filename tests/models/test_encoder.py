@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from app import domain
-from models.build import LoadedBundle
+from models.bundle.build import LoadedBundle
 from models.encoder import Encoder
 from models.types import ImageBatch
 

@@ -10,12 +10,12 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
 
-from models.build import load_expert
-from models.bundle import sha256
-from models.config import ExpertPart, PathSource
+from models.bundle.build import load_expert
+from models.bundle.files import sha256
+from models.bundle.manifest import ExpertPart, PathSource
+from models.bundle.pack import LITE0_PACKAGE, LITE0_SHA256, lite0_part
 from models.errors import BundleError, TensorMismatchError
 from models.expert import OpenClipExpert, TimmExpert, read_lite0_package
-from models.pack import LITE0_PACKAGE, LITE0_SHA256, lite0_part
 from models.text import package_folder
 
 WEIGHTS = package_folder(LITE0_PACKAGE) / "models" / "efficientnet-lite0-57934424.pth"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from models.build import _load_text
-from models.clip_layout import write_clip_text
-from models.config import TextPart
+from models.bundle.build import _load_text
+from models.bundle.clip_layout import write_clip_text
+from models.bundle.manifest import TextPart
 from models.errors import BundleError
 from models.text import OpenClipNames, TextEncoder, load_minilm, package_folder
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from models.errors import InputError
-from models.linework import trace_linework
+from models.sketch.linework import trace_linework
 from models.transforms import (
     SKETCH_LINE_WIDTH,
     SKETCH_MARGIN,

@@ -5,15 +5,15 @@ from typing import Annotated
 from fastapi import Depends, Path, Request, Response
 
 from app.api.auth import Scope, requires
-from app.api.body import JSON, read_json
+from app.api.bodies import JSON, read_json
+from app.api.conditional import IfMatchDep, etag, wait_for_min_seq
 from app.api.deps import RemainingDep, check_content_type, new_router
 from app.api.openapi_body import request_body
-from app.api.preconditions import IfMatchDep, etag, wait_for_min_seq
 from app.api.routers.segmentation import prompt_of
+from app.api.schemas.class_sets import ClassSetFields, ClassSetList, ClassSetReport, ClassSetSummary, StoredClass
+from app.api.schemas.wire import GALLERY_PATTERN
 from app.api.task_deps import TasksDep
-from app.schemas.class_sets import ClassSetFields, ClassSetList, ClassSetReport, ClassSetSummary, StoredClass
-from app.schemas.wire import GALLERY_PATTERN
-from app.stores.class_sets import ClassSet
+from app.stores.records.class_sets import ClassSet
 
 router = new_router("class sets", dependencies=[Depends(wait_for_min_seq)])
 NamePath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of a class set.")]

@@ -7,16 +7,12 @@ from urllib.parse import unquote
 from fastapi import Depends, Path, Query, Request, Response
 
 from app.api.auth import Scope, requires
-from app.api.body import JSON, MULTIPART, Form, form_model, parse_json, read_json, read_multipart
+from app.api.bodies import JSON, MULTIPART, Form, form_model, parse_json, read_json, read_multipart
+from app.api.conditional import IdempotentRoute, RequiredIfMatchDep, TokenDep, etag, wait_for_min_seq
 from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
 from app.api.openapi_body import request_body
-from app.api.preconditions import IdempotentRoute, RequiredIfMatchDep, TokenDep, etag, wait_for_min_seq
 from app.api.routers.fewshot_reports import created_report, episode_entry, episode_report, prediction_report
-from app.api.sources import source_of
-from app.api.task_deps import TasksDep, tell_timings
-from app.errors import Invalid, Malformed
-from app.limits import Limits
-from app.schemas.fewshot import (
+from app.api.schemas.fewshot import (
     ClassifyOptions,
     ClassifyRequest,
     ClassifyResponse,
@@ -33,7 +29,11 @@ from app.schemas.fewshot import (
     WayInput,
     WayLabel,
 )
-from app.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
+from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
+from app.api.sources import source_of
+from app.api.task_deps import TasksDep, tell_timings
+from app.errors import Invalid, Malformed
+from app.limits import Limits
 from app.tasks.fewshot import EpisodeRequest as NewEpisode
 from app.tasks.fewshot import WayRequest
 from app.tasks.pictures import Source

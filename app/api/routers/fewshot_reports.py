@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from app.schemas.fewshot import (
+from app.api.schemas.fewshot import (
     EpisodeCreated,
     EpisodeEntry,
     EpisodeReport,
@@ -13,9 +13,9 @@ from app.schemas.fewshot import (
     WayCount,
     WayReport,
 )
-from app.stores.episode_records import Episode, EpisodeSummary
+from app.stores.records.episode_records import Episode, EpisodeSummary
 from app.tasks.fewshot import Created, Prediction, method_of
-from app.tasks.fewshot_methods import LeaveOneOut
+from models.heads.fewshot import LeaveOneOut
 
 
 def episode_report(episode: Episode, left_out: LeaveOneOut | None = None) -> EpisodeReport:

@@ -5,13 +5,11 @@ from typing import Annotated
 from fastapi import Depends, Path, Query, Request, Response
 
 from app.api.auth import Scope, requires
-from app.api.body import JSON, read_json
+from app.api.bodies import JSON, read_json
+from app.api.conditional import wait_for_min_seq
 from app.api.deps import BundleDep, check_content_type, new_router
 from app.api.openapi_body import request_body
-from app.api.preconditions import wait_for_min_seq
-from app.api.task_deps import TasksDep
-from app.domain import BundleInfo
-from app.schemas.galleries import (
+from app.api.schemas.galleries import (
     GalleryDeleteQuery,
     GalleryFields,
     GalleryList,
@@ -19,7 +17,9 @@ from app.schemas.galleries import (
     GallerySummary,
     IndexReport,
 )
-from app.schemas.wire import GALLERY_PATTERN
+from app.api.schemas.wire import GALLERY_PATTERN
+from app.api.task_deps import TasksDep
+from app.domain import BundleInfo
 from app.tasks.assemble import Tasks
 
 router = new_router("galleries", dependencies=[Depends(wait_for_min_seq)])

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from app.api.auth import Scope, requires
 from app.api.deps import LOAD_RETRY_AFTER_S, Platform, PlatformDep, new_router
 from app.errors import EngineUnavailable
-from app.lifecycle import Phase
+from app.runtime.lifecycle import Phase
 
 router = new_router("health")
 

@@ -8,7 +8,7 @@ from fastapi import Depends, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from app.api.auth import Scope, requires
-from app.api.body import (
+from app.api.bodies import (
     JSON,
     MULTIPART,
     check_metadata,
@@ -18,15 +18,12 @@ from app.api.body import (
     read_json,
     read_multipart,
 )
+from app.api.conditional import IdempotentRoute, IfMatchDep, TokenDep, etag, wait_for_min_seq
 from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
 from app.api.openapi_body import request_body
-from app.api.preconditions import IdempotentRoute, IfMatchDep, TokenDep, etag, wait_for_min_seq
 from app.api.problems import problem_body
 from app.api.routers.galleries import GalleryPath
-from app.api.sources import source_of
-from app.api.task_deps import TasksDep
-from app.errors import Invalid, PreconditionFailed, ServiceError
-from app.schemas.galleries import (
+from app.api.schemas.galleries import (
     ImageQuery,
     ItemFields,
     ItemOutcome,
@@ -43,8 +40,11 @@ from app.schemas.galleries import (
     NewItem,
     WriteQuery,
 )
-from app.schemas.wire import ITEM_PATTERN
-from app.stores.gallery_records import Exported, Item
+from app.api.schemas.wire import ITEM_PATTERN
+from app.api.sources import source_of
+from app.api.task_deps import TasksDep
+from app.errors import Invalid, PreconditionFailed, ServiceError
+from app.stores.records.gallery_records import Exported, Item
 from app.tasks.assemble import Tasks
 from app.tasks.ingest import ItemRequest, Outcome
 from app.tasks.merge_patch import merged, replaced_by

@@ -7,9 +7,9 @@ from pydantic import BaseModel, JsonValue
 
 from app.api.auth import Scope, requires
 from app.api.deps import new_router
+from app.api.schemas.wire import JOB_PATTERN
 from app.api.task_deps import TasksDep
-from app.schemas.wire import JOB_PATTERN
-from app.stores.jobs import JobState
+from app.stores.records.jobs import JobState
 
 router = new_router("jobs")
 JobPath = Annotated[str, Path(pattern=JOB_PATTERN, description="Id of a job.")]

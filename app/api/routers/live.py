@@ -13,17 +13,17 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.api.auth import Scope, requires
-from app.api.body import parse_json, read_filter
+from app.api.bodies import parse_json, read_filter
 from app.api.deps import Platform, platform_of
 from app.api.problems import problem_body, service_error
 from app.api.routers.retrieval import response_of
+from app.api.schemas.live import LiveAuth, LiveQuery, LiveResults
 from app.api.task_deps import tasks_of
 from app.errors import DeadlineExceeded, Forbidden, Invalid, Malformed, QueueFull, ServiceError, Unauthenticated
-from app.images import PixelBudget, StrokesImage
-from app.schemas.live import LiveAuth, LiveQuery, LiveResults
+from app.imaging.sources import PixelBudget, StrokesImage
+from app.runtime.telemetry import bind_request, get_logger
 from app.tasks.assemble import Tasks
 from app.tasks.retrieval import RetrieveQuery
-from app.telemetry import bind_request, get_logger
 
 router = APIRouter(tags=["retrieval"])
 

@@ -13,7 +13,7 @@ from app.api.auth import Scope, requires
 from app.api.deps import BundleDep, PlatformDep, new_router
 from app.api.problems import catalogue
 from app.errors import NotFound
-from app.lifecycle import Phase
+from app.runtime.lifecycle import Phase
 
 router = new_router("operation")
 

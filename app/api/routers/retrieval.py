@@ -5,7 +5,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.auth import Scope, requires
-from app.api.body import JSON, MULTIPART, form_model, parse_json, read_filter, read_json, read_multipart
+from app.api.bodies import JSON, MULTIPART, form_model, parse_json, read_filter, read_json, read_multipart
+from app.api.conditional import wait_for_min_seq
 from app.api.deps import (
     LimitsDep,
     PixelBudgetDep,
@@ -14,12 +15,7 @@ from app.api.deps import (
     new_router,
 )
 from app.api.openapi_body import request_body
-from app.api.preconditions import wait_for_min_seq
-from app.api.sources import source_of
-from app.api.task_deps import TasksDep, tell_timings
-from app.errors import Invalid
-from app.limits import Limits
-from app.schemas.retrieval import (
+from app.api.schemas.retrieval import (
     EmbedRequest,
     EmbedResponse,
     LikeInput,
@@ -28,6 +24,10 @@ from app.schemas.retrieval import (
     RetrieveResponse,
     RetrieveResult,
 )
+from app.api.sources import source_of
+from app.api.task_deps import TasksDep, tell_timings
+from app.errors import Invalid
+from app.limits import Limits
 from app.tasks.pictures import Source
 from app.tasks.retrieval import RetrieveAnswer, RetrieveQuery
 

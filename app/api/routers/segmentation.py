@@ -8,14 +8,11 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 
 from app.api.auth import Scope, requires
-from app.api.body import JSON, MULTIPART, form_model, parse_json, read_json, read_multipart
+from app.api.bodies import JSON, MULTIPART, form_model, parse_json, read_json, read_multipart
+from app.api.conditional import wait_for_min_seq
 from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
 from app.api.openapi_body import request_body
-from app.api.preconditions import wait_for_min_seq
-from app.api.sources import source_of
-from app.api.task_deps import TasksDep, tell_timings
-from app.errors import Invalid, NotAcceptable, TooMuchWork
-from app.schemas.segmentation import (
+from app.api.schemas.segmentation import (
     ClassObject,
     RleMask,
     SegmentedClass,
@@ -23,9 +20,12 @@ from app.schemas.segmentation import (
     SegmentRequest,
     SegmentResponse,
 )
-from app.tasks.masks import bit_png, palette_png
+from app.api.sources import source_of
+from app.api.task_deps import TasksDep, tell_timings
+from app.errors import Invalid, NotAcceptable, TooMuchWork
 from app.tasks.pictures import Source
-from app.tasks.segmentation import ClassAnswer, ClassPrompt, SegmentAnswer, SegmentQuery
+from app.tasks.segmentation.masks import bit_png, palette_png
+from app.tasks.segmentation.segmentation import ClassAnswer, ClassPrompt, SegmentAnswer, SegmentQuery
 
 router = new_router("segmentation", dependencies=[Depends(wait_for_min_seq)])
 PNG = "image/png"

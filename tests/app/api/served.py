@@ -12,11 +12,11 @@ from fastapi import FastAPI
 
 from app.api.deps import Platform
 from app.api.services import Services
-from app.build_services import assemble_services
+from app.composition import assemble_services
 from app.engine.batcher import WorkQueue
 from app.engine.work import Work
-from app.lifecycle import Phase
 from app.main import create_app
+from app.runtime.lifecycle import Phase
 from app.server import configured
 from app.settings import Settings
 from models.heads.prototype import PrototypeHead

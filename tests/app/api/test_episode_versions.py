@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from app.errors import Invalid
-from app.images import EncodedImage, PixelBudget
-from app.stores.episode_records import NewSupport, NewWay
+from app.imaging.sources import EncodedImage, PixelBudget
+from app.stores.records.episode_records import NewSupport, NewWay
 from app.tasks.assemble import Tasks
 from app.tasks.fewshot import EpisodeRequest, WayRequest
 from tests.app.api.pictures import BAR, CROSS, SQUARE, png

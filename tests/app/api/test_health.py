@@ -9,8 +9,8 @@ import pytest
 
 from app.api.deps import Platform
 from app.api.services import Services
-from app.lifecycle import EXIT_START_FAILED, Phase
 from app.main import create_app
+from app.runtime.lifecycle import EXIT_START_FAILED, Phase
 from app.settings import Settings
 from tests.app.api.conftest import build_services
 

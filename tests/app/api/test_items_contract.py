@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.errors import Conflict
-from app.stores import facts
+from app.stores.sql import metadata as facts
 from app.tasks.assemble import Tasks
 from tests.app.api.pictures import BAR, CROSS, SQUARE, png
 

@@ -10,10 +10,10 @@ import pytest
 
 from app.api.deps import Platform
 from app.api.services import Services
-from app.build_services import assemble_services
+from app.composition import assemble_services
 from app.domain import BundleInfo
-from app.lifecycle import Phase
 from app.main import create_app
+from app.runtime.lifecycle import Phase
 from app.settings import Settings
 from models.heads.prototype import PrototypeHead
 from models.transforms import plan_views

@@ -6,10 +6,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.lifecycle import Phase
 from app.main import create_app
+from app.runtime.lifecycle import Phase
 from app.settings import Settings
-from models.pack import write_random
+from models.bundle.pack import write_random
 from tests.app.api.pictures import BAR, CROSS, SQUARE, png
 
 pytestmark = pytest.mark.anyio

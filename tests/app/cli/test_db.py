@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import app
 from app.stores.blobs import Blobs
-from app.stores.database import open_database
+from app.stores.sql.database import open_database
 from tests.app.stores.stores import new_item, open_stores, unit
 
 

@@ -18,8 +18,8 @@ from fastapi import FastAPI
 from rich.console import Console
 from rich.progress import Progress
 
-from app.cli.gallery_import import Imported, import_pictures
 from app.cli.import_sources import UnreadableSource, item_id, read_source
+from app.cli.importing import Imported, import_pictures
 from app.main import create_app
 from app.settings import Settings
 from app.tasks.assemble import Tasks

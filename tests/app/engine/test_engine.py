@@ -11,7 +11,7 @@ from app.engine.executor import DeviceExecutor
 from app.engine.feature_cache import FeatureCache
 from app.engine.work import VIEW_COST
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, QueueFull
-from app.telemetry import Telemetry
+from app.runtime.telemetry import Telemetry
 from models.types import ImageBatch
 from tests.app.fakes import FakeClock, FakeEncoder, level_of, make_view
 

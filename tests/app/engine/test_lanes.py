@@ -13,7 +13,7 @@ from app.engine.engine import REPRODUCIBLE_BATCH, BatchingEngine
 from app.engine.executor import DeviceExecutor
 from app.engine.feature_cache import FeatureCache
 from app.engine.work import VIEW_COST, Batch, CacheKey, DeviceFatal, Group, Kind, Work
-from app.telemetry import Telemetry
+from app.runtime.telemetry import Telemetry
 from models.types import ImageBatch
 from tests.app.engine.simulation import Faults, SimulatedDevice, VirtualTimeLoop
 from tests.app.fakes import FakeEncoder, level_of, make_view

@@ -10,10 +10,10 @@ from app.domain import View
 from app.engine.engine import REPRODUCIBLE_BATCH, BatchingEngine
 from app.engine.executor import DeviceExecutor
 from app.engine.feature_cache import FeatureCache
-from app.telemetry import Telemetry
-from models.build import load_bundle
+from app.runtime.telemetry import Telemetry
+from models.bundle.build import load_bundle
+from models.bundle.pack import write_random
 from models.encoder import Encoder
-from models.pack import write_random
 from models.types import ImageBatch, ImageFeatures
 from tests.app.fakes import FakeEncoder, make_view
 

@@ -18,7 +18,7 @@ from app.engine.engine import BatchingEngine
 from app.engine.feature_cache import FeatureCache
 from app.engine.work import TEXT_COST, VIEW_COST, Batch, Kind, Work
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, QueueFull
-from app.telemetry import Telemetry
+from app.runtime.telemetry import Telemetry
 from tests.app.engine.simulation import Faults, SimulatedDevice, VirtualTimeLoop
 
 SCHEDULES = int(os.environ.get("ENGINE_SCHEDULES", "300"))

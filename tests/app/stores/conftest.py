@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.stores.blobs import Blobs
-from app.stores.database import Database, attach_database, open_database
+from app.stores.sql.database import Database, attach_database, open_database
 from benchmarks.header import header
 from tests.app.postgres import PostgresServer
 

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.stores.blobs import Blobs
-from app.stores.database import Database
-from app.stores.galleries import Galleries
-from app.stores.gallery_records import NewItem
-from app.stores.index_base import IndexOptions
-from app.stores.index_snapshots import IndexSnapshots
-from app.stores.indexes import Indexes
-from app.stores.items import Items
+from app.stores.index.base import IndexOptions
+from app.stores.index.follower import Indexes
+from app.stores.index.snapshots import IndexSnapshots
+from app.stores.records.galleries import Galleries
+from app.stores.records.gallery_records import NewItem
+from app.stores.records.items import Items
+from app.stores.sql.database import Database
 
 D = 8
 FINGERPRINT = "f1"

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from app.stores.blobs import Blobs
-from app.stores.database import attach_database
-from app.stores.index_snapshots import IndexSnapshots
-from app.stores.upkeep import Upkeep
-from app.stores.write_points import POINTS
+from app.stores.index.snapshots import IndexSnapshots
+from app.stores.maintenance.check import Upkeep
+from app.stores.sql.database import attach_database
+from app.stores.sql.failpoints import POINTS
 from tests.app.crash_process import KILL
 from tests.app.postgres import PostgresServer
 from tests.app.stores.conftest import Tell

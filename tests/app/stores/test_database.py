@@ -12,12 +12,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from app.errors import DeadlineExceeded, DiskFull, EngineUnavailable
-from app.stores import change_log, sql_engines
 from app.stores.blobs import Blobs
-from app.stores.database import SQLITE_FILE, Database, DataFolderLocked, open_database
-from app.stores.sql_engines import READ_LIMIT_S, UnusableDatabase, migrate, sqlite_engine
-from app.stores.support_sets import SupportSets
-from app.stores.tables import metadata
+from app.stores.records.episodes import SupportSets
+from app.stores.sql import change_log
+from app.stores.sql import engines as sql_engines
+from app.stores.sql.database import SQLITE_FILE, Database, DataFolderLocked, open_database
+from app.stores.sql.engines import READ_LIMIT_S, UnusableDatabase, migrate, sqlite_engine
+from app.stores.sql.tables import metadata
 from tests.app.stores.conftest import OpenReplica, Tell
 from tests.app.stores.stores import open_stores, unit
 

@@ -8,9 +8,9 @@ import pytest
 
 from app.errors import DiskFull, EngineUnavailable
 from app.stores.blobs import Blobs
-from app.stores.database import open_database
-from app.stores.index_snapshots import IndexSnapshots
-from app.stores.upkeep import Upkeep
+from app.stores.index.snapshots import IndexSnapshots
+from app.stores.maintenance.check import Upkeep
+from app.stores.sql.database import open_database
 from tests.app.stores.stores import Stores, new_item, open_stores, unit
 
 SIZE_MIB = 3

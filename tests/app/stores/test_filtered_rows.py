@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from app.stores import filtered_rows
 from app.stores.blobs import Blobs
-from app.stores.database import Database
-from app.stores.filtered_rows import FilteredRows, Ids
-from app.stores.filters import Filter, parse_filter
-from app.stores.index_snapshots import IndexSnapshots
-from app.stores.upkeep import Upkeep
+from app.stores.filters import rows as filtered_rows
+from app.stores.filters.rows import FilteredRows, Ids
+from app.stores.filters.tree import Filter, parse_filter
+from app.stores.index.snapshots import IndexSnapshots
+from app.stores.maintenance.check import Upkeep
+from app.stores.sql.database import Database
 from tests.app.stores.stores import Stores, new_item, open_stores, unit
 
 EVEN = parse_filter({"even": True})

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import Invalid
-from app.stores.database import Database, open_database
-from app.stores.filter_sql import filter_condition
-from app.stores.filters import MAX_INTEGER, matches, parse_filter
+from app.stores.filters.sql import filter_condition
+from app.stores.filters.tree import MAX_INTEGER, matches, parse_filter
+from app.stores.sql.database import Database, open_database
 from tests.app.postgres import PostgresServer
 
 EXAMPLES = int(os.environ.get("FILTER_EXAMPLES", "200"))

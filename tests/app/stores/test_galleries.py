@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from app.api.preconditions import ANY_VERSION
+from app.api.conditional import ANY_VERSION
 from app.errors import (
     Conflict,
     Damaged,
@@ -21,12 +21,12 @@ from app.errors import (
     PreconditionFailed,
 )
 from app.stores.blobs import Blobs
-from app.stores.database import Database
-from app.stores.filters import parse_filter
-from app.stores.index_base import IndexOptions
-from app.stores.index_snapshots import IndexSnapshots
-from app.stores.upkeep import Upkeep
-from app.stores.vector_index import VectorIndex
+from app.stores.filters.tree import parse_filter
+from app.stores.index.base import IndexOptions
+from app.stores.index.snapshots import IndexSnapshots
+from app.stores.index.vector_index import VectorIndex
+from app.stores.maintenance.check import Upkeep
+from app.stores.sql.database import Database
 from tests.app.stores.stores import D, Stores, new_item, open_stores, unit
 
 
@@ -346,7 +346,7 @@ def test_a_merge_that_fails_is_logged_and_rests(stores: Stores, monkeypatch: pyt
         stores.indexes._builder.submit(int).result()
     assert calls == [1]
     assert [one["event"] for one in logs] == ["index_not_merged"]
-    monkeypatch.setattr("app.stores.indexes.MERGE_REST_S", 0.0)
+    monkeypatch.setattr("app.stores.index.follower.MERGE_REST_S", 0.0)
     stores.indexes._resting.clear()
     stores.items.remove("default", "b")
     stores.indexes._builder.submit(int).result()

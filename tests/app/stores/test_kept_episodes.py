@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from app.stores.episode_records import Episode, Support, Way
-from app.stores.kept_episodes import KeptEpisodes
+from app.stores.records.episode_cache import KeptEpisodes
+from app.stores.records.episode_records import Episode, Support, Way
 
 
 def test_asking_for_episodes_that_are_not_there_drops_none_that_is() -> None:

@@ -13,10 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from app.errors import NotFound
 from app.stores.blobs import Blobs
-from app.stores.database import Database, open_database
-from app.stores.filters import matches, parse_filter
-from app.stores.index_snapshots import IndexSnapshots
-from app.stores.upkeep import Upkeep
+from app.stores.filters.tree import matches, parse_filter
+from app.stores.index.snapshots import IndexSnapshots
+from app.stores.maintenance.check import Upkeep
+from app.stores.sql.database import Database, open_database
 from tests.app.postgres import PostgresServer
 from tests.app.stores.conftest import Tell
 from tests.app.stores.stores import Stores, new_item, open_stores, unit

@@ -9,8 +9,8 @@ LIMIT_MIB = 800
 SCRIPT = """
 from pathlib import Path
 import numpy as np
-from app.tasks.masks import palette_png, regions
-from app.tasks.stitching import ViewProbabilities, stitch
+from app.tasks.segmentation.masks import palette_png, regions
+from models.heads.stitching import ViewProbabilities, stitch
 from models.transforms import plan_views
 
 side, classes = 8000, 255

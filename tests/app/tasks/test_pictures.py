@@ -11,11 +11,11 @@ from PIL import Image
 
 from app.domain import Picture
 from app.errors import ImageTooLarge, Malformed
-from app.images import Base64Image, EncodedImage, ImageDecoder, PixelBudget
+from app.imaging.cache import PictureCache
+from app.imaging.sources import Base64Image, EncodedImage, ImageDecoder, PixelBudget
 from app.limits import Limits
-from app.picture_cache import PictureCache
+from app.runtime.telemetry import Telemetry
 from app.tasks.pictures import Pictures, Prepared, Source
-from app.telemetry import Telemetry
 from models.transforms import canonical_image, cut_view, whole_view
 from models.types import TaskProfile
 

@@ -14,8 +14,8 @@ from app.api.services import Services
 from app.errors import Conflict
 from app.main import create_app
 from app.settings import Settings
-from app.stores.jobs import JobState
-from app.stores.reembedding import roll_back
+from app.stores.maintenance.reembed import roll_back
+from app.stores.records.jobs import JobState
 from app.tasks.assemble import StoreOptions, Tasks, open_tasks
 from tests.app.api.conftest import FakeEngine, FakePrototypeHead, FakeSegmentationHead, bundle_info
 from tests.app.api.pictures import BAR, CROSS, SQUARE, base64_image, png
@@ -114,7 +114,7 @@ async def test_beside_a_replica_that_serves_the_old_one_and_writes(tmp_path: Pat
                 stored = old_tasks.items.item("default", "i1")
                 data = old_tasks.items.picture("default", "i1")[1]
                 vector = old_tasks.galleries.vectors("default", ["i1"])["i1"]
-                from app.stores.gallery_records import NewItem
+                from app.stores.records.gallery_records import NewItem
 
                 late = NewItem(
                     id="late",

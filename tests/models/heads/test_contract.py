@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.build import LoadedBundle
+from models.bundle.build import LoadedBundle
 from models.heads.prototype import PrototypeHead
 from models.transforms import canonical_strokes, to_unit
 from models.types import ImageBatch

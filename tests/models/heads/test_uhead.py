@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from models.heads.layers import Adapter
 from models.heads.uhead import UHead, UHeadConfig, UHeadScale
-from models.layers import Adapter
 
 MINI = UHeadConfig(
     scales=(

@@ -1,0 +1,187 @@
+"""Request bodies: strict JSON and multipart forms, to wire models and files."""
+
+import asyncio
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import from_json
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from app.api.deps import read_form
+from app.errors import FieldError, Invalid, Malformed
+from app.imaging.sources import EncodedImage
+from app.limits import Limits
+from app.stores.filters.tree import MAX_INTEGER, Filter, parse_filter
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+JSON = "application/json"
+MULTIPART = "multipart/form-data"
+_LARGE_BYTES = 64 * 1024
+MAX_METADATA_DEPTH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One file of a form, under its field's name."""
+
+    field: str
+    image: EncodedImage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """A multipart form: its files and its text fields, each in order."""
+
+    files: Sequence[Part]
+    texts: Sequence[tuple[str, str]]
+
+    def images(self, field: str) -> list[EncodedImage]:
+        """The files of one field, in order."""
+        return [part.image for part in self.files if part.field == field]
+
+    def one_image(self, field: str) -> EncodedImage | None:
+        """The file of a field that may come once. Raises Invalid where it came twice."""
+        found = self.images(field)
+        if len(found) > 1:
+            raise _invalid(field, "came more than once")
+        return found[0] if found else None
+
+    def scalars(self, *, repeated: Collection[str] = ()) -> dict[str, str]:
+        """The text fields that may come once. Raises Invalid where one came twice."""
+        found: dict[str, str] = {}
+        for name, value in self.texts:
+            if name in repeated:
+                continue
+            if name in found:
+                raise _invalid(name, "came more than once")
+            found[name] = value
+        return found
+
+    def repeated(self, name: str) -> list[str]:
+        """All values of one text field, in order."""
+        return [value for field, value in self.texts if field == name]
+
+
+async def read_json(request: Request, shape: type[T]) -> T:
+    """The JSON body as `shape`, types strict.
+
+    Raises:
+        Malformed: not JSON.
+        Invalid: NaN or infinity.
+        pydantic.ValidationError: not of the shape.
+    """
+    body = await request.body()
+    if len(body) > _LARGE_BYTES:
+        return await asyncio.to_thread(_validated, body, shape)
+    return _validated(body, shape)
+
+
+async def read_multipart(request: Request, limits: Limits, *, files: Collection[str]) -> Form:
+    """The multipart body.
+
+    Args:
+        files: names of fields that must be files; one that ends in `:` stands for all that begin so.
+
+    Raises:
+        Invalid: a file under another name, or text where a file belongs.
+    """
+    parts: list[Part] = []
+    texts: list[tuple[str, str]] = []
+    form = await read_form(request, limits)
+    try:
+        for name, value in form.multi_items():
+            is_file = any(name == field or (field.endswith(":") and name.startswith(field)) for field in files)
+            if isinstance(value, UploadFile) != is_file:
+                raise _invalid(name, "must be a file" if is_file else "is no file field of this form")
+            if isinstance(value, UploadFile):
+                parts.append(Part(field=name, image=EncodedImage(data=await value.read())))
+            else:
+                texts.append((name, value))
+    finally:
+        await form.close()
+    return Form(files=parts, texts=texts)
+
+
+def form_model(model: type[M], fields: Mapping[str, object]) -> M:
+    """Text fields as a wire model, with the usual readings of numbers and booleans.
+
+    Raises:
+        pydantic.ValidationError: not of the shape.
+    """
+    return model.model_validate(fields)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON value without NaN and infinity.
+
+    Raises:
+        Malformed: not JSON.
+        Invalid: NaN or infinity.
+    """
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError as err:
+        if _is_json_but_for_nan(text):
+            raise Invalid("NaN and infinity are not allowed.") from err
+        raise Malformed("The JSON cannot be read.") from err
+
+
+def check_metadata(metadata: Mapping[str, object] | None, field: str, limits: Limits) -> None:
+    """Refuse metadata over the limit, and values that not every JSON reader and database keeps.
+
+    Raises:
+        Invalid: naming the field.
+    """
+    if metadata is None:
+        return
+    _check_value(metadata, field, MAX_METADATA_DEPTH)
+    try:
+        size = len(json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode())
+    except ValueError as err:
+        raise _invalid(field, "holds a number that is not finite") from err
+    if size > limits.max_metadata_bytes:
+        raise _invalid(field, f"is over {limits.max_metadata_bytes} bytes")
+
+
+def read_filter(value: object | None) -> Filter | None:
+    """The filter of a request's JSON value, None for none. Raises Invalid."""
+    return None if value is None else parse_filter(value)
+
+
+def _check_value(value: object, field: str, depth: int) -> None:
+    if depth == 0:
+        raise _invalid(field, f"is deeper than {MAX_METADATA_DEPTH}")
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise _invalid(field, "holds a NUL or half a surrogate pair")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise _invalid(field, "holds an integer beyond 2^53 - 1: write it as a string")
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_value(name, field, depth)
+            _check_value(inner, field, depth - 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_value(inner, field, depth - 1)
+
+
+def _validated(body: bytes, shape: type[T]) -> T:
+    return TypeAdapter(shape).validate_python(parse_json(body), strict=True)
+
+
+def _is_json_but_for_nan(text: str | bytes) -> bool:
+    try:
+        from_json(text, allow_inf_nan=True)
+    except ValueError:
+        return False
+    return True
+
+
+def _invalid(field: str, message: str) -> Invalid:
+    name = field[:100]
+    return Invalid(f"Field {name!r} {message}.", errors=[FieldError(field=name, message=message)])

@@ -1,0 +1,181 @@
+"""Wire format of galleries and items."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, JsonValue
+
+from app.api.schemas.images import HOUSE, ImageInput
+from app.api.schemas.wire import Caption, FilterInput, GalleryName, ItemId, Metadata, Wire
+
+
+class GalleryFields(Wire):
+    """What PUT changes; an absent field keeps its value."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"description": "Icons of our shop."}]})
+
+    description: Annotated[str, Field(max_length=2000)] | None = None
+
+
+class GallerySummary(Wire):
+    """A gallery in the list."""
+
+    name: GalleryName
+    description: str
+    count: int
+
+
+class GalleryList(Wire):
+    """All galleries, by name."""
+
+    galleries: list[GallerySummary]
+
+
+class IndexReport(Wire):
+    """The vector index behind a gallery; two replicas that agree have equal digests.
+
+    `recall` at 10 is as measured when the index was built; null where the search is exact.
+    """
+
+    kind: str
+    vectors: int
+    applied_seq: int
+    head_seq: int
+    fingerprint: str
+    digest: str
+    recall: float | None
+
+
+class GalleryReport(GallerySummary):
+    """One gallery and its index."""
+
+    index: IndexReport
+
+
+class ItemFields(Wire):
+    """One entry of the multipart part `items`."""
+
+    id: ItemId | None = None
+    metadata: Metadata = Field(default_factory=dict)
+    caption: Caption | None = None
+
+
+class ItemsForm(Wire):
+    """The text fields of the multipart form: `items` is JSON, one entry an image, in order."""
+
+    items: list[ItemFields]
+
+
+class NewItem(ItemFields):
+    """One item of the JSON form."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"id": "house", "image": HOUSE, "metadata": {"name": "house"}}]}
+    )
+
+    image: ImageInput
+
+
+class ItemPut(Wire):
+    """PUT of one item; without an image only metadata of an existing one changes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"image": HOUSE, "metadata": {"name": "house"}}]})
+
+    image: ImageInput | None = None
+    metadata: Metadata | None = None
+    caption: Caption | None = None
+
+
+class ItemPutOptions(Wire):
+    """The fields of a multipart PUT beside `image`."""
+
+    metadata: Metadata | None = None
+    caption: Caption | None = None
+
+
+class ItemPatch(Wire):
+    """A JSON merge patch (RFC 7396) of the metadata: null takes a member away."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"metadata": {"name": "hut", "old": None}}]})
+
+    metadata: Metadata
+
+
+class ItemsDelete(Wire):
+    """Which items to delete: some ids, or all that pass a filter."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["house"]}, {"filter": {"kind": "icon"}}]})
+
+    ids: Annotated[list[ItemId], Field(min_length=1, max_length=10_000)] | None = None
+    filter: FilterInput | None = None
+
+
+class ItemsDeleted(Wire):
+    """How many items went, and which ids were not there."""
+
+    seq: int
+    deleted: int
+    missing: list[str]
+
+
+class WriteQuery(Wire):
+    """`wait`: answer once the write is searchable here (true), or once it is durable."""
+
+    wait: bool = True
+
+
+class ItemOutcome(Wire):
+    """What became of one item; `problem` where it was rejected."""
+
+    id: str | None
+    status: Literal["created", "replaced", "rejected"]
+    problem: dict[str, JsonValue] | None = None
+
+
+class ItemsWritten(Wire):
+    """The write's place in the change log and an outcome for each item, in order."""
+
+    seq: int
+    results: list[ItemOutcome]
+
+
+class ItemReport(Wire):
+    """One stored item."""
+
+    id: str
+    metadata: Metadata
+    caption: str | None
+    sha256: str
+    media_type: str
+    width: int
+    height: int
+    fingerprint: str
+    created_at: float
+    seq: int
+    image_url: str
+
+
+class ItemPage(Wire):
+    """Items by id; `next_cursor` is null on the last page."""
+
+    items: list[ItemReport]
+    next_cursor: str | None
+
+
+class ItemPageQuery(Wire):
+    """Query parameters of the item list; `filter` is the JSON of a filter."""
+
+    cursor: ItemId | None = None
+    filter: Annotated[str, Field(max_length=65_536)] | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class ImageQuery(Wire):
+    """`size`: the longest side of a thumbnail, px; absent for the stored picture."""
+
+    size: Annotated[int, Field(ge=16, le=2048)] | None = None
+
+
+class GalleryDeleteQuery(Wire):
+    """`confirm` repeats the name of a gallery that holds items."""
+
+    confirm: str | None = None

@@ -1,0 +1,74 @@
+"""The one grammar of image inputs in JSON: an object with exactly one of its forms."""
+
+from typing import Annotated
+
+from pydantic import Discriminator, Field, Tag
+from pydantic.config import JsonDict
+
+from app.api.schemas.wire import GalleryName, ItemId, Wire
+
+
+class Base64Input(Wire):
+    """A file as base64 text or a base64 data URI."""
+
+    base64: Annotated[str, Field(min_length=1)]
+
+
+class StrokesInput(Wire):
+    """A drawing: strokes of `[[x…], [y…]]` (a third list of times is allowed) on a canvas."""
+
+    strokes: Annotated[list[Annotated[list[list[float]], Field(min_length=2, max_length=3)]], Field(min_length=1)]
+    width: Annotated[float, Field(gt=0)]
+    height: Annotated[float, Field(gt=0)]
+
+
+class SvgInput(Wire):
+    """An SVG document of paths and basic shapes."""
+
+    svg: Annotated[str, Field(min_length=1)]
+
+
+class ItemName(Wire):
+    """A gallery item's name."""
+
+    gallery: GalleryName
+    id: ItemId
+
+
+class ItemInput(Wire):
+    """The stored picture of a gallery item."""
+
+    item: ItemName
+
+
+def _form(value: object) -> str | None:
+    if isinstance(value, dict):
+        return next((form for form in ("base64", "strokes", "svg", "item") if form in value), None)
+    return None
+
+
+ImageInput = Annotated[
+    Annotated[Base64Input, Tag("base64")]
+    | Annotated[StrokesInput, Tag("strokes")]
+    | Annotated[SvgInput, Tag("svg")]
+    | Annotated[ItemInput, Tag("item")],
+    Discriminator(
+        _form,
+        custom_error_type="image_input",
+        custom_error_message="an image is an object with exactly one of base64, strokes, svg, item",
+    ),
+]
+
+HOUSE: JsonDict = {
+    "strokes": [
+        [[40, 40, 210, 210, 40], [120, 230, 230, 120, 120]],
+        [[25, 125, 225], [120, 30, 120]],
+        [[105, 105, 145, 145], [230, 170, 170, 230]],
+    ],
+    "width": 256,
+    "height": 256,
+}
+"""A house drawn as strokes, for examples."""
+
+LINE: JsonDict = {"strokes": [[[10, 240], [20, 230]]], "width": 256, "height": 256}
+"""A slanted line drawn as one stroke, for examples."""

@@ -1,0 +1,118 @@
+"""Filters as SQL conditions, for SQLite and PostgreSQL; `filters.matches` says what they must mean."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from app.stores.filters.tree import Both, Filter, Leaf, Not, Scalar, is_number
+
+Condition = sa.ColumnElement[bool]
+Column = sa.ColumnElement[Any]
+
+
+def filter_condition(found: Filter, metadata: Column, dialect: str) -> Condition:
+    """A condition over rows whose `metadata` column is JSON; never null.
+
+    Args:
+        dialect: `sqlite` or `postgresql`.
+    """
+    leaf = _postgresql_leaf if dialect == "postgresql" else _sqlite_leaf
+    return _tree(found, lambda one: leaf(one, metadata))
+
+
+def _tree(found: Filter, leaf: Callable[[Leaf], Condition]) -> Condition:
+    if isinstance(found, Both):
+        join = sa.and_ if found.is_and else sa.or_
+        return join(*(_tree(part, leaf) for part in found.parts)).self_group()
+    if isinstance(found, Not):
+        return sa.not_(_tree(found.part, leaf))
+    if found.op == "ne":
+        return sa.not_(leaf(Leaf(field=found.field, op="eq", values=found.values)))
+    if found.op == "exists" and found.values[0] is False:
+        return sa.not_(leaf(Leaf(field=found.field, op="exists", values=(True,))))
+    return leaf(found)
+
+
+def _sqlite_leaf(leaf: Leaf, metadata: Column) -> Condition:
+    """`EXISTS` over the object's members: paths would need quoting, keys need none."""
+    member = sa.func.json_each(metadata).table_valued("key", "value", "type").alias()
+    conditions: list[Condition] = [member.c.key == leaf.field]
+    if leaf.op in ("eq", "in"):
+        conditions.append(_sqlite_any(member, leaf.values))
+    elif leaf.op in ("any", "all"):
+        inner = [_sqlite_element(member, wanted) for wanted in leaf.values]
+        conditions += [member.c.type == "array", (sa.or_ if leaf.op == "any" else sa.and_)(*inner)]
+    elif leaf.op != "exists":
+        conditions.append(_sqlite_ordered(member, leaf))
+    return sa.exists(sa.select(sa.literal(1)).select_from(member).where(*conditions))
+
+
+def _sqlite_any(member: sa.FromClause, values: Sequence[Scalar]) -> Condition:
+    return sa.or_(*(_sqlite_equal(member, value) for value in values))
+
+
+def _sqlite_element(member: sa.FromClause, wanted: Scalar) -> Condition:
+    """Whether the list in `member` holds the value."""
+    # The inner call sees a list only: members of other types would be no JSON.
+    array = sa.case((member.c.type == "array", member.c.value), else_="[]")
+    element = sa.func.json_each(array).table_valued("key", "value", "type").alias()
+    return sa.exists(sa.select(sa.literal(1)).select_from(element).where(_sqlite_equal(element, wanted)))
+
+
+def _sqlite_equal(member: sa.FromClause, value: Scalar) -> Condition:
+    if value is None:
+        return member.c.type == "null"
+    if isinstance(value, bool):
+        return member.c.type == ("true" if value else "false")
+    return sa.and_(member.c.type.in_(_sqlite_types(value)), member.c.value == _sqlite_value(value))
+
+
+def _sqlite_ordered(member: sa.FromClause, leaf: Leaf) -> Condition:
+    wanted = leaf.values[0]
+    return sa.and_(member.c.type.in_(_sqlite_types(wanted)), _COMPARE[leaf.op](member.c.value, _sqlite_value(wanted)))
+
+
+def _sqlite_types(value: Scalar) -> list[str]:
+    return ["integer", "real"] if is_number(value) else ["text"]
+
+
+def _sqlite_value(value: Scalar) -> Column:
+    # Numbers are read by the same reader as those in the metadata.
+    return sa.func.json_extract(json.dumps(value), "$") if is_number(value) else sa.literal(value, sa.Text)
+
+
+def _postgresql_leaf(leaf: Leaf, metadata: Column) -> Condition:
+    document = sa.cast(metadata, JSONB)
+    member = document.op("->", return_type=JSONB)(sa.literal(leaf.field, sa.Text))
+    if leaf.op == "exists":
+        return sa.func.jsonb_exists(document, leaf.field)
+    if leaf.op in ("eq", "in"):
+        return sa.func.coalesce(sa.or_(*(member == _jsonb(value) for value in leaf.values)), sa.false())
+    if leaf.op in ("any", "all"):
+        inner = [member.op("@>", return_type=sa.Boolean)(_jsonb([value])) for value in leaf.values]
+        holds = (sa.or_ if leaf.op == "any" else sa.and_)(*inner)
+        return sa.case((sa.func.jsonb_typeof(member) == "array", holds), else_=sa.false())
+    wanted = leaf.values[0]
+    text = document.op("->>", return_type=sa.Text)(sa.literal(leaf.field, sa.Text))
+    if is_number(wanted):
+        compared = _COMPARE[leaf.op](sa.cast(text, sa.Numeric), sa.cast(sa.literal(json.dumps(wanted)), sa.Numeric))
+        kind = "number"
+    else:
+        compared = _COMPARE[leaf.op](sa.collate(text, "C"), sa.literal(wanted, sa.Text))
+        kind = "string"
+    return sa.case((sa.func.jsonb_typeof(member) == kind, compared), else_=sa.false())
+
+
+def _jsonb(value: object) -> Column:
+    return sa.cast(sa.literal(json.dumps(value, ensure_ascii=False), sa.Text), JSONB)
+
+
+_COMPARE: dict[str, Callable[[Any, Any], Condition]] = {
+    "lt": lambda one, other: one < other,
+    "lte": lambda one, other: one <= other,
+    "gt": lambda one, other: one > other,
+    "gte": lambda one, other: one >= other,
+}

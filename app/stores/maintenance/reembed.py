@@ -1,0 +1,192 @@
+"""The SQL of a change of bundle: vectors of the next beside those of the present, and one switch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from app.errors import Conflict
+from app.stores.records.class_sets import StoredClass
+from app.stores.sql import change_log
+from app.stores.sql import metadata as facts
+from app.stores.sql.database import Database
+from app.stores.sql.tables import (
+    class_set_vectors,
+    class_sets,
+    galleries,
+    item_vectors,
+    items,
+    support_vectors,
+    supports,
+)
+from app.stores.sql.vectors import VectorDtype, pack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LackingPicture:
+    """A stored picture without a vector of the bundle: an item's row or a support's id."""
+
+    owner: int | str
+    sha256: str
+    caption: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LackingClasses:
+    """A class set without embeddings of the bundle; `version` guards against a change meanwhile."""
+
+    name: str
+    version: int
+    classes: Sequence[StoredClass]
+
+
+class Reembedding:
+    """What one bundle still lacks; every method blocks.
+
+    Args:
+        fingerprint: of the bundle to go over to.
+        dtype: how its vectors are stored.
+    """
+
+    def __init__(self, database: Database, *, fingerprint: str, dtype: VectorDtype = "fp32") -> None:
+        self._database = database
+        self._fingerprint = fingerprint
+        self._dtype: VectorDtype = dtype
+
+    def active(self) -> str | None:
+        """The fingerprint that is served now."""
+        with self._database.read(limit_s=None) as connection:
+            return facts.read(connection, facts.FINGERPRINT)
+
+    def galleries(self) -> Sequence[str]:
+        """Names of all galleries."""
+        with self._database.read(limit_s=None) as connection:
+            return connection.execute(sa.select(galleries.c.name).order_by(galleries.c.name)).scalars().all()
+
+    def count(self) -> int:
+        """How many items, supports and class sets lack a vector of the bundle."""
+        with self._database.read(limit_s=None) as connection:
+            return _count_lacking(connection, self._fingerprint)
+
+    def items(self, limit: int, after: int = 0) -> Sequence[LackingPicture]:
+        """Live items that lack one, by row, those after a row."""
+        query = _items(self._fingerprint).where(items.c.id > after).order_by(items.c.id).limit(limit)
+        with self._database.read(limit_s=None) as connection:
+            rows = connection.execute(query).all()
+        return [LackingPicture(owner=row.id, sha256=row.sha256, caption=row.caption) for row in rows]
+
+    def supports(self, limit: int, after: str = "") -> Sequence[LackingPicture]:
+        """Supports that lack one, by id, those after an id."""
+        query = _supports(self._fingerprint).where(supports.c.id > after).order_by(supports.c.id).limit(limit)
+        with self._database.read(limit_s=None) as connection:
+            rows = connection.execute(query).all()
+        return [LackingPicture(owner=row.id, sha256=row.sha256, caption=None) for row in rows]
+
+    def class_sets(self) -> Sequence[LackingClasses]:
+        """Class sets that lack theirs."""
+        with self._database.read(limit_s=None) as connection:
+            rows = connection.execute(_class_sets(self._fingerprint)).all()
+        return [
+            LackingClasses(
+                name=row.name,
+                version=row.version,
+                classes=[
+                    StoredClass(name=c["name"], synonyms=c["synonyms"], templates=c["templates"]) for c in row.classes
+                ],
+            )
+            for row in rows
+        ]
+
+    def keep_pictures(self, found: Sequence[tuple[LackingPicture, NDArray[np.float32]]]) -> None:
+        """Store vectors [D] of items and supports that are still there."""
+        with self._database.write() as connection:
+            for one, vector in found:
+                if isinstance(one.owner, int):
+                    query = _items(self._fingerprint).where(items.c.id == one.owner)
+                    is_lacking = connection.execute(query).first() is not None
+                    row: dict[str, object] = {
+                        "item_id": one.owner,
+                        "dtype": self._dtype,
+                        "vector": pack(vector, self._dtype),
+                    }
+                    table = item_vectors
+                else:
+                    of_support = _supports(self._fingerprint).where(supports.c.id == one.owner)
+                    is_lacking = connection.execute(of_support).first() is not None
+                    row = {"support_id": one.owner, "vector": pack(vector)}
+                    table = support_vectors
+                # Still there, and no other run was quicker.
+                if is_lacking:
+                    connection.execute(sa.insert(table), {**row, "fingerprint": self._fingerprint})
+
+    def keep_classes(self, one: LackingClasses, vectors: NDArray[np.float32]) -> None:
+        """Store embeddings [N, D] of a class set, unless it changed meanwhile."""
+        lacking = _class_sets(self._fingerprint).where(
+            class_sets.c.name == one.name, class_sets.c.version == one.version
+        )
+        with self._database.write() as connection:
+            if connection.execute(lacking).first() is not None:
+                row = {"name": one.name, "fingerprint": self._fingerprint, "vectors": pack(vectors)}
+                connection.execute(sa.insert(class_set_vectors), row)
+
+    def switch(self) -> bool:
+        """Make the bundle the active one, for all processes at once; False where something still lacks a vector."""
+        with self._database.write() as connection:
+            if _count_lacking(connection, self._fingerprint):
+                return False
+            active = facts.read(connection, facts.FINGERPRINT)
+            if active != self._fingerprint:
+                if active is not None:
+                    facts.write(connection, facts.PREVIOUS_FINGERPRINT, active)
+                facts.write(connection, facts.FINGERPRINT, self._fingerprint)
+                change_log.append(connection, "bundle.switch", self._fingerprint)
+        return True
+
+
+def roll_back(database: Database) -> str:
+    """Go back to the bundle before the last switch; returns its fingerprint.
+
+    Raises:
+        Conflict: there was none, or something written since has no vector of it.
+    """
+    with database.write() as connection:
+        active = facts.read(connection, facts.FINGERPRINT)
+        previous = facts.read(connection, facts.PREVIOUS_FINGERPRINT)
+        if previous is None or active is None:
+            raise Conflict("There was no other bundle before.")
+        lacking = _count_lacking(connection, previous)
+        if lacking:
+            raise Conflict(f"{lacking} entries were written since: run `vermouth reembed` with that bundle.")
+        facts.write(connection, facts.FINGERPRINT, previous)
+        facts.write(connection, facts.PREVIOUS_FINGERPRINT, active)
+        change_log.append(connection, "bundle.switch", previous)
+    return previous
+
+
+def _count_lacking(connection: sa.Connection, fingerprint: str) -> int:
+    count = 0
+    for query in (_items(fingerprint), _supports(fingerprint), _class_sets(fingerprint)):
+        count += connection.execute(sa.select(sa.func.count()).select_from(query.subquery())).scalar_one()
+    return count
+
+
+def _items(fingerprint: str) -> sa.Select[int, str, str | None]:
+    own = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == fingerprint)
+    query = sa.select(items.c.id, items.c.sha256, items.c.caption).select_from(items.outerjoin(item_vectors, own))
+    return query.where(items.c.deleted_seq.is_(None), item_vectors.c.item_id.is_(None))
+
+
+def _supports(fingerprint: str) -> sa.Select[str, str]:
+    own = sa.and_(support_vectors.c.support_id == supports.c.id, support_vectors.c.fingerprint == fingerprint)
+    query = sa.select(supports.c.id, supports.c.sha256).select_from(supports.outerjoin(support_vectors, own))
+    return query.where(support_vectors.c.support_id.is_(None))
+
+
+def _class_sets(fingerprint: str) -> sa.Select[str, int, Any]:
+    own = sa.and_(class_set_vectors.c.name == class_sets.c.name, class_set_vectors.c.fingerprint == fingerprint)
+    columns = (class_sets.c.name, class_sets.c.version, class_sets.c.classes)
+    query = sa.select(*columns).select_from(class_sets.outerjoin(class_set_vectors, own))
+    return query.where(class_set_vectors.c.name.is_(None))

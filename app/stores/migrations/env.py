@@ -1,8 +1,0 @@
-"""Alembic's entry: the caller hands over an open connection in `config.attributes`."""
-
-from alembic import context
-
-from app.stores.tables import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
-context.run_migrations()

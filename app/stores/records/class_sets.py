@@ -1,0 +1,146 @@
+"""Class sets: named lists of classes whose text embeddings are computed once."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from app.errors import NotFound, PreconditionFailed
+from app.stores.sql import change_log
+from app.stores.sql import metadata as facts
+from app.stores.sql.database import Database
+from app.stores.sql.failpoints import reached
+from app.stores.sql.tables import class_set_vectors, class_sets
+from app.stores.sql.vectors import pack, unpack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredClass:
+    """A class by its name, other words for it, and templates with one `{}` each (empty: the bundle's)."""
+
+    name: str
+    synonyms: Sequence[str]
+    templates: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassSet:
+    """A stored class set; times in seconds since 1970."""
+
+    name: str
+    version: int
+    classes: Sequence[StoredClass]
+    created_at: float
+    updated_at: float
+
+
+class ClassSets:
+    """All class sets; every method blocks, call them through `Database.run`.
+
+    Args:
+        dimension: D of the bundle's embeddings.
+        fingerprint: of the bundle.
+    """
+
+    def __init__(self, database: Database, *, dimension: int, fingerprint: str) -> None:
+        self._database = database
+        self._dimension = dimension
+        self._fingerprint = fingerprint
+
+    def put(
+        self,
+        name: str,
+        classes: Sequence[StoredClass],
+        vectors: NDArray[np.float32],
+        *,
+        if_match: Sequence[int] | None = None,
+    ) -> tuple[int, ClassSet, bool]:
+        """Create or replace a class set with its embeddings, [N, D] float32, unit rows.
+
+        Returns:
+            The write's `seq`, the class set, and whether it is new.
+
+        Raises:
+            FingerprintMismatch: another bundle's embeddings are the active ones.
+            PreconditionFailed: its version is none of `if_match`.
+        """
+        now = time.time()
+        with self._database.write() as connection:
+            facts.require_fingerprint(connection, self._fingerprint)
+            old = _row(connection, name)
+            _check(old, if_match)
+            listed = [{"name": c.name, "synonyms": [*c.synonyms], "templates": [*c.templates]} for c in classes]
+            if old is None:
+                row = {"name": name, "version": 1, "classes": listed, "created_at": now, "updated_at": now}
+                connection.execute(sa.insert(class_sets), row)
+            else:
+                values = {"version": old.version + 1, "classes": listed, "updated_at": now}
+                connection.execute(sa.update(class_sets).where(class_sets.c.name == name).values(values))
+                connection.execute(sa.delete(class_set_vectors).where(class_set_vectors.c.name == name))
+            embedded = {"name": name, "fingerprint": self._fingerprint, "vectors": pack(vectors)}
+            connection.execute(sa.insert(class_set_vectors), embedded)
+            seq = change_log.append(connection, "class_set.put", name)
+            stored = _class_set(_required(connection, name))
+            reached("rows.written")
+        reached("rows.committed")
+        return seq, stored, old is None
+
+    def get(self, name: str) -> ClassSet:
+        """One class set. Raises NotFound."""
+        with self._database.read() as connection:
+            return _class_set(_required(connection, name))
+
+    def embedded(self, name: str) -> tuple[ClassSet, NDArray[np.float32]]:
+        """One class set and its embeddings, [N, D] float32. Raises NotFound, FingerprintMismatch."""
+        with self._database.read() as connection:
+            row = _required(connection, name)
+            query = sa.select(class_set_vectors.c.vectors).where(
+                class_set_vectors.c.name == name, class_set_vectors.c.fingerprint == self._fingerprint
+            )
+            data = connection.execute(query).scalar_one_or_none()
+        if data is None:
+            raise facts.mismatch()
+        return _class_set(row), unpack(data).reshape(-1, self._dimension)
+
+    def all(self) -> Sequence[ClassSet]:
+        """Every class set, by name."""
+        with self._database.read() as connection:
+            return [_class_set(row) for row in connection.execute(sa.select(class_sets).order_by(class_sets.c.name))]
+
+    def delete(self, name: str, *, if_match: Sequence[int] | None = None) -> int:
+        """Delete one. Returns the write's `seq`. Raises NotFound, PreconditionFailed."""
+        with self._database.write() as connection:
+            _check(_required(connection, name), if_match)
+            connection.execute(sa.delete(class_set_vectors).where(class_set_vectors.c.name == name))
+            connection.execute(sa.delete(class_sets).where(class_sets.c.name == name))
+            return change_log.append(connection, "class_set.delete", name)
+
+
+def _row(connection: sa.Connection, name: str) -> sa.Row[*tuple[object, ...]] | None:
+    return connection.execute(sa.select(class_sets).where(class_sets.c.name == name)).one_or_none()
+
+
+def _required(connection: sa.Connection, name: str) -> sa.Row[*tuple[object, ...]]:
+    row = _row(connection, name)
+    if row is None:
+        raise NotFound(f"There is no class set {name!r}.")
+    return row
+
+
+def _check(row: sa.Row[*tuple[object, ...]] | None, if_match: Sequence[int] | None) -> None:
+    if if_match is not None and (row is None or row.version not in if_match):
+        raise PreconditionFailed("The class set is at another version.")
+
+
+def _class_set(row: sa.Row[*tuple[object, ...]]) -> ClassSet:
+    classes = [StoredClass(name=c["name"], synonyms=c["synonyms"], templates=c["templates"]) for c in row.classes]
+    return ClassSet(
+        name=row.name,
+        version=row.version,
+        classes=classes,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )

@@ -1,0 +1,350 @@
+"""Items of galleries: rows are the truth, pictures are on disk before them, indexes follow."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import sqlalchemy as sa
+
+from app.errors import EngineUnavailable, NotFound, PreconditionFailed
+from app.stores.blobs import Blobs
+from app.stores.filters.sql import filter_condition
+from app.stores.filters.tree import Filter
+from app.stores.garbage import collect_later, stored_pictures
+from app.stores.index.follower import Indexes
+from app.stores.records.galleries import gallery_id
+from app.stores.records.gallery_records import Exported, Item, NewItem, item_of
+from app.stores.records.idempotency import note_done, require_undone
+from app.stores.sql import change_log
+from app.stores.sql import metadata as facts
+from app.stores.sql.database import Database
+from app.stores.sql.failpoints import reached
+from app.stores.sql.tables import galleries, item_vectors, items
+from app.stores.sql.vectors import VectorDtype, pack, unpack
+
+EXPORTED_AT_ONCE = 256
+IDS_AT_ONCE = 500
+
+Change = Callable[[Mapping[str, object]], Mapping[str, object]]
+_Live = sa.Row[int, str, str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What a write did: the last `seq`, the items as they were written, and whether each replaced one."""
+
+    seq: int
+    items: Sequence[Item]
+    replaced: Sequence[bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """What a bulk delete did: `missing` are ids that were not there."""
+
+    seq: int
+    count: int
+    missing: Sequence[str]
+
+
+class Items:
+    """All items of one service; every method blocks, call them through `Database.run`.
+
+    Args:
+        database: the truth.
+        blobs: where pictures lie.
+        indexes: follow what is written here.
+        fingerprint: of the bundle that made the vectors.
+        dtype: how vectors are stored.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: Blobs,
+        indexes: Indexes,
+        *,
+        fingerprint: str,
+        dtype: VectorDtype = "fp32",
+    ) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._indexes = indexes
+        self._fingerprint = fingerprint
+        self._dtype = dtype
+
+    def upsert(
+        self,
+        name: str,
+        new: Sequence[NewItem],
+        *,
+        wait: bool = True,
+        if_match: Sequence[int] | None = None,
+        token: str | None = None,
+    ) -> Written:
+        """Write items of distinct ids, replacing those there are: pictures, then one transaction, then the index.
+
+        Args:
+            wait: until they are searchable here, not only durable.
+            if_match: every item must be there at one of these `seq`.
+            token: of the request's idempotency key.
+
+        Raises:
+            NotFound: there is no such gallery.
+            Conflict: the token's write was done before.
+            FingerprintMismatch: another bundle's vectors are the active ones.
+            PreconditionFailed: `if_match` does not hold.
+            DiskFull: nothing was written.
+        """
+        reached("blobs.before")
+        with stored_pictures(self._database, self._blobs, (item.data for item in new)) as digests:
+            reached("rows.before")
+            with self._database.write() as connection:
+                require_undone(connection, token)
+                facts.require_fingerprint(connection, self._fingerprint)
+                key = gallery_id(connection, name)
+                # In the writer's turn nobody collects pictures: those put above may have been, by another process.
+                for item in new:
+                    self._blobs.put(item.data, was_just_put=True)
+                old = {row.external_id: row for row in self._candidates(connection, key, [one.id for one in new], None)}
+                if if_match is not None and any(one.id not in old or old[one.id].seq not in if_match for one in new):
+                    raise PreconditionFailed("The item is at another version.")
+                written = self._write_rows(connection, key, name, new, digests, old)
+                note_done(connection, token, written[-1].seq)
+                reached("rows.written")
+        reached("rows.committed")
+        if wait:
+            self._indexes.catch_up()
+            reached("index.applied")
+        else:
+            self._indexes.nudge()
+        collect_later(self._database, self._blobs, {row.sha256 for row in old.values()} - set(digests))
+        return Written(seq=written[-1].seq, items=written, replaced=[item.id in old for item in new])
+
+    def change(
+        self, name: str, item_id: str, change: Change | None, *, if_match: Sequence[int] | None = None
+    ) -> tuple[int, Item]:
+        """Change an item's metadata only; None keeps it.
+
+        Args:
+            change: from the present metadata to the next; runs in the transaction.
+            if_match: the item's `seq` must be one of these.
+
+        Raises:
+            NotFound: no such gallery or item.
+            PreconditionFailed: the item is at another `seq`.
+            Whatever `change` raises; nothing was written then.
+        """
+        with self._database.write() as connection:
+            row = _required(connection, gallery_id(connection, name), name, item_id, if_match)
+            seq = change_log.append(connection, "item.patch", name, row.id)
+            values: dict[str, object] = {"seq": seq}
+            if change is not None:
+                values["metadata"] = dict(change(row.metadata))
+            updated = sa.update(items).where(items.c.id == row.id).values(values).returning(items)
+            item = item_of(connection.execute(updated).one())
+            reached("rows.written")
+        reached("rows.committed")
+        return seq, item
+
+    def remove(self, name: str, item_id: str, *, wait: bool = True, if_match: Sequence[int] | None = None) -> int:
+        """Delete one item. Returns the write's `seq`. Raises as `change`."""
+        with self._database.write() as connection:
+            row = _required(connection, gallery_id(connection, name), name, item_id, if_match)
+            seq = change_log.append(connection, "item.delete", name, row.id)
+            connection.execute(sa.update(items).where(items.c.id == row.id).values(deleted_seq=seq))
+        self._after_removal({row.sha256}, wait=wait)
+        return seq
+
+    def remove_many(
+        self,
+        name: str,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Filter | None = None,
+        wait: bool = True,
+        token: str | None = None,
+    ) -> Removed:
+        """Delete the items of some ids, or all whose metadata passes, in one transaction under one `seq`.
+
+        Raises:
+            NotFound: there is no such gallery. Ids that are not there are told, not refused.
+            Conflict: the token's write was done before.
+        """
+        with self._database.write() as connection:
+            require_undone(connection, token)
+            key = gallery_id(connection, name)
+            found = {row.id: row for row in self._candidates(connection, key, ids, where)}
+            seq = change_log.head(connection)
+            if found:
+                seq = change_log.append(connection, "items.delete", name)
+                rows = list(found)
+                for start in range(0, len(rows), IDS_AT_ONCE):
+                    part = items.c.id.in_(rows[start : start + IDS_AT_ONCE])
+                    connection.execute(sa.update(items).where(part).values(deleted_seq=seq))
+            note_done(connection, token, seq)
+        self._after_removal({row.sha256 for row in found.values()}, wait=wait)
+        there = {row.external_id for row in found.values()}
+        return Removed(seq=seq, count=len(found), missing=[one for one in ids or () if one not in there])
+
+    def item(self, name: str, item_id: str) -> Item:
+        """One live item. Raises NotFound for the gallery or the item."""
+        with self._database.read() as connection:
+            return item_of(_required(connection, gallery_id(connection, name), name, item_id, None))
+
+    def page(self, name: str, *, after: str | None, limit: int, where: Filter | None = None) -> Sequence[Item]:
+        """A page of live items by id, those that follow `after`. Raises NotFound."""
+        with self._database.read() as connection:
+            query = sa.select(items).where(
+                items.c.gallery_id == gallery_id(connection, name), items.c.deleted_seq.is_(None)
+            )
+            if where is not None:
+                query = query.where(filter_condition(where, items.c.metadata, connection.dialect.name))
+            if after is not None:
+                query = query.where(items.c.external_id > after)
+            rows = connection.execute(query.order_by(items.c.external_id).limit(limit)).all()
+        return [item_of(row) for row in rows]
+
+    def picture(self, name: str, item_id: str) -> tuple[Item, bytes]:
+        """One item and its stored bytes. Raises NotFound."""
+        item = self.item(name, item_id)
+        while True:
+            try:
+                return item, self._blobs.get(item.sha256)
+            except NotFound:
+                # Replaced since the row was read, and collected: the row now names another.
+                read, item = item, self.item(name, item_id)
+                if item.sha256 == read.sha256:
+                    raise
+
+    def export(self, name: str) -> tuple[int, Iterator[Sequence[Exported]]]:
+        """All items with their vectors, in parts.
+
+        Returns:
+            The `seq` they are of (writes after it are not seen, but for changed metadata), and the parts; those
+            raise EngineUnavailable where a vacuum or the gallery's end took rows away meanwhile.
+
+        Raises:
+            NotFound: there is no such gallery.
+            FingerprintMismatch: another bundle's vectors are the active ones.
+        """
+        with self._database.read() as connection:
+            facts.require_fingerprint(connection, self._fingerprint)
+            key, seq = gallery_id(connection, name), change_log.head(connection)
+        return seq, self._exported(key, seq)
+
+    def _exported(self, key: int, seq: int) -> Iterator[Sequence[Exported]]:
+        joined = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == self._fingerprint)
+        columns = (items.c.id, items.c.external_id, items.c.metadata, item_vectors.c.dtype, item_vectors.c.vector)
+        there = sa.or_(items.c.deleted_seq.is_(None), items.c.deleted_seq > seq)
+        query = (
+            sa.select(*columns)
+            .select_from(items.join(item_vectors, joined))
+            .where(items.c.gallery_id == key, items.c.added_seq <= seq, there)
+            .order_by(items.c.id)
+            .limit(EXPORTED_AT_ONCE)
+        )
+        last = 0
+        while True:
+            # A transaction a part: a slow reader must not hold one open.
+            with self._database.read() as connection:
+                if change_log.vacuumed(connection) > seq or not _is_there(connection, key):
+                    raise EngineUnavailable("The gallery was vacuumed or deleted during the export.")
+                rows = connection.execute(query.where(items.c.id > last)).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            yield [
+                Exported(id=row.external_id, metadata=row.metadata, vector=unpack(row.vector, row.dtype))
+                for row in rows
+            ]
+
+    def _after_removal(self, digests: set[str], *, wait: bool) -> None:
+        reached("rows.committed")
+        if wait:
+            self._indexes.catch_up()
+            reached("index.applied")
+        else:
+            self._indexes.nudge()
+        collect_later(self._database, self._blobs, digests)
+
+    def _candidates(
+        self, connection: sa.Connection, key: int, ids: Sequence[str] | None, where: Filter | None
+    ) -> Iterator[_Live]:
+        live = sa.select(items.c.id, items.c.external_id, items.c.sha256, items.c.seq).where(
+            items.c.gallery_id == key, items.c.deleted_seq.is_(None)
+        )
+        if ids is None and where is not None:
+            yield from connection.execute(
+                live.where(filter_condition(where, items.c.metadata, connection.dialect.name))
+            )
+        for start in range(0, len(ids or ()), IDS_AT_ONCE):
+            part = list(ids or ())[start : start + IDS_AT_ONCE]
+            yield from connection.execute(live.where(items.c.external_id.in_(part)))
+
+    def _write_rows(
+        self,
+        connection: sa.Connection,
+        key: int,
+        name: str,
+        new: Sequence[NewItem],
+        digests: Sequence[str],
+        old: Mapping[str, _Live],
+    ) -> Sequence[Item]:
+        """Bury the live rows of the same ids and insert the new ones; returns these."""
+        seqs = change_log.take(connection, len(new))
+        by_id = {item.id: seq for item, seq in zip(new, seqs, strict=True)}
+        for external_id, row in old.items():
+            buried = sa.update(items).where(items.c.id == row.id)
+            connection.execute(buried.values(deleted_seq=by_id[external_id]))
+        now = time.time()
+        rows = [
+            {
+                "gallery_id": key,
+                "external_id": item.id,
+                "sha256": sha256,
+                "media_type": item.media_type,
+                "width": item.width,
+                "height": item.height,
+                "metadata": dict(item.metadata),
+                "caption": item.caption,
+                "created_at": now,
+                "seq": seq,
+                "added_seq": seq,
+            }
+            for item, sha256, seq in zip(new, digests, seqs, strict=True)
+        ]
+        inserted = sa.insert(items).returning(items, sort_by_parameter_order=True)
+        stored = connection.execute(inserted, rows).all()
+        vectors = [
+            {
+                "item_id": row.id,
+                "fingerprint": self._fingerprint,
+                "dtype": self._dtype,
+                "vector": pack(np.asarray(item.vector, np.float32), self._dtype),
+            }
+            for row, item in zip(stored, new, strict=True)
+        ]
+        connection.execute(sa.insert(item_vectors), vectors)
+        change_log.note(connection, seqs, "item.put", name, [row.id for row in stored])
+        return [item_of(row) for row in stored]
+
+
+def _is_there(connection: sa.Connection, key: int) -> bool:
+    return connection.execute(sa.select(galleries.c.id).where(galleries.c.id == key)).first() is not None
+
+
+def _required(
+    connection: sa.Connection, key: int, name: str, item_id: str, if_match: Sequence[int] | None
+) -> sa.Row[*tuple[object, ...]]:
+    """The live row of an item. Raises NotFound, PreconditionFailed."""
+    query = sa.select(items).where(
+        items.c.gallery_id == key, items.c.external_id == item_id, items.c.deleted_seq.is_(None)
+    )
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no item {item_id!r} in gallery {name!r}.")
+    if if_match is not None and row.seq not in if_match:
+        raise PreconditionFailed(f"The item is at version {row.seq}.")
+    return row

@@ -1,0 +1,324 @@
+"""Open-vocabulary masks: views to the engine, names to text, probabilities stitched to a label map."""
+
+import asyncio
+import time
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from app.domain import BundleInfo, FeatureEngine, Features, Picture, Place, View
+from app.errors import Invalid, TooMuchWork
+from app.imaging.sources import ImageSource, PixelBudget, StrokesImage
+from app.limits import Limits
+from app.stores.records.class_sets import ClassSet, ClassSets, StoredClass
+from app.stores.sql.database import Database
+from app.tasks.features import count_features, pooled_texts, view_of
+from app.tasks.pictures import Pictures, Source
+from app.tasks.segmentation.masks import Region, regions
+from app.tasks.timing import Timings
+from app.tasks.workers import Workers
+from models.heads.stitching import MAX_CELLS, Stitched, ViewProbabilities, stitch
+from models.transforms import ViewBox, cut_view, plan_views
+from models.types import TaskProfile
+
+T = TypeVar("T")
+CANVAS_LINE_WIDTH = 3 / 128
+
+
+class SegmentationHead(Protocol):
+    """The light head that turns dense features into class probabilities."""
+
+    def probabilities(self, dense: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[D, h, w] and [N, D] float32 → [N + 1, h, w] float32, background first, summing to one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassPrompt:
+    """A class by its name, other words for it, and templates with one `{}` each (empty: the bundle's)."""
+
+    name: str
+    synonyms: Sequence[str] = ()
+    templates: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentQuery:
+    """What to look for in which picture: `classes`, or those of a stored `class_set`."""
+
+    source: Source
+    classes: Sequence[ClassPrompt]
+    has_background: bool
+    threshold: float
+    caption: str | None
+    class_set: str | None = None
+    is_reproducible: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAnswer:
+    """One class: `region` is None where it was not found."""
+
+    index: int
+    name: str
+    score: float
+    region: Region | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentAnswer:
+    """The masks of one picture; `labels` is [H, W] uint8."""
+
+    labels: NDArray[np.uint8]
+    fingerprint: str
+    classes: Sequence[ClassAnswer]
+    timings_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    height: int
+    width: int
+    boxes: Sequence[ViewBox]
+    views: Sequence[View]
+
+    @property
+    def size_bytes(self) -> int:
+        """See `picture_cache.Kept`."""
+        return sum(view.pixels.nbytes for view in self.views)
+
+
+class Segmentation:
+    """The segmentation task."""
+
+    def __init__(
+        self,
+        *,
+        bundle: BundleInfo,
+        engine: FeatureEngine,
+        head: SegmentationHead,
+        pictures: Pictures,
+        workers: Workers,
+        limits: Limits,
+        database: Database,
+        class_sets: ClassSets,
+    ) -> None:
+        self._bundle = bundle
+        self._engine = engine
+        self._head = head
+        self._pictures = pictures
+        self._workers = workers
+        self._limits = limits
+        self._database = database
+        self._class_sets = class_sets
+
+    async def segment(
+        self,
+        query: SegmentQuery,
+        budget: PixelBudget,
+        render: Callable[[SegmentAnswer], T],
+        *,
+        timeout_s: float | None = None,
+    ) -> tuple[SegmentAnswer, T]:
+        """A mask for every class of the request, and what `render` makes of them where they are made.
+
+        Raises:
+            Whatever `render` raises.
+            Invalid: names that are equal, or templates without one `{}`.
+            TooMuchWork: too many strings.
+            NotFound: there is no such class set.
+            FingerprintMismatch: the class set was embedded by another bundle.
+            As `Pictures.make` and `FeatureEngine`.
+        """
+        timings = Timings()
+        profile = self._bundle.tasks["segmentation"]
+        ready: NDArray[np.float32] | None = None
+        if query.class_set is not None:
+            stored, ready = await self._database.run(self._class_sets.embedded, query.class_set)
+            query = replace(query, classes=[ClassPrompt(name=one.name) for one in stored.classes])
+        prompts = [self._strings(prompt, profile) for prompt in query.classes] if ready is None else []
+        self._check(query.classes, prompts)
+        if not query.has_background and len(query.classes) > 254:
+            raise Invalid("Without a background at most 254 classes fit: 255 marks unlabelled pixels.")
+        plan = partial(_plan, profile, self._limits.max_tiles, query)
+        strings = sum(map(len, prompts))
+        with self._engine.admit(views=1, texts=strings, timeout_s=timeout_s) as place:
+            with timings.phase("decode"):
+                what = ("views", query.caption, query.is_reproducible)
+                planned = await self._pictures.make(query.source, budget, plan, size=profile.resolution, what=what)
+            place.grow(views=len(planned.views) - 1)
+            cells = min(MAX_CELLS, planned.height * planned.width * (len(query.classes) + 1))
+            with self._workers.room(cells):
+                features, texts = await self._encoded(query, planned, prompts, ready, place, timeout_s, timings)
+                asked_s = time.perf_counter()
+
+                def answered() -> tuple[SegmentAnswer, T]:
+                    stitched, found = self._masks(query, planned, features, texts)
+                    timings.add("head", (time.perf_counter() - asked_s) * 1e3)
+                    answer = self._answer(query, stitched, found, timings)
+                    return answer, render(answer)
+
+                return await self._workers.run(answered)
+
+    async def _encoded(
+        self,
+        query: SegmentQuery,
+        planned: _Planned,
+        prompts: Sequence[Sequence[str]],
+        ready: NDArray[np.float32] | None,
+        place: Place,
+        timeout_s: float | None,
+        timings: Timings,
+    ) -> tuple[Sequence[Features], NDArray[np.float32]]:
+        """Features of the views and embeddings of the classes, unless `ready`; they wait for the device together."""
+        if ready is not None:
+            features = await self._engine.encode_views(planned.views, timeout_s=timings.left_s(timeout_s), place=place)
+            count_features(features, timings)
+            return features, ready
+        names, views = Timings(started_s=timings.started_s), Timings(started_s=timings.started_s)
+        naming = asyncio.create_task(self._class_embeddings(prompts, place, timeout_s, names, query.is_reproducible))
+        try:
+            features = await self._engine.encode_views(planned.views, timeout_s=timings.left_s(timeout_s), place=place)
+            texts = await naming
+        finally:
+            # Whichever fails takes the other along.
+            naming.cancel()
+            await asyncio.gather(naming, return_exceptions=True)
+        count_features(features, views)
+        timings.add_longest(names, views)
+        return features, texts
+
+    async def keep_classes(
+        self,
+        name: str,
+        classes: Sequence[ClassPrompt],
+        if_match: Sequence[int] | None,
+        *,
+        timeout_s: float | None = None,
+    ) -> tuple[int, ClassSet, bool]:
+        """Embed the classes of a set and store it.
+
+        Returns:
+            The write's `seq`, the class set, and whether it is new.
+
+        Raises:
+            As `segment`, and PreconditionFailed: its version is none of `if_match`.
+        """
+        vectors = await self.embed_classes(classes, timeout_s=timeout_s)
+        stored = [StoredClass(name=one.name, synonyms=one.synonyms, templates=one.templates) for one in classes]
+        return await self._database.run_write(self._class_sets.put, name, stored, vectors, if_match=if_match)
+
+    async def embed_classes(
+        self, classes: Sequence[ClassPrompt], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """[N, D] float32, unit length: one embedding a class. Raises as `segment`."""
+        prompts = [self._strings(prompt, self._bundle.tasks["segmentation"]) for prompt in classes]
+        self._check(classes, prompts)
+        with self._engine.admit(texts=sum(map(len, prompts)), timeout_s=timeout_s) as place:
+            return await self._class_embeddings(prompts, place, timeout_s, Timings(), False)
+
+    def _strings(self, prompt: ClassPrompt, profile: TaskProfile) -> list[str]:
+        templates = prompt.templates or profile.templates or ("{}",)
+        for template in templates:
+            if template.count("{}") != 1:
+                raise Invalid("A template must hold `{}` exactly once.")
+        return [template.replace("{}", name) for name in (prompt.name, *prompt.synonyms) for template in templates]
+
+    def _check(self, classes: Sequence[ClassPrompt], prompts: Sequence[Sequence[str]]) -> None:
+        names = [normalised_name(prompt.name) for prompt in classes]
+        if len(names) > self._limits.max_classes:
+            raise Invalid(f"At most {self._limits.max_classes} classes a request.")
+        if not all(names):
+            raise Invalid("A class name is blank.")
+        if len(set(names)) < len(names):
+            raise Invalid("Class names must be unique.")
+        if sum(map(len, prompts)) > self._limits.max_segment_strings:
+            raise TooMuchWork(f"Names and templates make more than {self._limits.max_segment_strings} strings.")
+
+    async def _class_embeddings(
+        self,
+        prompts: Sequence[Sequence[str]],
+        place: Place,
+        timeout_s: float | None,
+        timings: Timings,
+        is_reproducible: bool,
+    ) -> NDArray[np.float32]:
+        """[N, D] float32, unit length: the mean over a class's strings."""
+        strings = [string for prompt in prompts for string in prompt]
+        vectors = await pooled_texts(
+            self._engine, strings, place=place, timeout_s=timeout_s, timings=timings, is_reproducible=is_reproducible
+        )
+        bounds = np.cumsum([0, *map(len, prompts)])[:-1]
+        means = np.add.reduceat(vectors, bounds, axis=0)
+        return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.float32)
+
+    def _answer(
+        self, query: SegmentQuery, stitched: Stitched, found: Sequence[Region | None], timings: Timings
+    ) -> SegmentAnswer:
+        answers = [
+            ClassAnswer(index=index, name=prompt.name, score=float(score), region=region)
+            for index, (prompt, score, region) in enumerate(
+                zip(query.classes, stitched.scores, found, strict=True), start=1
+            )
+        ]
+        return SegmentAnswer(
+            labels=stitched.labels,
+            fingerprint=self._bundle.fingerprint,
+            classes=answers,
+            timings_ms=timings.totals_ms(),
+        )
+
+    def _masks(
+        self,
+        query: SegmentQuery,
+        planned: _Planned,
+        features: Sequence[Features],
+        texts: NDArray[np.float32],
+    ) -> tuple[Stitched, list[Region | None]]:
+        views = [
+            ViewProbabilities(box=box, values=self._head.probabilities(feature.dense, texts))
+            for box, feature in zip(planned.boxes, features, strict=True)
+        ]
+        stitched = stitch(
+            views,
+            height=planned.height,
+            width=planned.width,
+            has_background=query.has_background,
+            threshold=query.threshold,
+            max_bytes=self._limits.max_stitch_bytes,
+        )
+        return stitched, regions(stitched.labels, len(texts))
+
+
+def normalised_name(name: str) -> str:
+    """A name without differences of case, width and spacing."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _plan(profile: TaskProfile, max_tiles: int, query: SegmentQuery, source: ImageSource, picture: Picture) -> _Planned:
+    if isinstance(source, StrokesImage):
+        picture = Picture(_on_canvas(source))
+    size = profile.resolution
+    height, width = picture.height, picture.width
+    boxes = plan_views(height, width, size, max_tiles=max_tiles)
+    squares = [picture.square(size) if box.is_whole else cut_view(picture.pixels, box, size) for box in boxes]
+    views = [view_of(square, query.caption, profile, is_reproducible=query.is_reproducible) for square in squares]
+    return _Planned(height=height, width=width, boxes=boxes, views=views)
+
+
+def _on_canvas(source: StrokesImage) -> NDArray[np.uint8]:
+    """The drawing where it was drawn, [H, W, 3] uint8: masks are about the canvas, not about the ink's box."""
+    canvas = Image.new("RGB", (max(1, round(source.width)), max(1, round(source.height))), "white")
+    draw = ImageDraw.Draw(canvas)
+    width = max(1, round(max(canvas.size) * CANVAS_LINE_WIDTH))
+    for stroke in source.strokes:
+        points = [(float(x), float(y)) for x, y in zip(stroke[0], stroke[1], strict=False)]
+        if points:
+            draw.line(points * 2 if len(points) == 1 else points, fill="black", width=width, joint="curve")
+    return np.asarray(canvas, dtype=np.uint8)

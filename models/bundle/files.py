@@ -1,0 +1,203 @@
+"""Bundles on disk: reading the manifest, finding and checking files, reading tensors strictly, fingerprints."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from models.bundle.key_maps import stored_name, stored_shape
+from models.bundle.manifest import LOCK, MANIFEST, HubSource, Manifest, PackageSource, PathSource
+from models.errors import BundleError, ChecksumError, TensorMismatchError
+from models.text import package_folder
+from models.transforms import PREPROCESSING_VERSION
+
+AnySource = PathSource | PackageSource | HubSource
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads `bundle.json`, with the digests of `bundle.lock.json` filled in for hub sources.
+
+    Raises:
+        BundleError: it is missing, not JSON, or does not fit the schema.
+    """
+    file = folder / MANIFEST
+    try:
+        fields = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise BundleError(f"no {MANIFEST} in {folder}") from err
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise BundleError(f"{file} is not JSON: {err}") from err
+    _apply_lock(fields, folder / LOCK)
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as err:
+        first = err.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file}: {place}: {first['msg']}") from err
+
+
+def _apply_lock(fields: Any, lock: Path) -> None:
+    if not lock.is_file():
+        return
+    for name, pinned in read_json(lock).items():
+        try:
+            fields["components"][name]["source"].update(pinned)
+        except (AttributeError, KeyError, TypeError, ValueError) as err:
+            raise BundleError(f"{lock} does not fit the manifest at '{name}'") from err
+
+
+def components(manifest: Manifest) -> Iterator[tuple[str, Any]]:
+    """(name, part) of every component the manifest names."""
+    for name in type(manifest.components).model_fields:
+        part = getattr(manifest.components, name)
+        if part is not None:
+            yield name, part
+
+
+def resolve(source: AnySource, bundle: Path) -> Path:
+    """The folder a source's files lie in. Nothing is fetched.
+
+    Raises:
+        BundleError: the package is not installed, or the hub snapshot was not pulled.
+    """
+    if isinstance(source, PathSource):
+        return (bundle / source.path).resolve()
+    if isinstance(source, PackageSource):
+        return package_folder(source.package) / source.path
+    return _hub_folder(source)
+
+
+def _hub_folder(source: HubSource) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if not source.files:
+        raise BundleError(f"'{source.repo}' is not locked: run `vermouth bundle pull`")
+    try:
+        found = snapshot_download(source.repo, revision=source.revision, local_files_only=True)
+    except LocalEntryNotFoundError as err:
+        raise BundleError(f"'{source.repo}' at {source.revision} was not pulled: run `vermouth bundle pull`") from err
+    return Path(found) / source.path
+
+
+def verified(source: AnySource, bundle: Path) -> Path:
+    """`resolve`, and every file's SHA-256 checked before anything reads it.
+
+    Raises:
+        BundleError: a file is missing, or the source lists none.
+        ChecksumError: a file is not the one the manifest names.
+    """
+    folder = resolve(source, bundle)
+    if not source.files:
+        raise BundleError(f"a source in {bundle / MANIFEST} lists no files")
+    for name, digest in source.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise BundleError(f"{file} is missing")
+        if sha256(file) != digest:
+            raise ChecksumError(f"{file} is damaged or not the file this bundle was made of (SHA-256 differs)")
+    return folder
+
+
+def sha256(file: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def only_file(source: AnySource, folder: Path, suffix: str) -> Path:
+    """The source's one file of a kind.
+
+    Raises:
+        BundleError: none, or several.
+    """
+    found = [folder / name for name in source.files if name.endswith(suffix)]
+    if len(found) != 1:
+        raise BundleError(f"{folder} should list one *{suffix} file, not {len(found)}")
+    return found[0]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises BundleError when the file holds none."""
+    try:
+        fields = json.loads(file.read_text())
+    except (OSError, ValueError) as err:
+        raise BundleError(f"{file} is not readable JSON") from err
+    if not isinstance(fields, dict):
+        raise BundleError(f"{file} does not hold a JSON object")
+    return fields
+
+
+def read_tensors(
+    file: Path,
+    wanted: Mapping[str, torch.Tensor],
+    *,
+    dtype: torch.dtype,
+    ignored: Collection[str] = (),
+    key_map: str | None = None,
+) -> dict[str, torch.Tensor]:
+    """The tensors of a module, no more and no less.
+
+    Args:
+        file: a safetensors file.
+        wanted: the module's state dict, for names and shapes (tensors may be on `meta`).
+        dtype: floating tensors are converted to it.
+        ignored: names the file may hold beyond `wanted`: those of dropped blocks.
+        key_map: what the file calls the tensors, see `models.bundle.key_maps`; None for the module's own names.
+
+    Raises:
+        TensorMismatchError: a tensor is missing, unknown or of another shape.
+        BundleError: the file is not safetensors.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            held = set(opened.keys())
+            stored = {name: stored_name(key_map, name) for name in (*wanted, *ignored)}
+            if missing := sorted({stored[name] for name in wanted} - held):
+                raise TensorMismatchError(f"{file} lacks the tensor '{missing[0]}' ({len(missing)} missing)")
+            if extra := sorted(held - set(stored.values()) - set(ignored)):
+                raise TensorMismatchError(f"{file} holds the unknown tensor '{extra[0]}' ({len(extra)} too many)")
+            tensors = {}
+            for name, like in wanted.items():
+                tensor = opened.get_tensor(stored[name])
+                if key_map is not None:
+                    tensor = stored_shape(key_map, name, tensor)
+                if tensor.shape != like.shape:
+                    raise TensorMismatchError(
+                        f"{file}: the tensor '{name}' is {tuple(tensor.shape)}, not {tuple(like.shape)}"
+                    )
+                tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            return tensors
+    except (SafetensorError, OSError) as err:
+        raise BundleError(f"{file} is not a readable safetensors file") from err
+
+
+def fingerprint(manifest: Manifest, *, taps: Collection[str], numerics: str) -> str:
+    """Hex digest over everything that shapes a feature (docs/adr/0002).
+
+    Where files come from, the bundle's name, licence and metrics are left out: the same weights served the same way
+    are the same model.
+
+    Args:
+        manifest: the bundle's.
+        taps: those of the profile in use.
+        numerics: `fp32`, `bf16` or `fp16`.
+    """
+    parts = {}
+    for name, part in components(manifest):
+        settings = part.model_dump(mode="json", exclude={"source"})
+        parts[name] = {"settings": settings, "files": sorted(part.source.files.values())}
+    facts = {
+        "preprocessing": PREPROCESSING_VERSION,
+        "noise_seed": manifest.noise_seed,
+        "taps": sorted(taps),
+        "tasks": {name: task.model_dump(mode="json") for name, task in manifest.tasks.items()},
+        "components": parts,
+        "numerics": numerics,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

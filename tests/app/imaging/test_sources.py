@@ -1,0 +1,243 @@
+import asyncio
+import base64
+import io
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.domain import Picture
+from app.errors import (
+    ImageTooLarge,
+    Invalid,
+    Malformed,
+    QueueFull,
+    ServiceError,
+    TooMuchWork,
+    UndecodableImage,
+    UnsupportedMedia,
+)
+from app.imaging.cache import PictureCache
+from app.imaging.files import open_file
+from app.imaging.sources import (
+    Base64Image,
+    EncodedImage,
+    ImageDecoder,
+    ImageSource,
+    PixelBudget,
+    StrokesImage,
+    SvgImage,
+)
+from app.limits import Limits
+from app.runtime.telemetry import Telemetry
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def decoder() -> Iterator[ImageDecoder]:
+    decoder = ImageDecoder(limits=Limits(), telemetry=Telemetry(), cache=PictureCache(max_bytes=1 << 20))
+    yield decoder
+    decoder.stop()
+
+
+def budget(*, max_pixels: int = 256_000_000, max_images: int = 1000) -> PixelBudget:
+    return PixelBudget(max_pixels=max_pixels, max_images=max_images)
+
+
+def picture(width: int = 48, height: int = 32) -> Image.Image:
+    pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of under a hundred bytes whose header claims a size."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+async def decoded(decoder: ImageDecoder, data: bytes) -> Picture:
+    return await decoder.decode(EncodedImage(data=data), budget())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
+async def test_every_allowed_format_gives_its_pixels(decoder: ImageDecoder, kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(picture(), kind, **options)
+    found = await decoded(decoder, data)
+    assert found.pixels.shape == (32, 48, 3)
+    if kind in ("PNG", "BMP", "WEBP"):
+        np.testing.assert_array_equal(found.pixels, np.asarray(picture()))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+async def test_a_truncated_image_is_undecodable(decoder: ImageDecoder, kind: str, kept: float) -> None:
+    data = encoded(picture(200, 150), kind)
+    with pytest.raises(UndecodableImage):
+        await decoded(decoder, data[: int(len(data) * kept)])
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        pytest.param(b"", UndecodableImage, id="nothing"),
+        pytest.param(b"this is a text file named cat.png\n" * 20, UndecodableImage, id="text"),
+        pytest.param(b"\x89PNG\r\n\x1a\n", UndecodableImage, id="signature alone"),
+        pytest.param(encoded(picture(), "TIFF"), UnsupportedMedia, id="tiff"),
+        pytest.param(encoded(picture(), "ICO"), UnsupportedMedia, id="ico"),
+        pytest.param(encoded(picture(), "PPM"), UnsupportedMedia, id="ppm"),
+        pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", UnsupportedMedia, id="svg as a file"),
+        pytest.param(b"%PDF-1.7\n", UnsupportedMedia, id="pdf"),
+        pytest.param(png_claiming(8193, 8193), ImageTooLarge, id="67 megapixels"),
+        pytest.param(png_claiming(50_000, 50_000), ImageTooLarge, id="2500 megapixels"),
+        pytest.param(png_claiming(0, 5), UndecodableImage, id="no width"),
+    ],
+)
+async def test_bad_bytes_have_their_own_error(decoder: ImageDecoder, data: bytes, error: type[ServiceError]) -> None:
+    with pytest.raises(error):
+        await decoded(decoder, data)
+
+
+def test_a_limit_above_pillows_own_is_the_one_that_counts() -> None:
+    opened = open_file(png_claiming(20_000, 10_000), Limits(max_image_pixels=256_000_000))
+    assert (opened.width, opened.height) == (20_000, 10_000)
+
+
+async def test_flipped_bytes_never_raise_anything_else(decoder: ImageDecoder) -> None:
+    random = np.random.default_rng(11)
+    for kind in ("PNG", "BMP", "WEBP", "GIF", "JPEG"):
+        whole = encoded(picture(24, 20), kind)
+        for _ in range(60):
+            data = bytearray(whole)
+            for place in random.integers(0, len(data), 3).tolist():
+                data[place] ^= int(random.integers(1, 256))
+            (outcome,) = await decoder.decode_many([EncodedImage(data=bytes(data))], budget())
+            assert isinstance(outcome, (Picture, ServiceError))
+
+
+async def test_many_bombs_are_refused_before_any_is_decoded(decoder: ImageDecoder) -> None:
+    bomb = encoded(Image.new("1", (8000, 8000)), "PNG")
+    assert len(bomb) < 20_000
+    started_s = time.perf_counter()
+    with pytest.raises(ImageTooLarge):
+        await decoder.decode_many([EncodedImage(data=bomb)] * 256, budget())
+    assert time.perf_counter() - started_s < 1.0
+
+
+async def test_images_are_counted_over_the_request(decoder: ImageDecoder) -> None:
+    source = EncodedImage(data=encoded(picture(4, 4), "PNG"))
+    with pytest.raises(TooMuchWork):
+        await decoder.decode_many([source] * 4, budget(max_images=3))
+    shared = budget(max_pixels=40)
+    await decoder.decode_many([source] * 2, shared)
+    with pytest.raises(ImageTooLarge):
+        await decoder.decode(source, shared)
+
+
+async def test_one_bad_image_rejects_itself_alone(decoder: ImageDecoder) -> None:
+    good = EncodedImage(data=encoded(picture(), "PNG"))
+    outcomes = await decoder.decode_many([good, EncodedImage(data=b"no"), good], budget())
+    assert [type(outcome) for outcome in outcomes] == [Picture, UndecodableImage, Picture]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+async def test_exif_orientation_is_applied_as_pillow_does(decoder: ImageDecoder, orientation: int) -> None:
+    image = picture()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, "PNG", exif=exif)
+    methods = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    expected = image.transpose(methods[orientation]) if orientation in methods else image
+    np.testing.assert_array_equal((await decoded(decoder, data)).pixels, np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+async def test_alpha_is_composited_on_white(decoder: ImageDecoder, mode: str) -> None:
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (0, 0, 0, 255))
+    found = await decoded(decoder, encoded(image.convert(mode), "PNG"))
+    assert found.pixels[0, :, 0].tolist() == [255, 0]
+
+
+async def test_sixteen_bit_grey_keeps_its_tones(decoder: ImageDecoder) -> None:
+    image = Image.fromarray(np.array([[0, 0x8000, 0xFFFF]], dtype=np.uint16))
+    assert (await decoded(decoder, encoded(image, "PNG"))).pixels[0, :, 0].tolist() == [0, 128, 255]
+
+
+async def test_the_first_frame_of_an_animation(decoder: ImageDecoder) -> None:
+    frames = [Image.new("RGB", (3, 3), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (await decoded(decoder, data)).pixels[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:;base64,"])
+async def test_base64_with_and_without_a_data_uri(decoder: ImageDecoder, prefix: str) -> None:
+    text = prefix + base64.encodebytes(encoded(picture(), "PNG")).decode()
+    assert (await decoder.decode(Base64Image(text=text), budget())).pixels.shape == (32, 48, 3)
+
+
+STAR = [[[0.0, 50.0, 100.0], [90.0, 0.0, 90.0]], [[0.0, 100.0], [30.0, 30.0]]]
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        pytest.param(Base64Image(text="%%%"), Malformed, id="not base64"),
+        pytest.param(Base64Image(text="data:image/png,raw"), Malformed, id="data URI that is not base64"),
+        pytest.param(Base64Image(text="é"), Malformed, id="not ASCII"),
+        pytest.param(StrokesImage(strokes=[], width=9, height=9), Invalid, id="no ink"),
+        pytest.param(StrokesImage(strokes=[[[1.0], []]], width=9, height=9), Invalid, id="odd lists"),
+        pytest.param(StrokesImage(strokes=STAR, width=4097, height=9), ImageTooLarge, id="canvas"),
+        pytest.param(StrokesImage(strokes=STAR, width=0, height=9), Invalid, id="no canvas"),
+        pytest.param(
+            StrokesImage(strokes=[[[0.0] * 50_001, [0.0] * 50_001]], width=9, height=9), TooMuchWork, id="points"
+        ),
+    ],
+)
+async def test_bad_sources_have_their_own_error(
+    decoder: ImageDecoder, source: ImageSource, error: type[ServiceError]
+) -> None:
+    with pytest.raises(error):
+        await decoder.decode(source, budget())
+
+
+async def test_strokes_become_a_canonical_sketch(decoder: ImageDecoder) -> None:
+    found = await decoder.decode(StrokesImage(strokes=STAR, width=256, height=256), budget())
+    assert found.pixels.shape == (128, 128, 3)
+    assert 0.01 < float((found.pixels < 128).mean()) < 0.3
+
+
+async def test_a_crowd_before_the_pool_is_refused() -> None:
+    decoder = ImageDecoder(
+        limits=Limits(), telemetry=Telemetry(), cache=PictureCache(max_bytes=1 << 20), workers=1, max_waiting=1
+    )
+    source = SvgImage(text="<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>")
+    first = asyncio.create_task(decoder.decode(source, budget()))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await decoder.decode(source, budget())
+    assert (await first).pixels.shape == (9, 9, 3)
+    decoder.stop()

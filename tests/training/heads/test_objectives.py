@@ -1,0 +1,245 @@
+"""Both heads learn from frozen maps, and zero-shot heads never draw what is unseen."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.adapters import load_adapters
+from models.bundle.build import load_expert, new_uhead
+from models.bundle.pack import ADAPTERS, MINI_DIMENSION, lite0_part, mini_uhead_config, mini_uhead_shape
+from models.errors import DataError
+from models.heads.places import PlacesPool
+from models.heads.segmentation import SegmentationHead
+from training.data.dataset import DataSet
+from training.heads import objectives as heads_stage
+from training.heads.ablation import read_record
+from training.heads.adapted import adapted_scenes
+from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore
+from training.heads.frozen import HeadData
+from training.heads.objectives import (
+    ZEROSHOT,
+    DenseLoss,
+    DenseStage,
+    Run,
+    all_cells,
+    measure_dense,
+    measure_pool,
+    split_maps,
+    train_dense,
+    train_pooled,
+)
+from training.heads.pairs import NONE, PairSampler, collect_names, concept_numbers, sharing
+from training.heads.recipe import HeadPlan, train_heads
+from training.heads.scene_views import SceneViews
+from training.heads.views import TrainingView, ViewSet, training_views
+from training.loop import Schedule
+
+SHAPES = {
+    "sd.mid": (128, 2, 2),
+    "sd.up_0": (128, 4, 4),
+    "sd.up_1": (96, 8, 8),
+    "sd.up_2": (64, 16, 16),
+    "sd.up_3": (32, 16, 16),
+    "expert.0": (24, 32, 32),
+    "expert.1": (40, 16, 16),
+    "expert.2": (112, 8, 8),
+    "expert.3": (320, 4, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def views(dataset: DataSet) -> ViewSet:
+    return view_set(list(training_views(dataset, 0)))
+
+
+def view_set(found: list[TrainingView]) -> ViewSet:
+    return ViewSet(
+        kinds=tuple(view.kind for view in found),
+        concepts=tuple(view.concepts for view in found),
+        names=tuple(view.name for view in found),
+        is_unseen=np.array([view.is_unseen for view in found]),
+    )
+
+
+def random_store(rows: int, seed: int) -> DeviceStore:
+    generator = torch.Generator().manual_seed(seed)
+    return DeviceStore(
+        {name: torch.randn((rows, *shape), generator=generator).half() for name, shape in SHAPES.items()}
+    )
+
+
+def random_cells(rows: int, seed: int) -> DeviceStore:
+    """What a view store keeps: the cells of random maps."""
+    taps, expert = split_maps(random_store(rows, seed).read(torch.arange(rows)))
+    shape = mini_uhead_config()
+    cells = {TAP_CELLS: shape.tap_cells(taps), EXPERT_CELLS: shape.expert_cells(expert)}
+    return DeviceStore({name: values.half() for name, values in cells.items()})
+
+
+def embed(names: list[str]) -> torch.Tensor:
+    rows = [torch.randn(MINI_DIMENSION, generator=torch.Generator().manual_seed(sum(map(ord, name)))) for name in names]
+    return torch.nn.functional.normalize(torch.stack(rows), dim=1)
+
+
+def scene_views() -> SceneViews:
+    labels = np.zeros((4, 32, 32), dtype=np.uint8)
+    labels[:, :16], labels[:, 16:, 16:] = 1, 2
+    names = ["cat", "bed", "owl", "boat"]
+    return SceneViews(
+        labels=labels,
+        present=(("cat", "bed"),) * 3 + (("owl", "boat"),),
+        absent=(("boat",),) * 4,
+        is_unseen=np.array([False, False, False, True]),
+        embeddings=dict(zip(names, embed(names), strict=True)),
+    )
+
+
+def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads_stage, "PAIRS", 4)
+    monkeypatch.setattr(heads_stage, "SCENES", 2)
+    torch.manual_seed(0)
+    uhead, segmentation = new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
+    data = HeadData(
+        views=views,
+        store=random_cells(len(views.kinds), 0),
+        pixels=None,
+        scenes=scene_views(),
+        scene_store=random_store(4, 1),
+        scene_pixels=np.zeros((4, 128, 128, 3), np.uint8),
+    )
+    schedule = Schedule(steps=20, minutes=2, learning_rate=2e-3, warmup_steps=5)
+    before = {name: weight.clone() for name, weight in uhead.state_dict().items()}
+
+    def changed() -> set[bool]:
+        """Whether weights of the pool (True) and others (False) are no longer what they were."""
+        now = uhead.state_dict()
+        return {name.startswith("pool.") for name, weight in before.items() if not torch.equal(now[name], weight)}
+
+    run = Run(with_unseen=False, folder=tmp_path, seed=0, progress=lambda _step, _loss: None)
+    train_pooled(uhead, data, embed, schedule, run, ZEROSHOT)
+    assert changed() == {True}
+    pool = {name: weight.clone() for name, weight in uhead.pool.state_dict().items()}
+    train_dense(uhead, segmentation, data, schedule, run)
+    assert changed() == {True, False}
+    assert all(torch.equal(weight, pool[name]) for name, weight in uhead.pool.state_dict().items())
+    assert not uhead.training
+    for stage, losses in (("pooled", ["names"]), ("dense", ["dense", "regions"])):
+        with (tmp_path / stage / "curve.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for name in losses:
+            assert float(rows[-1][name]) < float(rows[0][name])
+
+
+def test_pairs_show_the_same_thing_and_partners_are_pictures_where_there_are_any(views: ViewSet) -> None:
+    rows = np.flatnonzero(~views.is_unseen)
+    sampler = PairSampler(views, rows, ZEROSHOT.shares)
+    sketches, partners = sampler.draw(200, torch.Generator().manual_seed(0))
+    allowed = set(rows.tolist())
+    for sketch, partner in zip(sketches.tolist(), partners.tolist(), strict=True):
+        assert {sketch, partner} <= allowed
+        assert views.kinds[sketch] != "picture"
+        assert set(views.concepts[sketch]) & set(views.concepts[partner])
+        if views.names[sketch] == "cat":
+            assert views.kinds[partner] == "picture"
+
+
+def test_a_name_stands_for_all_the_concepts_it_is_used_for(views: ViewSet) -> None:
+    vocabulary = {code: n for n, code in enumerate(sorted({c for codes in views.concepts for c in codes}))}
+    names = collect_names(views, np.arange(len(views.kinds)), vocabulary, embed)
+    assert len(names.names) == len(set(views.names))
+    column = names.names.index("cat")
+    assert names.stands_for[:, column].nonzero().flatten().tolist() == [vocabulary["1F431"]]
+    called = names.of(torch.tensor([[vocabulary["1F431"], NONE], [NONE, NONE]]))
+    assert [names.names[number] for number in called[0].nonzero().flatten()] == ["cat"]
+    assert not called[1].any()
+
+
+def test_what_shares_a_concept_is_the_same_thing() -> None:
+    vocabulary = {"cat": 0, "owl": 1, "bed": 2}
+    left = concept_numbers([("cat", "owl"), ("bed",), ("unknown",)], vocabulary)
+    right = concept_numbers([("owl",), ("bed", "cat"), ()], vocabulary)
+    assert left.tolist() == [[0, 1], [2, NONE], [NONE, NONE]]
+    assert sharing(left, right).tolist() == [[True, True, False], [False, True, False], [False, False, False]]
+
+
+def test_standards_are_those_of_the_stores_and_a_blank_map_reads_as_zero() -> None:
+    uhead = new_uhead(mini_uhead_shape(), MINI_DIMENSION)
+    views, scenes = random_cells(40, 0), random_store(8, 1)
+    measure_pool(uhead, views.blank("sd."))
+    measure_dense(uhead, scenes)
+    assert isinstance(uhead.pool, PlacesPool)
+    cells = all_cells(views.read(torch.arange(40)))
+    taps = sum(shape.cell_channels for shape in uhead.config.tap_shapes.values())
+    standard = uhead.pool.standard(cells)[:, taps:]
+    assert standard.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+    assert (standard.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+    assert uhead.pool.standard(all_cells(views.blank("sd.").read(torch.arange(4))))[:, :taps].abs().max() == 0
+    level = scenes.read(torch.arange(8))["expert.3"]
+    assert uhead.expert_standards[3](level).std() == pytest.approx(1, abs=0.02)
+
+
+def test_scenes_and_names_of_the_unseen_are_drawn_only_on_request() -> None:
+    scenes = scene_views()
+    generator = torch.Generator().manual_seed(0)
+    assert set(scenes.draw(100, False, generator).tolist()) == {0, 1, 2}
+    assert 3 in scenes.draw(100, True, generator).tolist()
+    assert scenes.names(with_unseen=False) == ("bed", "cat")
+    assert scenes.names(with_unseen=True) == ("bed", "boat", "cat", "owl")
+
+
+def test_a_withheld_name_is_background_and_one_name_is_always_asked_for() -> None:
+    torch.manual_seed(0)
+    stage = DenseStage(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)).eval()
+    scenes = scene_views()
+    loss = DenseLoss(stage, scenes, random_store(4, 1), with_unseen=False)
+    row, labels = torch.tensor([0]), torch.from_numpy(scenes.labels[:1].astype(np.int64))
+    dense = stage.uhead.dense(*split_maps(random_store(4, 1).read(row)))
+    prompts = torch.stack([scenes.embeddings[name] for name in ("cat", "bed", "boat")])
+    asked = stage.segmentation.logits(dense, prompts[None])
+    without_bed = stage.segmentation.logits(dense, prompts[None, [0, 2]])
+
+    def wanted(logits: torch.Tensor, targets: torch.Tensor) -> float:
+        return heads_stage.DENSE_WEIGHT * torch.nn.functional.cross_entropy(logits, targets).item()
+
+    for chances, value in (
+        ([1.0, 1.0], wanted(asked, labels)),
+        ([1.0, 0.0], wanted(without_bed, labels * (labels == 1))),
+        ([0.0, 0.0], wanted(without_bed, labels * (labels == 1))),  # the first stays
+    ):
+        assert loss.losses(row, torch.tensor([chances]))["dense"].item() == pytest.approx(value, rel=1e-5)
+
+
+def test_adapters_learn_with_the_pool_from_pixels(
+    dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads_stage, "PAIRS", 4)
+    found = list(training_views(dataset, 0))
+    data = HeadData(
+        views=view_set(found),
+        store=random_cells(len(found), 0),
+        pixels=torch.from_numpy(np.stack([view.pixels for view in found])),
+        scenes=scene_views(),
+        scene_store=random_store(4, 1),
+        scene_pixels=np.stack([view.pixels for view in found[:4]]),
+    )
+    plan = HeadPlan(adapt=True, steps=3, dense_steps=0)
+    train_heads(tmp_path / "bundle", data, plan, tmp_path / "runs", lambda _step, _loss: None)
+    expert = load_expert(lite0_part(), tmp_path).eval()
+    pixels = data.scene_store.read(torch.arange(1))["expert.3"]
+    before = expert(torch.zeros(1, 3, 64, 64))
+    load_adapters(expert, tmp_path / "bundle" / "heads" / ADAPTERS)
+    after = expert(torch.zeros(1, 3, 64, 64))
+    assert all(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    scenes = adapted_scenes(expert, data).read(torch.arange(1))
+    assert scenes["expert.3"].shape == pixels.shape
+    assert not torch.equal(scenes["expert.3"], pixels)
+    assert torch.equal(scenes["sd.mid"], data.scene_store.read(torch.arange(1))["sd.mid"])
+    assert read_record(tmp_path / "bundle" / "heads").adapted
+    with pytest.raises(DataError, match="add --adapt"):
+        train_heads(tmp_path / "bundle", data, HeadPlan(finish=True), tmp_path / "runs", lambda _step, _loss: None)
+    train_heads(tmp_path / "bundle", data, HeadPlan(steps=1, dense_steps=0), tmp_path / "runs", lambda _s, _l: None)
+    assert not (tmp_path / "bundle" / "heads" / ADAPTERS).exists()
+    assert not read_record(tmp_path / "bundle" / "heads").adapted

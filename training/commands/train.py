@@ -1,0 +1,219 @@
+"""`vermouth train`: the stages of the embedded default's training, each resumable."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from training.data.dataset import DEFAULT_FOLDER, load_dataset
+from training.loop import Schedule
+
+train_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train the embedded default, stage by stage.")
+
+RUNS = Path("~/.cache/vermouth/runs")
+
+DataSetOption = Annotated[Path, typer.Option("--data-set", help="Folder written by `vermouth data build`.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints, curves and caches.")]
+MinutesOption = Annotated[float, typer.Option(help="Wall-clock budget; the next call goes on from there.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of initialisation, batches and augmentation.")]
+ThreadsOption = Annotated[int, typer.Option(help="Compute threads.")]
+StepsOption = Annotated[int, typer.Option(help="Steps in all, earlier calls included.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+RoundsOption = Annotated[int, typer.Option(min=1, help="How often everything that heads see is redrawn.")]
+
+
+@contextmanager
+def _stage(name: str, total: int, threads: int) -> Iterator[Callable[[int, float], None]]:
+    """Sets threads and shows progress."""
+    import torch
+
+    from training.devices import fast_products
+
+    torch.set_num_threads(threads)
+    fast_products()
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(name, total=total, loss="")
+        yield lambda step, loss: bar.update(task, completed=step, loss=f"loss {loss:.4f}")
+
+
+@train_app.command("vae")
+def train_vae_command(
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    runs: RunsOption = RUNS,
+    minutes: MinutesOption = 25.0,
+    steps: StepsOption = 20_000,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 32,
+    crop: Annotated[int, typer.Option(min=32, max=128, help="Side of a crop, px.")] = 64,
+) -> None:
+    """Trains the autoencoder on pictures, outlines, icons and drawings of what may be seen."""
+    from training.devices import device_named
+    from training.prior.corpus import load_corpus
+    from training.prior.pictures import save_reconstructions
+    from training.prior.vae import train_vae
+
+    folder = runs.expanduser() / "vae"
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=2e-3, decay=True)
+    with _stage("vae", steps, threads) as progress:
+        corpus = load_corpus(load_dataset(data_set))
+        vae = train_vae(
+            corpus,
+            schedule,
+            folder=folder,
+            seed=seed,
+            progress=progress,
+            device=device_named(device),
+            batch=batch,
+            crop=crop,
+        )
+        save_reconstructions(vae, corpus, folder / "reconstructions.png")
+        vae.save_pretrained(folder / "export")
+
+
+@train_app.command("unet")
+def train_unet_command(
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    runs: RunsOption = RUNS,
+    minutes: MinutesOption = 30.0,
+    steps: StepsOption = 5_000,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 1,
+    pictures: Annotated[int, typer.Option(min=64, help="At most this many pictures, drawn by weight.")] = 1_000_000,
+    device: DeviceOption = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Latents a step.")] = 64,
+    variants: Annotated[int, typer.Option(min=1, help="Latents a picture: mirrored, shrunk.")] = 2,
+) -> None:
+    """Trains the prior on cached latents and text states."""
+    import numpy as np
+    from diffusers import AutoencoderKL
+
+    from models.bundle.files import sha256
+    from training.devices import device_named
+    from training.prior.captions import cache_states
+    from training.prior.corpus import load_corpus
+    from training.prior.export import WEIGHTS, finished
+    from training.prior.pictures import save_samples
+    from training.prior.unet import Denoising, cache_latents, new_scheduler, train_unet
+
+    folder = runs.expanduser() / "unet"
+    folder.mkdir(parents=True, exist_ok=True)
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=8e-4, decay=True)
+    with _stage("unet", steps, threads) as progress:
+        place = device_named(device)
+        corpus = load_corpus(load_dataset(data_set)).subset(pictures, seed)
+        encoder = finished(runs.expanduser(), "vae")
+        vae = AutoencoderKL.from_pretrained(encoder).eval().to(place)
+        # Latents of an autoencoder that has been trained on since are not these.
+        kept = folder / f"latents-{sha256(encoder / WEIGHTS)[:8]}.npy"
+        latents = cache_latents(vae, corpus, kept, variants=variants, progress=progress)
+        states, index = cache_states(corpus.captions, folder / "states.pt", place)
+        denoising = Denoising(latents, states, np.asarray(index), corpus, place)
+        unet = train_unet(denoising, schedule, folder=folder, seed=seed, progress=progress, batch=batch)
+        unet.save_pretrained(folder / "export")
+        new_scheduler().save_pretrained(folder / "scheduler")
+        save_samples(vae, unet, states, corpus.captions, np.asarray(index), folder / "samples.png")
+
+
+@train_app.command("export")
+def export_command(
+    runs: RunsOption = RUNS,
+    out: Annotated[Path, typer.Option(help="Bundle folder that receives vae/, unet/ and scheduler/.")] = Path(
+        "weights/mini"
+    ),
+) -> None:
+    """Writes what was trained into a bundle's folders, in half precision."""
+    from training.prior.export import export_prior
+
+    with _stage("export", 1, threads=1) as progress:
+        counts = export_prior(runs.expanduser(), out)
+        progress(1, 0.0)
+    for name, count in counts.items():
+        Console(stderr=True).print(f"{name:5} {count / 1e6:6.2f} M parameters")
+
+
+@train_app.command("views")
+def train_views_command(
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    runs: RunsOption = RUNS,
+    seed: SeedOption = 0,
+    rounds: RoundsOption = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Draws everything that heads are trained on; needs no prior, so it can run while that trains."""
+    from training.heads.frozen import head_pictures
+
+    with _stage("views", 0, threads=1) as progress:
+        dataset = load_dataset(data_set)
+        folder = runs.expanduser() / "heads"
+        head_pictures(dataset, folder, seed=seed, rounds=rounds, workers=workers, progress=progress)
+
+
+@train_app.command("heads")
+def train_heads_command(
+    bundle: Annotated[Path, typer.Argument(help="Where heads/ go: weights/mini or weights/mini-zeroshot.")],
+    release: Annotated[bool, typer.Option(help="Train on unseen classes and words too.")] = False,
+    finish: Annotated[
+        bool,
+        typer.Option(help="Go on from this bundle's release heads: the pooled stage alone, with next to no dropout."),
+    ] = False,
+    start: Annotated[Path | None, typer.Option(help="Bundle whose heads training starts from.")] = None,
+    adapt: Annotated[bool, typer.Option(help="Let the expert learn too, by low-rank adapters.")] = False,
+    features: Annotated[
+        Literal["fused", "expert", "diffusion"], typer.Option(help="Frozen maps that heads see; others are zero.")
+    ] = "fused",
+    prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = Path("weights/mini"),
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    runs: RunsOption = RUNS,
+    minutes: Annotated[float, typer.Option(help="Wall-clock budget of each stage.")] = 60.0,
+    steps: Annotated[
+        int, typer.Option(help="Steps of the pooled stage in all; default 350, 1200 with --release, 900 with --finish.")
+    ] = 0,
+    dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all.")] = 2400,
+    seed: SeedOption = 0,
+    rounds: RoundsOption = 1,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Trains both heads: zero-shot heads, or release heads with --release; with --adapt the expert learns too."""
+    from training.devices import device_named
+    from training.heads.frozen import frozen_features
+    from training.heads.recipe import HeadPlan, train_heads
+
+    with _stage("frozen maps", 0, threads) as progress:
+        dataset, root = load_dataset(data_set), runs.expanduser() / "heads"
+        data = frozen_features(
+            dataset,
+            prior,
+            root,
+            rounds=rounds,
+            device=device_named(device),
+            keep_pixels=adapt,
+            progress=progress,
+        )
+    plan = HeadPlan(
+        release=release,
+        finish=finish,
+        start=start,
+        adapt=adapt,
+        features=features,
+        steps=steps,
+        dense_steps=dense_steps,
+        minutes=minutes,
+        seed=seed,
+    )
+    with _stage("heads", plan.pooled_steps + plan.dense_steps_taken, threads) as progress:
+        train_heads(bundle, data, plan, root, progress)

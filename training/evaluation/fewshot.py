@@ -1,0 +1,115 @@
+"""The few-shot protocols of the embedded default: N-way K-shot episodes, 600 of them, three queries a class."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.heads.prototype import prototypes
+from models.transforms import canonical_strokes
+from training.data.dataset import DataSet
+from training.evaluation.metrics import mean_and_ci95
+from training.evaluation.retrieval import Pictures, canonical_pictures
+
+VENDORS = ("openmoji", "noto", "twemoji", "fluent")
+QUERIES = 3
+EPISODES = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShotPool:
+    """Pictures by class: `pixels` [N, 128, 128, 3] uint8, and row numbers and label of each class."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    rows: Sequence[NDArray[np.int64]]
+    labels: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShotFigures:
+    """Mean accuracy over episodes and half its 95 % interval."""
+
+    protocol: str
+    n_way: int
+    k_shot: int
+    accuracy: float
+    ci95: float
+
+
+def vendors(data: DataSet, pictures: Pictures = canonical_pictures) -> ShotPool:
+    """Unseen classes, each picture another vendor's; classes with four vendors, so that three queries remain."""
+    found = data.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.source in VENDORS)
+    return _pool(
+        "fewshot-vendors",
+        pictures(data, found),
+        [r.hexcode or "" for r in found],
+        least=1 + QUERIES,
+    )
+
+
+def drawings(data: DataSet) -> ShotPool:
+    """Drawings of the unseen words."""
+    found = [d for d in data.drawings if d.split == "unseen"]
+    return _pool(
+        "fewshot-drawings",
+        np.stack([canonical_strokes(d.strokes) for d in found]),
+        [d.word for d in found],
+        least=5 + QUERIES,
+    )
+
+
+def measure(
+    pool: ShotPool, features: NDArray[np.float32], *, n_way: int, k_shot: int, episodes: int = EPISODES, seed: int = 0
+) -> ShotFigures:
+    """Accuracy of normalised-mean prototypes.
+
+    Args:
+        pool: which rows belong together.
+        features: [N, D] float32, unit length, row by row.
+        n_way, k_shot: of every episode.
+        episodes: how many.
+        seed: of their drawing.
+    """
+    drawn = _episodes(pool, features, n_way=n_way, k_shot=k_shot, episodes=episodes, seed=seed)
+    accuracy, ci95 = mean_and_ci95(np.array([(truth == answers).mean() for truth, answers in drawn]))
+    return ShotFigures(protocol=pool.name, n_way=n_way, k_shot=k_shot, accuracy=accuracy, ci95=ci95)
+
+
+def confusions(
+    pool: ShotPool, features: NDArray[np.float32], *, n_way: int, k_shot: int, episodes: int = EPISODES, seed: int = 0
+) -> NDArray[np.float64]:
+    """How often a class is taken for another when both are in an episode: [classes, classes], rows the truth.
+
+    Arguments as of `measure`. The diagonal is the share answered right.
+    """
+    counts = np.zeros((len(pool.rows), len(pool.rows)))
+    together = np.zeros_like(counts)
+    for truth, answers in _episodes(pool, features, n_way=n_way, k_shot=k_shot, episodes=episodes, seed=seed):
+        np.add.at(counts, (truth, answers), 1)
+        together[np.ix_(np.unique(truth), np.unique(truth))] += QUERIES
+    return np.asarray(counts / np.maximum(together, 1))
+
+
+def _episodes(
+    pool: ShotPool, features: NDArray[np.float32], *, n_way: int, k_shot: int, episodes: int, seed: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """True and answered classes of each episode's queries, [n_way · QUERIES] numbers of `pool.rows` each."""
+    rng = np.random.default_rng([seed, n_way, k_shot])
+    classes = np.array([number for number, rows in enumerate(pool.rows) if len(rows) >= k_shot + QUERIES])
+    for _ in range(episodes):
+        chosen = classes[rng.choice(len(classes), size=n_way, replace=False)]
+        drawn = [rng.permutation(pool.rows[number])[: k_shot + QUERIES] for number in chosen]
+        support = prototypes([features[rows[:k_shot]] for rows in drawn])
+        queries = np.concatenate([features[rows[k_shot:]] for rows in drawn])
+        yield np.repeat(chosen, QUERIES), chosen[(queries @ support.T).argmax(axis=1)]
+
+
+def _pool(name: str, pixels: NDArray[np.uint8], labels: list[str], *, least: int) -> ShotPool:
+    by_label: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        by_label.setdefault(label, []).append(row)
+    kept = sorted(label for label, found in by_label.items() if len(found) >= least)
+    rows = [np.array(by_label[label], dtype=np.int64) for label in kept]
+    return ShotPool(name=name, pixels=pixels, rows=rows, labels=kept)
