@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 E = TypeVar("E")
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 _OVERHEAD_BYTES = 512
 """Of an entry itself, so that many small ones are bounded too."""
 
@@ -70,3 +72,49 @@ class BoundedLru(Generic[E]):
     def _drop(self, key: Hashable) -> None:
         del self._entries[key]
         self._size_bytes -= self._sizes.pop(key)
+
+
+class ByteLru(Generic[K, V]):
+    """Thread-safe LRU cache bounded in bytes. It drops the least recently used values; a value over the bound is not kept.
+
+    Args:
+        max_bytes: bound on the sum of the sizes that `put` states.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the stated sizes of all cached values."""
+        return self._size_bytes
+
+    def get(self, key: K) -> V | None:
+        """Return the cached value and mark it as used; None if there is none."""
+        with self._lock:
+            found = self._values.get(key)
+            if found is None:
+                return None
+            self._values.move_to_end(key)
+            return found[0]
+
+    def put(self, key: K, value: V, size_bytes: int) -> None:
+        """Cache a value, replacing the one under the key, and drop others until the bound holds."""
+        with self._lock:
+            self._discard(key)
+            if size_bytes > self.max_bytes:
+                return
+            self._values[key] = value, size_bytes
+            self._size_bytes += size_bytes
+            while self._size_bytes > self.max_bytes:
+                self._discard(next(iter(self._values)))
+
+    def _discard(self, key: K) -> None:
+        if key in self._values:
+            self._size_bytes -= self._values.pop(key)[1]
