@@ -75,7 +75,7 @@ class BoundedLru(Generic[E]):
 
 
 class ByteLru(Generic[K, V]):
-    """Thread-safe LRU cache bounded in bytes. It drops the least recently used values; a value over the bound is not kept.
+    """Thread-safe LRU cache bounded in bytes; a value over the bound is not cached.
 
     Args:
         max_bytes: bound on the sum of the sizes that `put` states.
