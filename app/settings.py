@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.limits import MIB, Limits
+from app.domain import MIB, Limits
 
 GIB = 1024 * MIB
 MAX_DECODE_THREADS = 8

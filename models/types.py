@@ -3,10 +3,14 @@
 Letters: B batch, C channels, H W pixels, h w features, D embedding, N classes, T tokens.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch  # decoder processes and the command line import this module and must not load torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from app.api.deps import read_form
+from app.domain import Limits
 from app.errors import FieldError, Invalid, Malformed
 from app.imaging.sources import EncodedImage
-from app.limits import Limits
 from app.stores.filters.tree import MAX_INTEGER, Filter, parse_filter
 
 M = TypeVar("M", bound=BaseModel)

@@ -11,10 +11,9 @@ from starlette.requests import HTTPConnection, Request
 
 from app.api.auth import ApiKeys, ScopedRoute
 from app.api.services import Services
-from app.domain import BundleInfo
+from app.domain import BundleInfo, Limits
 from app.errors import EngineUnavailable, UnsupportedMedia
 from app.imaging.sources import ImageDecoder, PixelBudget
-from app.limits import Limits
 from app.runtime.lifecycle import Lifecycle, Phase
 from app.runtime.telemetry import Telemetry
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import Picture
+from app.domain import Limits, Picture
 from app.errors import EngineUnavailable, UndecodableImage
 from app.imaging.worker import READY, Job, Look
-from app.limits import Limits
 from app.runtime.telemetry import Telemetry, get_logger
 
 _ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from app.domain import MEGAPIXEL, Limits
 from app.errors import ImageTooLarge, UndecodableImage, UnsupportedMedia
-from app.limits import MEGAPIXEL, Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _FOREIGN_FORMATS: tuple[tuple[int, bytes], ...] = (

@@ -18,13 +18,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import Picture
+from app.domain import MEGAPIXEL, Limits, Picture
 from app.errors import ImageTooLarge, Invalid, Malformed, QueueFull, ServiceError, TooMuchWork
 from app.imaging.cache import M, PictureCache
 from app.imaging.decoding import Decoders, FarPicture
 from app.imaging.files import Opened, open_file
 from app.imaging.svg import render_svg
-from app.limits import MEGAPIXEL, Limits
 from app.runtime.priority import DECODER_NICENESS, be_nice
 from app.runtime.telemetry import Telemetry
 from models.errors import InputError

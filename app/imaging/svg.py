@@ -12,8 +12,8 @@ import resvg_py
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
+from app.domain import Limits
 from app.errors import ImageTooLarge, Invalid, TooMuchWork, UndecodableImage
-from app.limits import Limits
 
 _NAMESPACE = "http://www.w3.org/2000/svg"
 _SHAPES = {"g", "path", "rect", "circle", "ellipse", "line", "polyline", "polygon"}

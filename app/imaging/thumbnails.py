@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.domain import Picture
+from app.domain import Limits, Picture
 from app.errors import ServiceError
 from app.imaging.sources import EncodedImage, ImageDecoder, ImageSource, PixelBudget
-from app.limits import Limits
 
 
 class Thumbnails:

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 import numpy as np
 from numpy.typing import NDArray
 
+from app.domain import Limits
 from app.errors import ServiceError, UndecodableImage
 from app.imaging.files import open_file
-from app.limits import Limits
 from app.runtime.priority import DECODER_NICENESS, be_nice
 from models.errors import InputError
 from models.transforms import canonical_sketch, fit_square

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.domain import BundleInfo, FeatureEngine
+from app.domain import BundleInfo, FeatureEngine, Limits
 from app.imaging.sources import ImageDecoder
 from app.imaging.thumbnails import Thumbnails
-from app.limits import Limits
 from app.stores.blobs import Blobs
 from app.stores.index.base import IndexOptions
 from app.stores.index.follower import Indexes

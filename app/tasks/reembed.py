@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.domain import BundleInfo, FeatureEngine
+from app.domain import BundleInfo, FeatureEngine, Limits
 from app.errors import Conflict, ServiceError
 from app.imaging.sources import EncodedImage, PixelBudget
-from app.limits import Limits
 from app.stores.blobs import Blobs
 from app.stores.index.rows import read_exact
 from app.stores.maintenance.reembed import LackingPicture, Reembedding

@@ -94,3 +94,9 @@ def test_a_containers_quota_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_batches_are_few_on_a_cpu_and_many_on_a_gpu() -> None:
     assert (Settings().max_batch_on("cpu"), Settings().max_batch_on("cuda:0")) == (8, 32)
     assert Settings(max_batch=3).max_batch_on("cpu") == 3
+
+
+def test_reading_settings_and_decoding_load_no_torch() -> None:
+    """The command line starts in a second, and a decoder process stays small."""
+    code = "import sys, app.settings, app.imaging.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -32,8 +32,8 @@ from app.api.schemas.fewshot import (
 from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep, tell_timings
+from app.domain import Limits
 from app.errors import Invalid, Malformed
-from app.limits import Limits
 from app.tasks.fewshot import EpisodeRequest as NewEpisode
 from app.tasks.fewshot import WayRequest
 from app.tasks.pictures import Source

@@ -26,8 +26,8 @@ from app.api.schemas.retrieval import (
 )
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep, tell_timings
+from app.domain import Limits
 from app.errors import Invalid
-from app.limits import Limits
 from app.tasks.pictures import Source
 from app.tasks.retrieval import RetrieveAnswer, RetrieveQuery
 

@@ -1,4 +1,4 @@
-"""Wire format of few-shot episodes; how many ways, examples and queries there may be is in `app.limits`."""
+"""Wire format of few-shot episodes; how many ways, examples and queries there may be is in `app.domain`."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""Wire format of `/retrieve` and `/embed`; how large `k` and how many images there may be is in `app.limits`."""
+"""Wire format of `/retrieve` and `/embed`; how large `k` and how many images there may be is in `app.domain`."""
 
 from typing import Annotated
 

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from app.domain import BundleInfo, FeatureEngine, Features, Picture, Place, View
+from app.domain import BundleInfo, FeatureEngine, Features, Limits, Picture, Place, View
 from app.errors import Invalid, TooMuchWork
 from app.imaging.sources import ImageSource, PixelBudget, StrokesImage
-from app.limits import Limits
 from app.stores.records.class_sets import ClassSet, ClassSets, StoredClass
 from app.stores.sql.database import Database
 from app.tasks.features import count_features, pooled_texts, view_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.limits import Limits
+from app.domain import Limits
 from app.main import create_app
 from app.settings import Settings
 from tests.app.api.conftest import build_services

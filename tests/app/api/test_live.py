@@ -12,9 +12,9 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from app.api.auth import Scope, new_key
 from app.api.routers import live
+from app.domain import Limits
 from app.engine.batcher import WorkQueue
 from app.engine.rates import PassTimes
-from app.limits import Limits
 from tests.app.api.served import LIMIT_S, Watched, new_app, served, set_soon
 from tests.app.fakes import FakeEncoder
 

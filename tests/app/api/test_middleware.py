@@ -12,7 +12,7 @@ from starlette.types import Message
 from app.api.auth import Scope, requires
 from app.api.deps import Platform, RemainingDep, new_router
 from app.api.services import Services
-from app.limits import Limits
+from app.domain import Limits
 from app.main import create_app
 from app.settings import Settings
 

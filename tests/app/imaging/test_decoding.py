@@ -17,14 +17,13 @@ import pytest
 from PIL import Image
 
 import app.imaging.decoding
-from app.domain import Picture
+from app.domain import Limits, Picture
 from app.errors import EngineUnavailable, ImageTooLarge, UndecodableImage, UnsupportedMedia
 from app.imaging.cache import PictureCache
 from app.imaging.decoding import Decoders, FarPicture
 from app.imaging.files import open_file
 from app.imaging.sources import EncodedImage, ImageDecoder, PixelBudget
 from app.imaging.worker import Job, look
-from app.limits import Limits
 from app.runtime.telemetry import Telemetry
 from app.tasks.pictures import Pictures, Prepared
 from models.types import TaskProfile
@@ -157,7 +156,7 @@ def test_one_that_hangs_is_ended_and_costs_its_own_picture() -> None:
 
 def test_they_end_with_a_parent_that_is_killed() -> None:
     code = (
-        "import time; from app.imaging.decoding import Decoders; from app.limits import Limits; "
+        "import time; from app.imaging.decoding import Decoders; from app.domain import Limits; "
         "from app.runtime.telemetry import Telemetry; made = Decoders(2, limits=Limits(), telemetry=Telemetry()); "
         "made.start(); print(*made.pids, flush=True); time.sleep(60)"
     )

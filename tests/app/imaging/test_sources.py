@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.domain import Picture
+from app.domain import Limits, Picture
 from app.errors import (
     ImageTooLarge,
     Invalid,
@@ -32,7 +32,6 @@ from app.imaging.sources import (
     StrokesImage,
     SvgImage,
 )
-from app.limits import Limits
 from app.runtime.telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.domain import Limits
 from app.errors import ImageTooLarge, Invalid, ServiceError, TooMuchWork, UndecodableImage
 from app.imaging.svg import render_svg
-from app.limits import Limits
 
 SVG = "<svg xmlns='http://www.w3.org/2000/svg' {}>{}</svg>"
 

@@ -9,11 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.domain import Picture
+from app.domain import Limits, Picture
 from app.errors import ImageTooLarge, Malformed
 from app.imaging.cache import PictureCache
 from app.imaging.sources import Base64Image, EncodedImage, ImageDecoder, PixelBudget
-from app.limits import Limits
 from app.runtime.telemetry import Telemetry
 from app.tasks.pictures import Pictures, Prepared, Source
 from models.transforms import canonical_image, cut_view, whole_view
