@@ -149,6 +149,11 @@ def check_metadata(metadata: Mapping[str, object] | None, field: str, limits: Li
         raise _invalid(field, f"is over {limits.max_metadata_bytes} bytes")
 
 
+def out_of_bounds(field: str, detail: str) -> Invalid:
+    """The error for a field whose value or length is over a limit of the settings; `detail` is its message too."""
+    return Invalid(detail, errors=[FieldError(field=field, message=detail)])
+
+
 def read_filter(value: object | None) -> Filter | None:
     """The filter of a request's JSON value, None for none. Raises Invalid."""
     return None if value is None else parse_filter(value)

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 from fastapi import Depends, Path, Query, Request, Response
 
 from app.api.auth import Scope, requires
-from app.api.bodies import JSON, MULTIPART, Form, form_model, parse_json, read_json, read_multipart
+from app.api.bodies import JSON, MULTIPART, Form, form_model, out_of_bounds, parse_json, read_json, read_multipart
 from app.api.conditional import IdempotentRoute, RequiredIfMatchDep, TokenDep, etag, wait_for_min_seq
 from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
 from app.api.openapi_body import request_body
@@ -50,7 +50,7 @@ async def read_episode(request: Request, limits: LimitsDep) -> NewEpisode:
     queries: Sequence[Source]
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, EpisodeRequest)
-        _check(wire.ways, wire.queries, limits)
+        _check_episode(wire.ways, wire.queries, wire.top_k, limits)
         options = wire
         ways = [WayRequest(label=w.label, support=[source_of(i) for i in w.support]) for w in wire.ways]
         queries = [source_of(image) for image in wire.queries]
@@ -60,7 +60,7 @@ async def read_episode(request: Request, limits: LimitsDep) -> NewEpisode:
         given = EpisodeForm.model_validate(parse_json(fields.pop("options", "{}")))
         form_model(OptionsForm, fields)
         options, ways, queries = given, _ways(form, given.labels), form.images("query")
-        _check(ways, queries, limits)
+        _check_episode(ways, queries, options.top_k, limits)
     return NewEpisode(
         name=options.name,
         method=options.method,
@@ -92,12 +92,12 @@ async def read_queries(request: Request, limits: LimitsDep) -> tuple[ClassifyOpt
     """The pictures to classify, of either form of body."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, ClassifyRequest)
-        _check_queries(wire.queries, limits)
+        _check_queries(wire.queries, wire.top_k, limits)
         return wire, [source_of(image) for image in wire.queries]
     form = await read_multipart(request, limits, files={"query"})
     options = form_model(ClassifyOptions, form.scalars())
     queries = form.images("query")
-    _check_queries(queries, limits)
+    _check_queries(queries, options.top_k, limits)
     return options, queries
 
 
@@ -277,25 +277,36 @@ def _label(text: str) -> str:
         raise Malformed("A label is not percent-encoded UTF-8.") from err
 
 
-def _check(ways: Sequence[WayRequest | WayInput], queries: Sequence[object], limits: Limits) -> None:
-    labels = [way.label for way in ways]
-    if not 2 <= len(labels) <= limits.max_ways:
-        raise Invalid(f"An episode has 2 to {limits.max_ways} ways.")
+def _check_episode(
+    ways: Sequence[WayRequest | WayInput], queries: Sequence[object], top_k: int | None, limits: Limits
+) -> None:
+    if not 2 <= len(ways) <= limits.max_ways:
+        raise out_of_bounds("ways", f"An episode has 2 to {limits.max_ways} ways.")
     _check_ways(ways, limits)
     if len(queries) > limits.max_queries:
-        raise Invalid(f"At most {limits.max_queries} queries a request.")
+        raise out_of_bounds("queries", f"At most {limits.max_queries} queries a request.")
+    _check_top_k(top_k, limits)
 
 
 def _check_ways(ways: Sequence[WayRequest | WayInput], limits: Limits) -> None:
     if not ways:
         raise Invalid("Send at least one support image.")
-    labels = [way.label for way in ways]
-    if len(set(labels)) < len(labels):
+    if len(ways) > limits.max_ways:
+        raise out_of_bounds("ways", f"An episode has at most {limits.max_ways} ways.")
+    if len({way.label for way in ways}) < len(ways):
         raise Invalid("Labels must be unique.")
-    if max(len(way.support) for way in ways) > limits.max_support_per_way:
-        raise Invalid(f"A way has 1 to {limits.max_support_per_way} support images.")
+    for position, way in enumerate(ways):
+        if len(way.support) > limits.max_support_per_way:
+            detail = f"A way has 1 to {limits.max_support_per_way} support images."
+            raise out_of_bounds(f"ways[{position}].support", detail)
 
 
-def _check_queries(queries: Sequence[object], limits: Limits) -> None:
+def _check_queries(queries: Sequence[object], top_k: int | None, limits: Limits) -> None:
     if not 1 <= len(queries) <= limits.max_queries:
-        raise Invalid(f"Send 1 to {limits.max_queries} queries.")
+        raise out_of_bounds("queries", f"Send 1 to {limits.max_queries} queries.")
+    _check_top_k(top_k, limits)
+
+
+def _check_top_k(top_k: int | None, limits: Limits) -> None:
+    if top_k is not None and top_k > limits.max_ways:
+        raise out_of_bounds("top_k", f"top_k is at most {limits.max_ways}.")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.api.auth import Scope, requires
-from app.api.bodies import parse_json, read_filter
+from app.api.bodies import out_of_bounds, parse_json, read_filter
 from app.api.deps import Platform, platform_of
 from app.api.problems import problem_body, service_error
 from app.api.routers.retrieval import response_of
@@ -190,7 +190,7 @@ class _Session:
     async def _results(self, wire: LiveQuery) -> dict[str, Any]:
         limits = self._platform.limits
         if wire.k > limits.max_k:
-            raise Invalid(f"k is at most {limits.max_k}.")
+            raise out_of_bounds("k", f"k is at most {limits.max_k}.")
         query = RetrieveQuery(
             sketch=StrokesImage(strokes=wire.strokes, width=wire.width, height=wire.height),
             text=wire.text,

@@ -5,7 +5,16 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.auth import Scope, requires
-from app.api.bodies import JSON, MULTIPART, form_model, parse_json, read_filter, read_json, read_multipart
+from app.api.bodies import (
+    JSON,
+    MULTIPART,
+    form_model,
+    out_of_bounds,
+    parse_json,
+    read_filter,
+    read_json,
+    read_multipart,
+)
 from app.api.conditional import wait_for_min_seq
 from app.api.deps import (
     LimitsDep,
@@ -27,7 +36,7 @@ from app.api.schemas.retrieval import (
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep, tell_timings
 from app.domain import Limits
-from app.errors import Invalid
+from app.errors import FieldError, Invalid, TooMuchWork
 from app.tasks.pictures import Source
 from app.tasks.retrieval import RetrieveAnswer, RetrieveQuery
 
@@ -47,11 +56,13 @@ async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
     return _query(form_model(RetrieveOptions, fields), form.one_image("sketch"), limits)
 
 
-async def read_embed(request: Request, limits: LimitsDep, budget: PixelBudgetDep) -> EmbedInput:
+async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
     """The pictures, and the texts and options, of either form of body."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, EmbedRequest)
-        budget.check_count(len(wire.images))
+        if len(wire.images) > limits.max_request_images:
+            detail = f"A request may hold {limits.max_request_images} images."
+            raise TooMuchWork(detail, errors=[FieldError(field="images", message=detail)])
         sources = [source_of(image) for image in wire.images]
     else:
         form = await read_multipart(request, limits, files={"image"})
@@ -117,7 +128,7 @@ def _query(wire: RetrieveOptions, sketch: Source | None, limits: Limits) -> Retr
     if sketch is None and wire.text is None and not (like.positive or like.negative):
         raise Invalid("Send at least one of sketch, text and like.")
     if wire.k > limits.max_k:
-        raise Invalid(f"k is at most {limits.max_k}.")
+        raise out_of_bounds("k", f"k is at most {limits.max_k}.")
     return RetrieveQuery(
         sketch=sketch,
         text=wire.text,

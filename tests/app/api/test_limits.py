@@ -72,29 +72,45 @@ async def test_a_limit_above_the_default_lets_the_larger_request_in(
         assert answer.is_success, answer.text
 
 
-LOWERED: list[tuple[Limits, str, object, int, str]] = [
-    (Limits(max_k=5), "/retrieve", {"text": "a", "k": 6}, 422, "k is at most 5."),
-    (Limits(max_ways=2), "/fewshot/episodes", episode(ways=3), 422, "An episode has 2 to 2 ways."),
-    (Limits(max_support_per_way=2), "/fewshot/episodes", episode(shots=3), 422, "A way has 1 to 2 support images."),
-    (Limits(max_queries=2), "/fewshot/episodes", episode(queries=3), 422, "At most 2 queries a request."),
-    (Limits(max_request_images=2), "/embed", {"images": [SQUARE] * 3}, 413, "A request may hold 2 images."),
-    (Limits(max_items_per_call=2), ITEMS, [{"image": SQUARE}] * 3, 422, "Send 1 to 2 items a call."),
-    (Limits(max_classes=2), "/segment", THREE_CLASSES, 422, "At most 2 classes a request."),
-    (Limits(max_segment_strings=2), "/segment", THREE_CLASSES, 413, "Names and templates make more than 2 strings."),
+LOWERED: list[tuple[Limits, str, object, int, str, str | None]] = [
+    (Limits(max_k=5), "/retrieve", {"text": "a", "k": 6}, 422, "k is at most 5.", "k"),
+    (Limits(max_ways=2), "/fewshot/episodes", episode(ways=3), 422, "An episode has 2 to 2 ways.", "ways"),
+    (Limits(max_ways=2), "/fewshot/episodes", {**episode(), "top_k": 3}, 422, "top_k is at most 2.", "top_k"),
+    (Limits(max_support_per_way=2), "/fewshot/episodes", episode(shots=3), 422, "A way has 1 to 2 support images.",
+     "ways[0].support"),
+    (Limits(max_queries=2), "/fewshot/episodes", episode(queries=3), 422, "At most 2 queries a request.", "queries"),
+    (Limits(max_request_images=2), "/embed", {"images": [SQUARE] * 3}, 413, "A request may hold 2 images.", "images"),
+    (Limits(max_items_per_call=2), ITEMS, [{"image": SQUARE}] * 3, 422, "Send 1 to 2 items a call.", None),
+    (Limits(max_classes=2), "/segment", THREE_CLASSES, 422, "At most 2 classes a request.", None),
+    (Limits(max_segment_strings=2), "/segment", THREE_CLASSES, 413, "Names and templates make more than 2 strings.",
+     None),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("limits", "url", "body", "status", "detail"),
+    ("limits", "url", "body", "status", "detail", "field"),
     LOWERED,
-    ids=["k", "ways", "support", "queries", "images", "items", "classes", "strings"],
+    ids=["k", "ways", "top_k", "support", "queries", "images", "items", "classes", "strings"],
 )
-async def test_a_limit_below_the_default_refuses_with_its_own_error(
-    tmp_path: Path, limits: Limits, url: str, body: object, status: int, detail: str
+async def test_a_limit_below_the_default_refuses_with_its_own_error_and_names_the_field(
+    tmp_path: Path, limits: Limits, url: str, body: object, status: int, detail: str, field: str | None
 ) -> None:
     async with limited(tmp_path, limits) as client:
         answer = await client.post(url, json=body)
         assert (answer.status_code, answer.json()["detail"]) == (status, detail)
+        assert [error["field"] for error in answer.json().get("errors", [])] == ([field] if field else [])
+
+
+async def test_a_classification_over_a_limit_names_the_field(tmp_path: Path) -> None:
+    async with limited(tmp_path, Limits(max_queries=2, max_ways=2)) as client:
+        url = f"{await new_episode(client)}/classify"
+        for body, field in (({"queries": [SQUARE] * 3}, "queries"), ({"queries": [SQUARE], "top_k": 3}, "top_k")):
+            answer = await client.post(url, json=body)
+            assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
+        three = {"ways": [*WAYS, {"label": "bar", "support": [BAR]}]}
+        url = url.replace("/classify", "/support")
+        answer = await client.post(url, json=three, headers={"If-Match": "*"})
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "ways")
 
 
 async def test_support_is_added_up_to_the_limit(tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ async def test_k_is_what_the_setting_allows(tmp_path: Path) -> None:
     async with served(new_app(FakeEncoder(), tmp_path, limits=Limits(max_k=1001))) as port, opened(port) as socket:
         for seq, kind in ((1001, "results"), (1002, "error")):
             await socket.send(query(seq, k=seq))
-            assert (await received(socket))["type"] == kind
+            answer = await received(socket)
+            assert answer["type"] == kind
+        assert [error["field"] for error in answer["problem"]["errors"]] == ["k"]
 
 
 @pytest.mark.parametrize(
