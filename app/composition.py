@@ -97,7 +97,7 @@ def assemble_services(
         bundle=bundle,
         engine=engine,
         is_alive=engine.is_alive,
-        is_current=lambda: tasks.indexes.is_current,
+        is_current=lambda: tasks.stores.indexes.is_current,
         tasks=tasks,
         on_start=(warm_up, engine.start),
         on_stop=(engine.stop, close_tasks),

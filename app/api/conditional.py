@@ -13,15 +13,13 @@ from starlette.responses import Response
 from app.api.auth import Scope, ScopedRoute, declared_scope
 from app.api.deps import platform_of, remaining_s_of
 from app.api.task_deps import tasks_of
-from app.errors import DeadlineExceeded, Malformed, PreconditionRequired
-from app.stores.records.idempotency import Answer, IdempotencyKeys
+from app.errors import Malformed, PreconditionRequired
+from app.stores.records.idempotency import Answer
 from app.tasks.assemble import Tasks
 
 _TAG = re.compile(r'(?:W/)?"(\d{1,18})"')
 _SEQ = re.compile(r"\d{1,18}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_POLL_S = 0.02
-_LONGEST_POLL_S = 0.5
 _NO_ROW = -1
 ANY_VERSION = range(1 << 62)
 """`If-Match: *`: any version, but there must be one."""
@@ -77,14 +75,7 @@ async def wait_for_min_seq(request: Request) -> None:
         return
     if not _SEQ.fullmatch(header):
         raise Malformed("X-Min-Seq must be a whole number.")
-    wanted, loop, tasks = int(header), asyncio.get_running_loop(), tasks_of(request)
-    until_s, poll_s = loop.time() + 0.9 * remaining_s_of(request), _POLL_S
-    while tasks.indexes.applied_seq < wanted and await tasks.database.run(tasks.indexes.catch_up) < wanted:
-        if loop.time() >= until_s:
-            raise DeadlineExceeded(f"The write {wanted} has not arrived here in time.")
-        # A write that is late, or never was, is asked for ever less often.
-        await asyncio.sleep(min(poll_s, until_s - loop.time()))
-        poll_s = min(2 * poll_s, _LONGEST_POLL_S)
+    await tasks_of(request).galleries.wait_for(int(header), timeout_s=0.9 * remaining_s_of(request))
 
 
 async def read_token(request: Request) -> str | None:
@@ -119,24 +110,16 @@ class IdempotentRoute(ScopedRoute):
 async def _answer_once(
     request: Request, handle: Callable[[Request], Coroutine[Any, Any, Response]], tasks: Tasks, key: str
 ) -> Response:
-    keys: IdempotencyKeys = tasks.idempotency
     name, content = _caller_key(request, key), await asyncio.to_thread(_request_digest, request, await request.body())
-    claim = await tasks.database.run_write(keys.claim, name, content)
-    if claim.answer is not None:
-        headers = {**claim.answer.headers, "Idempotency-Replayed": "true"}
-        return Response(claim.answer.body, status_code=claim.answer.status, headers=headers)
-    request.state.idempotency_token = claim.token
-    try:
+    async with tasks.idempotency.claimed(name, content) as claim:
+        if claim.answer is not None:
+            headers = {**claim.answer.headers, "Idempotency-Replayed": "true"}
+            return Response(claim.answer.body, status_code=claim.answer.status, headers=headers)
+        request.state.idempotency_token = claim.token
         response = await handle(request)
         headers = {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS}
         answer = Answer(status=response.status_code, headers=headers, body=bytes(response.body))
-        # The write is done: its answer is kept even if the deadline or the client's leaving ends this request now.
-        await asyncio.shield(tasks.database.run_write(keys.keep, name, answer))
-    except BaseException:
-        # Also when the client went away: a write that was done says so itself, and is not done again.
-        # A key whose answer is kept stays so.
-        await tasks.database.run_write(keys.release, name)
-        raise
+        await tasks.idempotency.keep(name, answer)
     return response
 
 

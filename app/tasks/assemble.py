@@ -22,7 +22,9 @@ from app.stores.records.jobs import Jobs
 from app.stores.sql.database import Database, open_database
 from app.stores.sql.vectors import VectorDtype
 from app.tasks.fewshot import FewShot, PrototypeHead
-from app.tasks.ingest import Ingest
+from app.tasks.galleries import GalleryTask
+from app.tasks.idempotency import Idempotency
+from app.tasks.items import ItemTask
 from app.tasks.pictures import Pictures
 from app.tasks.reembed import Reembed
 from app.tasks.retrieval import Retrieval
@@ -53,8 +55,8 @@ class StoreOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tasks:
-    """What routers call; `close` ends the pools and lets go of the data folder."""
+class Stores:
+    """The database and everything that is stored in it."""
 
     database: Database
     indexes: Indexes
@@ -62,14 +64,26 @@ class Tasks:
     items: Items
     support_sets: SupportSets
     class_sets: ClassSets
-    idempotency: IdempotencyKeys
+    idempotency_keys: IdempotencyKeys
     jobs: Jobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tasks:
+    """What routers call; `close` ends the pools and releases the data folder.
+
+    Attributes:
+        stores: what the tasks are built on, for tests and maintenance; routers never use it.
+    """
+
+    stores: Stores
+    galleries: GalleryTask
+    items: ItemTask
     retrieval: Retrieval
-    ingest: Ingest
     segmentation: Segmentation
     fewshot: FewShot
-    thumbnails: Thumbnails
     reembed: Reembed
+    idempotency: Idempotency
     close: Callable[[], None]
 
 
@@ -134,19 +148,29 @@ def open_tasks(
         class_sets=class_sets,
     )
     return Tasks(
-        database=database,
-        indexes=indexes,
-        galleries=galleries,
-        items=items,
-        support_sets=support_sets,
-        class_sets=class_sets,
-        idempotency=idempotency,
-        jobs=jobs,
+        stores=Stores(
+            database=database,
+            indexes=indexes,
+            galleries=galleries,
+            items=items,
+            support_sets=support_sets,
+            class_sets=class_sets,
+            idempotency_keys=idempotency,
+            jobs=jobs,
+        ),
+        galleries=GalleryTask(database=database, galleries=galleries, indexes=indexes),
+        items=ItemTask(
+            bundle=bundle,
+            engine=engine,
+            pictures=pictures,
+            thumbnails=Thumbnails(images, limits),
+            database=database,
+            galleries=galleries,
+            items=items,
+            indexes=indexes,
+        ),
         retrieval=Retrieval(
             bundle=bundle, engine=engine, pictures=pictures, database=database, galleries=galleries, indexes=indexes
-        ),
-        ingest=Ingest(
-            bundle=bundle, engine=engine, pictures=pictures, database=database, galleries=galleries, items=items
         ),
         segmentation=segmentation,
         fewshot=FewShot(
@@ -159,7 +183,6 @@ def open_tasks(
             workers=workers,
             limits=EpisodeLimits(ways=limits.max_ways, support_per_way=limits.max_support_per_way),
         ),
-        thumbnails=Thumbnails(images, limits),
         reembed=Reembed(
             bundle=bundle,
             engine=engine,
@@ -167,9 +190,11 @@ def open_tasks(
             segmentation=segmentation,
             database=database,
             blobs=blobs,
+            galleries=galleries,
             jobs=jobs,
             reembedding=Reembedding(database, fingerprint=bundle.fingerprint, dtype=store.vector_dtype),
             limits=limits,
         ),
+        idempotency=Idempotency(database=database, keys=idempotency),
         close=close,
     )

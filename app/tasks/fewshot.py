@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from app.domain import BundleInfo, FeatureEngine
 from app.errors import Damaged, FingerprintMismatch, Invalid
 from app.imaging.sources import PixelBudget
-from app.stores.records.episode_records import Episode, EpisodeLimits, EpisodeSummary, NewSupport, NewWay
+from app.stores.records.episode_records import (
+    Episode,
+    EpisodeLimits,
+    EpisodeSummary,
+    NewSupport,
+    NewWay,
+    StoredPicture,
+)
 from app.stores.records.episodes import SupportSets
 from app.stores.sql.database import Database
 from app.tasks.features import pooled_pictures
@@ -172,7 +179,7 @@ class FewShot:
         return Created(
             seq=seq,
             episode=episode,
-            leave_one_out=await self.report(episode),
+            leave_one_out=await self._report(episode),
             predictions=predictions,
             timings_ms=timings.totals_ms(),
         )
@@ -186,11 +193,11 @@ class FewShot:
         if_match: Sequence[int] | None,
         token: str | None = None,
         timeout_s: float | None = None,
-    ) -> tuple[int, Episode]:
-        """Encode and store more examples; nothing old is encoded again.
+    ) -> tuple[int, Episode, LeaveOneOut | None]:
+        """Encode and store more examples; stored ones are not encoded again.
 
         Returns:
-            The write's `seq`, and the episode's next version.
+            The write's `seq`, the episode's next version, and its leave-one-out report.
 
         Raises:
             NotFound: no such episode.
@@ -206,11 +213,45 @@ class FewShot:
             for one, vector in zip(prepared, vectors, strict=True)
         )
         new = [NewWay(label=way.label, support=[next(stored) for _ in way.support]) for way in ways]
-        return await self._database.run_write(
+        seq, episode = await self._database.run_write(
             self._support_sets.add, episode_id, new, if_match=if_match, limits=self._limits, token=token
         )
+        return seq, episode, await self._report(episode)
 
-    async def report(self, episode: Episode) -> LeaveOneOut | None:
+    async def remove_support(
+        self, episode_id: str, support_id: str, *, if_match: Sequence[int] | None
+    ) -> tuple[int, Episode, LeaveOneOut | None]:
+        """Remove one example; returns as `add_support`.
+
+        Raises:
+            NotFound: there is no such episode or example.
+            PreconditionFailed: its version is none of `if_match`.
+            Conflict: it is the last example of its way.
+        """
+        seq, episode = await self._database.run_write(
+            self._support_sets.remove, episode_id, support_id, if_match=if_match
+        )
+        return seq, episode, await self._report(episode)
+
+    async def get(self, episode_id: str) -> tuple[Episode, LeaveOneOut | None]:
+        """One episode and its leave-one-out report. Raises NotFound."""
+        episode = await self._database.run(self._support_sets.get, episode_id)
+        return episode, await self._report(episode)
+
+    async def page(self, *, after: str | None, limit: int) -> tuple[Sequence[EpisodeSummary], str | None]:
+        """Up to `limit` episodes sorted by id that follow `after`, and the cursor of the next page."""
+        found = await self._database.run(self._support_sets.all, after=after, limit=limit + 1)
+        return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+    async def support_image(self, episode_id: str, support_id: str) -> StoredPicture:
+        """The stored image of one example. Raises NotFound."""
+        return await self._database.run(self._support_sets.picture, episode_id, support_id)
+
+    async def delete(self, episode_id: str) -> int:
+        """Delete an episode with its images and return the write's `seq`. Raises NotFound."""
+        return await self._database.run_write(self._support_sets.delete, episode_id)
+
+    async def _report(self, episode: Episode) -> LeaveOneOut | None:
         """The leave-one-out report of one version; None where no way has two examples, or another bundle's are."""
         key = (episode.id, episode.version)
         if episode.fingerprint != self._bundle.fingerprint:

@@ -12,7 +12,8 @@ from app.imaging.sources import EncodedImage, PixelBudget
 from app.stores.blobs import Blobs
 from app.stores.index.rows import read_exact
 from app.stores.maintenance.reembed import LackingPicture, Reembedding
-from app.stores.records.jobs import Jobs
+from app.stores.records.galleries import Galleries
+from app.stores.records.jobs import Job, Jobs
 from app.stores.sql.database import Database
 from app.tasks.features import pooled_pictures
 from app.tasks.pictures import Pictures
@@ -56,6 +57,7 @@ class Reembed:
         segmentation: Segmentation,
         database: Database,
         blobs: Blobs,
+        galleries: Galleries,
         jobs: Jobs,
         reembedding: Reembedding,
         limits: Limits,
@@ -66,6 +68,7 @@ class Reembed:
         self._segmentation = segmentation
         self._database = database
         self._blobs = blobs
+        self._galleries = galleries
         self._jobs = jobs
         self._reembedding = reembedding
         self._limits = limits
@@ -95,6 +98,22 @@ class Reembed:
         report = {"embedded": done, "overlap_at_10": dict(overlap), "fingerprint": self._bundle.fingerprint}
         await self._database.run_write(self._jobs.finish, job.id, report=report)
         return Reembedded(job=job.id, embedded=done, overlap_at_10=overlap)
+
+    async def job(self, job_id: str) -> Job:
+        """The progress of one job. Raises NotFound."""
+        return await self._database.run(self._jobs.get, job_id)
+
+    async def delete_job(self, job_id: str) -> int:
+        """Cancel a running job, or delete the record of an ended one.
+
+        Returns:
+            The last `seq` of the change log: jobs are not part of it.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        await self._database.run_write(self._jobs.delete, job_id)
+        return await self._database.run(self._galleries.head_seq)
 
     async def _round(self, job_id: str, done: int, total: int, progress: Progress) -> int:
         """Embed all that lacks a vector now; returns how many were done so far."""

@@ -23,7 +23,7 @@ NamePath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of a c
 @requires(Scope.READ)
 async def list_class_sets(tasks: TasksDep) -> ClassSetList:
     """Every class set, by name."""
-    found = await tasks.database.run(tasks.class_sets.all)
+    found = await tasks.segmentation.class_sets()
     return ClassSetList(
         class_sets=[ClassSetSummary(name=one.name, version=one.version, count=len(one.classes)) for one in found]
     )
@@ -49,7 +49,9 @@ async def put_class_set(
     check_content_type(request, JSON)
     wire = await read_json(request, ClassSetFields)
     prompts = [prompt_of(entry) for entry in wire.classes]
-    seq, stored, is_new = await tasks.segmentation.keep_classes(name, prompts, if_match, timeout_s=remaining_s)
+    seq, stored, is_new = await tasks.segmentation.put_class_set(
+        name, prompts, if_match=if_match, timeout_s=remaining_s
+    )
     response.headers["X-Seq"] = str(seq)
     response.headers["ETag"] = etag(stored.version)
     response.status_code = 201 if is_new else 200
@@ -60,7 +62,7 @@ async def put_class_set(
 @requires(Scope.READ)
 async def get_class_set(response: Response, tasks: TasksDep, name: NamePath) -> ClassSetReport:
     """Its classes, in order."""
-    stored = await tasks.database.run(tasks.class_sets.get, name)
+    stored = await tasks.segmentation.class_set(name)
     response.headers["ETag"] = etag(stored.version)
     return _report(stored)
 
@@ -69,7 +71,7 @@ async def get_class_set(response: Response, tasks: TasksDep, name: NamePath) -> 
 @requires(Scope.WRITE)
 async def delete_class_set(tasks: TasksDep, name: NamePath, if_match: IfMatchDep) -> Response:
     """With its embeddings."""
-    seq = await tasks.database.run_write(tasks.class_sets.delete, name, if_match=if_match)
+    seq = await tasks.segmentation.delete_class_set(name, if_match=if_match)
     return Response(status_code=204, headers={"X-Seq": str(seq)})
 
 

@@ -169,21 +169,17 @@ async def classify(
 @requires(Scope.READ)
 async def list_episodes(tasks: TasksDep, query: Annotated[EpisodePageQuery, Query()]) -> EpisodePage:
     """One page; pass `next_cursor` as `cursor` for the next."""
-    found = await tasks.database.run(tasks.support_sets.all, after=query.cursor, limit=query.limit + 1)
-    page = found[: query.limit]
-    return EpisodePage(
-        episodes=[episode_entry(episode) for episode in page],
-        next_cursor=page[-1].id if len(found) > query.limit else None,
-    )
+    page, next_cursor = await tasks.fewshot.page(after=query.cursor, limit=query.limit)
+    return EpisodePage(episodes=[episode_entry(episode) for episode in page], next_cursor=next_cursor)
 
 
 @router.get("/fewshot/episodes/{episode_id}", response_model=EpisodeReport, summary="One episode")
 @requires(Scope.READ)
 async def get_episode(response: Response, tasks: TasksDep, episode_id: EpisodePath) -> EpisodeReport:
     """Its ways and support images."""
-    episode = await tasks.database.run(tasks.support_sets.get, episode_id)
+    episode, left_out = await tasks.fewshot.get(episode_id)
     response.headers["ETag"] = etag(episode.version)
-    return episode_report(episode, await tasks.fewshot.report(episode))
+    return episode_report(episode, left_out)
 
 
 @router.post(
@@ -204,12 +200,12 @@ async def add_support(
     token: TokenDep,
 ) -> EpisodeReport:
     """A new label adds a way. The episode with its new version; needs `If-Match`."""
-    seq, episode = await tasks.fewshot.add_support(
+    seq, episode, left_out = await tasks.fewshot.add_support(
         episode_id, ways, budget, if_match=if_match, token=token, timeout_s=remaining_s
     )
     response.headers["X-Seq"] = str(seq)
     response.headers["ETag"] = etag(episode.version)
-    return episode_report(episode, await tasks.fewshot.report(episode))
+    return episode_report(episode, left_out)
 
 
 @router.delete(
@@ -222,10 +218,10 @@ async def remove_support(
     response: Response, tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath, if_match: RequiredIfMatchDep
 ) -> EpisodeReport:
     """A way keeps at least one. The episode with its new version; needs `If-Match`."""
-    seq, episode = await tasks.database.run_write(tasks.support_sets.remove, episode_id, support_id, if_match=if_match)
+    seq, episode, left_out = await tasks.fewshot.remove_support(episode_id, support_id, if_match=if_match)
     response.headers["X-Seq"] = str(seq)
     response.headers["ETag"] = etag(episode.version)
-    return episode_report(episode, await tasks.fewshot.report(episode))
+    return episode_report(episode, left_out)
 
 
 @router.get(
@@ -237,7 +233,7 @@ async def remove_support(
 @requires(Scope.READ)
 async def get_support_image(tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath) -> Response:
     """The stored picture."""
-    picture = await tasks.database.run(tasks.support_sets.picture, episode_id, support_id)
+    picture = await tasks.fewshot.support_image(episode_id, support_id)
     return Response(picture.data, media_type=picture.media_type, headers={"ETag": f'"{picture.sha256}"'})
 
 
@@ -245,7 +241,7 @@ async def get_support_image(tasks: TasksDep, episode_id: EpisodePath, support_id
 @requires(Scope.WRITE)
 async def delete_episode(tasks: TasksDep, episode_id: EpisodePath) -> Response:
     """With its support images."""
-    seq = await tasks.database.run_write(tasks.support_sets.delete, episode_id)
+    seq = await tasks.fewshot.delete(episode_id)
     return Response(status_code=204, headers={"X-Seq": str(seq)})
 
 

@@ -20,7 +20,7 @@ from app.api.schemas.galleries import (
 from app.api.schemas.wire import GALLERY_PATTERN
 from app.api.task_deps import TasksDep
 from app.domain import BundleInfo
-from app.tasks.assemble import Tasks
+from app.tasks.galleries import GalleryState
 
 router = new_router("galleries", dependencies=[Depends(wait_for_min_seq)])
 GalleryPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of a gallery.")]
@@ -30,7 +30,7 @@ GalleryPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of 
 @requires(Scope.READ)
 async def list_galleries(tasks: TasksDep) -> GalleryList:
     """Every gallery and how many items it holds."""
-    found = await tasks.database.run(tasks.galleries.all)
+    found = await tasks.galleries.all()
     return GalleryList(
         galleries=[GallerySummary(name=one.name, description=one.description, count=one.count) for one in found]
     )
@@ -52,41 +52,39 @@ async def put_gallery(
     if await request.body():
         check_content_type(request, JSON)
         fields = await read_json(request, GalleryFields)
-    seq, is_new = await tasks.database.run_write(tasks.galleries.put, name, fields.description)
+    seq, is_new, state = await tasks.galleries.put(name, fields.description)
     response.headers["X-Seq"] = str(seq)
     response.status_code = 201 if is_new else 200
-    return await tasks.database.run(_report, tasks, bundle, name)
+    return _report(state, bundle)
 
 
 @router.get("/galleries/{name}", response_model=GalleryReport, summary="One gallery and its index")
 @requires(Scope.READ)
 async def get_gallery(tasks: TasksDep, bundle: BundleDep, name: GalleryPath) -> GalleryReport:
     """Count, and the state of the index behind it."""
-    return await tasks.database.run(_report, tasks, bundle, name)
+    return _report(await tasks.galleries.get(name), bundle)
 
 
 @router.delete("/galleries/{name}", status_code=204, summary="Delete a gallery")
 @requires(Scope.WRITE)
 async def delete_gallery(tasks: TasksDep, name: GalleryPath, query: Annotated[GalleryDeleteQuery, Query()]) -> Response:
     """One that holds items needs `?confirm={name}`; `default` cannot be deleted."""
-    seq = await tasks.database.run_write(tasks.galleries.delete, name, confirmed=query.confirm == name)
+    seq = await tasks.galleries.delete(name, confirmed=query.confirm == name)
     return Response(status_code=204, headers={"X-Seq": str(seq)})
 
 
-def _report(tasks: Tasks, bundle: BundleInfo, name: str) -> GalleryReport:
-    gallery = tasks.galleries.get(name)
-    state = tasks.galleries.index_state(name)
+def _report(state: GalleryState, bundle: BundleInfo) -> GalleryReport:
     return GalleryReport(
-        name=gallery.name,
-        description=gallery.description,
-        count=gallery.count,
+        name=state.gallery.name,
+        description=state.gallery.description,
+        count=state.gallery.count,
         index=IndexReport(
-            kind=state.kind,
-            vectors=state.vectors,
-            applied_seq=state.applied_seq,
-            head_seq=tasks.galleries.head_seq(),
+            kind=state.index.kind,
+            vectors=state.index.vectors,
+            applied_seq=state.index.applied_seq,
+            head_seq=state.head_seq,
             fingerprint=bundle.fingerprint,
-            digest=state.digest,
-            recall=state.recall,
+            digest=state.index.digest,
+            recall=state.index.recall,
         ),
     )

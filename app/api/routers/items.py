@@ -1,7 +1,7 @@
 """Items of a gallery: written one by one or many at once, read back with their pictures."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request, Response
@@ -43,12 +43,11 @@ from app.api.schemas.galleries import (
 from app.api.schemas.wire import ITEM_PATTERN
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep
-from app.errors import Invalid, PreconditionFailed, ServiceError
+from app.errors import Invalid, ServiceError
 from app.stores.records.gallery_records import Exported, Item
 from app.tasks.assemble import Tasks
-from app.tasks.ingest import ItemRequest, Outcome
-from app.tasks.merge_patch import merged, replaced_by
-from app.tasks.pictures import ItemImage, Source
+from app.tasks.items import ItemPutRequest, ItemRequest, Outcome
+from app.tasks.pictures import Source
 
 router = new_router("items", route_class=IdempotentRoute, dependencies=[Depends(wait_for_min_seq)])
 NDJSON = "application/x-ndjson"
@@ -117,7 +116,7 @@ async def add_items(
     token: TokenDep,
 ) -> ItemsWritten:
     """One bad image rejects itself, not its neighbours; of two equal ids the later is rejected."""
-    seq, outcomes = await tasks.ingest.add(name, items, budget, wait=query.wait, token=token, timeout_s=remaining_s)
+    seq, outcomes = await tasks.items.add(name, items, budget, wait=query.wait, token=token, timeout_s=remaining_s)
     response.headers["X-Seq"] = str(seq)
     return ItemsWritten(seq=seq, results=[_outcome(outcome, request) for outcome in outcomes])
 
@@ -146,24 +145,14 @@ async def put_item(
     A caption alone is 412 where another write comes between, with `If-Match` or without.
     """
     wire, source = inputs
-    metadata: Mapping[str, object] | None = wire.metadata
-    is_new = False
-    if source is None and wire.caption is not None:
-        # A caption shapes the vector: the stored picture is encoded anew.
-        stored = await tasks.database.run(tasks.items.item, name, item_id)
-        source, metadata = ItemImage(gallery=name, id=item_id), stored.metadata if metadata is None else metadata
-        if if_match is not None and stored.seq not in if_match:
-            raise PreconditionFailed(f"The item is at version {stored.seq}.")
-        # What is written again is what was read now: a write that comes between must not be undone.
-        if_match = [stored.seq]
-    if source is None:
-        change = None if metadata is None else replaced_by(metadata)
-        seq, item = await tasks.database.run_write(tasks.items.change, name, item_id, change, if_match=if_match)
-    else:
-        one = ItemRequest(id=item_id, source=source, metadata=metadata or {}, caption=wire.caption)
-        seq, item, is_new = await tasks.ingest.put(
-            name, one, budget, wait=query.wait, if_match=if_match, timeout_s=remaining_s
-        )
+    seq, item, is_new = await tasks.items.put(
+        name,
+        ItemPutRequest(id=item_id, source=source, metadata=wire.metadata, caption=wire.caption),
+        budget,
+        wait=query.wait,
+        if_match=if_match,
+        timeout_s=remaining_s,
+    )
     response.headers["X-Seq"] = str(seq)
     response.headers["ETag"] = etag(item.seq)
     response.status_code = 201 if is_new else 200
@@ -190,12 +179,13 @@ async def patch_item(
     check_content_type(request, JSON, MERGE_PATCH)
     wire = await read_json(request, ItemPatch)
 
-    def change(old: Mapping[str, object]) -> Mapping[str, object]:
-        new = merged(old, wire.metadata)
-        check_metadata(new, "metadata", limits)
-        return new
-
-    seq, item = await tasks.database.run_write(tasks.items.change, name, item_id, change, if_match=if_match)
+    seq, item = await tasks.items.patch(
+        name,
+        item_id,
+        wire.metadata,
+        check=lambda merged: check_metadata(merged, "metadata", limits),
+        if_match=if_match,
+    )
     response.headers["X-Seq"] = str(seq)
     response.headers["ETag"] = etag(item.seq)
     return _report(tasks, name, item)
@@ -221,8 +211,8 @@ async def delete_items(
     wire = await read_json(request, ItemsDelete)
     if (wire.ids is None) == (wire.filter is None):
         raise Invalid("Send exactly one of ids and filter.")
-    removed = await tasks.database.run_write(
-        tasks.items.remove_many, name, ids=wire.ids, where=read_filter(wire.filter), wait=query.wait, token=token
+    removed = await tasks.items.remove_many(
+        name, ids=wire.ids, where=read_filter(wire.filter), wait=query.wait, token=token
     )
     response.headers["X-Seq"] = str(removed.seq)
     return ItemsDeleted(seq=removed.seq, deleted=removed.count, missing=[*removed.missing])
@@ -237,13 +227,8 @@ async def delete_items(
 @requires(Scope.READ)
 async def export_items(tasks: TasksDep, name: GalleryPath) -> Response:
     """One JSON object a line: id, metadata, vector; all as of the `seq` in `X-Seq`."""
-    seq, parts = await tasks.database.run(tasks.items.export, name)
-
-    async def lines() -> AsyncIterator[bytes]:
-        while (part := await tasks.database.run(next, parts, None)) is not None:
-            yield await tasks.database.run(_lines, part)
-
-    return StreamingResponse(lines(), media_type=NDJSON, headers={"X-Seq": str(seq)})
+    seq, lines = await tasks.items.export(name, _lines)
+    return StreamingResponse(lines, media_type=NDJSON, headers={"X-Seq": str(seq)})
 
 
 @router.get("/galleries/{name}/items", response_model=ItemPage, summary="Items by id, in pages")
@@ -251,19 +236,15 @@ async def export_items(tasks: TasksDep, name: GalleryPath) -> Response:
 async def list_items(tasks: TasksDep, name: GalleryPath, query: Annotated[ItemPageQuery, Query()]) -> ItemPage:
     """One page; pass `next_cursor` as `cursor` for the next."""
     where = read_filter(None if query.filter is None else parse_json(query.filter))
-    found = await tasks.database.run(tasks.items.page, name, after=query.cursor, limit=query.limit + 1, where=where)
-    page = found[: query.limit]
-    return ItemPage(
-        items=[_report(tasks, name, item) for item in page],
-        next_cursor=page[-1].id if len(found) > query.limit else None,
-    )
+    page, next_cursor = await tasks.items.page(name, after=query.cursor, limit=query.limit, where=where)
+    return ItemPage(items=[_report(tasks, name, item) for item in page], next_cursor=next_cursor)
 
 
 @router.get("/galleries/{name}/items/{item_id}", response_model=ItemReport, summary="One item")
 @requires(Scope.READ)
 async def get_item(response: Response, tasks: TasksDep, name: GalleryPath, item_id: ItemPath) -> ItemReport:
     """Its metadata and what is known of its picture."""
-    item = await tasks.database.run(tasks.items.item, name, item_id)
+    item = await tasks.items.get(name, item_id)
     response.headers["ETag"] = etag(item.seq)
     return _report(tasks, name, item)
 
@@ -279,11 +260,10 @@ async def get_item_image(
     tasks: TasksDep, name: GalleryPath, item_id: ItemPath, query: Annotated[ImageQuery, Query()]
 ) -> Response:
     """The stored picture, or a WebP thumbnail whose longest side is `size`."""
-    item, data = await tasks.database.run(tasks.items.picture, name, item_id)
+    item, data = await tasks.items.image(name, item_id, thumbnail_size=query.size)
     if query.size is None:
         return Response(data, media_type=item.media_type, headers={"ETag": f'"{item.sha256}"'})
-    thumbnail = await tasks.thumbnails.make(data, query.size)
-    return Response(thumbnail, media_type="image/webp", headers={"ETag": f'"{item.sha256}-{query.size}"'})
+    return Response(data, media_type="image/webp", headers={"ETag": f'"{item.sha256}-{query.size}"'})
 
 
 @router.delete("/galleries/{name}/items/{item_id}", status_code=204, summary="Delete one item")
@@ -296,7 +276,7 @@ async def delete_item(
     if_match: IfMatchDep,
 ) -> Response:
     """Gone from search and storage once answered."""
-    seq = await tasks.database.run_write(tasks.items.remove, name, item_id, wait=query.wait, if_match=if_match)
+    seq = await tasks.items.remove(name, item_id, wait=query.wait, if_match=if_match)
     return Response(status_code=204, headers={"X-Seq": str(seq)})
 
 
@@ -326,7 +306,7 @@ def _report(tasks: Tasks, gallery: str, item: Item) -> ItemReport:
             "media_type": item.media_type,
             "width": item.width,
             "height": item.height,
-            "fingerprint": tasks.indexes.active_fingerprint,
+            "fingerprint": tasks.items.active_fingerprint,
             "created_at": item.created_at,
             "seq": item.seq,
             "image_url": f"/galleries/{gallery}/items/{item.id}/image",

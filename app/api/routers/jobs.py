@@ -33,7 +33,7 @@ class JobReport(BaseModel):
 @requires(Scope.READ)
 async def get_job(tasks: TasksDep, job_id: JobPath) -> JobReport:
     """Its state, and its report once it has ended."""
-    job = await tasks.database.run(tasks.jobs.get, job_id)
+    job = await tasks.reembed.job(job_id)
     return JobReport.model_validate(job, from_attributes=True)
 
 
@@ -41,5 +41,5 @@ async def get_job(tasks: TasksDep, job_id: JobPath) -> JobReport:
 @requires(Scope.WRITE)
 async def delete_job(tasks: TasksDep, job_id: JobPath) -> Response:
     """A running job is cancelled: it stops at its next step, and what it made stays unused."""
-    await tasks.database.run_write(tasks.jobs.delete, job_id)
-    return Response(status_code=204, headers={"X-Seq": str(await tasks.database.run(tasks.galleries.head_seq))})
+    seq = await tasks.reembed.delete_job(job_id)
+    return Response(status_code=204, headers={"X-Seq": str(seq)})

@@ -103,9 +103,8 @@ async def metrics(platform: PlatformDep) -> Response:
     if services is not None and services.tasks is not None:
         for gallery, count in services.tasks.galleries.vector_counts().items():
             telemetry.index_vectors.labels(gallery).set(count)
-        indexes = services.tasks.indexes
-        telemetry.index_applied_seq.set(indexes.applied_seq)
-        telemetry.index_lag.set(indexes.lag)
+        telemetry.index_applied_seq.set(services.tasks.galleries.applied_seq)
+        telemetry.index_lag.set(services.tasks.galleries.lag)
     return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -193,12 +193,12 @@ class Segmentation:
         timings.add_longest(names, views)
         return features, texts
 
-    async def keep_classes(
+    async def put_class_set(
         self,
         name: str,
         classes: Sequence[ClassPrompt],
-        if_match: Sequence[int] | None,
         *,
+        if_match: Sequence[int] | None,
         timeout_s: float | None = None,
     ) -> tuple[int, ClassSet, bool]:
         """Embed the classes of a set and store it.
@@ -212,6 +212,18 @@ class Segmentation:
         vectors = await self.embed_classes(classes, timeout_s=timeout_s)
         stored = [StoredClass(name=one.name, synonyms=one.synonyms, templates=one.templates) for one in classes]
         return await self._database.run_write(self._class_sets.put, name, stored, vectors, if_match=if_match)
+
+    async def class_sets(self) -> Sequence[ClassSet]:
+        """Every class set, sorted by name."""
+        return await self._database.run(self._class_sets.all)
+
+    async def class_set(self, name: str) -> ClassSet:
+        """One class set. Raises NotFound."""
+        return await self._database.run(self._class_sets.get, name)
+
+    async def delete_class_set(self, name: str, *, if_match: Sequence[int] | None) -> int:
+        """Delete a class set and return the write's `seq`. Raises NotFound, PreconditionFailed."""
+        return await self._database.run_write(self._class_sets.delete, name, if_match=if_match)
 
     async def embed_classes(
         self, classes: Sequence[ClassPrompt], *, timeout_s: float | None = None

@@ -23,8 +23,8 @@ def nothing_is_left_behind(app: FastAPI, tasks: Tasks, tmp_path: Path) -> Iterat
     started_s = time.perf_counter()
     yield
     assert time.perf_counter() - started_s < SLOWEST_S
-    assert [(gallery.name, gallery.count) for gallery in tasks.galleries.all()] == [("default", 0)]
-    assert tasks.support_sets.all(after=None, limit=10) == []
+    assert [(gallery.name, gallery.count) for gallery in tasks.stores.galleries.all()] == [("default", 0)]
+    assert tasks.stores.support_sets.all(after=None, limit=10) == []
     assert not [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()]
 
 

@@ -54,13 +54,13 @@ async def test_exactly_one_of_classes_and_class_set(client: httpx.AsyncClient) -
 
 
 async def test_a_job_is_told_cancelled_and_forgotten(client: httpx.AsyncClient, tasks: Tasks) -> None:
-    job = tasks.jobs.begin("reembed", 10)
-    assert tasks.jobs.advance(job.id, 4)
+    job = tasks.stores.jobs.begin("reembed", 10)
+    assert tasks.stores.jobs.advance(job.id, 4)
     told = (await client.get(f"/jobs/{job.id}")).json()
     assert (told["state"], told["done"], told["total"]) == ("running", 4, 10)
     assert (await client.delete(f"/jobs/{job.id}")).status_code == 204
-    assert not tasks.jobs.advance(job.id, 5)
-    tasks.jobs.finish(job.id, report={})
+    assert not tasks.stores.jobs.advance(job.id, 5)
+    tasks.stores.jobs.finish(job.id, report={})
     assert (await client.get(f"/jobs/{job.id}")).json()["state"] == "cancelled"
     assert (await client.delete(f"/jobs/{job.id}")).status_code == 204
     assert (await client.get(f"/jobs/{job.id}")).status_code == 404

@@ -39,7 +39,7 @@ async def test_deleting_a_filled_gallery_needs_its_name(client: httpx.AsyncClien
     assert (await client.delete("/galleries/pets")).status_code == 409
     assert (await client.delete("/galleries/pets?confirm=cats")).status_code == 409
     assert (await client.delete("/galleries/pets?confirm=pets")).status_code == 204
-    assert tasks.galleries.all()[0].name == "default"
+    assert tasks.stores.galleries.all()[0].name == "default"
 
 
 async def test_multipart_items_keep_order_bytes_and_metadata(client: httpx.AsyncClient) -> None:
@@ -77,7 +77,7 @@ async def test_a_bad_image_and_a_repeated_id_reject_themselves_only(client: http
     assert results[1]["problem"]["status"] == 400
     assert results[2]["problem"]["status"] == 409
     assert "problem" not in results[0]
-    assert tasks.galleries.get("default").count == 2
+    assert tasks.stores.galleries.get("default").count == 2
 
 
 async def test_put_creates_replaces_and_relabels(client: httpx.AsyncClient) -> None:

@@ -120,13 +120,13 @@ async def test_a_caption_alone_undoes_no_write_that_comes_between(
     client: httpx.AsyncClient, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await add(client, bar={"n": 1})
-    original = tasks.ingest.put
+    original = tasks.items.add
 
-    async def put(*args: Any, **options: Any) -> Any:
+    async def add_later(*args: Any, **options: Any) -> Any:
         assert (await client.patch(f"{ITEMS}/bar", json={"metadata": {"n": 2}})).status_code == 200
         return await original(*args, **options)
 
-    monkeypatch.setattr(tasks.ingest, "put", put)
+    monkeypatch.setattr(tasks.items, "add", add_later)
     assert (await client.put(f"{ITEMS}/bar", json={"caption": "a bar"})).status_code == 412
     item = (await client.get(f"{ITEMS}/bar")).json()
     assert (item["metadata"], item["caption"]) == ({"n": 2}, None)
@@ -152,13 +152,13 @@ async def test_a_write_that_is_not_waited_for_is_seen_with_min_seq(
     written = await client.put(f"{ITEMS}/x?wait=false", json={"image": SQUARE})
     headers = {"X-Min-Seq": written.headers["x-seq"]}
     assert ids(await client.post("/retrieve", json={"sketch": SQUARE}, headers=headers)) == ["x"]
-    looks, catch_up = list[int](), tasks.indexes.catch_up
+    looks, catch_up = list[int](), tasks.stores.indexes.catch_up
 
     def look() -> int:
         looks.append(1)
         return catch_up()
 
-    monkeypatch.setattr(tasks.indexes, "catch_up", look)
+    monkeypatch.setattr(tasks.stores.indexes, "catch_up", look)
     late = await client.get(ITEMS, headers={"X-Min-Seq": "999999", "X-Request-Timeout-Ms": "300"})
     assert 1 <= len(looks) <= 7
     assert (late.status_code, late.json()["code"]) == (504, "deadline-exceeded")
@@ -172,7 +172,7 @@ async def test_a_repeated_write_is_answered_as_before_and_done_once(client: http
     again = await client.post(ITEMS, json=body, headers=headers)
     assert again.content == first.content
     assert again.headers["x-seq"] == first.headers["x-seq"]
-    assert (again.headers["idempotency-replayed"], tasks.galleries.get("default").count) == ("true", 2)
+    assert (again.headers["idempotency-replayed"], tasks.stores.galleries.get("default").count) == ("true", 2)
     other = await client.post(ITEMS, json=body[:1], headers=headers)
     assert (other.status_code, other.json()["code"]) == (409, "conflict")
     elsewhere = await client.post(ITEMS, json=body[:1], headers={**headers, "X-API-Key": "another caller"})
@@ -187,7 +187,7 @@ async def test_of_equal_requests_at_once_one_is_done(client: httpx.AsyncClient, 
     assert {answer.status_code for answer in answers} <= {200, 409}
     assert len({answer.content for answer in answers if answer.status_code == 200}) == 1
     assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 409)
-    assert tasks.galleries.get("default").count == 1
+    assert tasks.stores.galleries.get("default").count == 1
 
 
 async def test_if_match_star_needs_an_item(client: httpx.AsyncClient) -> None:
@@ -216,9 +216,9 @@ async def test_a_failed_write_may_be_repeated(client: httpx.AsyncClient) -> None
 
 def lose_answers(tasks: Tasks) -> None:
     """The process died between the write and the keeping of its answer; then it was started again."""
-    with tasks.database.write() as connection:
+    with tasks.stores.database.write() as connection:
         connection.exec_driver_sql("UPDATE idempotency_keys SET status = NULL, body = NULL")
-    tasks.idempotency.release_all()
+    tasks.stores.idempotency_keys.release_all()
 
 
 async def test_a_repeat_after_a_crash_overwrites_nothing_newer(client: httpx.AsyncClient, tasks: Tasks) -> None:
@@ -231,7 +231,7 @@ async def test_a_repeat_after_a_crash_overwrites_nothing_newer(client: httpx.Asy
         assert (again.status_code, again.json()["code"]) == (409, "conflict")
         assert f"seq {first.json()['seq']}" in again.json()["detail"]
     assert (await client.get(f"{ITEMS}/a")).json() == newer.json()
-    assert tasks.galleries.get("default").count == 2
+    assert tasks.stores.galleries.get("default").count == 2
 
 
 async def test_a_repeated_delete_after_a_crash_takes_nothing_newer(client: httpx.AsyncClient, tasks: Tasks) -> None:
@@ -248,11 +248,11 @@ async def test_a_repeated_delete_after_a_crash_takes_nothing_newer(client: httpx
 
 
 async def test_a_write_that_lost_its_hold_is_not_done_twice(client: httpx.AsyncClient, tasks: Tasks) -> None:
-    token = tasks.idempotency.claim("key", "request").token
+    token = tasks.stores.idempotency_keys.claim("key", "request").token
     await add(client, bar={})
-    assert tasks.items.remove_many("default", ids=["bar"], token=token).count == 1
+    assert tasks.stores.items.remove_many("default", ids=["bar"], token=token).count == 1
     with pytest.raises(Conflict, match="was done at seq"):
-        tasks.items.remove_many("default", ids=["bar"], token=token)
+        tasks.stores.items.remove_many("default", ids=["bar"], token=token)
 
 
 async def test_an_answer_is_kept_though_the_request_ends_first(
@@ -260,15 +260,15 @@ async def test_an_answer_is_kept_though_the_request_ends_first(
 ) -> None:
     """The client goes away while the answer waits for the writer's thread."""
     headers, body = {"Idempotency-Key": "k"}, [{"image": SQUARE}]
-    gate, waits, original = threading.Event(), asyncio.Event(), tasks.database.run_write
+    gate, waits, original = threading.Event(), asyncio.Event(), tasks.stores.database.run_write
 
     async def run_write(function: Any, *args: Any, **options: Any) -> Any:
-        if function == tasks.idempotency.keep:
-            tasks.database._writer.submit(gate.wait, 30)
+        if function == tasks.stores.idempotency_keys.keep:
+            tasks.stores.database._writer.submit(gate.wait, 30)
             waits.set()
         return await original(function, *args, **options)
 
-    monkeypatch.setattr(tasks.database, "run_write", run_write)
+    monkeypatch.setattr(tasks.stores.database, "run_write", run_write)
     request = asyncio.create_task(client.post(ITEMS, json=body, headers=headers))
     await waits.wait()
     request.cancel()
@@ -281,7 +281,7 @@ async def test_an_answer_is_kept_though_the_request_ends_first(
 
 async def test_another_bundles_state_is_told_by_409_and_never_mixed(client: httpx.AsyncClient, tasks: Tasks) -> None:
     await add(client, bar={})
-    with tasks.database.write() as connection:
+    with tasks.stores.database.write() as connection:
         facts.write(connection, facts.FINGERPRINT, "e" * 64)
     await client.put("/galleries/other")
     for answer in (

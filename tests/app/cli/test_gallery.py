@@ -75,7 +75,7 @@ async def test_filling_resumes_where_it_stopped(app: FastAPI, tasks: Tasks, pict
     first, second, ids = await anyio.to_thread.run_sync(run)
     assert (first, second) == (4, 2)
     assert ids == {picture.id for picture in pictures[:6]}
-    item = tasks.items.item("emoji", pictures[0].id)
+    item = tasks.stores.items.item("emoji", pictures[0].id)
     assert item.metadata == {"name": pictures[0].name, "hexcode": pictures[0].hexcode}
 
 

@@ -102,7 +102,7 @@ async def test_every_kind_of_source_is_imported_once(app: FastAPI, tasks: Tasks,
     assert (done.added, done.skipped, done.rejected) == (3, 0, [])
     again = await run(app, source)
     assert (again.added, again.skipped) == (0, 3)
-    stored = tasks.items.page("pets", after=None, limit=10)
+    stored = tasks.stores.items.page("pets", after=None, limit=10)
     assert len(stored) == 3
     if make is make_csv:
         assert [(item.id, item.metadata) for item in stored] == [(f"n{at}", {"kind": "icon"}) for at in range(3)]

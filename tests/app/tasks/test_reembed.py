@@ -89,18 +89,18 @@ async def test_over_to_another_bundle_and_back(tmp_path: Path) -> None:
         assert seen[-1] == (18, 18)
         job = (await client.get(f"/jobs/{done.job}")).json()
         assert (job["state"], job["report"]["embedded"]) == ("succeeded", 18)
-        tasks.indexes.catch_up()
+        tasks.stores.indexes.catch_up()
         assert await statuses(client, episode) == [200] * 4
         # i0 was written by the new bundle alone.
         with pytest.raises(Conflict, match="1 entries were written since"):
-            roll_back(tasks.database)
+            roll_back(tasks.stores.database)
         await client.delete("/galleries/default/items/i0")
-        assert roll_back(tasks.database) == OLD
-        tasks.indexes.catch_up()
+        assert roll_back(tasks.stores.database) == OLD
+        tasks.stores.indexes.catch_up()
         assert await statuses(client, episode) == INACTIVE
     async with serving(tmp_path, OLD, None) as (client, tasks):
         assert await statuses(client, episode) == [200, 200, 200, 201]
-        assert tasks.indexes.true_digests()["default"] == tasks.indexes.state("default").digest
+        assert tasks.stores.indexes.true_digests()["default"] == tasks.stores.indexes.state("default").digest
 
 
 async def test_beside_a_replica_that_serves_the_old_one_and_writes(tmp_path: Path, postgres: PostgresServer) -> None:
@@ -111,9 +111,9 @@ async def test_beside_a_replica_that_serves_the_old_one_and_writes(tmp_path: Pat
         def write_meanwhile(count: int, _: int) -> None:
             # The old replica serves on; what it adds is embedded before the switch too.
             if count == 15:
-                stored = old_tasks.items.item("default", "i1")
-                data = old_tasks.items.picture("default", "i1")[1]
-                vector = old_tasks.galleries.vectors("default", ["i1"])["i1"]
+                stored = old_tasks.stores.items.item("default", "i1")
+                data = old_tasks.stores.items.picture("default", "i1")[1]
+                vector = old_tasks.stores.galleries.vectors("default", ["i1"])["i1"]
                 from app.stores.records.gallery_records import NewItem
 
                 late = NewItem(
@@ -126,40 +126,40 @@ async def test_beside_a_replica_that_serves_the_old_one_and_writes(tmp_path: Pat
                     caption=None,
                     vector=vector,
                 )
-                old_tasks.items.upsert("default", [late])
+                old_tasks.stores.items.upsert("default", [late])
 
         done = await tasks.reembed.run(write_meanwhile)
         assert done.embedded == 19
         for one in (tasks, old_tasks):
-            one.indexes.catch_up()
+            one.stores.indexes.catch_up()
         assert await statuses(new, episode) == [200] * 4
         assert await statuses(old, episode) == INACTIVE
-        assert tasks.items.item("default", "late").id == "late"
+        assert tasks.stores.items.item("default", "late").id == "late"
     postgres.drop(url)
 
 
 async def test_a_cancelled_or_hindered_run_switches_nothing(tmp_path: Path) -> None:
     async with serving(tmp_path, OLD, None) as (client, tasks):
         episode = await fill(client)
-        lost = tasks.items.item("default", "i1").sha256
+        lost = tasks.stores.items.item("default", "i1").sha256
     async with serving(tmp_path, NEW, None) as (client, tasks):
 
         def cancel(_: int, __: int) -> None:
-            with tasks.database.read() as connection:
+            with tasks.stores.database.read() as connection:
                 job_id = connection.exec_driver_sql("SELECT id FROM jobs").scalar_one()
-            tasks.jobs.delete(job_id)
+            tasks.stores.jobs.delete(job_id)
 
         with pytest.raises(Conflict, match="cancelled"):
             await tasks.reembed.run(cancel)
         (tmp_path / "blobs" / lost[:2] / lost).unlink()
-        with tasks.database.write() as connection:
+        with tasks.stores.database.write() as connection:
             connection.exec_driver_sql("DELETE FROM jobs")
             connection.exec_driver_sql(f"DELETE FROM item_vectors WHERE fingerprint = '{NEW}'")
         with pytest.raises(Conflict, match="cannot be embedded"):
             await tasks.reembed.run()
-        with tasks.database.read() as connection:
+        with tasks.stores.database.read() as connection:
             job_id = connection.exec_driver_sql("SELECT id FROM jobs").scalar_one()
-        assert tasks.jobs.get(job_id).state is JobState.FAILED
+        assert tasks.stores.jobs.get(job_id).state is JobState.FAILED
         assert await statuses(client, episode) == INACTIVE
 
 
@@ -172,7 +172,7 @@ async def test_the_switch_comes_though_writes_go_on(tmp_path: Path, monkeypatch:
 
         def overlap() -> object:
             compared.append(True)
-            with tasks.database.write() as connection:
+            with tasks.stores.database.write() as connection:
                 connection.exec_driver_sql(
                     f"DELETE FROM item_vectors WHERE fingerprint = '{NEW}' AND item_id ="
                     f" (SELECT min(item_id) FROM item_vectors WHERE fingerprint = '{NEW}')"

@@ -1,0 +1,91 @@
+"""The gallery task: galleries, the state of their indexes, and reads that wait for a write."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from app.errors import DeadlineExceeded
+from app.stores.index.follower import Indexes
+from app.stores.index.vector_index import IndexState
+from app.stores.records.galleries import Galleries
+from app.stores.records.gallery_records import Gallery
+from app.stores.sql.database import Database
+
+POLL_S = 0.02
+LONGEST_POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GalleryState:
+    """A gallery, the index behind it, and the last `seq` of the change log."""
+
+    gallery: Gallery
+    index: IndexState
+    head_seq: int
+
+
+class GalleryTask:
+    """Lists, creates, describes and deletes galleries."""
+
+    def __init__(self, *, database: Database, galleries: Galleries, indexes: Indexes) -> None:
+        self._database = database
+        self._galleries = galleries
+        self._indexes = indexes
+
+    async def all(self) -> Sequence[Gallery]:
+        """Every gallery with its number of items, sorted by name."""
+        return await self._database.run(self._galleries.all)
+
+    async def get(self, name: str) -> GalleryState:
+        """One gallery and its index. Raises NotFound."""
+        return await self._database.run(self._state, name)
+
+    async def put(self, name: str, description: str | None) -> tuple[int, bool, GalleryState]:
+        """Create a gallery, or change its description; None leaves it.
+
+        Returns:
+            The write's `seq`, whether the gallery is new, and its state.
+        """
+        seq, is_new = await self._database.run_write(self._galleries.put, name, description)
+        return seq, is_new, await self.get(name)
+
+    async def delete(self, name: str, *, confirmed: bool) -> int:
+        """Delete a gallery with its items and return the write's `seq`.
+
+        Raises:
+            NotFound: there is no such gallery.
+            Conflict: it is `default`, or it holds items and is not confirmed.
+        """
+        return await self._database.run_write(self._galleries.delete, name, confirmed=confirmed)
+
+    async def wait_for(self, seq: int, *, timeout_s: float) -> None:
+        """Wait until this process has applied the write `seq`. Raises DeadlineExceeded."""
+        loop = asyncio.get_running_loop()
+        until_s, poll_s = loop.time() + timeout_s, POLL_S
+        while self._indexes.applied_seq < seq and await self._database.run(self._indexes.catch_up) < seq:
+            if loop.time() >= until_s:
+                raise DeadlineExceeded(f"The write {seq} has not arrived here in time.")
+            # Poll less and less often: the write may be late, or may not exist.
+            await asyncio.sleep(min(poll_s, until_s - loop.time()))
+            poll_s = min(2 * poll_s, LONGEST_POLL_S)
+
+    @property
+    def applied_seq(self) -> int:
+        """The last write that every index of this process has applied; read from memory."""
+        return self._indexes.applied_seq
+
+    @property
+    def lag(self) -> int:
+        """How many writes the indexes are behind the change log; read from memory."""
+        return self._indexes.lag
+
+    def vector_counts(self) -> Mapping[str, int]:
+        """Searchable vectors by gallery; read from memory."""
+        return self._galleries.vector_counts()
+
+    def _state(self, name: str) -> GalleryState:
+        return GalleryState(
+            gallery=self._galleries.get(name),
+            index=self._galleries.index_state(name),
+            head_seq=self._galleries.head_seq(),
+        )
