@@ -13,7 +13,9 @@ from app.api import openapi as contract
 from app.api import problems
 from app.api.auth import ApiKey, ApiKeys, Scope, ScopedRoute, declared_scope, parse_keys, sha256_hex
 from app.api.deps import Platform
-from app.api.middleware import BodyLimit, DisconnectWatch, InFlightLimit, PathGuard, RequestContext, RequestDeadline
+from app.api.middleware.cancellation import DisconnectWatch, RequestDeadline
+from app.api.middleware.context import RequestContext
+from app.api.middleware.guards import BodyLimit, InFlightLimit, PathGuard
 from app.api.routers import (
     class_sets,
     fewshot,
@@ -190,7 +192,7 @@ class Supervisor:
 def _build_platform(settings: Settings) -> Platform:
     telemetry = Telemetry()
     cache = PictureCache(max_bytes=settings.picture_cache_bytes)
-    telemetry.picture_cache_bytes.set_function(lambda: cache.size_bytes)
+    telemetry.image_cache_bytes.set_function(lambda: cache.size_bytes)
     workers = settings.decode_threads
     decoders = Decoders(workers, limits=settings.limits, telemetry=telemetry) if workers > 1 else None
     return Platform(

@@ -12,10 +12,10 @@ from fastapi import FastAPI
 
 from app.composition import build_services as build_default_services
 from app.main import BuildServices, create_app, read_keys
-from app.runtime.allocator import keep_freed_memory
 from app.runtime.lifecycle import EXIT_START_FAILED, Lifecycle
-from app.runtime.logging import logs_in_background
-from app.runtime.telemetry import configure_logging, get_logger
+from app.runtime.logging import configure_logging, logs_in_background
+from app.runtime.process import keep_freed_memory
+from app.runtime.telemetry import get_logger
 from app.settings import Settings, unknown_variables
 
 MAX_MESSAGE_BYTES = 1 << 20

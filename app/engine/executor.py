@@ -16,7 +16,7 @@ from prometheus_client import Gauge
 
 from app.domain import Encoder, View
 from app.engine.work import Batch, DeviceFatal, DeviceOutOfMemory, Group, Kind, Output, Passed, Work
-from app.runtime.priority import LANE_NICENESS, be_nice
+from app.runtime.process import WORKER_NICENESS, be_nice
 from models.transforms import to_unit_batch
 from models.types import ImageBatch
 
@@ -154,7 +154,7 @@ def _prepare_thread(threads: int, is_one_of_many: bool) -> None:
     if threads:
         torch.set_num_threads(threads)
     if is_one_of_many:
-        be_nice(LANE_NICENESS)
+        be_nice(WORKER_NICENESS)
 
 
 def _to_numpy(tensor: torch.Tensor) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from app.imaging.cache import M, PictureCache
 from app.imaging.decoding import Decoders, FarPicture
 from app.imaging.files import Opened, open_file
 from app.imaging.svg import render_svg
-from app.runtime.priority import DECODER_NICENESS, be_nice
+from app.runtime.process import DECODER_NICENESS, be_nice
 from app.runtime.telemetry import Telemetry
 from models.errors import InputError
 from models.transforms import Strokes, render_strokes

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from app.domain import Limits
 from app.errors import ServiceError, UndecodableImage
 from app.imaging.files import open_file
-from app.runtime.priority import DECODER_NICENESS, be_nice
+from app.runtime.process import DECODER_NICENESS, be_nice
 from models.errors import InputError
 from models.transforms import canonical_sketch, fit_square
 

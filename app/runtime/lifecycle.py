@@ -1,13 +1,15 @@
-"""Where the process stands between its start and its exit; the health routes read it, the server acts on it."""
+"""The phase of the process, from start to exit: health routes read it, the server acts on it."""
 
 from collections.abc import Callable
 from enum import StrEnum
 
 EXIT_START_FAILED = 3
-EXIT_FATAL = 70
+EXIT_FATAL = 70  # EX_SOFTWARE in sysexits.h
 
 
 class Phase(StrEnum):
+    """Phases of the process; `/livez` and `/readyz` report them by value."""
+
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
@@ -15,7 +17,7 @@ class Phase(StrEnum):
 
 
 class Lifecycle:
-    """One-way walk from loading to ready to draining, or to failed; touched by the loop thread alone."""
+    """Moves one way: loading → ready → draining, or failed. Only the event loop's thread uses it."""
 
     def __init__(self) -> None:
         self.phase = Phase.LOADING
@@ -24,19 +26,20 @@ class Lifecycle:
         self.on_failure: Callable[[], None] | None = None
 
     def ready(self) -> None:
-        """The bundle is loaded and warm."""
+        """Report that the bundle is loaded and warm."""
+        # A load that ends after a SIGTERM changes nothing: the process is draining already.
         if self.phase is Phase.LOADING:
             if self.on_ready is not None:
                 self.on_ready()
             self.phase = Phase.READY
 
     def drain(self) -> None:
-        """The process was asked to end; running and new requests are still answered."""
+        """Report that the process was asked to stop; running and new requests are still answered."""
         if self.phase is not Phase.FAILED:
             self.phase = Phase.DRAINING
 
     def fail(self, exit_code: int) -> None:
-        """The process cannot serve any more and must end with `exit_code`; the first failure counts."""
+        """Report that the process cannot serve and must exit with `exit_code`; only the first failure counts."""
         if self.phase is Phase.FAILED:
             return
         self.phase = Phase.FAILED

@@ -12,7 +12,8 @@ from app.domain import View
 from app.engine.engine import BatchingEngine
 from app.engine.executor import DeviceExecutor
 from app.engine.feature_cache import FeatureCache
-from app.runtime.telemetry import Telemetry, configure_logging
+from app.runtime.logging import configure_logging
+from app.runtime.telemetry import Telemetry
 from benchmarks.gpu.precision import SIDE, TIMESTEP, Precision, encoder_of
 from models.encoder import Encoder
 from models.types import ImageBatch, ImageFeatures, TextFeatures

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.runtime.telemetry import configure_logging
+from app.runtime.logging import configure_logging
 from tests.app.postgres import PostgresServer, running_postgres
 
 

@@ -1,4 +1,4 @@
-"""Memory that passes give back stays with the process."""
+"""The process retains memory that passes free."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 _PASSES = """
 import resource, threading, torch
 from pathlib import Path
-from app.runtime.allocator import keep_freed_memory
+from app.runtime.process import keep_freed_memory
 from models.bundle.build import load_bundle
 from models.types import ImageBatch
 assert keep_freed_memory()
@@ -21,16 +21,16 @@ def passes(count):
     for _ in range(count):
         encoder.encode_images(batch)
     print(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt)
-def lane():
+def worker():
     passes(8)
     passes(8)
-thread = threading.Thread(target=lane)
+thread = threading.Thread(target=worker)
 thread.start()
 thread.join()
 """
 _ROOT = Path(__file__).parents[3]
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone is told")
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc has these options")
 
 
 def _faults_of_eight_passes(**variables: str) -> int:
@@ -47,11 +47,11 @@ def _faults_of_eight_passes(**variables: str) -> int:
     return after - before
 
 
-def test_a_lanes_passes_fault_next_to_no_page() -> None:
-    # By default it is anything from none to 430,000, as blocks happen to lie.
+def test_repeated_passes_of_a_worker_fault_almost_no_pages() -> None:
+    # By default between none and 430,000, depending on where blocks lie.
     assert _faults_of_eight_passes() < 4_000
 
 
-def test_what_the_environment_sets_is_left_as_it_is() -> None:
+def test_options_of_the_environment_stay_as_they_are() -> None:
     variables = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_TOP_PAD_": "131072"}
     assert _faults_of_eight_passes(**variables) > 100_000
