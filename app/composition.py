@@ -52,7 +52,7 @@ def assemble_services(
     prototype_head: PrototypeHead,
 ) -> Services:
     """Engine, stores and tasks over a loaded encoder. Raises as `build_services`."""
-    device = DeviceExecutor(encoder, lanes=settings.lanes_on(bundle.device), threads=settings.threads)
+    device = DeviceExecutor(encoder, workers=settings.lanes_on(bundle.device), threads=settings.threads)
     device.export_memory(platform.telemetry.device_memory)
     engine = BatchingEngine(
         device,

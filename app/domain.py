@@ -176,10 +176,10 @@ class Embeddings:
     inference_ms: float
 
 
-class Place(Protocol):
+class Reservation(Protocol):
     """Room for one request's samples in the engine, held until the block ends."""
 
-    def __enter__(self) -> "Place": ...
+    def __enter__(self) -> "Reservation": ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -201,7 +201,7 @@ class Place(Protocol):
 class FeatureEngine(Protocol):
     """The batching engine as tasks see it."""
 
-    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Place:
+    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Reservation:
         """Room for a request's samples, taken on arrival: before anything was decoded for a request that is refused.
 
         Raises:
@@ -210,7 +210,7 @@ class FeatureEngine(Protocol):
         ...
 
     async def encode_views(
-        self, views: Sequence[View], *, timeout_s: float | None = None, place: Place | None = None
+        self, views: Sequence[View], *, timeout_s: float | None = None, reservation: Reservation | None = None
     ) -> list[Features]:
         """Features of every view, in order.
 
@@ -228,7 +228,7 @@ class FeatureEngine(Protocol):
         texts: Sequence[str],
         *,
         timeout_s: float | None = None,
-        place: Place | None = None,
+        reservation: Reservation | None = None,
         is_reproducible: bool = False,
     ) -> Embeddings:
         """Embeddings of every string, in order. Arguments and errors as `encode_views`."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from types import TracebackType
 
+from app.engine.entries import TEXT_COST, VIEW_COST
 from app.engine.rates import DrainRate
-from app.engine.work import TEXT_COST, VIEW_COST
 from app.errors import DeadlineExceeded, QueueFull
 from app.runtime.telemetry import Telemetry
 
@@ -79,7 +79,7 @@ class Admission:
         return min(MAX_RETRY_AFTER_S, max(1.0, wait_s or 1.0))
 
 
-class HeldPlace:
+class CostReservation:
     """Room for one request's samples, held from its arrival; implements `domain.Place`."""
 
     def __init__(self, admission: Admission, cost: int, timeout_s: float | None) -> None:
@@ -88,7 +88,7 @@ class HeldPlace:
         self._timeout_s = timeout_s
         self._claim(cost)
 
-    def __enter__(self) -> "HeldPlace":
+    def __enter__(self) -> "CostReservation":
         return self
 
     def __exit__(

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from app.domain import Embeddings, Features, Place, View
-from app.engine.admission import Admission, HeldPlace
+from app.domain import Embeddings, Features, Reservation, View
+from app.engine.admission import Admission, CostReservation
+from app.engine.entries import TEXT_COST, VIEW_COST, Answer, CacheKey, Device, Entry, Group, Kind, Output, Waiter
 from app.engine.feature_cache import FeatureCache
-from app.engine.pipeline import Pipeline
-from app.engine.work import TEXT_COST, VIEW_COST, Answer, CacheKey, Device, Group, Kind, Output, Waiter, Work
+from app.engine.scheduler import Scheduler
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
 from app.runtime.telemetry import Telemetry, get_logger
 
@@ -58,21 +58,21 @@ class BatchingEngine:
         self._stop_timeout_s = stop_timeout_s
         self._on_fatal = on_fatal
         self._clock = clock
-        self._on_the_way: dict[CacheKey, Work] = {}
+        self._entries: dict[CacheKey, Entry] = {}
         self._admission = Admission(
             telemetry,
             max_cost=max_queue_cost,
-            queued=lambda: self._pipeline.queue.cost,
-            in_flight=lambda: self._pipeline.in_flight_cost(),
-            released=lambda: self._pipeline.wake(),
+            queued=lambda: self._scheduler.queue.cost,
+            in_flight=lambda: self._scheduler.in_flight_cost(),
+            released=lambda: self._scheduler.wake(),
         )
-        self._pipeline = Pipeline(
+        self._scheduler = Scheduler(
             device,
             self,
             telemetry,
             rate=self._admission.rate,
             max_batch=max_batch,
-            promised=lambda: self._admission.reserved,
+            reserved=lambda: self._admission.reserved,
             clock=clock,
         )
         self._is_idle = asyncio.Event()
@@ -80,13 +80,13 @@ class BatchingEngine:
         self._is_stopping = False
         self._is_fatal = False
 
-    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Place:
+    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Reservation:
         """Room for a request's samples, from its arrival on. Raises as `domain.FeatureEngine` says."""
         self._check_open()
-        return HeldPlace(self._admission, views * VIEW_COST + texts * TEXT_COST, timeout_s)
+        return CostReservation(self._admission, views * VIEW_COST + texts * TEXT_COST, timeout_s)
 
     async def encode_views(
-        self, views: Sequence[View], *, timeout_s: float | None = None, place: Place | None = None
+        self, views: Sequence[View], *, timeout_s: float | None = None, reservation: Reservation | None = None
     ) -> list[Features]:
         """Features of every view, in order. Raises as `domain.FeatureEngine` says."""
         samples: list[Sample] = [(self._view_key(view), view) for view in views]
@@ -97,7 +97,7 @@ class BatchingEngine:
                 queue_ms=answer.queue_ms,
                 inference_ms=answer.inference_ms,
             )
-            for answer in await self._answers(samples, VIEW_COST, timeout_s, place)
+            for answer in await self._answers(samples, VIEW_COST, timeout_s, reservation)
         ]
 
     async def encode_texts(
@@ -105,14 +105,14 @@ class BatchingEngine:
         texts: Sequence[str],
         *,
         timeout_s: float | None = None,
-        place: Place | None = None,
+        reservation: Reservation | None = None,
         is_reproducible: bool = False,
     ) -> Embeddings:
         """Embeddings of every string, in order. Raises as `domain.FeatureEngine` says."""
         group = Group(Kind.TEXTS, bucket=1 if is_reproducible else 0)
         fingerprint = self._device.fingerprint
         samples: list[Sample] = [(CacheKey(group, text, None, 0, fingerprint), text) for text in texts]
-        answers = await self._answers(samples, TEXT_COST, timeout_s, place)
+        answers = await self._answers(samples, TEXT_COST, timeout_s, reservation)
         return Embeddings(
             pooled=np.stack([answer.output.pooled for answer in answers]) if answers else np.empty((0, 0), np.float32),
             queue_ms=max((answer.queue_ms for answer in answers), default=0.0),
@@ -121,7 +121,7 @@ class BatchingEngine:
 
     async def start(self) -> None:
         """Begin to form batches."""
-        self._pipeline.wake()
+        self._scheduler.wake()
 
     async def stop(self) -> None:
         """Refuse what comes, finish what waits, then end the device's threads."""
@@ -130,7 +130,7 @@ class BatchingEngine:
             async with asyncio.timeout(self._stop_timeout_s):
                 await self._is_idle.wait()
         except TimeoutError:
-            get_logger().error("stop_gave_up", waiting=len(self._on_the_way))
+            get_logger().error("stop_gave_up", waiting=len(self._entries))
         self._fail_all("The service is stopping.")
         await asyncio.to_thread(self._device.stop)
 
@@ -150,10 +150,10 @@ class BatchingEngine:
         samples += [(string, 1), (string, self._max_batch * VIEW_COST // TEXT_COST)]
         for (key, payload), size in samples:
             cost = VIEW_COST if isinstance(payload, View) else TEXT_COST
-            work = Work(key=key, payload=payload, cost=cost, arrived_s=self._clock(), deadline_s=math.inf)
+            entry = Entry(key=key, payload=payload, cost=cost, arrived_s=self._clock(), deadline_s=math.inf)
             for is_second in (False, True):
                 alone = (
-                    self._pipeline.run_alone([work] * size, is_learnt=is_second) for _ in range(self._device.lanes)
+                    self._scheduler.run_alone([entry] * size, is_learnt=is_second) for _ in range(self._device.workers)
                 )
                 passes = await asyncio.gather(*alone)
                 if not all(np.isfinite(output.pooled).all() for outputs in passes for output in outputs):
@@ -161,24 +161,24 @@ class BatchingEngine:
 
     def is_alive(self) -> bool:
         """False after a fatal error, or when work waits and nothing, or not every lane, has moved for `stall_s`."""
-        is_moving = self._clock() - self._pipeline.still_since_s() < self._stall_s
-        return not self._is_fatal and (not self._on_the_way or is_moving)
+        is_moving = self._clock() - self._scheduler.still_since_s() < self._stall_s
+        return not self._is_fatal and (not self._entries or is_moving)
 
-    def succeeded(self, work: Work, output: Output, *, queue_s: float, inference_s: float) -> None:
+    def succeeded(self, entry: Entry, output: Output, *, queue_s: float, inference_s: float) -> None:
         """See `pipeline.Desk`."""
-        self._cache.put(work.key, output)
+        self._cache.put(entry.key, output)
         self._telemetry.cache_bytes.set(self._cache.size_bytes)
-        self._forget(work)
-        work.resolve(output, queue_s=queue_s, inference_s=inference_s)
+        self._forget(entry)
+        entry.resolve(output, queue_s=queue_s, inference_s=inference_s)
 
-    def failed(self, work: Work, error: ServiceError) -> None:
+    def failed(self, entry: Entry, error: ServiceError) -> None:
         """See `pipeline.Desk`."""
-        self._forget(work)
-        work.fail(error)
+        self._forget(entry)
+        entry.fail(error)
 
-    def dropped(self, work: Work) -> None:
+    def dropped(self, entry: Entry) -> None:
         """See `pipeline.Desk`."""
-        self._forget(work)
+        self._forget(entry)
 
     def device_lost(self) -> None:
         """See `pipeline.Desk`."""
@@ -198,16 +198,16 @@ class BatchingEngine:
             raise EngineUnavailable("The device is not available.", retry_after_s=_RESTART_RETRY_AFTER_S)
 
     async def _answers(
-        self, samples: Sequence[Sample], cost: int, timeout_s: float | None, place: Place | None
+        self, samples: Sequence[Sample], cost: int, timeout_s: float | None, reservation: Reservation | None
     ) -> list[Answer]:
         self._check_open()
-        new = {key for key, _ in samples if self._cache.get(key) is None and key not in self._on_the_way}
-        promised = place.use(len(samples) * cost) if place is not None else len(samples) * cost
-        self._admission.check(min(promised, len(new) * cost), timeout_s)
+        new = {key for key, _ in samples if self._cache.get(key) is None and key not in self._entries}
+        reserved = reservation.use(len(samples) * cost) if reservation is not None else len(samples) * cost
+        self._admission.check(min(reserved, len(new) * cost), timeout_s)
         deadline_s = math.inf if timeout_s is None else self._clock() + timeout_s
         joined = [self._join(key, payload, cost, deadline_s) for key, payload in samples]
         self._telemetry.queue_depth.set(self._admission.waiting())
-        self._pipeline.wake()
+        self._scheduler.wake()
         try:
             async with asyncio.timeout(timeout_s):
                 return [await waiter.future for _, waiter in joined]
@@ -215,11 +215,11 @@ class BatchingEngine:
             self._telemetry.requests_rejected.labels("deadline").inc()
             raise DeadlineExceeded("The deadline passed before the device had answered.") from err
         finally:
-            for work, waiter in joined:
-                self._leave(work, waiter)
+            for entry, waiter in joined:
+                self._leave(entry, waiter)
             self._telemetry.queue_depth.set(self._admission.waiting())
 
-    def _join(self, key: CacheKey, payload: View | str, cost: int, deadline_s: float) -> tuple[Work | None, Waiter]:
+    def _join(self, key: CacheKey, payload: View | str, cost: int, deadline_s: float) -> tuple[Entry | None, Waiter]:
         now_s = self._clock()
         waiter = Waiter(future=asyncio.get_running_loop().create_future(), joined_s=now_s, deadline_s=deadline_s)
         known = self._cache.get(key)
@@ -227,38 +227,38 @@ class BatchingEngine:
             self._telemetry.cache_lookups.labels("hit").inc()
             waiter.future.set_result(Answer(output=known, queue_ms=0.0, inference_ms=0.0))
             return None, waiter
-        work = self._on_the_way.get(key)
-        self._telemetry.cache_lookups.labels("miss" if work is None else "joined").inc()
-        if work is None:
-            if not self._on_the_way:
-                self._pipeline.progress_at_s = now_s
+        entry = self._entries.get(key)
+        self._telemetry.cache_lookups.labels("miss" if entry is None else "joined").inc()
+        if entry is None:
+            if not self._entries:
+                self._scheduler.progress_at_s = now_s
                 self._is_idle.clear()
-            work = Work(key=key, payload=payload, cost=cost, arrived_s=now_s)
-            self._on_the_way[key] = work
-            self._pipeline.queue.put(work)
-        work.join(waiter)
-        return work, waiter
+            entry = Entry(key=key, payload=payload, cost=cost, arrived_s=now_s)
+            self._entries[key] = entry
+            self._scheduler.queue.put(entry)
+        entry.join(waiter)
+        return entry, waiter
 
-    def _leave(self, work: Work | None, waiter: Waiter) -> None:
+    def _leave(self, entry: Entry | None, waiter: Waiter) -> None:
         if not waiter.future.done():
             waiter.future.cancel()
         elif not waiter.future.cancelled():
             waiter.future.exception()  # marks it as seen: an earlier one of this request was raised
-        if work is None:
+        if entry is None:
             return
-        work.leave(waiter)
-        if not work.is_wanted and not work.has_left_queue:
-            self._pipeline.queue.drop(work)
-            self._forget(work)
+        entry.leave(waiter)
+        if not entry.is_wanted and not entry.has_left_queue:
+            self._scheduler.queue.drop(entry)
+            self._forget(entry)
 
-    def _forget(self, work: Work) -> None:
-        if self._on_the_way.get(work.key) is work:
-            del self._on_the_way[work.key]
-        if not self._on_the_way:
+    def _forget(self, entry: Entry) -> None:
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+        if not self._entries:
             self._is_idle.set()
 
     def _fail_all(self, detail: str) -> None:
-        for work in [*self._pipeline.close(), *self._on_the_way.values()]:
-            work.fail(EngineUnavailable(detail, retry_after_s=_RESTART_RETRY_AFTER_S))
-        self._on_the_way.clear()
+        for entry in [*self._scheduler.close(), *self._entries.values()]:
+            entry.fail(EngineUnavailable(detail, retry_after_s=_RESTART_RETRY_AFTER_S))
+        self._entries.clear()
         self._is_idle.set()

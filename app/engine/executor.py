@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prometheus_client import Gauge
 
 from app.domain import Encoder, View
-from app.engine.work import Batch, DeviceFatal, DeviceOutOfMemory, Group, Kind, Output, Passed, Work
+from app.engine.entries import Batch, DeviceFatal, DeviceOutOfMemory, Entry, Group, Kind, Output, PassResult
 from app.runtime.process import WORKER_NICENESS, be_nice
 from models.transforms import to_unit_batch
 from models.types import ImageBatch
@@ -46,14 +46,14 @@ class DeviceExecutor:
     """
 
     def __init__(
-        self, encoder: Encoder, *, lanes: int = 1, threads: int = 0, clock: Callable[[], float] = time.monotonic
+        self, encoder: Encoder, *, workers: int = 1, threads: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._encoder = encoder
-        self._lanes = lanes
+        self._workers = workers
         self._clock = clock
         self._is_dead = False
         self._pool = ThreadPoolExecutor(
-            lanes, thread_name_prefix="device", initializer=_prepare_thread, initargs=(threads, lanes > 1)
+            workers, thread_name_prefix="device", initializer=_prepare_thread, initargs=(threads, workers > 1)
         )
         self._beside = ThreadPoolExecutor(2, thread_name_prefix="staging")
 
@@ -63,9 +63,9 @@ class DeviceExecutor:
         return self._encoder.fingerprint
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         """Passes at once."""
-        return self._lanes
+        return self._workers
 
     def export_memory(self, gauge: Gauge) -> None:
         """Let a gauge read the memory of this process and, where there is one, of the accelerator."""
@@ -74,10 +74,10 @@ class DeviceExecutor:
             gauge.labels("allocated").set_function(torch.cuda.memory_allocated)
             gauge.labels("reserved").set_function(torch.cuda.memory_reserved)
 
-    def submit(self, batch: Batch) -> "asyncio.Future[Passed]":
+    def submit(self, batch: Batch) -> "asyncio.Future[PassResult]":
         """Stage the batch now, run it when a lane is free. Raises as `work.Device` says."""
-        done: Future[Passed] = Future()
-        staged = self._beside.submit(_stacked, batch.works)
+        done: Future[PassResult] = Future()
+        staged = self._beside.submit(_stacked, batch.entries)
         self._pool.submit(self._run, batch, staged, done)
         return asyncio.wrap_future(done)
 
@@ -86,16 +86,16 @@ class DeviceExecutor:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._beside.shutdown(wait=True)
 
-    def _run(self, batch: Batch, staged: "Future[ImageBatch | None]", done: "Future[Passed]") -> None:
+    def _run(self, batch: Batch, staged: "Future[ImageBatch | None]", done: "Future[PassResult]") -> None:
         try:
             if self._is_dead:
                 raise DeviceFatal("the device failed before")
             prepared = staged.result()
             ran = batch.begin(self._clock())
             if not ran:
-                done.set_result(Passed(outputs=[], finished_s=self._clock()))
+                done.set_result(PassResult(outputs=[], finished_s=self._clock()))
                 return
-            if len(ran) < len(batch.works):
+            if len(ran) < len(batch.entries):
                 prepared = _stacked(ran)
             raw = self._pass(ran, prepared)
             self._beside.submit(_take_apart, raw, len(ran), self._clock(), done)
@@ -106,22 +106,22 @@ class DeviceExecutor:
             classified.__cause__ = None if classified is err else err
             done.set_exception(classified)
 
-    def _pass(self, works: Sequence[Work], prepared: ImageBatch | None) -> _Raw:
+    def _pass(self, entries: Sequence[Entry], prepared: ImageBatch | None) -> _Raw:
         with torch.inference_mode():
             if prepared is not None:
                 features = self._encoder.encode_images(prepared)
                 return _Raw(pooled=_to_numpy(features.pooled), dense=_to_numpy(features.dense))
-            strings = [work.payload for work in works if isinstance(work.payload, str)]
+            strings = [entry.payload for entry in entries if isinstance(entry.payload, str)]
             pooled = _to_numpy(self._encoder.encode_texts(strings).pooled)
         return _Raw(pooled=pooled, dense=np.empty((*pooled.shape, 0, 0), dtype=np.float32))
 
 
-def _stacked(works: Sequence[Work]) -> ImageBatch | None:
+def _stacked(entries: Sequence[Entry]) -> ImageBatch | None:
     """The encoder's input, padded to the group's bucket; None for strings."""
-    group: Group = works[0].key.group
+    group: Group = entries[0].key.group
     if group.kind is Kind.TEXTS:
         return None
-    views = [work.payload for work in works if isinstance(work.payload, View)]
+    views = [entry.payload for entry in entries if isinstance(entry.payload, View)]
     views += [views[0]] * (group.bucket - len(views))
     return ImageBatch(
         pixels=torch.from_numpy(to_unit_batch([view.pixels for view in views])),
@@ -130,7 +130,7 @@ def _stacked(works: Sequence[Work]) -> ImageBatch | None:
     )
 
 
-def _take_apart(raw: _Raw, size: int, finished_s: float, done: "Future[Passed]") -> None:
+def _take_apart(raw: _Raw, size: int, finished_s: float, done: "Future[PassResult]") -> None:
     try:
         # Copies: a slice would keep the whole batch alive for as long as one of its answers. In the order it lies in:
         # turning a map round takes four times as long, and only segmentation needs that.
@@ -140,7 +140,7 @@ def _take_apart(raw: _Raw, size: int, finished_s: float, done: "Future[Passed]")
     except BaseException as err:  # noqa: BLE001 - as above
         done.set_exception(_classified(err))
     else:
-        done.set_result(Passed(outputs=outputs, finished_s=finished_s))
+        done.set_result(PassResult(outputs=outputs, finished_s=finished_s))
 
 
 def _resident_bytes() -> float:

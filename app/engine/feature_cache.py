@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from app.engine.work import CacheKey, Output
+from app.engine.entries import CacheKey, Output
 
 
 class FeatureCache:

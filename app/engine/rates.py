@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from app.engine.work import Batch, Group
+from app.engine.entries import Batch, Group
 
 
 class DrainRate:
@@ -83,4 +83,4 @@ class PassTimes:
 
 
 def _key(batch: Batch) -> tuple[Group, int]:
-    return batch.group, (len(batch.works) - 1).bit_length()
+    return batch.group, (len(batch.entries) - 1).bit_length()

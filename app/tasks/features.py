@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import FeatureEngine, Features, Place, View
+from app.domain import FeatureEngine, Features, Reservation, View
 from app.tasks.timing import Timings
 from models.types import TaskProfile
 
@@ -21,7 +21,7 @@ async def pooled_pictures(
     *,
     captions: Sequence[str | None],
     profile: TaskProfile,
-    place: Place,
+    reservation: Reservation,
     timeout_s: float | None,
     timings: Timings,
     is_reproducible: bool = False,
@@ -39,7 +39,7 @@ async def pooled_pictures(
         stop = start + VIEWS_AT_ONCE
         part = zip(squares[start:stop], captions[start:stop], strict=True)
         views = [view_of(square, caption, profile, is_reproducible=is_reproducible) for square, caption in part]
-        features = await engine.encode_views(views, timeout_s=timings.left_s(timeout_s), place=place)
+        features = await engine.encode_views(views, timeout_s=timings.left_s(timeout_s), reservation=reservation)
         count_features(features, timings)
         rows.extend(feature.pooled for feature in features)
     return np.stack(rows)
@@ -49,7 +49,7 @@ async def pooled_texts(
     engine: FeatureEngine,
     texts: Sequence[str],
     *,
-    place: Place,
+    reservation: Reservation,
     timeout_s: float | None,
     timings: Timings,
     is_reproducible: bool = False,
@@ -59,7 +59,7 @@ async def pooled_texts(
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         part = texts[start : start + TEXTS_AT_ONCE]
         answer = await engine.encode_texts(
-            part, timeout_s=timings.left_s(timeout_s), place=place, is_reproducible=is_reproducible
+            part, timeout_s=timings.left_s(timeout_s), reservation=reservation, is_reproducible=is_reproducible
         )
         timings.add("queue", answer.queue_ms)
         timings.add("inference", answer.inference_ms)

@@ -304,7 +304,7 @@ class FewShot:
     ) -> tuple[Sequence[Prepared], NDArray[np.float32]]:
         """The pictures as they are stored, and their features [B, D] float32, unit length."""
         profile = self._bundle.tasks["fewshot"]
-        with self._engine.admit(views=len(sources), timeout_s=timeout_s) as place:
+        with self._engine.admit(views=len(sources), timeout_s=timeout_s) as reservation:
             with timings.phase("decode"):
                 prepared = await self._pictures.prepare_all(sources, budget, profile)
             vectors = await pooled_pictures(
@@ -312,7 +312,7 @@ class FewShot:
                 [one.square for one in prepared],
                 captions=[None] * len(prepared),
                 profile=profile,
-                place=place,
+                reservation=reservation,
                 timeout_s=timeout_s,
                 timings=timings,
                 is_reproducible=is_reproducible,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from app.domain import BundleInfo, FeatureEngine, Place
+from app.domain import BundleInfo, FeatureEngine, Reservation
 from app.errors import Conflict, NotFound, PreconditionFailed, ServiceError
 from app.imaging.sources import PixelBudget
 from app.imaging.thumbnails import Thumbnails
@@ -118,12 +118,12 @@ class ItemTask:
         await self._database.run(self._galleries.require, gallery)
         ids = [request.id or _new_id(token, at) for at, request in enumerate(requests)]
         outcomes: dict[int, Outcome] = {}
-        with self._engine.admit(views=len(requests), timeout_s=timeout_s) as place:
+        with self._engine.admit(views=len(requests), timeout_s=timeout_s) as reservation:
             prepared = await self._pictures.prepare(
                 [request.source for request in requests], budget, self._bundle.tasks["retrieval"]
             )
             accepted = _accepted(requests, ids, prepared, outcomes)
-            new = await self._encoded(requests, ids, accepted, place, timeout_s)
+            new = await self._encoded(requests, ids, accepted, reservation, timeout_s)
         seq = await self._database.run(self._galleries.head_seq)
         if new:
             written = await self._database.run_write(
@@ -273,7 +273,7 @@ class ItemTask:
         requests: Sequence[ItemRequest],
         ids: Sequence[str],
         accepted: Sequence[tuple[int, Prepared]],
-        place: Place,
+        reservation: Reservation,
         timeout_s: float | None,
     ) -> Sequence[NewItem]:
         if not accepted:
@@ -283,7 +283,7 @@ class ItemTask:
             [one.square for _, one in accepted],
             captions=[requests[at].caption for at, _ in accepted],
             profile=self._bundle.tasks["retrieval"],
-            place=place,
+            reservation=reservation,
             timeout_s=timeout_s,
             timings=Timings(),
         )

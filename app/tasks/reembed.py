@@ -158,13 +158,13 @@ class Reembed:
             if isinstance(ready, ServiceError)
         ]
         if sound:
-            with self._engine.admit(views=len(sound)) as place:
+            with self._engine.admit(views=len(sound)) as reservation:
                 vectors = await pooled_pictures(
                     self._engine,
                     [ready.square for _, ready in sound],
                     captions=[one.caption for one, _ in sound],
                     profile=profile,
-                    place=place,
+                    reservation=reservation,
                     timeout_s=None,
                     timings=Timings(),
                 )

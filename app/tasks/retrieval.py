@@ -178,7 +178,7 @@ class Retrieval:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Global features of pictures, [B, D], and embeddings of strings, [T, D]; float32, unit length."""
         images = vectors = np.empty((0, self._bundle.dimension), np.float32)
-        with self._engine.admit(views=len(sources), texts=len(texts), timeout_s=timeout_s) as place:
+        with self._engine.admit(views=len(sources), texts=len(texts), timeout_s=timeout_s) as reservation:
             if sources:
                 with timings.phase("decode"):
                     prepared = await self._pictures.prepare_all(sources, budget, self._profile)
@@ -187,7 +187,7 @@ class Retrieval:
                     [one.square for one in prepared],
                     captions=captions,
                     profile=self._profile,
-                    place=place,
+                    reservation=reservation,
                     timeout_s=timeout_s,
                     timings=timings,
                     is_reproducible=is_reproducible,
@@ -196,7 +196,7 @@ class Retrieval:
                 vectors = await pooled_texts(
                     self._engine,
                     texts,
-                    place=place,
+                    reservation=reservation,
                     timeout_s=timeout_s,
                     timings=timings,
                     is_reproducible=is_reproducible,

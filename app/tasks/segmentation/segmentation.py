@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from app.domain import BundleInfo, FeatureEngine, Features, Limits, Picture, Place, View
+from app.domain import BundleInfo, FeatureEngine, Features, Limits, Picture, Reservation, View
 from app.errors import Invalid, TooMuchWork
 from app.imaging.sources import ImageSource, PixelBudget, StrokesImage
 from app.stores.records.class_sets import ClassSet, ClassSets, StoredClass
@@ -147,14 +147,14 @@ class Segmentation:
             raise Invalid("Without a background at most 254 classes fit: 255 marks unlabelled pixels.")
         plan = partial(_plan, profile, self._limits.max_tiles, query)
         strings = sum(map(len, prompts))
-        with self._engine.admit(views=1, texts=strings, timeout_s=timeout_s) as place:
+        with self._engine.admit(views=1, texts=strings, timeout_s=timeout_s) as reservation:
             with timings.phase("decode"):
                 what = ("views", query.caption, query.is_reproducible)
                 planned = await self._pictures.make(query.source, budget, plan, size=profile.resolution, what=what)
-            place.grow(views=len(planned.views) - 1)
+            reservation.grow(views=len(planned.views) - 1)
             cells = min(MAX_CELLS, planned.height * planned.width * (len(query.classes) + 1))
             with self._workers.room(cells):
-                features, texts = await self._encoded(query, planned, prompts, ready, place, timeout_s, timings)
+                features, texts = await self._encoded(query, planned, prompts, ready, reservation, timeout_s, timings)
                 asked_s = time.perf_counter()
 
                 def answered() -> tuple[SegmentAnswer, T]:
@@ -171,19 +171,25 @@ class Segmentation:
         planned: _Planned,
         prompts: Sequence[Sequence[str]],
         ready: NDArray[np.float32] | None,
-        place: Place,
+        reservation: Reservation,
         timeout_s: float | None,
         timings: Timings,
     ) -> tuple[Sequence[Features], NDArray[np.float32]]:
         """Features of the views and embeddings of the classes, unless `ready`; they wait for the device together."""
         if ready is not None:
-            features = await self._engine.encode_views(planned.views, timeout_s=timings.left_s(timeout_s), place=place)
+            features = await self._engine.encode_views(
+                planned.views, timeout_s=timings.left_s(timeout_s), reservation=reservation
+            )
             count_features(features, timings)
             return features, ready
         names, views = Timings(started_s=timings.started_s), Timings(started_s=timings.started_s)
-        naming = asyncio.create_task(self._class_embeddings(prompts, place, timeout_s, names, query.is_reproducible))
+        naming = asyncio.create_task(
+            self._class_embeddings(prompts, reservation, timeout_s, names, query.is_reproducible)
+        )
         try:
-            features = await self._engine.encode_views(planned.views, timeout_s=timings.left_s(timeout_s), place=place)
+            features = await self._engine.encode_views(
+                planned.views, timeout_s=timings.left_s(timeout_s), reservation=reservation
+            )
             texts = await naming
         finally:
             # Whichever fails takes the other along.
@@ -231,8 +237,8 @@ class Segmentation:
         """[N, D] float32, unit length: one embedding a class. Raises as `segment`."""
         prompts = [self._strings(prompt, self._bundle.tasks["segmentation"]) for prompt in classes]
         self._check(classes, prompts)
-        with self._engine.admit(texts=sum(map(len, prompts)), timeout_s=timeout_s) as place:
-            return await self._class_embeddings(prompts, place, timeout_s, Timings(), False)
+        with self._engine.admit(texts=sum(map(len, prompts)), timeout_s=timeout_s) as reservation:
+            return await self._class_embeddings(prompts, reservation, timeout_s, Timings(), False)
 
     def _strings(self, prompt: ClassPrompt, profile: TaskProfile) -> list[str]:
         templates = prompt.templates or profile.templates or ("{}",)
@@ -255,7 +261,7 @@ class Segmentation:
     async def _class_embeddings(
         self,
         prompts: Sequence[Sequence[str]],
-        place: Place,
+        reservation: Reservation,
         timeout_s: float | None,
         timings: Timings,
         is_reproducible: bool,
@@ -263,7 +269,12 @@ class Segmentation:
         """[N, D] float32, unit length: the mean over a class's strings."""
         strings = [string for prompt in prompts for string in prompt]
         vectors = await pooled_texts(
-            self._engine, strings, place=place, timeout_s=timeout_s, timings=timings, is_reproducible=is_reproducible
+            self._engine,
+            strings,
+            reservation=reservation,
+            timeout_s=timeout_s,
+            timings=timings,
+            is_reproducible=is_reproducible,
         )
         bounds = np.cumsum([0, *map(len, prompts)])[:-1]
         means = np.add.reduceat(vectors, bounds, axis=0)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.api.deps import Platform
 from app.api.services import Services
-from app.domain import BundleInfo, Embeddings, Features, Place, View
+from app.domain import BundleInfo, Embeddings, Features, Reservation, View
 from app.main import create_app
 from app.settings import Settings
 from app.tasks.assemble import Tasks, open_tasks
@@ -32,10 +32,10 @@ def text_vector(text: str) -> NDArray[np.float32]:
     return unit(np.random.default_rng(seed).standard_normal(D).astype(np.float32))
 
 
-class FakePlace:
+class FakeReservation:
     """Room for anything."""
 
-    def __enter__(self) -> "FakePlace":
+    def __enter__(self) -> "FakeReservation":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,14 +52,14 @@ class FakePlace:
 class FakeEngine:
     """Features that are plain functions of pixels: a coarse layout of ink for `pooled`, ink for `dense`."""
 
-    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Place:
+    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Reservation:
         del views, texts, timeout_s
-        return FakePlace()
+        return FakeReservation()
 
     async def encode_views(
-        self, views: Sequence[View], *, timeout_s: float | None = None, place: Place | None = None
+        self, views: Sequence[View], *, timeout_s: float | None = None, reservation: Reservation | None = None
     ) -> list[Features]:
-        del timeout_s, place
+        del timeout_s, reservation
         return [self._features(view) for view in views]
 
     async def encode_texts(
@@ -67,10 +67,10 @@ class FakeEngine:
         texts: Sequence[str],
         *,
         timeout_s: float | None = None,
-        place: Place | None = None,
+        reservation: Reservation | None = None,
         is_reproducible: bool = False,
     ) -> Embeddings:
-        del timeout_s, place, is_reproducible
+        del timeout_s, reservation, is_reproducible
         return Embeddings(pooled=np.stack([text_vector(text) for text in texts]), queue_ms=0.5, inference_ms=1.0)
 
     def _features(self, view: View) -> Features:

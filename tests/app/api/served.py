@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from app.api.deps import Platform
 from app.api.services import Services
 from app.composition import assemble_services
-from app.engine.batcher import WorkQueue
-from app.engine.work import Work
+from app.engine.entries import Entry
+from app.engine.scheduler import EntryQueue
 from app.main import create_app
 from app.runtime.lifecycle import Phase
 from app.server import configured
@@ -31,10 +31,10 @@ class Watched:
 
     def __init__(self, owner: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self._calls = asyncio.Semaphore(0)
-        plain: Callable[[WorkQueue, Work], None] = getattr(owner, name)
+        plain: Callable[[EntryQueue, Entry], None] = getattr(owner, name)
 
-        def call(queue: WorkQueue, work: Work) -> None:
-            plain(queue, work)
+        def call(queue: EntryQueue, entry: Entry) -> None:
+            plain(queue, entry)
             self._calls.release()
 
         monkeypatch.setattr(owner, name, call)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.batcher import WorkQueue
 from app.engine.rates import PassTimes
+from app.engine.scheduler import EntryQueue
 from tests.app.api.served import LIMIT_S, Watched, new_app, served, set_soon
 from tests.app.fakes import FakeEncoder
 
@@ -36,7 +36,7 @@ async def test_a_closed_connection_takes_its_samples_out_of_the_queue(
     encoder = FakeEncoder()
     # Nothing is prefetched, so that what waits waits in the queue.
     monkeypatch.setattr(PassTimes, "expected_s", lambda _self, _batch: None)
-    put, dropped = Watched(WorkQueue, "put", monkeypatch), Watched(WorkQueue, "drop", monkeypatch)
+    put, dropped = Watched(EntryQueue, "put", monkeypatch), Watched(EntryQueue, "drop", monkeypatch)
     async with served(new_app(encoder, tmp_path)) as port:
         entered, loop = asyncio.Event(), asyncio.get_running_loop()
         encoder.entered = partial(set_soon, loop, entered)
@@ -63,7 +63,7 @@ async def test_a_client_that_leaves_while_its_pass_runs_harms_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = FakeEncoder()
-    put = Watched(WorkQueue, "put", monkeypatch)
+    put = Watched(EntryQueue, "put", monkeypatch)
     async with served(new_app(encoder, tmp_path)) as port:
         entered, loop = asyncio.Event(), asyncio.get_running_loop()
         encoder.entered = partial(set_soon, loop, entered)

@@ -13,8 +13,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from app.api.auth import Scope, new_key
 from app.api.routers import live
 from app.domain import Limits
-from app.engine.batcher import WorkQueue
 from app.engine.rates import PassTimes
+from app.engine.scheduler import EntryQueue
 from tests.app.api.served import LIMIT_S, Watched, new_app, served, set_soon
 from tests.app.fakes import FakeEncoder
 
@@ -98,7 +98,7 @@ async def test_a_bad_message_is_told_and_the_connection_goes_on(
 async def test_a_newer_query_takes_the_place_of_one_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = FakeEncoder()
     monkeypatch.setattr(PassTimes, "expected_s", lambda _self, _batch: None)
-    put, dropped = Watched(WorkQueue, "put", monkeypatch), Watched(WorkQueue, "drop", monkeypatch)
+    put, dropped = Watched(EntryQueue, "put", monkeypatch), Watched(EntryQueue, "drop", monkeypatch)
     async with served(new_app(encoder, tmp_path)) as port, opened(port) as first, opened(port) as socket:
         entered = held(encoder)
         await first.send(query(1))
@@ -139,7 +139,7 @@ async def test_a_client_that_leaves_takes_its_query_out_of_the_queue(
 ) -> None:
     encoder = FakeEncoder()
     monkeypatch.setattr(PassTimes, "expected_s", lambda _self, _batch: None)
-    put, dropped = Watched(WorkQueue, "put", monkeypatch), Watched(WorkQueue, "drop", monkeypatch)
+    put, dropped = Watched(EntryQueue, "put", monkeypatch), Watched(EntryQueue, "drop", monkeypatch)
     async with served(new_app(encoder, tmp_path)) as port, opened(port) as stays:
         entered = held(encoder)
         await stays.send(query(1))

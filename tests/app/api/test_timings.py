@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.engine.batcher import WorkQueue
+from app.engine.scheduler import EntryQueue
 from tests.app.api.pictures import BAR, CROSS, SQUARE
 from tests.app.api.served import LIMIT_S, Watched, new_app, set_soon
 from tests.app.fakes import FakeEncoder
@@ -21,7 +21,7 @@ async def test_a_picture_and_names_that_wait_together_wait_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, entered, loop = FakeEncoder(), asyncio.Event(), asyncio.get_running_loop()
-    put = Watched(WorkQueue, "put", monkeypatch)
+    put = Watched(EntryQueue, "put", monkeypatch)
     app = new_app(encoder, tmp_path)
     async with (
         app.router.lifespan_context(app),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from app.engine.work import Batch, DeviceFatal, DeviceOutOfMemory, Kind, Output, Passed, Work
+from app.engine.entries import Batch, DeviceFatal, DeviceOutOfMemory, Entry, Kind, Output, PassResult
 
 
 class EveryoneWaits(Exception):
@@ -76,7 +76,7 @@ class Pass:
     """One pass as the device saw it."""
 
     started_s: float
-    works: tuple[Work, ...]
+    entries: tuple[Entry, ...]
 
 
 @dataclass
@@ -89,12 +89,12 @@ class SimulatedDevice:
         submitted: batches as they were formed, in order.
         on_submit: called with each.
         most_at_once: batches with the device, those that wait for a lane too.
-        idle_lanes: lanes without a pass now.
+        idle_workers: lanes without a pass now.
     """
 
     loop: asyncio.AbstractEventLoop
     faults: Faults
-    lanes: int = 1
+    workers: int = 1
     fingerprint: str = "simulated"
     passes: list[Pass] = field(default_factory=list)
     submitted: list[Batch] = field(default_factory=list)
@@ -102,16 +102,16 @@ class SimulatedDevice:
     on_submit: Callable[[Batch], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        self._line: deque[tuple[Batch, asyncio.Future[Passed]]] = deque()
-        self.idle_lanes = self.lanes
+        self._line: deque[tuple[Batch, asyncio.Future[PassResult]]] = deque()
+        self.idle_workers = self.workers
         self._is_dead = False
 
-    def submit(self, batch: Batch) -> "asyncio.Future[Passed]":
-        future: asyncio.Future[Passed] = self.loop.create_future()
+    def submit(self, batch: Batch) -> "asyncio.Future[PassResult]":
+        future: asyncio.Future[PassResult] = self.loop.create_future()
         self.submitted.append(batch)
         self.on_submit(batch)
         self._line.append((batch, future))
-        self.most_at_once = max(self.most_at_once, len(self._line) + self.lanes - self.idle_lanes)
+        self.most_at_once = max(self.most_at_once, len(self._line) + self.workers - self.idle_workers)
         self._next()
         return future
 
@@ -119,7 +119,7 @@ class SimulatedDevice:
         pass
 
     def _next(self) -> None:
-        if not self._line or not self.idle_lanes:
+        if not self._line or not self.idle_workers:
             return
         batch, future = self._line.popleft()
         ran = batch.begin(self.loop.time())
@@ -128,40 +128,40 @@ class SimulatedDevice:
             self._settle(future, DeviceFatal())
             return
         if not ran:
-            self._settle(future, Passed(outputs=[], finished_s=self.loop.time()))
+            self._settle(future, PassResult(outputs=[], finished_s=self.loop.time()))
             return
-        self.passes.append(Pass(started_s=self.loop.time(), works=tuple(ran)))
-        self.idle_lanes -= 1
+        self.passes.append(Pass(started_s=self.loop.time(), entries=tuple(ran)))
+        self.idle_workers -= 1
         if number != self.faults.hangs_at:
             duration_s = self.faults.durations_s[number % len(self.faults.durations_s)]
             self.loop.call_later(duration_s, self._finish, number, ran, future)
 
-    def _finish(self, number: int, ran: Sequence[Work], future: "asyncio.Future[Passed]") -> None:
-        self.idle_lanes += 1
+    def _finish(self, number: int, ran: Sequence[Entry], future: "asyncio.Future[PassResult]") -> None:
+        self.idle_workers += 1
         self._settle(future, self._result(number, ran))
 
-    def _settle(self, future: "asyncio.Future[Passed]", result: Passed | Exception) -> None:
+    def _settle(self, future: "asyncio.Future[PassResult]", result: PassResult | Exception) -> None:
         if isinstance(result, Exception):
             future.set_exception(result)
         else:
             future.set_result(result)
         self._next()
 
-    def _result(self, number: int, ran: Sequence[Work]) -> Passed | Exception:
+    def _result(self, number: int, ran: Sequence[Entry]) -> PassResult | Exception:
         if number == self.faults.dies_at:
             self._is_dead = True
             return DeviceFatal()
         if len(ran) > self.faults.oom_above:
             return DeviceOutOfMemory()
-        if any(work.key.identity in self.faults.poison for work in ran):
+        if any(entry.key.identity in self.faults.poison for entry in ran):
             return ValueError("poison")
-        return Passed(outputs=[output_of(work) for work in ran], finished_s=self.loop.time())
+        return PassResult(outputs=[output_of(entry) for entry in ran], finished_s=self.loop.time())
 
 
-def output_of(work: Work) -> Output:
+def output_of(entry: Entry) -> Output:
     """An output that shows whose it is."""
-    values = {Kind.IMAGES: 1.0, Kind.TEXTS: 2.0}[work.key.group.kind]
-    pooled = np.array([values, float(work.key.identity.strip("vt")), float(len(work.key.group.shape))], np.float32)
+    values = {Kind.IMAGES: 1.0, Kind.TEXTS: 2.0}[entry.key.group.kind]
+    pooled = np.array([values, float(entry.key.identity.strip("vt")), float(len(entry.key.group.shape))], np.float32)
     return Output(pooled=pooled, dense=np.zeros((3, 0, 0), np.float32))
 
 
@@ -169,6 +169,6 @@ def counted(passes: list[Pass]) -> Mapping[str, int]:
     """How often each sample ran."""
     times: dict[str, int] = {}
     for one in passes:
-        for work in one.works:
-            times[work.key.identity] = times.get(work.key.identity, 0) + 1
+        for entry in one.entries:
+            times[entry.key.identity] = times.get(entry.key.identity, 0) + 1
     return times

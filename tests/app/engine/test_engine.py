@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from app.engine.engine import BatchingEngine
+from app.engine.entries import VIEW_COST
 from app.engine.executor import DeviceExecutor
 from app.engine.feature_cache import FeatureCache
-from app.engine.work import VIEW_COST
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, QueueFull
 from app.runtime.telemetry import Telemetry
 from models.types import ImageBatch
@@ -269,7 +269,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_on_arrival() -> None:
     assert sum(encoder.batches) == 3
 
 
-async def test_a_deadline_that_passes_in_the_queue_frees_its_place() -> None:
+async def test_a_deadline_that_passes_in_the_queue_frees_its_room() -> None:
     encoder = FakeEncoder()
     async with running(encoder) as engine, busy(encoder, engine):
         with pytest.raises(DeadlineExceeded):
@@ -321,7 +321,7 @@ async def test_random_cancellations_leave_the_engine_working() -> None:
         assert sum(isinstance(outcome, list) for outcome in outcomes) >= 100
         assert await (await asked(engine, 0.96875)) == [0.96875]
         assert engine._admission.waiting() == 0
-        assert not engine._on_the_way
+        assert not engine._entries
 
 
 async def test_a_cancelled_request_gives_its_room_back_at_once() -> None:
@@ -337,14 +337,14 @@ async def test_a_cancelled_request_gives_its_room_back_at_once() -> None:
         assert await stays == [0.75]
 
 
-async def test_a_place_holds_room_until_its_block_ends() -> None:
+async def test_a_reservation_holds_room_until_its_block_ends() -> None:
     async with running(FakeEncoder(), max_queue_cost=2 * VIEW_COST) as engine:
-        with engine.admit(views=2) as place:
+        with engine.admit(views=2) as reservation:
             with pytest.raises(QueueFull):
                 engine.admit(texts=1)
             with pytest.raises(QueueFull):
-                place.grow(views=1)
-            assert len(await engine.encode_views([make_view(0.5)], place=place)) == 1
+                reservation.grow(views=1)
+            assert len(await engine.encode_views([make_view(0.5)], reservation=reservation)) == 1
         with engine.admit(views=2):
             pass
 

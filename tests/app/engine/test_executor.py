@@ -5,8 +5,8 @@ import weakref
 import pytest
 import torch
 
+from app.engine.entries import DeviceFatal, DeviceOutOfMemory
 from app.engine.executor import _classified
-from app.engine.work import DeviceFatal, DeviceOutOfMemory
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 
+from app.engine.entries import CacheKey, Group, Kind, Output
 from app.engine.feature_cache import FeatureCache
-from app.engine.work import CacheKey, Group, Kind, Output
 
 
 def _key(name: str) -> CacheKey:

@@ -13,10 +13,10 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.domain import Place, View
+from app.domain import Reservation, View
 from app.engine.engine import BatchingEngine
+from app.engine.entries import TEXT_COST, VIEW_COST, Batch, Entry, Kind
 from app.engine.feature_cache import FeatureCache
-from app.engine.work import TEXT_COST, VIEW_COST, Batch, Kind, Work
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, QueueFull
 from app.runtime.telemetry import Telemetry
 from tests.app.engine.simulation import Faults, SimulatedDevice, VirtualTimeLoop
@@ -85,13 +85,13 @@ faults = st.builds(
 @given(
     schedule=st.lists(calls, min_size=1, max_size=24),
     wrong=faults,
-    lanes=st.sampled_from([1, 1, 2, 3]),
+    workers=st.sampled_from([1, 1, 2, 3]),
     cache_bytes=st.sampled_from([0, 100, 1 << 20]),
 )
-def test_the_promises_hold(schedule: Sequence[Call], wrong: Faults, lanes: int, cache_bytes: int) -> None:
+def test_the_promises_hold(schedule: Sequence[Call], wrong: Faults, workers: int, cache_bytes: int) -> None:
     loop = VirtualTimeLoop()
     try:
-        loop.run_until_complete(World(loop, wrong, lanes, cache_bytes).check(schedule))
+        loop.run_until_complete(World(loop, wrong, workers, cache_bytes).check(schedule))
     finally:
         loop.close()
 
@@ -99,10 +99,10 @@ def test_the_promises_hold(schedule: Sequence[Call], wrong: Faults, lanes: int, 
 class World:
     """An engine over a simulated device, and books about all that happens."""
 
-    def __init__(self, loop: VirtualTimeLoop, wrong: Faults, lanes: int, cache_bytes: int) -> None:
+    def __init__(self, loop: VirtualTimeLoop, wrong: Faults, workers: int, cache_bytes: int) -> None:
         self.loop = loop
         self.wrong = wrong
-        self.device = SimulatedDevice(loop, wrong, lanes)
+        self.device = SimulatedDevice(loop, wrong, workers)
         self.device.on_submit = self.check_formed
         self.fatal_calls = 0
         self.engine = BatchingEngine(
@@ -117,7 +117,7 @@ class World:
             clock=loop.time,
         )
         self.told: list[Told] = []
-        self.formed: list[Work] = []
+        self.formed: list[Entry] = []
         loop.watch(self.check_busy)
 
     def count_fatal(self) -> None:
@@ -148,7 +148,9 @@ class World:
         hangs_at = self.wrong.hangs_at
         if hangs_at is None or not self.is_stuck:
             return False
-        return self.device.lanes == 1 or any(work.key.identity == "v99" for work in self.device.passes[hangs_at].works)
+        return self.device.workers == 1 or any(
+            entry.key.identity == "v99" for entry in self.device.passes[hangs_at].entries
+        )
 
     async def client(self, told: Told) -> None:
         """Ask, and go away when the call says so; the books keep the first and only end."""
@@ -172,21 +174,21 @@ class World:
         if call.decodes_s is None:
             return await self.encode(call, None, call.timeout_s)
         views, texts = (cost // VIEW_COST, 0) if call.kind is Kind.IMAGES else (0, cost)
-        with self.engine.admit(views=views, texts=texts, timeout_s=call.timeout_s) as place:
+        with self.engine.admit(views=views, texts=texts, timeout_s=call.timeout_s) as reservation:
             self.check_waiting(cost)
             await asyncio.sleep(call.decodes_s)
             left_s = None if call.timeout_s is None else max(0.0, call.timeout_s - call.decodes_s)
-            return await self.encode(call, place, left_s)
+            return await self.encode(call, reservation, left_s)
 
-    async def encode(self, call: Call, place: Place | None, timeout_s: float | None) -> list[list[float]]:
+    async def encode(self, call: Call, reservation: Reservation | None, timeout_s: float | None) -> list[list[float]]:
         if call.kind is Kind.IMAGES:
             views = [
                 View(pixels=PIXELS[call.side], timestep=one % 3, caption=None, key=f"v{one}") for one in call.identities
             ]
-            found = await self.engine.encode_views(views, timeout_s=timeout_s, place=place)
+            found = await self.engine.encode_views(views, timeout_s=timeout_s, reservation=reservation)
             return [features.pooled[:2].tolist() for features in found]
         texts = [f"t{one}" for one in call.identities]
-        answer = await self.engine.encode_texts(texts, timeout_s=timeout_s, place=place)
+        answer = await self.engine.encode_texts(texts, timeout_s=timeout_s, reservation=reservation)
         return [row[:2].tolist() for row in answer.pooled]
 
     async def probe(self) -> object:
@@ -204,39 +206,41 @@ class World:
 
     def check_formed(self, batch: Batch) -> None:
         """Size, group and order of a batch as it is formed, and that no sample is with the device twice."""
-        assert len(batch.works) <= (MAX_BATCH if batch.group.kind is Kind.IMAGES else MAX_BATCH * VIEW_COST)
-        assert len({work.key.group for work in batch.works}) == 1
-        assert self.device.most_at_once <= self.device.lanes + 1
-        keys = [work.key for flight in self.engine._pipeline._flights for work in flight.works]
+        assert len(batch.entries) <= (MAX_BATCH if batch.group.kind is Kind.IMAGES else MAX_BATCH * VIEW_COST)
+        assert len({entry.key.group for entry in batch.entries}) == 1
+        assert self.device.most_at_once <= self.device.workers + 1
+        keys = [entry.key for flight in self.engine._scheduler._flights for entry in flight.entries]
         assert len(keys) == len(set(keys))
-        is_new = not any(work in self.formed for work in batch.works)
+        is_new = not any(entry in self.formed for entry in batch.entries)
         if is_new:
-            arrived = [work.arrived_s for work in batch.works]
+            arrived = [entry.arrived_s for entry in batch.entries]
             assert arrived == sorted(arrived)
-            waiting = [work for line in self.engine._pipeline.queue._lines.values() for work in line]
-            live = [work.arrived_s for work in waiting if not work.has_left_queue and work.is_live(self.loop.time())]
+            waiting = [entry for line in self.engine._scheduler.queue._lines.values() for entry in line]
+            live = [
+                entry.arrived_s for entry in waiting if not entry.has_left_queue and entry.is_live(self.loop.time())
+            ]
             assert min(live, default=math.inf) >= arrived[0], "an older head waits"
-            same = [work for work in waiting if work.key.group == batch.group and not work.has_left_queue]
-            assert all(work.arrived_s >= arrived[-1] for work in same if work.is_live(self.loop.time()))
-        self.formed += batch.works
+            same = [entry for entry in waiting if entry.key.group == batch.group and not entry.has_left_queue]
+            assert all(entry.arrived_s >= arrived[-1] for entry in same if entry.is_live(self.loop.time()))
+        self.formed += batch.entries
 
     def check_busy(self) -> None:
         """No lane is idle while someone waits for a pass, but the last one for what is being decoded."""
-        waiting = [work for line in self.engine._pipeline.queue._lines.values() for work in line]
-        waiting += [work for works in self.engine._pipeline._retries for work in works]
-        is_open = not self.engine._pipeline._is_closed
-        if is_open and any(not work.has_left_queue and work.is_live(self.loop.time()) for work in waiting):
-            pipeline = self.engine._pipeline
+        waiting = [entry for line in self.engine._scheduler.queue._lines.values() for entry in line]
+        waiting += [entry for entries in self.engine._scheduler._retries for entry in entries]
+        is_open = not self.engine._scheduler._is_closed
+        if is_open and any(not entry.has_left_queue and entry.is_live(self.loop.time()) for entry in waiting):
+            scheduler = self.engine._scheduler
             may_wait = (
-                1 <= len(pipeline._flights) < self.device.lanes
-                and pipeline.queue.cost < MAX_BATCH * VIEW_COST
+                1 <= len(scheduler._flights) < self.device.workers
+                and scheduler.queue.cost < MAX_BATCH * VIEW_COST
                 and self.engine._admission.reserved > 0
-                and pipeline._is_sustained()
+                and scheduler._is_sustained()
             )
-            assert self.device.idle_lanes <= (1 if may_wait else 0)
+            assert self.device.idle_workers <= (1 if may_wait else 0)
 
     def check_health(self) -> None:
-        if self.is_stuck and self.engine._on_the_way:
+        if self.is_stuck and self.engine._entries:
             assert not self.engine.is_alive()
         assert self.fatal_calls == int(self.died)
         assert self.engine.is_alive() or self.died or self.is_stuck
@@ -250,16 +254,16 @@ class World:
         for told in self.told:
             self.check_outcome(told)
         for one in self.device.passes:
-            for work in one.works:
-                askers = [told for told in self.told if self.asks_for(told.call, work.key.identity)]
-                assert work.key.identity == "v99" or any(told.is_waiting_at(one.started_s) for told in askers), (
-                    f"{work.key.identity} ran at {one.started_s}, and nobody waited for it"
+            for entry in one.entries:
+                askers = [told for told in self.told if self.asks_for(told.call, entry.key.identity)]
+                assert entry.key.identity == "v99" or any(told.is_waiting_at(one.started_s) for told in askers), (
+                    f"{entry.key.identity} ran at {one.started_s}, and nobody waited for it"
                 )
         if not self.died and not self.is_blocked:
             assert probe == [1.0, 99.0]
         assert self.engine._admission.waiting() == 0
-        assert not self.engine._on_the_way
-        assert not self.engine._pipeline._flights
+        assert not self.engine._entries
+        assert not self.engine._scheduler._flights
 
     def asks_for(self, call: Call, identity: str) -> bool:
         prefix = "v" if call.kind is Kind.IMAGES else "t"

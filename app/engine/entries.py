@@ -96,7 +96,7 @@ class Waiter:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Work:
+class Entry:
     """A sample that waits for the device, with everyone who waits for it.
 
     The loop thread alone writes it and touches futures; the device's thread reads `deadline_s`, which says both that
@@ -164,29 +164,29 @@ class Batch:
         started_s: when the pass began; None before.
     """
 
-    works: Sequence[Work]
+    entries: Sequence[Entry]
     formed_s: float
-    ran: Sequence[Work] | None = None
+    ran: Sequence[Entry] | None = None
     started_s: float | None = None
 
     @property
     def group(self) -> Group:
         """Of all its samples."""
-        return self.works[0].key.group
+        return self.entries[0].key.group
 
     @property
     def cost(self) -> int:
         """Of all its samples."""
-        return sum(work.cost for work in self.works)
+        return sum(entry.cost for entry in self.entries)
 
-    def begin(self, now_s: float) -> Sequence[Work]:
+    def begin(self, now_s: float) -> Sequence[Entry]:
         """The samples that the pass about to start is for: whoever went away or is late by now is left out."""
-        self.ran, self.started_s = [work for work in self.works if work.is_live(now_s)], now_s
+        self.ran, self.started_s = [entry for entry in self.entries if entry.is_live(now_s)], now_s
         return self.ran
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passed:
+class PassResult:
     """What came back: one output for each of `batch.ran`, in order."""
 
     outputs: Sequence[Output]
@@ -202,11 +202,11 @@ class Device(Protocol):
         ...
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         """How many batches run at once."""
         ...
 
-    def submit(self, batch: Batch) -> "asyncio.Future[Passed]":
+    def submit(self, batch: Batch) -> "asyncio.Future[PassResult]":
         """Stage the batch now, run it when those before it have begun and a lane is free.
 
         The future raises DeviceFatal, DeviceOutOfMemory, or whatever the encoder raised.

@@ -5,15 +5,26 @@ ends in the fatal latch, which answers everyone.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
-from app.engine.batcher import WorkQueue
+from app.engine.entries import (
+    VIEW_COST,
+    Batch,
+    Device,
+    DeviceFatal,
+    DeviceOutOfMemory,
+    Entry,
+    Group,
+    Kind,
+    Output,
+    PassResult,
+)
 from app.engine.rates import DrainRate, PassTimes, SoloTimes
-from app.engine.work import VIEW_COST, Batch, Device, DeviceFatal, DeviceOutOfMemory, Group, Output, Passed, Work
 from app.errors import DeadlineExceeded, InferenceFailed, ServiceError
 from app.runtime.telemetry import Telemetry, get_logger
 
@@ -23,18 +34,18 @@ _SUSTAINED_S = 2.0
 """A burst keeps the lanes busy for less; what lasts longer is load near what they can do."""
 
 
-class Desk(Protocol):
+class Listener(Protocol):
     """Who hears what became of a sample."""
 
-    def succeeded(self, work: Work, output: Output, *, queue_s: float, inference_s: float) -> None:
+    def succeeded(self, entry: Entry, output: Output, *, queue_s: float, inference_s: float) -> None:
         """It has an output."""
         ...
 
-    def failed(self, work: Work, error: ServiceError) -> None:
+    def failed(self, entry: Entry, error: ServiceError) -> None:
         """It never will."""
         ...
 
-    def dropped(self, work: Work) -> None:
+    def dropped(self, entry: Entry) -> None:
         """Nobody waits for it any more."""
         ...
 
@@ -43,7 +54,85 @@ class Desk(Protocol):
         ...
 
 
-class Pipeline:
+class EntryQueue:
+    """Samples in order of arrival, a line for each group.
+
+    Attributes:
+        cost: of everything that waits and is still wanted.
+    """
+
+    def __init__(self) -> None:
+        self.cost = 0
+        self._lines: dict[Group, deque[Entry]] = {}
+
+    def __len__(self) -> int:
+        return sum(not entry.has_left_queue for line in self._lines.values() for entry in line)
+
+    def put(self, entry: Entry) -> None:
+        """Add a sample at the end of its group's line."""
+        self._lines.setdefault(entry.key.group, deque()).append(entry)
+        self.cost += entry.cost
+
+    def drop(self, entry: Entry) -> None:
+        """Take a sample out of its line: for a batch, or because nobody waits for it any more."""
+        if not entry.has_left_queue:
+            entry.has_left_queue = True
+            self.cost -= entry.cost
+
+    def take(
+        self, now_s: float, caps: dict[Group, int], default: int, *, workers: int = 1, is_short: bool = False
+    ) -> tuple[list[Entry], list[Entry]]:
+        """The next batch: from the line whose head is oldest, oldest first; empty when nothing waits.
+
+        Args:
+            now_s: of the engine's clock.
+            caps: the most samples of a group where a cap was learnt.
+            default: the most views of any other; strings cost less and more of them go together.
+            lanes: that are free; pictures leave the others their share of what waits.
+            is_short: whether pictures go in half of the largest batch at most.
+
+        Returns:
+            The batch, and the samples before and among it whose time had passed, which leave the queue too.
+        """
+        expired: list[Entry] = []
+        for line in self._lines.values():
+            while line and (line[0].has_left_queue or not line[0].is_live(now_s)):
+                self._shed(line.popleft(), expired)
+        self._lines = {group: line for group, line in self._lines.items() if line}
+        if not self._lines:
+            return [], expired
+        group = min(self._lines, key=lambda found: self._lines[found][0].arrived_s)
+        line, batch = self._lines[group], list[Entry]()
+        most = caps.get(group, default * VIEW_COST // line[0].cost)
+        if group.bucket:
+            most = min(most, group.bucket)
+        elif group.kind is Kind.IMAGES:
+            # On a CPU half the pictures take half the time. A bucket takes its time whatever it holds.
+            most = min(math.ceil(most / 2) if is_short else most, math.ceil(self.cost / (workers * VIEW_COST)))
+        while line and len(batch) < most:
+            entry = line.popleft()
+            if entry.has_left_queue or not entry.is_live(now_s):
+                self._shed(entry, expired)
+                continue
+            self.drop(entry)
+            batch.append(entry)
+        return batch, expired
+
+    def take_all(self) -> list[Entry]:
+        """Everything that waits; for the end."""
+        everything = [entry for line in self._lines.values() for entry in line if not entry.has_left_queue]
+        for entry in everything:
+            self.drop(entry)
+        self._lines.clear()
+        return everything
+
+    def _shed(self, entry: Entry, expired: list[Entry]) -> None:
+        if not entry.has_left_queue:
+            self.drop(entry)
+            expired.append(entry)
+
+
+class Scheduler:
     """At most one batch in each of the device's lanes and one behind them.
 
     Attributes:
@@ -59,29 +148,29 @@ class Pipeline:
     def __init__(
         self,
         device: Device,
-        desk: Desk,
+        listener: Listener,
         telemetry: Telemetry,
         *,
         rate: DrainRate,
         max_batch: int,
-        promised: Callable[[], int],
+        reserved: Callable[[], int],
         clock: Callable[[], float],
     ) -> None:
-        self.queue = WorkQueue()
+        self.queue = EntryQueue()
         self.progress_at_s = clock()
         self._device = device
-        self._lanes = device.lanes
-        self._desk = desk
+        self._workers = device.workers
+        self._listener = listener
         self._telemetry = telemetry
         self._rate = rate
         self._max_batch = max_batch
-        self._promised = promised
+        self._reserved = reserved
         self._clock = clock
         self._pass_times = PassTimes()
         self._solo_times = SoloTimes()
         self._caps: dict[Group, int] = {}
         self._flights: deque[Batch] = deque()
-        self._retries: deque[list[Work]] = deque()
+        self._retries: deque[list[Entry]] = deque()
         self._is_closed = False
         self._is_woken = False
         self._is_idle = True
@@ -103,31 +192,31 @@ class Pipeline:
         running = (batch.started_s for batch in self._flights if batch.started_s is not None)
         return min(running, default=self.progress_at_s)
 
-    def close(self) -> list[Work]:
+    def close(self) -> list[Entry]:
         """Take nothing more; returns what never ran. Batches with the device are forgotten."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        left = [work for works in (*self._retries, *(batch.works for batch in self._flights)) for work in works]
+        left = [entry for entries in (*self._retries, *(batch.entries for batch in self._flights)) for entry in entries]
         self._retries.clear()
         self._flights.clear()
         return [*left, *self.queue.take_all()]
 
-    async def run_alone(self, works: list[Work], *, is_learnt: bool) -> list[Output]:
+    async def run_alone(self, entries: list[Entry], *, is_learnt: bool) -> list[Output]:
         """One pass outside the queue, for the warm-up. Raises as `Device.submit`.
 
         Args:
             is_learnt: whether its time says how fast the device is; a first pass records or compiles.
         """
-        batch = Batch(works=works, formed_s=self._clock())
-        passed = await self._device.submit(batch)
+        batch = Batch(entries=entries, formed_s=self._clock())
+        result = await self._device.submit(batch)
         if is_learnt and batch.started_s is not None:
-            duration_s = passed.finished_s - batch.started_s
-            self._solo_times.observe(batch.group, len(works), duration_s)
+            duration_s = result.finished_s - batch.started_s
+            self._solo_times.observe(batch.group, len(entries), duration_s)
             self._pass_times.observe(batch, duration_s)
-            if len(works) == self._max_batch:
-                self._rate.observe(batch.cost, duration_s / self._lanes)
-        return list(passed.outputs)
+            if len(entries) == self._max_batch:
+                self._rate.observe(batch.cost, duration_s / self._workers)
+        return list(result.outputs)
 
     def _guarded(self, call: Callable[..., None], *arguments: object) -> None:
         try:
@@ -143,11 +232,11 @@ class Pipeline:
             self._timer = None
         if self._is_idle:
             self._busy_from_s = self._clock()
-        self._fill_lanes()
+        self._fill_workers()
         self._is_idle = not self._flights
 
-    def _fill_lanes(self) -> None:
-        while not self._is_closed and len(self._flights) <= self._lanes:
+    def _fill_workers(self) -> None:
+        while not self._is_closed and len(self._flights) <= self._workers:
             delay_s = self._delay_s()
             if delay_s is None:
                 return
@@ -157,14 +246,14 @@ class Pipeline:
                 return
             if self._waits_for_more():
                 return
-            works = self._form()
-            if not works:
+            entries = self._form()
+            if not entries:
                 return
-            self._launch(Batch(works=works, formed_s=self._clock()))
+            self._launch(Batch(entries=entries, formed_s=self._clock()))
 
     def _delay_s(self) -> float | None:
         """Until the next batch should be formed; None: when a running one is back."""
-        if len(self._flights) < self._lanes:
+        if len(self._flights) < self._workers:
             return 0.0
         due_s = [at_s for batch in self._flights if (at_s := self._due_s(batch)) is not None]
         return min(due_s) - self._clock() if due_s else None
@@ -183,23 +272,23 @@ class Pipeline:
             return 0.0
         return min(1.0, (self._clock() - batch.started_s) / expected_s)
 
-    def _form(self) -> list[Work]:
+    def _form(self) -> list[Entry]:
         now_s = self._clock()
         while self._retries:
-            works = self._still_live(self._retries.popleft(), now_s)
-            if works:
-                return works
+            entries = self._still_live(self._retries.popleft(), now_s)
+            if entries:
+                return entries
         # Side by side a view in a large pass costs little less and waits much longer; that pays once work never ends.
-        works, expired = self.queue.take(
+        entries, expired = self.queue.take(
             now_s,
             self._caps,
             self._max_batch,
-            lanes=1 if self._is_fed() else self._free_lanes(now_s),
-            is_short=self._lanes > 1 and not self._is_sustained(),
+            workers=1 if self._is_fed() else self._free_workers(now_s),
+            is_short=self._workers > 1 and not self._is_sustained(),
         )
-        for work in expired:
-            self._expire(work)
-        return works
+        for entry in expired:
+            self._expire(entry)
+        return entries
 
     def _is_sustained(self) -> bool:
         """Whether work never ends."""
@@ -207,34 +296,34 @@ class Pipeline:
 
     def _is_fed(self) -> bool:
         """Whether work never ends and more is being decoded: lanes are filled one after another then."""
-        return self._lanes > 1 and self._promised() > 0 and self._is_sustained()
+        return self._workers > 1 and self._reserved() > 0 and self._is_sustained()
 
     def _waits_for_more(self) -> bool:
         """Whether the last lane is left to the decoders for now: they want a core too, and make a fuller batch.
 
         Only while a pass runs: its end looks here again.
         """
-        is_last = len(self._flights) >= self._lanes - 1
+        is_last = len(self._flights) >= self._workers - 1
         is_full = self.queue.cost >= self._max_batch * VIEW_COST
         return is_last and not is_full and not self._retries and self._is_fed()
 
-    def _free_lanes(self, now_s: float) -> int:
+    def _free_workers(self, now_s: float) -> int:
         """Lanes that are free or about to be; at least the one that a batch is formed for."""
         ending = sum((due_s := self._due_s(batch)) is not None and due_s <= now_s for batch in self._flights)
-        return max(1, self._lanes - len(self._flights) + ending)
+        return max(1, self._workers - len(self._flights) + ending)
 
-    def _still_live(self, works: list[Work], now_s: float) -> list[Work]:
-        live = [work for work in works if work.is_live(now_s)]
-        for work in works:
-            if not work.is_live(now_s):
-                self._expire(work)
+    def _still_live(self, entries: list[Entry], now_s: float) -> list[Entry]:
+        live = [entry for entry in entries if entry.is_live(now_s)]
+        for entry in entries:
+            if not entry.is_live(now_s):
+                self._expire(entry)
         return live
 
-    def _expire(self, work: Work) -> None:
-        if work.is_wanted:
-            self._desk.failed(work, DeadlineExceeded("The deadline passed before the device was free."))
+    def _expire(self, entry: Entry) -> None:
+        if entry.is_wanted:
+            self._listener.failed(entry, DeadlineExceeded("The deadline passed before the device was free."))
         else:
-            self._desk.dropped(work)
+            self._listener.dropped(entry)
 
     def _launch(self, batch: Batch) -> None:
         self._flights.append(batch)
@@ -242,7 +331,7 @@ class Pipeline:
         future = self._device.submit(batch)
         future.add_done_callback(lambda landed: self._guarded(self._land, batch, landed))
 
-    def _land(self, batch: Batch, landed: "asyncio.Future[Passed]") -> None:
+    def _land(self, batch: Batch, landed: "asyncio.Future[PassResult]") -> None:
         error = landed.exception()
         if self._is_closed:
             return
@@ -250,25 +339,25 @@ class Pipeline:
         self.progress_at_s = self._clock()
         if isinstance(error, DeviceFatal):
             get_logger().error("device_fatal", exc_info=error)
-            for work in batch.works:
-                self._retries.append([work])
+            for entry in batch.entries:
+                self._retries.append([entry])
             self._lose_device()
             return
-        ran = batch.works if batch.ran is None else batch.ran
-        self._put_back([work for work in batch.works if work not in ran])
+        ran = batch.entries if batch.ran is None else batch.ran
+        self._put_back([entry for entry in batch.entries if entry not in ran])
         if error is not None:
             self._split(batch, list(ran), error)
         else:
             self._hand_out(batch, landed.result())
         self._pump()
 
-    def _put_back(self, skipped: list[Work]) -> None:
+    def _put_back(self, skipped: list[Entry]) -> None:
         """Samples that nobody wanted when their pass began; someone may have joined since."""
         live = self._still_live(skipped, self._clock())
         if live:
             self._retries.append(live)
 
-    def _split(self, batch: Batch, ran: list[Work], error: BaseException) -> None:
+    def _split(self, batch: Batch, ran: list[Entry], error: BaseException) -> None:
         """Halve a batch that failed, so that only the poison sample does in the end."""
         self._telemetry.batch_failures.labels(type(error).__name__).inc()
         get_logger().warning("batch_failed", size=len(ran), kind=batch.group.kind.value, exc_info=error)
@@ -278,35 +367,35 @@ class Pipeline:
         if middle:
             self._retries.extendleft((ran[middle:], ran[:middle]))
         elif ran:
-            self._desk.failed(ran[0], InferenceFailed("The model failed on this input."))
+            self._listener.failed(ran[0], InferenceFailed("The model failed on this input."))
 
-    def _hand_out(self, batch: Batch, passed: Passed) -> None:
+    def _hand_out(self, batch: Batch, result: PassResult) -> None:
         if not batch.ran or batch.started_s is None:
             return
-        duration_s = passed.finished_s - batch.started_s
-        self._learn(batch, passed)
-        kind, cost = batch.group.kind.value, sum(work.cost for work in batch.ran)
+        duration_s = result.finished_s - batch.started_s
+        self._learn(batch, result)
+        kind, cost = batch.group.kind.value, sum(entry.cost for entry in batch.ran)
         self._telemetry.batch_size.labels(kind).observe(len(batch.ran))
         self._telemetry.batch_cost_ratio.observe(cost / (self._max_batch * VIEW_COST))
         self._telemetry.batch_execution.labels(kind).observe(duration_s)
-        for work, output in zip(batch.ran, passed.outputs, strict=True):
+        for entry, output in zip(batch.ran, result.outputs, strict=True):
             if not np.isfinite(output.pooled).all():
-                self._desk.failed(work, InferenceFailed("The model failed on this input."))
+                self._listener.failed(entry, InferenceFailed("The model failed on this input."))
                 continue
-            queue_s = max(0.0, batch.started_s - work.arrived_s)
+            queue_s = max(0.0, batch.started_s - entry.arrived_s)
             self._telemetry.queue_wait.observe(queue_s)
-            self._desk.succeeded(work, output, queue_s=queue_s, inference_s=duration_s)
+            self._listener.succeeded(entry, output, queue_s=queue_s, inference_s=duration_s)
 
-    def _learn(self, batch: Batch, passed: Passed) -> None:
+    def _learn(self, batch: Batch, result: PassResult) -> None:
         if not batch.ran or batch.started_s is None:
             return
-        duration_s = passed.finished_s - batch.started_s
+        duration_s = result.finished_s - batch.started_s
         # The rate is of all lanes at work with full batches: what waits will be in such.
-        largest = self._caps.get(batch.group, self._max_batch * VIEW_COST // batch.works[0].cost)
+        largest = self._caps.get(batch.group, self._max_batch * VIEW_COST // batch.entries[0].cost)
         share = self._solo_times.share(batch.group, len(batch.ran), largest)
-        self._rate.observe(sum(work.cost for work in batch.ran), duration_s / self._lanes, share)
-        if len(batch.ran) == len(batch.works):
+        self._rate.observe(sum(entry.cost for entry in batch.ran), duration_s / self._workers, share)
+        if len(batch.ran) == len(batch.entries):
             self._pass_times.observe(batch, duration_s)
 
     def _lose_device(self) -> None:
-        self._desk.device_lost()
+        self._listener.device_lost()

@@ -10,9 +10,9 @@ import torch
 
 from app.domain import View
 from app.engine.engine import REPRODUCIBLE_BATCH, BatchingEngine
+from app.engine.entries import VIEW_COST, Batch, CacheKey, DeviceFatal, Entry, Group, Kind
 from app.engine.executor import DeviceExecutor
 from app.engine.feature_cache import FeatureCache
-from app.engine.work import VIEW_COST, Batch, CacheKey, DeviceFatal, Group, Kind, Work
 from app.runtime.telemetry import Telemetry
 from models.types import ImageBatch
 from tests.app.engine.simulation import Faults, SimulatedDevice, VirtualTimeLoop
@@ -26,12 +26,14 @@ def view(number: int, *, is_reproducible: bool = False) -> View:
     return View(pixels=pixels, timestep=0, caption=None, key=f"v{number}", is_reproducible=is_reproducible)
 
 
-def simulated(lanes: int, faults: Faults, check: Callable[[BatchingEngine, SimulatedDevice], Awaitable[None]]) -> None:
+def simulated(
+    workers: int, faults: Faults, check: Callable[[BatchingEngine, SimulatedDevice], Awaitable[None]]
+) -> None:
     """Run a check of an engine over a simulated device, on virtual time."""
     loop = VirtualTimeLoop()
 
     async def run() -> None:
-        device = SimulatedDevice(loop, faults, lanes)
+        device = SimulatedDevice(loop, faults, workers)
         engine = BatchingEngine(
             device,
             FeatureCache(max_bytes=0),
@@ -53,54 +55,56 @@ def simulated(lanes: int, faults: Faults, check: Callable[[BatchingEngine, Simul
 
 
 @pytest.mark.parametrize(
-    ("lanes", "count", "sizes"),
+    ("workers", "count", "sizes"),
     [
-        pytest.param(1, 3, [3], id="one-lane-takes-all"),
-        pytest.param(2, 3, [2, 1], id="two-lanes-share"),
-        pytest.param(3, 5, [2, 2, 1], id="three-lanes-share"),
+        pytest.param(1, 3, [3], id="one-worker-takes-all"),
+        pytest.param(2, 3, [2, 1], id="two-workers-share"),
+        pytest.param(3, 5, [2, 2, 1], id="three-workers-share"),
         pytest.param(2, 1, [1], id="one-picture"),
-        pytest.param(1, 7, [4, 3], id="one-lane-takes-full-batches"),
+        pytest.param(1, 7, [4, 3], id="one-worker-takes-full-batches"),
         pytest.param(2, 13, [2, 2, 2, 2, 2, 2, 1], id="several-take-half-batches-in-a-burst"),
     ],
 )
-def test_idle_lanes_share_what_waits(lanes: int, count: int, sizes: list[int]) -> None:
+def test_idle_workers_share_what_waits(workers: int, count: int, sizes: list[int]) -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         await engine.encode_views([view(number) for number in range(count)])
-        assert [len(one.works) for one in device.passes] == sizes
+        assert [len(one.entries) for one in device.passes] == sizes
 
-    simulated(lanes, Faults(), check)
+    simulated(workers, Faults(), check)
 
 
 def test_batches_are_full_once_work_never_ends() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         await engine.encode_views([view(number) for number in range(40)])
         # Passes of .5 s: for two seconds in halves, then whole, and shared out at the end.
-        assert [len(one.works) for one in device.passes] == [2] * 9 + [4] * 5 + [1, 1]
+        assert [len(one.entries) for one in device.passes] == [2] * 9 + [4] * 5 + [1, 1]
         await asyncio.sleep(1.0)
         device.passes.clear()
         await engine.encode_views([view(number) for number in range(100, 108)])
-        assert [len(one.works) for one in device.passes] == [2] * 4, "after a pause a burst is a burst"
+        assert [len(one.entries) for one in device.passes] == [2] * 4, "after a pause a burst is a burst"
 
     simulated(2, Faults(durations_s=(0.5,)), check)
 
 
-def test_the_last_lane_waits_for_what_is_being_decoded_once_work_never_ends() -> None:
+def test_the_last_worker_waits_for_what_is_being_decoded_once_work_never_ends() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         busy = [asyncio.create_task(engine.encode_views([view(number) for number in range(20)]))]
         await asyncio.sleep(2.4)
-        assert [len(one.works) for one in device.passes] == [2] * 10, "the burst's last two have begun"
-        with engine.admit(views=4) as place:
+        assert [len(one.entries) for one in device.passes] == [2] * 10, "the burst's last two have begun"
+        with engine.admit(views=4) as reservation:
             busy.append(asyncio.create_task(engine.encode_views([view(100), view(101)])))
             await asyncio.sleep(0.05)
             # Four are promised, two wait: at 2.5 one lane takes them, since nothing runs then.
             await asyncio.sleep(0.1)
-            assert [len(one.works) for one in device.passes[10:]] == [2]
+            assert [len(one.entries) for one in device.passes[10:]] == [2]
             busy.append(asyncio.create_task(engine.encode_views([view(102)])))
             await asyncio.sleep(0.1)
             assert len(device.passes) == 11, "the other lane waits"
-            busy.append(asyncio.create_task(engine.encode_views([view(n) for n in range(200, 204)], place=place)))
+            busy.append(
+                asyncio.create_task(engine.encode_views([view(n) for n in range(200, 204)], reservation=reservation))
+            )
             await asyncio.sleep(0.05)
-            assert [len(one.works) for one in device.passes[11:]] == [4], "what was promised is there"
+            assert [len(one.entries) for one in device.passes[11:]] == [4], "what was promised is there"
         await asyncio.gather(*busy)
 
     simulated(2, Faults(durations_s=(0.5,)), check)
@@ -119,7 +123,7 @@ def test_what_is_promised_and_never_comes_holds_nobody_longer_than_a_pass() -> N
     simulated(2, Faults(durations_s=(0.5,)), check)
 
 
-def test_a_lane_that_waits_goes_on_when_what_was_promised_is_given_up() -> None:
+def test_a_worker_that_waits_goes_on_when_what_was_promised_is_given_up() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         busy = [asyncio.create_task(engine.encode_views([view(number) for number in range(20)]))]
         await asyncio.sleep(2.4)
@@ -136,7 +140,7 @@ def test_a_lane_that_waits_goes_on_when_what_was_promised_is_given_up() -> None:
     simulated(2, Faults(durations_s=(0.5,)), check)
 
 
-def test_lanes_that_end_together_share_what_waits() -> None:
+def test_workers_that_end_together_share_what_waits() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         await engine.warm_up([view(99)], text="99")
         device.passes.clear()
@@ -144,7 +148,7 @@ def test_lanes_that_end_together_share_what_waits() -> None:
         await asyncio.sleep(0.05)
         waiting = asyncio.create_task(engine.encode_views([view(number) for number in range(2, 6)]))
         await asyncio.gather(running, waiting)
-        assert [len(one.works) for one in device.passes] == [1, 1, 2, 2]
+        assert [len(one.entries) for one in device.passes] == [1, 1, 2, 2]
 
     simulated(2, Faults(), check)
 
@@ -152,7 +156,7 @@ def test_lanes_that_end_together_share_what_waits() -> None:
 def test_reproducible_pictures_are_not_shared_out() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         await engine.encode_views([view(number, is_reproducible=True) for number in range(REPRODUCIBLE_BATCH)])
-        assert [len(one.works) for one in device.passes] == [REPRODUCIBLE_BATCH]
+        assert [len(one.entries) for one in device.passes] == [REPRODUCIBLE_BATCH]
 
     simulated(2, Faults(), check)
 
@@ -162,7 +166,7 @@ def test_small_batches_do_not_make_the_device_look_slow() -> None:
         await engine.warm_up([view(99)], text="99")
         for number in range(50):
             await engine.encode_views([view(number)])
-        assert {len(one.works) for one in device.passes[-50:]} == {1}
+        assert {len(one.entries) for one in device.passes[-50:]} == {1}
         # Ten full batches; as single pictures they would take 4 s, and a deadline of 2 s would be refused.
         assert engine._admission.wait_s(40 * VIEW_COST) == pytest.approx(1.0)
         async with asyncio.timeout(2.0):
@@ -174,24 +178,24 @@ def test_small_batches_do_not_make_the_device_look_slow() -> None:
 def test_the_first_pass_of_a_size_is_not_its_speed() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         await engine.warm_up([view(99)], text="99")
-        assert [len(one.works) for one in device.passes] == [1, 1, 2, 2, 4, 4, 1, 1, 32, 32]
+        assert [len(one.entries) for one in device.passes] == [1, 1, 2, 2, 4, 4, 1, 1, 32, 32]
         assert engine._admission.wait_s(4 * VIEW_COST) == pytest.approx(0.1, rel=0.2)
 
     simulated(1, Faults(durations_s=(5.0, 0.1)), check)
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3])
-def test_the_drain_rate_is_that_of_all_lanes(lanes: int) -> None:
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_drain_rate_is_that_of_all_workers(workers: int) -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
-        await engine.encode_views([view(number) for number in range(2 * lanes)])
-        wait_s = engine._admission.rate.seconds_for(2 * lanes * VIEW_COST)
-        assert len(device.passes) == lanes
+        await engine.encode_views([view(number) for number in range(2 * workers)])
+        wait_s = engine._admission.rate.seconds_for(2 * workers * VIEW_COST)
+        assert len(device.passes) == workers
         assert wait_s == pytest.approx(0.5)
 
-    simulated(lanes, Faults(durations_s=(0.5,)), check)
+    simulated(workers, Faults(durations_s=(0.5,)), check)
 
 
-def test_a_lane_that_hangs_is_noticed_while_another_moves() -> None:
+def test_a_worker_that_hangs_is_noticed_while_another_moves() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         hung = asyncio.create_task(engine.encode_views([view(0)]))
         for number in range(1, 30):
@@ -206,8 +210,8 @@ def test_a_lane_that_hangs_is_noticed_while_another_moves() -> None:
 
 
 def batch_of(*levels: float) -> Batch:
-    works = [
-        Work(
+    entries = [
+        Entry(
             key=CacheKey(Group(Kind.IMAGES, (3, 16, 16)), f"{level}", None, 1, "fake"),
             payload=make_view(level),
             cost=VIEW_COST,
@@ -216,7 +220,7 @@ def batch_of(*levels: float) -> Batch:
         )
         for level in levels
     ]
-    return Batch(works=works, formed_s=0.0)
+    return Batch(entries=entries, formed_s=0.0)
 
 
 @pytest.mark.anyio
@@ -228,15 +232,15 @@ async def test_passes_run_side_by_side_each_with_its_own_torch_threads() -> None
         threads.add((threading.current_thread().name, torch.get_num_threads()))
 
     encoder.fail = meet
-    executor = DeviceExecutor(encoder, lanes=2, threads=1)
+    executor = DeviceExecutor(encoder, workers=2, threads=1)
     found = await asyncio.gather(executor.submit(batch_of(0.25)), executor.submit(batch_of(0.5)))
     await asyncio.to_thread(executor.stop)
-    assert [float(passed.outputs[0].pooled[0]) for passed in found] == [0.25, 0.5]
+    assert [float(result.outputs[0].pooled[0]) for result in found] == [0.25, 0.5]
     assert threads == {("device_0", 1), ("device_1", 1)}
 
 
 @pytest.mark.anyio
-async def test_a_fatal_error_in_one_lane_ends_all_and_a_stop_waits_for_what_runs() -> None:
+async def test_a_fatal_error_in_one_worker_ends_all_and_a_stop_waits_for_what_runs() -> None:
     encoder, both_run, has_died = FakeEncoder(), threading.Barrier(2, timeout=30), threading.Event()
 
     def fail(batch: ImageBatch) -> None:
@@ -246,7 +250,7 @@ async def test_a_fatal_error_in_one_lane_ends_all_and_a_stop_waits_for_what_runs
         has_died.wait(timeout=30)
 
     encoder.fail = fail
-    executor = DeviceExecutor(encoder, lanes=2)
+    executor = DeviceExecutor(encoder, workers=2)
     dies, goes_on = executor.submit(batch_of(0.25)), executor.submit(batch_of(0.5))
     later = executor.submit(batch_of(0.75))
     with pytest.raises(DeviceFatal):
