@@ -8,38 +8,28 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
 from models.errors import BundleError
-from models.noise import add_noise, fixed_noise
-
-StateDict = Mapping[str, torch.Tensor]
 
 
 class _PassThrough(nn.Module):
-    """A last up block that hands its input on.
+    """Last up block of a truncated U-Net: returns its input.
 
-    diffusers' `forward` upsamples by a fixed factor in every block but the one it believes final, where it asks for
-    the exact size; without this block an odd latent size silently gives the wrong map.
+    diffusers upsamples by a fixed factor in every block but the one it takes for the last, where it asks for the exact
+    size. Without this block an odd latent size silently gives the wrong map.
     """
 
     resnets = ()
     has_cross_attention = False
 
     def forward(self, hidden_states: torch.Tensor, **_kwargs: Any) -> torch.Tensor:
-        """The hidden states, untouched."""
+        """Returns the hidden states unchanged."""
         return hidden_states
 
 
-class _NoScaling:
-    """Stands where diffusers keeps an output scale of 1.0: `maps / scale` gives the maps, not a copy of them."""
-
-    def __rtruediv__(self, maps: torch.Tensor) -> torch.Tensor:
-        return maps
-
-
 def tap_blocks(taps: Sequence[str], up_blocks: int) -> int:
-    """How many up blocks must be kept for these taps.
+    """Returns how many up blocks these taps need.
 
     Raises:
-        BundleError: a tap that no block of this U-Net has.
+        BundleError: no block of this U-Net has the name of a tap.
     """
     known = {"mid": 0, **{f"up_{number}": number + 1 for number in range(up_blocks)}}
     for tap in taps:
@@ -49,7 +39,7 @@ def tap_blocks(taps: Sequence[str], up_blocks: int) -> int:
 
 
 def build_vae_encoder(config: Mapping[str, Any]) -> AutoencoderKL:
-    """An AutoencoderKL on the `meta` device without its decoder."""
+    """Returns an AutoencoderKL on the `meta` device without its decoder."""
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(dict(config))
     vae.decoder = nn.Identity()
@@ -58,16 +48,19 @@ def build_vae_encoder(config: Mapping[str, Any]) -> AutoencoderKL:
 
 
 def build_truncated_unet(config: Mapping[str, Any], taps: Sequence[str]) -> UNet2DConditionModel:
-    """A U-Net on the `meta` device that ends after the last tapped block.
+    """Returns a U-Net on the `meta` device that ends after the last tapped block.
 
-    Its `forward` is the library's own; what lies behind the cut is never allocated. Never save this model: its config
-    still describes the whole one.
+    `forward` is the library's own, and later blocks are never allocated. Do not save this model: its config still
+    describes the whole U-Net.
+
+    Raises:
+        BundleError: no block of this U-Net has the name of a tap.
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(config))
-    kept = tap_blocks(taps, len(unet.up_blocks))
-    blocks = list(unet.up_blocks[:kept])
-    if kept < len(unet.up_blocks):
+    needed = tap_blocks(taps, len(unet.up_blocks))
+    blocks = list(unet.up_blocks[:needed])
+    if needed < len(unet.up_blocks):
         blocks.append(_PassThrough())
     unet.up_blocks = nn.ModuleList(blocks)
     unet.conv_norm_out = None
@@ -75,16 +68,42 @@ def build_truncated_unet(config: Mapping[str, Any], taps: Sequence[str]) -> UNet
     return unet
 
 
-def _skip_idle_scaling(network: nn.Module) -> None:
-    """Spare every residual and attention block a division of its whole map by one; the bits stay the same."""
-    for module in network.modules():
-        for name in ("output_scale_factor", "rescale_output_factor"):
-            if getattr(module, name, None) == 1.0:
-                setattr(module, name, _NoScaling())
+def fixed_noise(seed: int, channels: int, height: int, width: int) -> torch.Tensor:
+    """Returns the noise that every image gets, [1, C, h, w] float32 on the CPU (docs/adr/0001)."""
+    # Drawn on the CPU: generators of other devices give other numbers.
+    return torch.randn((1, channels, height, width), generator=torch.Generator().manual_seed(seed))
+
+
+def add_noise(
+    latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor
+) -> torch.Tensor:
+    """Returns x_t = sqrt(ā_t) x_0 + sqrt(1 − ā_t) ε (Ho et al. 2020, eq. 4), with one time step per sample.
+
+    Args:
+        latents: [B, C, h, w], scaled.
+        noise: [1, C, h, w].
+        timesteps: [B] int64.
+        alphas_cumprod: [1000] float32.
+
+    Returns:
+        [B, C, h, w].
+    """
+    alphas = alphas_cumprod.to(latents.device)[timesteps].view(-1, 1, 1, 1)
+    return (alphas.sqrt() * latents + (1 - alphas).sqrt() * noise).to(latents.dtype)
 
 
 class StableDiffusionBackbone(nn.Module):
-    """Pictures and text states in, a pyramid of tapped maps out."""
+    """Maps images and text states to a pyramid of tapped feature maps.
+
+    Not thread-safe: hooks store the maps of a pass in the module.
+
+    Args:
+        vae: from `build_vae_encoder`, with weights.
+        unet: from `build_truncated_unet`, with weights.
+        scheduler_config: of a DDPM scheduler; only its noise schedule is used.
+        taps: blocks whose output is returned, such as `mid` and `up_1`.
+        noise_seed: seed of the fixed noise.
+    """
 
     def __init__(
         self,
@@ -98,8 +117,6 @@ class StableDiffusionBackbone(nn.Module):
         super().__init__()
         self.vae = vae
         self.unet = unet
-        _skip_idle_scaling(vae)
-        _skip_idle_scaling(unet)
         self.taps = tuple(taps)
         self.noise_seed = noise_seed
         self.scaling_factor = float(vae.config["scaling_factor"])
@@ -110,12 +127,12 @@ class StableDiffusionBackbone(nn.Module):
         self._tapped: dict[str, torch.Tensor] = {}
         for tap in self.taps:
             block = unet.mid_block if tap == "mid" else unet.up_blocks[int(tap.removeprefix("up_"))]
-            block.register_forward_hook(self._keep(tap))
+            block.register_forward_hook(self._hook(tap))
 
     def forward(
         self, pixels: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """One pass.
+        """Runs one pass.
 
         Args:
             pixels: [B, 3, H, W] in [-1, 1], RGB; H and W multiples of the VAE's factor.
@@ -128,14 +145,14 @@ class StableDiffusionBackbone(nn.Module):
         return self.taps_of(self.latents(pixels), timesteps, encoder_hidden_states)
 
     def latents(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The scaled posterior mean, [B, C, h, w], of [B, 3, H, W] in [-1, 1]."""
+        """Returns the scaled posterior mean, [B, C, h, w], of [B, 3, H, W] in [-1, 1]."""
         mean: torch.Tensor = self.vae.encode(pixels).latent_dist.mean
         return mean * self.scaling_factor
 
     def taps_of(
         self, latents: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The second half of `forward`, for latents that are kept: head training encodes each picture once."""
+        """Returns what `forward` returns, from latents [B, C, h, w]: training caches those."""
         noisy = add_noise(latents, self._noise_like(latents), timesteps, self._schedule_on(latents.device))
         self._tapped.clear()
         self.unet(noisy, timesteps, encoder_hidden_states=encoder_hidden_states)
@@ -143,20 +160,20 @@ class StableDiffusionBackbone(nn.Module):
         self._tapped.clear()
         return tapped
 
-    def _keep(self, tap: str) -> Any:
+    def _hook(self, tap: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
             self._tapped[tap] = output
 
         return hook
 
     def _schedule_on(self, device: torch.device) -> torch.Tensor:
-        """Copied once: a copy in the midst of every pass makes the launching thread wait, and no graph may hold one."""
+        # Copied once: a copy in every pass makes the launching thread wait, and a CUDA graph may not contain one.
         if device not in self._schedule:
             self._schedule[device] = self.alphas_cumprod.to(device)
         return self._schedule[device]
 
     def _noise_like(self, latents: torch.Tensor) -> torch.Tensor:
-        # Numbers, whoever asks: to a tracer sizes are tensors, and equal ones are different keys.
+        # `int`, because a tracer sees sizes as tensors, and equal tensors are different keys.
         key = (int(latents.shape[2]), int(latents.shape[3]))
         if key not in self._noise:
             noise = fixed_noise(self.noise_seed, latents.shape[1], *key)

@@ -1,4 +1,4 @@
-"""Captions that condition the U-Net: BLIP, greedy, after a fixed prefix."""
+"""Captions that condition the U-Net: BLIP with greedy decoding after a fixed prefix, or none."""
 
 from pathlib import Path
 from typing import Protocol
@@ -8,7 +8,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 
 class Captioner(Protocol):
-    """Anything that says what a batch of pictures shows."""
+    """Describes images in words."""
 
     def captions(self, pixels: torch.Tensor) -> list[str]:
         """[B, 3, H, W] in [-1, 1], RGB → B captions."""
@@ -16,15 +16,22 @@ class Captioner(Protocol):
 
 
 class NoCaptioner:
-    """The empty prompt for every picture."""
+    """Gives every image the empty prompt."""
 
     def captions(self, pixels: torch.Tensor) -> list[str]:
-        """B empty strings."""
+        """Returns B empty strings."""
         return [""] * len(pixels)
 
 
 class BlipCaptioner:
-    """BLIP-base as the paper uses it (Li et al. 2022): prefix, greedy decoding."""
+    """BLIP-base as the paper uses it (Li et al. 2022).
+
+    Args:
+        model: BLIP on its device.
+        processor: BLIP's image processor and tokenizer.
+        prefix: first words of every caption.
+        max_tokens: tokens after the prefix.
+    """
 
     def __init__(
         self, model: BlipForConditionalGeneration, processor: BlipProcessor, *, prefix: str, max_tokens: int
@@ -52,5 +59,5 @@ class BlipCaptioner:
 
 
 def load_processor(folder: Path) -> BlipProcessor:
-    """BLIP's processor from a folder, offline."""
+    """Returns BLIP's processor from a folder, without network access."""
     return BlipProcessor.from_pretrained(folder, local_files_only=True)

@@ -1,4 +1,4 @@
-"""The two device operations: pictures to features, strings to embeddings."""
+"""The two device operations: images to features, strings to embeddings."""
 
 import threading
 from collections import OrderedDict
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models.acceleration.cuda_graphs import GraphedPass
-from models.acceleration.tracing import Pass, recorded
+from models.acceleration.tracing import Pass, traced
 from models.backbone import StableDiffusionBackbone
 from models.captioner import Captioner
 from models.heads.uhead import UHead
@@ -19,10 +19,11 @@ from models.text import TextEncoder
 from models.types import ImageBatch, ImageFeatures, TextFeatures
 
 _CAPTION_CACHE = 1024
+"""Captions whose text states are cached."""
 
 
 class NameEncoder(Protocol):
-    """What embeds class names and queries."""
+    """Embeds class names and queries."""
 
     def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
         """B strings → [B, D] float32, unit length."""
@@ -31,14 +32,26 @@ class NameEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenMaps:
-    """What the U-head reads: tap name → [B, C, h, w], and the expert's maps, high to low resolution."""
+    """Input of the U-head.
+
+    Attributes:
+        taps: tap name → [B, C, h, w].
+        expert: the expert's maps, [B, C, h, w] each, high to low resolution.
+    """
 
     taps: dict[str, torch.Tensor]
     expert: list[torch.Tensor]
 
 
 class FrozenExtractor(nn.Module):
-    """Everything before the heads: backbone, conditioning and expert; shared by serving and head training."""
+    """Everything before the heads, shared by serving and head training. Not thread-safe.
+
+    Args:
+        backbone: tapped for feature maps.
+        text: gives the states that condition the backbone.
+        captioner: captions images that come without a caption.
+        expert: maps pixels to a list of feature maps, or None.
+    """
 
     def __init__(
         self, backbone: StableDiffusionBackbone, text: TextEncoder, captioner: Captioner, expert: nn.Module | None
@@ -52,33 +65,40 @@ class FrozenExtractor(nn.Module):
 
     @torch.inference_mode()
     def forward(self, pixels: torch.Tensor, timesteps: torch.Tensor, captions: Sequence[str | None]) -> FrozenMaps:
-        """One pass over [B, 3, H, W] in [-1, 1] with B time steps and B captions (None: the captioner's)."""
+        """Runs one pass.
+
+        Args:
+            pixels: [B, 3, H, W] in [-1, 1], RGB.
+            timesteps: [B] int64.
+            captions: B captions; None asks the captioner.
+        """
         states = self.conditioning(pixels, captions)
         taps = self.backbone(pixels, timesteps, states)
         return FrozenMaps(taps=taps, expert=self.expert(pixels) if self.expert is not None else [])
 
     def conditioning(self, pixels: torch.Tensor, captions: Sequence[str | None]) -> torch.Tensor:
-        """[B, T, C] text states, computed once a caption."""
+        """Returns the text states of B captions, [B, T, C], from an LRU cache; arguments as for `forward`."""
         resolved = list(captions)
-        silent = [slot for slot, caption in enumerate(resolved) if caption is None]
-        if silent:
-            for slot, caption in zip(silent, self.captioner.captions(pixels[silent]), strict=True):
+        missing = [slot for slot, caption in enumerate(resolved) if caption is None]
+        if missing:
+            for slot, caption in zip(missing, self.captioner.captions(pixels[missing]), strict=True):
                 resolved[slot] = caption
         words = [caption or "" for caption in resolved]
         for caption in dict.fromkeys(words):
             if caption not in self._states:
-                # One at a time: the last bits of a caption's states must not depend on who else brought a new one.
+                # One at a time: the last bits of a caption's states must not depend on the rest of its batch.
                 self._states[caption] = self.text.states([caption]).to(pixels.dtype)[0]
         for caption in words:
             self._states.move_to_end(caption)
         batch = torch.stack([self._states[caption] for caption in words])
+        # Evicts after the batch is built, so that a batch may hold more captions than the cache.
         while len(self._states) > _CAPTION_CACHE:
             self._states.popitem(last=False)
         return batch
 
 
 class _Network(nn.Module):
-    """All that a pass computes: pixels, time steps and text states in, `pooled` and `dense` out."""
+    """One whole pass: pixels, time steps and text states in, `pooled` and `dense` out."""
 
     def __init__(self, extractor: FrozenExtractor, uhead: UHead) -> None:
         super().__init__()
@@ -88,19 +108,25 @@ class _Network(nn.Module):
         self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         taps = self.backbone(pixels, timesteps, states)
-        found: tuple[torch.Tensor, torch.Tensor] = self.uhead(taps, self.expert(pixels) if self.expert else [])
-        return found
+        features: tuple[torch.Tensor, torch.Tensor] = self.uhead(taps, self.expert(pixels) if self.expert else [])
+        return features
 
 
 class Encoder:
-    """A loaded bundle's encoder; implements `app.domain.Encoder`. Safe from several threads.
+    """A loaded bundle's encoder; implements `app.domain.Encoder`. Thread-safe.
 
-    Graphs run side by side. All else takes turns: the network keeps its taps in itself, a tokenizer its padding, and a
-    recording is made once.
+    TorchScript graphs run in parallel. Everything else holds a lock: the network stores its taps in itself, a tokenizer
+    its padding, and each graph is recorded once.
 
     Args:
-        is_recorded: whether passes run as graphs, recorded at the first pass: on the CPU one a picture size
-            (docs/adr/0022), on a GPU one a picture size and number of pictures.
+        extractor: everything before the heads, on `device`.
+        uhead: the trained head, on `device`.
+        names: embeds class names and queries.
+        fingerprint: hex digest of everything that shapes a feature.
+        device: where passes run.
+        dtype: precision of a pass.
+        is_recorded: whether passes run as recorded graphs: on a CPU one per image size (docs/adr/0022), on a GPU one
+            per image size and number of images (docs/adr/0025).
     """
 
     def __init__(
@@ -115,44 +141,39 @@ class Encoder:
         is_recorded: bool = False,
     ) -> None:
         self.extractor = extractor
+        self.fingerprint = fingerprint
         self._uhead = uhead
         self._names = names
-        self._fingerprint = fingerprint
         self._device = device
         self._dtype = dtype
         self._network = _Network(extractor, uhead).eval()
         self._is_recorded = is_recorded
         self._graphs: dict[torch.Size, Pass] = {}
-        self._turn = threading.Lock()
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of everything that shapes a feature."""
-        return self._fingerprint
+        self._lock = threading.Lock()
 
     @property
     def dimension(self) -> int:
         """D, the length of `pooled`."""
-        return self._uhead.config.dimension
+        return self._uhead.dimension
 
     @torch.inference_mode()
     def encode_images(self, batch: ImageBatch) -> ImageFeatures:
-        """One pass over B pictures."""
-        # First there, then converted: in one step the processor would convert, in the device's thread.
+        """Runs one pass over B images and returns its features in main memory."""
+        # Copied, then converted: one step would convert on the CPU, in the device's thread.
         pixels = batch.pixels.to(self._device).to(dtype=self._dtype, memory_format=torch.channels_last)
         timesteps = batch.timesteps.to(self._device)
-        with self._turn:
+        with self._lock:
             states = self.extractor.conditioning(pixels, batch.captions)
             run = self._pass(pixels, timesteps, states)
-        # A CUDA graph's answer lies in its own memory until its next pass.
-        with nullcontext() if isinstance(run, torch.jit.ScriptModule) else self._turn:
+        # A CUDA graph returns its own memory, which its next pass overwrites.
+        with nullcontext() if isinstance(run, torch.jit.ScriptModule) else self._lock:
             pooled, dense = run(pixels, timesteps, states)
             return ImageFeatures(pooled=_fetched(pooled), dense=_fetched(dense))
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Embeddings of B strings."""
-        with self._turn:
+        """Returns the embeddings of B strings."""
+        with self._lock:
             return TextFeatures(pooled=self._names.embeddings(texts).float().cpu())
 
     def _pass(self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:
@@ -162,17 +183,14 @@ class Encoder:
         if size not in self._graphs:
             is_cuda = pixels.device.type == "cuda"
             self._graphs[size] = (
-                GraphedPass(self._network) if is_cuda else recorded(self._network, pixels, timesteps, states)
+                GraphedPass(self._network) if is_cuda else traced(self._network, pixels, timesteps, states)
             )
         return self._graphs[size]
 
 
 def _fetched(features: torch.Tensor) -> torch.Tensor:
-    """In main memory, float32.
-
-    A picture's dense map is 1.5 MB, so from a GPU the way matters: ordered there, not by the thread that takes the
-    batch apart, and into pinned pages, which torch keeps and hands out again.
-    """
+    """Returns features in main memory, float32."""
     if features.device.type != "cuda":
         return features.float().cpu()
+    # A dense map is 1.5 MB per image: reordered on the GPU, and copied to pinned pages, which torch reuses.
     return torch.empty(features.shape, dtype=torch.float32, pin_memory=True).copy_(features.float().contiguous())

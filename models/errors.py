@@ -2,7 +2,7 @@
 
 
 class ModelError(Exception):
-    """Base of everything `models` raises on purpose."""
+    """Base of every error that `models` and `training` raise on purpose."""
 
 
 class BundleError(ModelError):
@@ -14,11 +14,11 @@ class ChecksumError(BundleError):
 
 
 class TensorMismatchError(BundleError):
-    """A weights file lacks a tensor, holds one too many, or one of another shape."""
+    """A weights file lacks a tensor, holds an unknown one, or one of another shape."""
 
 
 class InputError(ModelError):
-    """A caller's value cannot be processed: no ink in a sketch, no names, a wrong shape."""
+    """An argument cannot be processed: an empty sketch, no names, a wrong shape."""
 
 
 class DataError(ModelError):

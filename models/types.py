@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageBatch:
-    """What one device pass over pictures takes.
+    """Input of one device pass over images.
 
     Attributes:
-        pixels: [B, 3, H, W] float32 in [-1, 1], RGB, already at the bundle's resolution.
+        pixels: [B, 3, H, W] float32 in [-1, 1], RGB, at the bundle's resolution.
         timesteps: [B] int64, the diffusion time step of each sample.
-        captions: B captions; None means the bundle's captioner (or the empty prompt) decides.
+        captions: B captions; None asks the bundle's captioner, or stands for the empty prompt if it has none.
     """
 
     pixels: torch.Tensor
@@ -30,7 +30,7 @@ class ImageBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFeatures:
-    """What one device pass over pictures gives.
+    """Output of one device pass over images.
 
     Attributes:
         pooled: [B, D] float32, unit length: the `global` feature, in the text space.
@@ -57,7 +57,7 @@ class TaskProfile:
     """How a bundle serves one task.
 
     Attributes:
-        resolution: side of the square the encoder takes, px.
+        resolution: side of the square that the encoder takes, px.
         timestep: diffusion time step.
         templates: prompt templates for names, each with one `{}`.
     """
@@ -69,7 +69,7 @@ class TaskProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleInfo:
-    """What the service tells about its bundle (`GET /bundle`), and what tasks need of it."""
+    """Description of a loaded bundle, for `GET /bundle` and for tasks."""
 
     name: str
     fingerprint: str

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: one pass over memory less, the same function."""
+"""Batch norms fused into the convolutions before them: the same function with one memory pass less."""
 
 from typing import TypeVar
 
@@ -10,18 +10,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @torch.no_grad()
-def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
-    """Fold every BatchNorm2d that directly follows a convolution whose output nothing else reads; activations stay.
-
-    What follows what is seen on one pass over `example`, so any network whose convolutions and norms are modules will
-    do. The network must be in eval mode.
+def fuse_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
+    """Fuses every BatchNorm2d that directly follows a convolution whose output nothing else reads.
 
     Args:
-        network: changed in place.
-        example: an input it takes, [B, C, H, W].
+        network: changed in place; in eval mode.
+        example: [B, C, H, W], an input whose pass shows which modules follow which.
 
     Returns:
-        How many norms were folded.
+        How many norms were fused.
     """
     pairs = directly_after(network, example, nn.BatchNorm2d)
     for conv, norm in pairs:
@@ -31,28 +28,31 @@ def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         conv.requires_grad_(False)
-    folded = {id(norm): norm for _, norm in pairs}
+    fused = {id(norm): norm for _, norm in pairs}
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if id(child) in folded:
-                # timm's norms carry their activation.
+            if id(child) in fused:
+                # timm's norms contain their activation, which stays.
                 setattr(parent, name, getattr(child, "act", None) or nn.Identity())
-    return len(folded)
+    return len(fused)
 
 
 @torch.no_grad()
 def directly_after(network: nn.Module, example: torch.Tensor, *kinds: type[M]) -> list[tuple[nn.Conv2d, M]]:
-    """Convolutions and what of these kinds directly follows them in a pass over `example`; each is used once in it."""
+    """Returns convolutions with the module of these kinds that directly follows in a pass over `example`.
+
+    A pair counts only if the pass calls each of the two once.
+    """
     made_by: dict[int, nn.Conv2d] = {}
-    kept: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
     pairs: list[tuple[nn.Conv2d, M]] = []
     uses: dict[int, int] = {}
 
-    def seen_conv(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+    def after_conv(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         uses[id(module)] = uses.get(id(module), 0) + 1
         if isinstance(module, nn.Conv2d):
             made_by[id(output)] = module
-            kept.append(output)  # alive, so that no other tensor gets its id
+            outputs.append(output)  # kept alive, so that no other tensor gets its id
 
     def before_follower(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         uses[id(module)] = uses.get(id(module), 0) + 1
@@ -60,10 +60,12 @@ def directly_after(network: nn.Module, example: torch.Tensor, *kinds: type[M]) -
         if isinstance(module, kinds) and conv is not None:
             pairs.append((conv, module))
 
-    handles = [module.register_forward_hook(seen_conv) for module in network.modules() if isinstance(module, nn.Conv2d)]
-    handles += [
-        module.register_forward_pre_hook(before_follower) for module in network.modules() if isinstance(module, kinds)
-    ]
+    handles = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            handles.append(module.register_forward_hook(after_conv))
+        if isinstance(module, kinds):
+            handles.append(module.register_forward_pre_hook(before_follower))
     try:
         network(example)
     finally:

@@ -1,4 +1,4 @@
-"""A pass recorded once as a graph: on the CPU it costs a fifth less and leaves the interpreter to others meanwhile."""
+"""A pass traced once as a TorchScript graph: on a CPU a fifth cheaper, and it releases the GIL (docs/adr/0022)."""
 
 import warnings
 from collections.abc import Callable
@@ -7,29 +7,30 @@ import torch
 from torch import nn
 
 Maps = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Pass = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Maps]
 
 _TOLERANCE = 1e-4
-"""Largest relative deviation from the network that was recorded; the same operations give none."""
+"""Largest accepted deviation from the network, relative; the same operations give none."""
 
 
-def recorded(network: nn.Module, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:
-    """The network's pass over pictures of this size, as a TorchScript graph for any batch.
+def traced(network: nn.Module, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:
+    """Returns the network's pass over images of this size, as a graph for batches of any size.
 
     Args:
-        network: takes pixels, time steps and text states; gives two tensors. It must not be in training.
+        network: takes pixels, time steps and text states and returns two tensors; in eval mode.
         pixels: [B, 3, H, W], an example.
         timesteps: [B] int64.
         states: [B, T, C].
 
     Returns:
-        The graph, or the network itself where a graph of it answers otherwise.
+        The graph, or the network itself if it cannot be traced or its graph deviates.
     """
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-        # What the tracer fears are sizes that were read as numbers: they are of the picture, and checked below.
+        # The tracer warns of sizes read as numbers; they belong to the image, and the comparison below covers them.
         warnings.simplefilter("ignore")
         pair = varied(pixels, timesteps, states, 2)
-        # What a first pass makes and keeps, the noise, would be made anew in every pass of the graph.
+        # A first pass fills the network's caches, so that the graph does not compute the noise in every pass.
         network(*pair)
         try:
             graph: Pass = torch.jit.trace(network, pair, check_trace=False)  # type: ignore[no-untyped-call]
@@ -39,27 +40,24 @@ def recorded(network: nn.Module, pixels: torch.Tensor, timesteps: torch.Tensor, 
     return graph if is_right else network
 
 
-def varied(
-    pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor, size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch of so many made from the first sample; no two of it, and no two sizes, are alike."""
+def varied(pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor, size: int) -> Batch:
+    """Returns a batch of `size` samples made from the first one; all samples of all sizes differ."""
     turns = range(size, 2 * size)
-    # The first pass is a warm-up's, of one colour: half of a ramp makes it a picture.
-    shown = (pixels[0] + torch.linspace(-1, 1, pixels.shape[3], device=pixels.device, dtype=pixels.dtype)) / 2
+    # A warm-up's image is of one colour, so half of a ramp is mixed in.
+    image = (pixels[0] + torch.linspace(-1, 1, pixels.shape[3], device=pixels.device, dtype=pixels.dtype)) / 2
     return (
-        torch.stack([shown.roll(7 * turn, dims=2) for turn in turns]).contiguous(memory_format=torch.channels_last),
+        torch.stack([image.roll(7 * turn, dims=2) for turn in turns]).contiguous(memory_format=torch.channels_last),
         torch.stack([(timesteps[0] + 131 * turn) % 1000 for turn in turns]),
         torch.stack([states[0].roll(turn, dims=1) for turn in turns]),
     )
 
 
-def _is_same(network: nn.Module, graph: Pass, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> bool:
-    """Whether both answer alike, the graph twice: it is rewritten after its first pass."""
+def _is_same(network: nn.Module, graph: Pass, batch: Batch) -> bool:
     wanted = network(*batch)
-    found = [graph(*batch), graph(*batch)]
-    return all(agree(one, other) for each in found for one, other in zip(wanted, each, strict=True))
+    answers = [graph(*batch), graph(*batch)]  # twice: TorchScript optimizes a graph after its first pass
+    return all(agree(one, other) for each in answers for one, other in zip(wanted, each, strict=True))
 
 
 def agree(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two answers are the same but for rounding."""
+    """Returns whether two tensors are equal up to rounding."""
     return float((one - other).abs().max()) <= _TOLERANCE * float(one.abs().max())

@@ -1,7 +1,8 @@
-"""Bundles on disk: reading the manifest, finding and checking files, reading tensors strictly, fingerprints."""
+"""Bundles on disk: reads the manifest, finds and checks files, reads tensors strictly, computes fingerprints."""
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from models.bundle.key_maps import stored_name, stored_shape
-from models.bundle.manifest import LOCK, MANIFEST, HubSource, Manifest, PackageSource, PathSource
+from models.bundle.manifest import LOCK, MANIFEST, AnySource, HubSource, Manifest, PackageSource, PathSource
 from models.errors import BundleError, ChecksumError, TensorMismatchError
 from models.text import package_folder
 from models.transforms import PREPROCESSING_VERSION
 
-AnySource = PathSource | PackageSource | HubSource
+CLIP_TEXT_PREFIX = "clip-text-prefix"
+"""Key map of CLIP text models saved before transformers 5, as in Stable Diffusion: names begin with `text_model.`."""
+VAE_OLD_ATTENTION = "vae-old-attention"
+"""Key map of VAEs saved before diffusers 0.17, as in Stable Diffusion 1 and 2: other names for attention, some of it
+stored as 1×1 kernels."""
+_OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+_ATTENTION = re.compile(r"(.*\.attentions\.\d+\.)(to_q|to_k|to_v|to_out\.0)(\.(?:weight|bias))")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -37,8 +43,8 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(fields)
     except ValidationError as err:
         first = err.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {place}: {first['msg']}") from err
+        field = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file}: {field}: {first['msg']}") from err
 
 
 def _apply_lock(fields: Any, lock: Path) -> None:
@@ -48,23 +54,38 @@ def _apply_lock(fields: Any, lock: Path) -> None:
         try:
             fields["components"][name]["source"].update(pinned)
         except (AttributeError, KeyError, TypeError, ValueError) as err:
-            raise BundleError(f"{lock} does not fit the manifest at '{name}'") from err
+            raise BundleError(f"{lock} does not fit the manifest at '{name}': run `vermouth bundle pull`") from err
 
 
 def components(manifest: Manifest) -> Iterator[tuple[str, Any]]:
-    """(name, part) of every component the manifest names."""
+    """Yields (name, part) of every component that the manifest names."""
     for name in type(manifest.components).model_fields:
         part = getattr(manifest.components, name)
         if part is not None:
             yield name, part
 
 
-def resolve(source: AnySource, bundle: Path) -> Path:
-    """The folder a source's files lie in. Nothing is fetched.
+def verified(source: AnySource, bundle: Path) -> Path:
+    """Returns the folder of a source after checking every file's SHA-256; fetches nothing.
 
     Raises:
-        BundleError: the package is not installed, or the hub snapshot was not pulled.
+        BundleError: a file is missing, the source lists none, the package is not installed, or the hub snapshot was
+            not pulled.
+        ChecksumError: a file is not the one that the manifest names.
     """
+    folder = _resolve(source, bundle)
+    if not source.files:
+        raise BundleError(f"a source in {bundle / MANIFEST} lists no files")
+    for name, digest in source.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise BundleError(f"{file} is missing")
+        if sha256(file) != digest:
+            raise ChecksumError(f"{file} is damaged or not the file this bundle was made of (SHA-256 differs)")
+    return folder
+
+
+def _resolve(source: AnySource, bundle: Path) -> Path:
     if isinstance(source, PathSource):
         return (bundle / source.path).resolve()
     if isinstance(source, PackageSource):
@@ -85,37 +106,14 @@ def _hub_folder(source: HubSource) -> Path:
     return Path(found) / source.path
 
 
-def verified(source: AnySource, bundle: Path) -> Path:
-    """`resolve`, and every file's SHA-256 checked before anything reads it.
-
-    Raises:
-        BundleError: a file is missing, or the source lists none.
-        ChecksumError: a file is not the one the manifest names.
-    """
-    folder = resolve(source, bundle)
-    if not source.files:
-        raise BundleError(f"a source in {bundle / MANIFEST} lists no files")
-    for name, digest in source.files.items():
-        file = folder / name
-        if not file.is_file():
-            raise BundleError(f"{file} is missing")
-        if sha256(file) != digest:
-            raise ChecksumError(f"{file} is damaged or not the file this bundle was made of (SHA-256 differs)")
-    return folder
-
-
 def sha256(file: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Returns the hex SHA-256 of a file."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def only_file(source: AnySource, folder: Path, suffix: str) -> Path:
-    """The source's one file of a kind.
-
-    Raises:
-        BundleError: none, or several.
-    """
+    """Returns the source's one file of a kind. Raises BundleError if it has none, or several."""
     found = [folder / name for name in source.files if name.endswith(suffix)]
     if len(found) != 1:
         raise BundleError(f"{folder} should list one *{suffix} file, not {len(found)}")
@@ -123,7 +121,7 @@ def only_file(source: AnySource, folder: Path, suffix: str) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises BundleError when the file holds none."""
+    """Reads a JSON object. Raises BundleError if the file holds none."""
     try:
         fields = json.loads(file.read_text())
     except (OSError, ValueError) as err:
@@ -134,25 +132,19 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_tensors(
-    file: Path,
-    wanted: Mapping[str, torch.Tensor],
-    *,
-    dtype: torch.dtype,
-    ignored: Collection[str] = (),
-    key_map: str | None = None,
+    file: Path, wanted: Mapping[str, torch.Tensor], *, ignored: Collection[str] = (), key_map: str | None = None
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a module, no more and no less.
+    """Reads exactly the tensors of a module, floating ones as float32.
 
     Args:
         file: a safetensors file.
         wanted: the module's state dict, for names and shapes (tensors may be on `meta`).
-        dtype: floating tensors are converted to it.
-        ignored: names the file may hold beyond `wanted`: those of dropped blocks.
-        key_map: what the file calls the tensors, see `models.bundle.key_maps`; None for the module's own names.
+        ignored: names of further tensors that the file may hold: those of removed blocks.
+        key_map: how the file names the tensors; None for the module's own names.
 
     Raises:
         TensorMismatchError: a tensor is missing, unknown or of another shape.
-        BundleError: the file is not safetensors.
+        BundleError: the file is not safetensors, or there is no such key map.
     """
     try:
         with safe_open(file, framework="pt") as opened:
@@ -165,23 +157,36 @@ def read_tensors(
             tensors = {}
             for name, like in wanted.items():
                 tensor = opened.get_tensor(stored[name])
-                if key_map is not None:
-                    tensor = stored_shape(key_map, name, tensor)
+                is_kernel = tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
+                if key_map == VAE_OLD_ATTENTION and is_kernel and _ATTENTION.fullmatch(name):
+                    tensor = tensor[:, :, 0, 0]
                 if tensor.shape != like.shape:
                     raise TensorMismatchError(
                         f"{file}: the tensor '{name}' is {tuple(tensor.shape)}, not {tuple(like.shape)}"
                     )
-                tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+                tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
             return tensors
     except (SafetensorError, OSError) as err:
         raise BundleError(f"{file} is not a readable safetensors file") from err
 
 
-def fingerprint(manifest: Manifest, *, taps: Collection[str], numerics: str) -> str:
-    """Hex digest over everything that shapes a feature (docs/adr/0002).
+def stored_name(key_map: str | None, name: str) -> str:
+    """Returns the name that a file gives a module's tensor. Raises BundleError if there is no such key map."""
+    if key_map is None:
+        return name
+    if key_map == CLIP_TEXT_PREFIX:
+        return f"text_model.{name}"
+    if key_map == VAE_OLD_ATTENTION:
+        found = _ATTENTION.fullmatch(name)
+        return f"{found[1]}{_OLD_ATTENTION[found[2]]}{found[3]}" if found else name
+    raise BundleError(f"no key map '{key_map}'")
 
-    Where files come from, the bundle's name, licence and metrics are left out: the same weights served the same way
-    are the same model.
+
+def fingerprint(manifest: Manifest, *, taps: Collection[str], numerics: str) -> str:
+    """Returns the hex digest of everything that shapes a feature (docs/adr/0002).
+
+    The location of files, and the bundle's name, licence and metrics are left out: the same weights served the same
+    way are the same model.
 
     Args:
         manifest: the bundle's.
@@ -192,7 +197,7 @@ def fingerprint(manifest: Manifest, *, taps: Collection[str], numerics: str) -> 
     for name, part in components(manifest):
         settings = part.model_dump(mode="json", exclude={"source"})
         parts[name] = {"settings": settings, "files": sorted(part.source.files.values())}
-    facts = {
+    described = {
         "preprocessing": PREPROCESSING_VERSION,
         "noise_seed": manifest.noise_seed,
         "taps": sorted(taps),
@@ -200,4 +205,4 @@ def fingerprint(manifest: Manifest, *, taps: Collection[str], numerics: str) -> 
         "components": parts,
         "numerics": numerics,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from models.heads.uhead import Tap, UHeadConfig
+
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 LOCK = "bundle.lock.json"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TaskName = Literal["retrieval", "segmentation", "fewshot"]
-Tap = Annotated[str, Field(pattern=r"^(mid|up_[0-9])$")]
 
 
 class _Model(BaseModel):
@@ -19,7 +20,7 @@ class _Model(BaseModel):
 
 
 class _Source(_Model):
-    """Files below some folder, each with its SHA-256."""
+    """Files below a folder, each with its SHA-256."""
 
     files: dict[str, Digest]
 
@@ -49,7 +50,7 @@ class PackageSource(_Source):
 
 
 class HubSource(_Source):
-    """A folder of a hub repository; digests and the commit stand in `bundle.lock.json`, written by `bundle pull`."""
+    """A folder of a hub repository; `bundle pull` writes its commit and digests to `bundle.lock.json`."""
 
     kind: Literal["hub"] = "hub"
     repo: str
@@ -59,82 +60,61 @@ class HubSource(_Source):
     wanted: tuple[str, ...]
 
 
-Source = Annotated[PathSource | PackageSource | HubSource, Field(discriminator="kind")]
+AnySource = PathSource | PackageSource | HubSource
+Source = Annotated[AnySource, Field(discriminator="kind")]
 
 
 class Part(_Model):
-    """A component that needs nothing but its files (VAE, U-Net, scheduler), and maybe a renaming of its tensors."""
+    """A component that needs only its files; `key_map` names a renaming of their tensors (`models.bundle.files`)."""
 
     source: Source
     key_map: str | None = None
 
 
-class TextPart(_Model):
+class TextPart(Part):
     """A text encoder.
 
     Attributes:
-        loader: `transformers` (folder with tokenizer) or `open_clip` (by name).
+        loader: `transformers` (a folder with a tokenizer) or `open_clip` (by name).
         model: open_clip's model name.
-        max_length: T of conditioning states.
+        max_length: T of the conditioning states.
         zero_padding: whether states at padding are zero.
-        key_map: named renaming of the file's tensors.
     """
 
-    source: Source
     loader: Literal["transformers", "open_clip"] = "transformers"
     model: str = ""
     max_length: int = Field(default=77, ge=1, le=512)
     zero_padding: bool = False
-    key_map: str | None = None
 
 
 class CaptionerPart(_Model):
-    """BLIP: greedy, after a prefix."""
+    """BLIP with greedy decoding after a prefix."""
 
     source: Source
     prefix: str = "a picture of"
     max_tokens: int = Field(default=20, ge=1, le=64)
 
 
-class ExpertPart(_Model):
+class ExpertPart(Part):
     """A frozen discriminative network; `levels` are timm's `out_indices` or the transformer's blocks."""
 
-    source: Source
     loader: Literal["timm", "open_clip"]
     model: str
     levels: tuple[int, ...]
-    key_map: str | None = None
 
 
-class ScaleConfig(_Model):
-    """One scale of the U-head; see `models.heads.uhead.UHeadScale`."""
-
-    stride: int
-    taps: dict[Tap, int]
-    expert: int
-    width: int
-
-
-class UHeadPart(_Model):
-    """The U-head; see `models.heads.uhead.UHeadConfig`."""
+class UHeadPart(UHeadConfig):
+    """The U-head: its shape and its weights."""
 
     source: Source
-    scales: tuple[ScaleConfig, ...]
-    dense_width: int = 128
-    pooling: Literal["places", "attention"] = "attention"
-    pool_side: int = 4
-    pool_heads: int = 8
-    pool_width: int = 512
-    pool_rank: int = 128
-    groups: int = 16
 
 
 class Components(_Model):
-    """What a bundle is made of.
+    """The parts of a bundle.
 
     Attributes:
         names: embeds class names and queries; default: `text`.
-        expert_adapters: added into the expert's weights when it is loaded, see `models.adapters`.
+        expert_adapters: merged into the expert's weights when the bundle is loaded, see `models.expert`.
     """
 
     vae: Part
@@ -150,7 +130,7 @@ class Components(_Model):
 
 
 class TaskConfig(_Model):
-    """How one task is served: px, diffusion time step, templates with one `{}`."""
+    """How one task is served: resolution in px, diffusion time step, prompt templates with one `{}`."""
 
     resolution: int = Field(ge=32, le=2048, multiple_of=8)
     timestep: int = Field(ge=0, le=999)
@@ -164,7 +144,7 @@ class Profile(_Model):
 
 
 class Manifest(_Model):
-    """`bundle.json`."""
+    """The contents of `bundle.json`."""
 
     schema_version: Literal[1]
     name: str

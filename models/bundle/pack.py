@@ -1,18 +1,18 @@
-"""Writing bundles: the manifest of trained folders, and bundles of random weights in the real layout."""
+"""Writes bundles: the manifest of trained folders, and bundles of random weights in the real layout."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from models.bundle.build import new_uhead, uhead_config
-from models.bundle.clip_layout import write_clip_text
-from models.bundle.files import read_tensors, sha256
+from models.bundle.files import CLIP_TEXT_PREFIX, read_tensors, sha256, stored_name
 from models.bundle.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -22,14 +22,14 @@ from models.bundle.manifest import (
     PackageSource,
     Part,
     PathSource,
-    ScaleConfig,
     TaskConfig,
     TextPart,
     UHeadPart,
 )
 from models.errors import BundleError
+from models.expert import adapter_tensors
 from models.heads.segmentation import SegmentationHead
-from models.heads.uhead import UHeadConfig
+from models.heads.uhead import UHead, UHeadScale
 from models.text import MINILM_PACKAGE, package_folder
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -43,42 +43,35 @@ MINI_SIDE = 128
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 HEAD_FILES = ("uhead.safetensors", "segmentation.safetensors")
 ADAPTERS = "expert.safetensors"
-"""Beside the heads, of an adapted expert."""
-
-
-def uhead_scales(unet_channels: tuple[int, ...], expert: tuple[int, ...]) -> tuple[ScaleConfig, ...]:
-    """Four scales for a four-level U-Net and experts at strides 4, 8, 16 and 32.
-
-    Args:
-        unet_channels: `block_out_channels`.
-        expert: channels of the expert's four levels, high to low resolution.
-    """
-    finest, fine, coarse, coarsest = unet_channels
-    return (
-        ScaleConfig(stride=4, taps={}, expert=expert[0], width=64),
-        ScaleConfig(stride=8, taps={"up_2": fine, "up_3": finest}, expert=expert[1], width=128),
-        ScaleConfig(stride=16, taps={"up_1": coarse}, expert=expert[2], width=256),
-        ScaleConfig(stride=32, taps={"up_0": coarsest, "mid": coarsest}, expert=expert[3], width=256),
-    )
+"""File of an expert's adapters, beside the heads."""
 
 
 def mini_uhead_shape() -> UHeadPart:
-    """The mini bundle's U-head, its weights at `heads/uhead.safetensors`."""
-    return UHeadPart(
-        source=PathSource(path="heads", files={}),
-        scales=uhead_scales((32, 64, 96, 128), (24, 40, 112, 320)),
-        pooling="places",
+    """Returns the mini bundle's U-head."""
+    source, scales = PathSource(path="heads", files={}), _uhead_scales((32, 64, 96, 128))
+    return UHeadPart(source=source, scales=scales, pooling="places")
+
+
+def vae_part(folder: Path, shared: str = ".") -> Part:
+    """Returns the VAE of a folder that holds a prior. Raises BundleError if a file is missing."""
+    return Part(source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS))
+
+
+def lite0_part() -> ExpertPart:
+    """Returns the frozen expert of the mini bundle."""
+    files = {"efficientnet-lite0-57934424.pth": LITE0_SHA256}
+    return ExpertPart(
+        source=PackageSource(package=LITE0_PACKAGE, path="models", files=files),
+        loader="timm",
+        model="tf_efficientnet_lite0",
+        levels=(1, 2, 3, 4),
+        key_map="efficientnet-lite0-package",
     )
 
 
-def mini_uhead_config() -> UHeadConfig:
-    """The same as the U-head takes it."""
-    return uhead_config(mini_uhead_shape(), MINI_DIMENSION)
-
-
 def prior_manifest(folder: Path) -> Manifest:
-    """A manifest for a folder that holds vae/, unet/ and scheduler/ but no heads yet, for training them."""
-    return _manifest(folder, heads=PathSource(path="heads", files={}), name="prior", shared=".", metrics={})
+    """Returns a manifest for a folder that holds vae/, unet/ and scheduler/ but no heads, for training them."""
+    return _manifest(folder, heads=PathSource(path="heads", files={}), shared=".", name="prior")
 
 
 def write_manifest(
@@ -88,77 +81,31 @@ def write_manifest(
 
     Args:
         folder: the bundle.
-        name, licence, attribution: as told by `GET /bundle`.
+        name, licence, attribution: shown by `GET /bundle`.
         shared: folder of vae/, unet/ and scheduler/, relative to the bundle's.
-        metrics: figures measured for it.
+        metrics: figures measured for the bundle.
 
     Raises:
         BundleError: a file is missing.
     """
+    adapters = [ADAPTERS] if (folder / "heads" / ADAPTERS).is_file() else []
+    heads = _files(folder, "heads", *HEAD_FILES, *adapters)
     manifest = _manifest(
-        folder,
-        heads=_files(folder, "heads", *HEAD_FILES, *((ADAPTERS,) if (folder / "heads" / ADAPTERS).is_file() else ())),
-        name=name,
-        shared=shared,
-        metrics=metrics,
-        licence=licence,
-        attribution=attribution,
+        folder, heads=heads, shared=shared, name=name, licence=licence, attribution=attribution, metrics=metrics
     )
     text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n")
     return manifest
 
 
-def vae_part(folder: Path, shared: str = ".") -> Part:
-    """The VAE of a folder that holds a prior."""
-    return Part(source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS))
-
-
-def _manifest(
-    folder: Path,
-    *,
-    heads: PathSource,
-    name: str,
-    shared: str,
-    metrics: Mapping[str, float],
-    licence: str = "",
-    attribution: str = "",
-) -> Manifest:
-    def head(file: str) -> PathSource:
-        return PathSource(path=heads.path, files={key: value for key, value in heads.files.items() if key == file})
-
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=name,
-        licence=licence,
-        attribution=attribution,
-        dimension=MINI_DIMENSION,
-        noise_seed=0,
-        taps=TAPS,
-        tasks={
-            "retrieval": TaskConfig(resolution=MINI_SIDE, timestep=MINI_TIMESTEP),
-            "segmentation": TaskConfig(resolution=MINI_SIDE, timestep=MINI_TIMESTEP),
-            "fewshot": TaskConfig(resolution=MINI_SIDE, timestep=MINI_TIMESTEP),
-        },
-        components=Components(
-            vae=vae_part(folder, shared),
-            unet=Part(source=_files(folder, f"{shared}/unet", "config.json", WEIGHTS)),
-            scheduler=Part(source=_files(folder, f"{shared}/scheduler", "scheduler_config.json")),
-            text=TextPart(source=_minilm(), max_length=16, zero_padding=True),
-            expert=lite0_part(),
-            expert_adapters=Part(source=head(ADAPTERS)) if ADAPTERS in heads.files else None,
-            uhead=mini_uhead_shape().model_copy(update={"source": head("uhead.safetensors")}),
-            segmentation=Part(source=head("segmentation.safetensors")),
-        ),
-        metrics=dict(metrics),
-    )
-
-
 def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
-    """Writes a bundle of random weights: `tiny` for tests, or `sd15` with exactly Stable Diffusion 1.5's shapes.
+    """Writes a bundle of random weights, in the layout of a trained one.
 
-    Its folders, its manifest and its loading are those of a trained bundle. `sd15` is conditioned by a CLIP ViT-L/14
-    text model of random weights; names are embedded by MiniLM in both.
+    Args:
+        folder: must be empty, or not exist.
+        arch: `tiny` for tests, or `sd15`: the shapes of Stable Diffusion 1.5, conditioned by a random CLIP ViT-L/14
+            text model. MiniLM embeds names in both.
+        seed: of the weights.
 
     Raises:
         BundleError: the folder holds something already.
@@ -167,12 +114,12 @@ def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
         raise BundleError(f"{folder} exists already and is not an empty folder: name a new one")
     torch.manual_seed(seed)
     vae, unet, scheduler = _ARCHITECTURES[arch]
-    _save_diffusers(AutoencoderKL.from_config(vae), folder / "vae")
-    _save_diffusers(UNet2DConditionModel.from_config(unet), folder / "unet")
+    save_half(AutoencoderKL.from_config(vae), folder / "vae")
+    save_half(UNet2DConditionModel.from_config(unet), folder / "unet")
     DDPMScheduler.from_config(scheduler).save_pretrained(folder / "scheduler")
-    channels = tuple(unet["block_out_channels"])
-    shape = UHeadPart(source=PathSource(path="heads", files={}), scales=uhead_scales(channels, (24, 40, 112, 320)))
-    save_heads(new_uhead(shape, MINI_DIMENSION), SegmentationHead(MINI_DIMENSION), folder / "heads")
+    scales = _uhead_scales(tuple(unet["block_out_channels"]))
+    shape = UHeadPart(source=PathSource(path="heads", files={}), scales=scales)
+    save_heads(UHead(shape, MINI_DIMENSION), SegmentationHead(MINI_DIMENSION), folder / "heads")
     manifest = write_manifest(folder, name=f"random-{arch}", licence="Apache-2.0", attribution="random weights")
     fields = manifest.model_dump(mode="json", exclude_none=True)
     fields["components"]["uhead"] |= shape.model_dump(mode="json", exclude={"source"})
@@ -185,23 +132,56 @@ def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
     return Manifest.model_validate(fields)
 
 
+def write_clip_text(folder: Path, *, width: int, layers: int, heads: int) -> TextPart:
+    """Writes a CLIP text model of random weights as Stable Diffusion lays it out: `text_encoder/` and `tokenizer/`.
+
+    Args:
+        folder: the bundle.
+        width: C of the conditioning states.
+        layers, heads: of the transformer.
+    """
+    _write_clip_tokenizer(folder / "tokenizer")
+    config = CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=_CLIP_TOKENS,
+        projection_dim=width,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=1,
+    )
+    model = CLIPTextModel(config)
+    config.architectures = ["CLIPTextModel"]
+    config.save_pretrained(folder / "text_encoder")
+    tensors = {stored_name(CLIP_TEXT_PREFIX, name): tensor for name, tensor in model.state_dict().items()}
+    _save_half_tensors(tensors, folder / "text_encoder" / "model.safetensors")
+    written = [file for name in ("text_encoder", "tokenizer") for file in sorted((folder / name).iterdir())]
+    files = {file.relative_to(folder).as_posix(): sha256(file) for file in written}
+    return TextPart(source=PathSource(path=".", files=files), max_length=_CLIP_TOKENS, key_map=CLIP_TEXT_PREFIX)
+
+
 def save_heads(uhead: nn.Module, segmentation: nn.Module, folder: Path) -> None:
-    """Writes both heads in half precision."""
+    """Writes both heads to a folder, in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
-    for module, name in ((uhead, "uhead"), (segmentation, "segmentation")):
-        tensors = {key: tensor.half().contiguous().cpu() for key, tensor in module.state_dict().items()}
-        save_file(tensors, folder / f"{name}.safetensors")
+    for module, name in zip((uhead, segmentation), HEAD_FILES, strict=True):
+        _save_half_tensors(module.state_dict(), folder / name)
 
 
 def load_heads(uhead: nn.Module, segmentation: nn.Module, folder: Path) -> None:
-    """Reads what `save_heads` wrote, to train on from there.
+    """Reads what `save_heads` wrote, to continue training.
 
     Raises:
         BundleError: a file is missing, or holds heads of another shape.
     """
-    for module, name in ((uhead, "uhead"), (segmentation, "segmentation")):
-        file = folder / f"{name}.safetensors"
-        module.load_state_dict(read_tensors(file, module.state_dict(), dtype=torch.float32), strict=True)
+    for module, name in zip((uhead, segmentation), HEAD_FILES, strict=True):
+        module.load_state_dict(read_tensors(folder / name, module.state_dict()))
+
+
+def save_adapters(expert: nn.Module, file: Path) -> None:
+    """Writes the adapters of an adapted expert, in half precision."""
+    _save_half_tensors(adapter_tensors(expert), file)
 
 
 def save_half(module: Any, folder: Path) -> None:
@@ -209,18 +189,63 @@ def save_half(module: Any, folder: Path) -> None:
     module.half().save_pretrained(folder, safe_serialization=True)
 
 
-def _save_diffusers(module: Any, folder: Path) -> None:
-    save_half(module, folder)
+def _save_half_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    save_file({name: tensor.detach().half().contiguous().cpu() for name, tensor in tensors.items()}, file)
+
+
+def _uhead_scales(unet_channels: tuple[int, ...]) -> tuple[UHeadScale, ...]:
+    """Returns four scales for a U-Net of these `block_out_channels` and for EfficientNet-Lite0."""
+    finest, fine, coarse, coarsest = unet_channels
+    return (
+        UHeadScale(stride=4, taps={}, expert=24, width=64),
+        UHeadScale(stride=8, taps={"up_2": fine, "up_3": finest}, expert=40, width=128),
+        UHeadScale(stride=16, taps={"up_1": coarse}, expert=112, width=256),
+        UHeadScale(stride=32, taps={"up_0": coarsest, "mid": coarsest}, expert=320, width=256),
+    )
+
+
+def _manifest(
+    folder: Path,
+    *,
+    heads: PathSource,
+    shared: str,
+    name: str,
+    licence: str = "",
+    attribution: str = "",
+    metrics: Mapping[str, float] = {},
+) -> Manifest:
+    def head(file: str) -> PathSource:
+        return PathSource(path=heads.path, files={key: value for key, value in heads.files.items() if key == file})
+
+    task = TaskConfig(resolution=MINI_SIDE, timestep=MINI_TIMESTEP)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        licence=licence,
+        attribution=attribution,
+        metrics=dict(metrics),
+        dimension=MINI_DIMENSION,
+        noise_seed=0,
+        taps=TAPS,
+        tasks={"retrieval": task, "segmentation": task, "fewshot": task},
+        components=Components(
+            vae=vae_part(folder, shared),
+            unet=Part(source=_files(folder, f"{shared}/unet", "config.json", WEIGHTS)),
+            scheduler=Part(source=_files(folder, f"{shared}/scheduler", "scheduler_config.json")),
+            text=TextPart(source=_minilm(), max_length=16, zero_padding=True),
+            expert=lite0_part(),
+            expert_adapters=Part(source=head(ADAPTERS)) if ADAPTERS in heads.files else None,
+            uhead=mini_uhead_shape().model_copy(update={"source": head(HEAD_FILES[0])}),
+            segmentation=Part(source=head(HEAD_FILES[1])),
+        ),
+    )
 
 
 def _files(bundle: Path, path: str, *names: str) -> PathSource:
-    return PathSource(path=path, files={name: _digest(bundle / path / name) for name in names})
-
-
-def _digest(file: Path) -> str:
-    if not file.is_file():
-        raise BundleError(f"{file} is missing")
-    return sha256(file)
+    for name in names:
+        if not (bundle / path / name).is_file():
+            raise BundleError(f"{bundle / path / name} is missing")
+    return PathSource(path=path, files={name: sha256(bundle / path / name) for name in names})
 
 
 def _minilm() -> PackageSource:
@@ -230,18 +255,22 @@ def _minilm() -> PackageSource:
     return PackageSource(package=MINILM_PACKAGE, path="model", files={"model.safetensors": MINILM_SHA256, **files})
 
 
-def lite0_part() -> ExpertPart:
-    """The frozen expert of the mini bundle."""
-    files = {"efficientnet-lite0-57934424.pth": LITE0_SHA256}
-    return ExpertPart(
-        source=PackageSource(package=LITE0_PACKAGE, path="models", files=files),
-        loader="timm",
-        model="tf_efficientnet_lite0",
-        levels=(1, 2, 3, 4),
-        key_map="efficientnet-lite0-package",
-    )
+def _write_clip_tokenizer(folder: Path) -> None:
+    """Writes CLIP's own vocabulary, from open_clip's package, in the files that transformers reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    source = open_clip.tokenizer.SimpleTokenizer()
+    renamed = {"<start_of_text>": start, "<end_of_text>": end}
+    vocabulary = {renamed.get(token, token): number for token, number in source.encoder.items()}
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in source.bpe_ranks)]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n")
+    tokens = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
+    config = {"tokenizer_class": "CLIPTokenizer", **tokens, "model_max_length": _CLIP_TOKENS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+_CLIP_TOKENS = 77
 _DDPM = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -250,8 +279,6 @@ _DDPM = {
     "prediction_type": "epsilon",
     "clip_sample": False,
 }
-_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
 _SD15_TASKS = {
     "retrieval": {"resolution": 256, "timestep": 200},
     "segmentation": {"resolution": 512, "timestep": 10},
@@ -265,8 +292,8 @@ _SD15_UNET = {
     "layers_per_block": 2,
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
-    "down_block_types": _DOWN,
-    "up_block_types": _UP,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }
 _TINY_UNET = {
     **_SD15_UNET,

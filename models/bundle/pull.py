@@ -1,7 +1,6 @@
-"""`vermouth bundle pull`: bringing hub sources here and pinning them in `bundle.lock.json`.
+"""`vermouth bundle pull`: downloads hub sources and pins them in `bundle.lock.json`.
 
-The hub says which commit a revision is and what each file's digest is; nothing is pinned that was not also computed
-from the bytes that arrived.
+The hub gives the commit of a revision and the digest of each file; only digests of the downloaded bytes are pinned.
 """
 
 import hashlib
@@ -18,36 +17,36 @@ from models.errors import BundleError, ChecksumError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubFile:
-    """What the hub tells of a file: SHA-256 for large ones, else git's blob id (SHA-1 of header and content)."""
+    """The hub's digests of a file: SHA-256 for large files, else git's blob id (SHA-1 of header and content)."""
 
     sha256: str | None
     blob_id: str | None
 
 
 class Hub(Protocol):
-    """The hub, as far as pulling needs it."""
+    """The part of a hub that `pull` needs."""
 
     def files(self, repo: str, revision: str) -> tuple[str, Mapping[str, HubFile]]:
-        """The commit a revision stands for, and every file of it."""
+        """Returns the commit of a revision, and every file in it."""
         ...
 
     def download(self, repo: str, commit: str, names: Sequence[str]) -> Path:
-        """The local snapshot that holds these files."""
+        """Returns the local snapshot that holds these files."""
         ...
 
 
 class HuggingFaceHub:
-    """The Hugging Face hub through its own client; a token, where one is needed, is the client's affair."""
+    """The Hugging Face hub through its own client, which also reads the user's token."""
 
     def files(self, repo: str, revision: str) -> tuple[str, Mapping[str, HubFile]]:
-        """As `Hub.files`. Raises BundleError when the repository or revision cannot be reached."""
+        """See `Hub.files`. Raises BundleError if the repository or revision cannot be reached."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
             info = HfApi().model_info(repo, revision=revision, files_metadata=True)
         except (HfHubHTTPError, OSError) as err:
-            raise BundleError(f"the hub does not answer for '{repo}' at {revision}") from err
+            raise BundleError(f"the hub does not answer for '{repo}' at {revision}: is its name right?") from err
         if info.sha is None:
             raise BundleError(f"the hub names no commit for '{repo}' at {revision}")
         return info.sha, {
@@ -56,7 +55,7 @@ class HuggingFaceHub:
         }
 
     def download(self, repo: str, commit: str, names: Sequence[str]) -> Path:
-        """As `Hub.download`. Raises BundleError when it fails."""
+        """See `Hub.download`. Raises BundleError if it fails."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -67,19 +66,19 @@ class HuggingFaceHub:
 
 
 def pull(bundle: Path, hub: Hub, *, report: Callable[[str], None] = lambda _: None) -> Path:
-    """Fetches and pins every hub source of a bundle; a source already locked keeps its commit and digests.
+    """Downloads and pins every hub source of a bundle; a locked source keeps its commit and digests.
 
     Args:
         bundle: holds `bundle.json`.
-        hub: where to fetch from.
-        report: told of each source.
+        hub: where to download from.
+        report: called with a line for each source.
 
     Returns:
-        The lock file; written only when everything was verified.
+        The lock file, written only after every file is verified.
 
     Raises:
-        BundleError: a file that is wanted does not exist, or the hub cannot be reached.
-        ChecksumError: a file is not what the hub, or the existing lock, says it is.
+        BundleError: a wanted file does not exist, or the hub cannot be reached.
+        ChecksumError: a file differs from the hub's digest or from the existing lock.
     """
     pinned: dict[str, dict[str, object]] = {}
     for name, part in components(read_manifest(bundle)):
@@ -91,7 +90,7 @@ def pull(bundle: Path, hub: Hub, *, report: Callable[[str], None] = lambda _: No
     lock = bundle / LOCK
     temporary = lock.with_suffix(".partial")
     temporary.write_text(json.dumps(pinned, indent=2, sort_keys=True) + "\n")
-    temporary.replace(lock)
+    temporary.replace(lock)  # atomic: a lock is never half written
     return lock
 
 
@@ -112,18 +111,19 @@ def _pull_source(source: HubSource, hub: Hub) -> tuple[str, dict[str, str]]:
     return commit, digests
 
 
-def _checked(file: Path, told: HubFile) -> str:
+def _checked(file: Path, expected: HubFile) -> str:
+    """Returns the file's SHA-256, once it agrees with the hub's digest."""
     if not file.is_file():
         raise BundleError(f"{file} is missing after the download")
     digest = sha256(file)
-    if told.sha256 is not None:
-        is_right = digest == told.sha256
-    elif told.blob_id is not None:
+    if expected.sha256 is not None:
+        is_right = digest == expected.sha256
+    elif expected.blob_id is not None:
         content = file.read_bytes()
         header = f"blob {len(content)}\0".encode()
-        is_right = hashlib.sha1(header + content, usedforsecurity=False).hexdigest() == told.blob_id
+        is_right = hashlib.sha1(header + content, usedforsecurity=False).hexdigest() == expected.blob_id
     else:
         raise BundleError(f"the hub gives no digest for {file.name}")
     if not is_right:
-        raise ChecksumError(f"{file} is not what the hub says it is (digest differs)")
+        raise ChecksumError(f"{file} is not the hub's file (digest differs): remove it and pull again")
     return digest

@@ -8,11 +8,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
-from models.backbone import build_truncated_unet, tap_blocks
+from models.backbone import add_noise, build_truncated_unet, fixed_noise, tap_blocks
 from models.bundle.build import LoadedBundle, load_bundle
 from models.bundle.pack import _ARCHITECTURES, TAPS
 from models.errors import BundleError
-from models.noise import add_noise, fixed_noise
 
 UNET = _ARCHITECTURES["tiny"][1]
 
@@ -122,7 +121,7 @@ def test_fewer_taps_load_fewer_blocks_and_give_the_same_maps(tiny_copy: Path, ti
     extractor = load_extractor(
         tiny_copy, fast, device=torch.device("cpu"), dtype=torch.float32, taps=fast.profiles["fast"].taps
     )
-    # Two, since the library takes one picture alone through other kernels than a loaded bundle (docs/adr/0028).
+    # Two, since the library takes one image alone through other kernels than a loaded bundle (docs/adr/0028).
     pixels, steps = torch.zeros((2, 3, 128, 128)), torch.tensor([50, 50])
     few = extractor(pixels, steps, [None, None])
     every = tiny.encoder.extractor(pixels, steps, [None, None])
@@ -135,7 +134,7 @@ def test_an_unknown_profile_is_refused(tiny_bundle: Path) -> None:
         load_bundle(tiny_bundle, device="cpu", profile="fast")
 
 
-def test_noise_is_one_tensor_for_every_picture() -> None:
+def test_noise_is_one_tensor_for_every_image() -> None:
     noise = fixed_noise(7, 4, 8, 8)
     assert noise.shape == (1, 4, 8, 8)
     assert torch.equal(noise, fixed_noise(7, 4, 8, 8))

@@ -1,4 +1,4 @@
-"""Experts: the key map from the EfficientNet-Lite0 package, held by equal logits, and other networks."""
+"""Experts: the key map from the EfficientNet-Lite0 package, checked by equal logits, other networks, adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,18 @@ import timm
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
+from torch import nn
 
-from models.bundle.build import load_expert
+from models.bundle.build import load_adapters, load_expert
 from models.bundle.files import sha256
 from models.bundle.manifest import ExpertPart, PathSource
-from models.bundle.pack import LITE0_PACKAGE, LITE0_SHA256, lite0_part
+from models.bundle.pack import LITE0_PACKAGE, LITE0_SHA256, lite0_part, save_adapters
 from models.errors import BundleError, TensorMismatchError
-from models.expert import OpenClipExpert, TimmExpert, read_lite0_package
+from models.expert import RANK, OpenClipExpert, TimmExpert, adapt, adapters_of, merge_adapters, read_lite0_package
 from models.text import package_folder
 
 WEIGHTS = package_folder(LITE0_PACKAGE) / "models" / "efficientnet-lite0-57934424.pth"
+PIXELS = torch.randn((2, 3, 16, 16), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,6 @@ def test_a_network_with_its_own_normalisation_gets_it() -> None:
     with torch.no_grad():
         maps = expert(pixels)
         expected = reference(((pixels + 1) / 2 - mean.view(3, 1, 1)) / std.view(3, 1, 1))
-    assert expert.channels == [128, 256, 512]
     for level, other in zip(maps, expected, strict=True):
         assert torch.allclose(level, other, rtol=1e-4, atol=1e-4)
 
@@ -97,7 +98,6 @@ def test_an_open_clip_tower_gives_a_map_a_block(tmp_path: Path, monkeypatch: pyt
     with torch.no_grad():
         maps, again = written(pixels), read(pixels)
     assert [tuple(level.shape) for level in maps] == [(2, 64, 4, 4)] * 2
-    assert written.channels == [64, 64]
     assert all(torch.equal(level, other) for level, other in zip(maps, again, strict=True))
 
 
@@ -105,3 +105,56 @@ def test_an_unknown_key_map_is_refused(tmp_path: Path) -> None:
     part = _part(tmp_path, TimmExpert("resnet18", (2,)), "timm", "resnet18", (2,))
     with pytest.raises(BundleError, match="no key map 'other'"):
         load_expert(part.model_copy(update={"key_map": "other"}), tmp_path)
+
+
+def network(width: int = 8) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, groups=width)
+    ).eval()
+
+
+def taught() -> nn.Sequential:
+    """A network whose adapters learnt something."""
+    found = network()
+    for number, adapter in enumerate(adapt(found)):
+        nn.init.normal_(adapter.up, generator=torch.Generator().manual_seed(number))  # type: ignore[arg-type]
+    return found
+
+
+def test_a_new_adapter_changes_nothing_and_is_all_that_learns() -> None:
+    plain, adapted = network(), network()
+    adapters = adapt(adapted)
+    assert torch.equal(plain(PIXELS), adapted(PIXELS))
+    learning = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    assert len(learning) == len(list(adapters.parameters())) == 4
+    assert all(parameter.shape[0] <= RANK or parameter.shape[1] <= RANK for parameter in learning)
+
+
+def test_adapters_learn_and_the_weights_below_stay() -> None:
+    adapted = taught()
+    adapted(PIXELS).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in adapters_of(adapted).parameters())
+    assert adapted[1].weight.grad is None
+
+
+def test_what_is_saved_is_merged_on_loading(tmp_path: Path) -> None:
+    adapted = taught()
+    save_adapters(adapted, tmp_path / "a.safetensors")
+    loaded = network()
+    load_adapters(loaded, tmp_path / "a.safetensors")
+    merge_adapters(loaded)
+    assert set(loaded.state_dict()) == set(network().state_dict())
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    with torch.no_grad():
+        wanted, found = adapted(PIXELS), loaded(PIXELS)
+    assert not torch.allclose(found, network()(PIXELS), atol=0.1)
+    assert torch.allclose(found, wanted, rtol=1e-2, atol=1e-2)  # half precision
+
+
+def test_adapters_of_another_network_are_refused(tmp_path: Path) -> None:
+    save_adapters(taught(), tmp_path / "a.safetensors")
+    with pytest.raises(TensorMismatchError, match=r"0\.up"):
+        load_adapters(network(width=12), tmp_path / "a.safetensors")
+    with pytest.raises(BundleError, match="not a readable"):
+        load_adapters(network(), tmp_path / "none.safetensors")

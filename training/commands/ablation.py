@@ -10,7 +10,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from models.bundle.build import load_extractor, new_uhead
+from models.bundle.build import load_extractor
 from models.bundle.manifest import Manifest
 from models.bundle.pack import MINI_DIMENSION, load_heads, mini_uhead_shape, prior_manifest
 from models.encoder import FrozenExtractor
@@ -92,7 +92,7 @@ def trained_heads(folder: Path) -> TrainedHeads:
     record = read_record(folder)
     if record.adapted:
         raise DataError(f"the heads in {folder} read an expert that learnt; this compares heads on frozen maps")
-    uhead, head = new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
+    uhead, head = UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
     load_heads(uhead, head, folder)
     uhead.to(memory_format=torch.channels_last)
     return TrainedHeads(uhead=uhead.eval(), segmentation=head.eval(), record=record)

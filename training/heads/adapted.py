@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from models.bundle.pack import mini_uhead_config
+from models.bundle.pack import mini_uhead_shape
 from training.devices import batch_of, half_on_gpu, to_input
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore, in_batches
 from training.heads.frozen import HeadData
@@ -44,7 +44,7 @@ class AdaptedCells:
         pixels = to_input(self._pixels[rows])
         with half_on_gpu(pixels.device):
             levels = [level.float() for level in self._expert(pixels)]
-        return {**self._taps.read(rows), EXPERT_CELLS: mini_uhead_config().expert_cells(levels)}
+        return {**self._taps.read(rows), EXPERT_CELLS: mini_uhead_shape().expert_cells(levels)}
 
 
 def adapted_scenes(expert: nn.Module, data: HeadData) -> DeviceStore:

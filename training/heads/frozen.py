@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from models.bundle.build import load_expert, load_extractor, load_vae
 from models.bundle.manifest import Part
-from models.bundle.pack import MINI_TIMESTEP, lite0_part, mini_uhead_config, prior_manifest, vae_part
+from models.bundle.pack import MINI_TIMESTEP, lite0_part, mini_uhead_shape, prior_manifest, vae_part
 from models.text import load_minilm
 from training.data.dataset import DataSet
 from training.devices import CPU, batch_of, to_input
@@ -112,7 +112,7 @@ def frozen_features(
 
     def tap_cells(latents: NDArray[Any]) -> Maps:
         taps = {name.removeprefix("sd."): values for name, values in tap(latents).items()}
-        return {TAP_CELLS: mini_uhead_config().tap_cells(taps)}
+        return {TAP_CELLS: mini_uhead_shape().tap_cells(taps)}
 
     def taps_of(kind: str, store: FeatureStore, extract: Callable[[NDArray[Any]], Maps]) -> FeatureStore:
         digest = _digest(manifest.components.vae) + _digest(manifest.components.unet)
@@ -194,7 +194,7 @@ def frozen_inputs(
 
     def encode_cells(pixels: NDArray[Any]) -> Maps:
         latents, *levels = encode(pixels).values()
-        return {LATENTS: latents, EXPERT_CELLS: mini_uhead_config().expert_cells(levels)}
+        return {LATENTS: latents, EXPERT_CELLS: mini_uhead_shape().expert_cells(levels)}
 
     def inputs_of(kind: str, pixels: NDArray[np.uint8], extract: Callable[[NDArray[Any]], Maps]) -> FeatureStore:
         batches = in_batches(pixels, _batch(device))

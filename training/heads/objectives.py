@@ -15,10 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.adapters import adapters_of
-from models.heads.places import PlacesPool, Standard
+from models.expert import adapters_of
 from models.heads.segmentation import SegmentationHead
-from models.heads.uhead import UHead
+from models.heads.uhead import GridPool, Standardize, UHead
 from training.heads.adapted import AdaptedCells
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, MapReader
 from training.heads.frozen import HeadData
@@ -183,8 +182,8 @@ def train_pooled(
     stage = PooledStage(uhead, adapters_of(expert) if expert is not None else None).to(data.device)
     cells = data.store if expert is None else AdaptedCells(expert, data)
     loss = PairLoss(stage, data.views, cells, embed, with_unseen=run.with_unseen, shares=course.shares)
-    if isinstance(uhead.pool, PlacesPool):
-        uhead.pool.place_dropout, uhead.pool.dropout.p = course.place_dropout, course.fused_dropout
+    if isinstance(uhead.pool, GridPool):
+        uhead.pool.cell_dropout, uhead.pool.dropout.p = course.place_dropout, course.fused_dropout
     _train(stage, loss, schedule, run, name="pooled", channel_dropout=CHANNEL_DROPOUT)
 
 
@@ -209,7 +208,7 @@ def _train(
     channel_dropout: float,
 ) -> None:
     for part in stage.modules():
-        if isinstance(part, Standard):
+        if isinstance(part, Standardize):
             part.dropout.p = channel_dropout
     torch.manual_seed(run.seed)
     stage.to(memory_format=torch.channels_last)
@@ -233,7 +232,7 @@ def all_cells(cells: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def measure_pool(uhead: UHead, views: MapReader) -> None:
     """Takes mean and deviation of every channel of the views' cells, for `pooled`."""
-    if isinstance(uhead.pool, PlacesPool):
+    if isinstance(uhead.pool, GridPool):
         uhead.pool.standard.measure(all_cells(views.read(_spread(views, STANDARD_VIEWS))))
 
 

@@ -8,11 +8,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.adapters import adapt, load_adapters, save_adapters
-from models.bundle.build import load_expert, new_uhead
-from models.bundle.pack import ADAPTERS, MINI_DIMENSION, lite0_part, load_heads, mini_uhead_shape, save_heads
+from models.bundle.build import load_adapters, load_expert
+from models.bundle.pack import (
+    ADAPTERS,
+    MINI_DIMENSION,
+    lite0_part,
+    load_heads,
+    mini_uhead_shape,
+    save_adapters,
+    save_heads,
+)
 from models.errors import DataError
+from models.expert import adapt
 from models.heads.segmentation import SegmentationHead
+from models.heads.uhead import UHead
 from models.text import load_minilm
 from training.heads.ablation import Features, HeadRecord, only, read_record, write_record
 from training.heads.adapted import adapted_scenes
@@ -99,7 +108,7 @@ def train_heads(
     data = only(data, plan.features)
     start = bundle if plan.finish else plan.start
     torch.manual_seed(plan.seed)
-    uhead, segmentation = new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
+    uhead, segmentation = UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
     if start is None:
         measure_pool(uhead, data.store)
     else:

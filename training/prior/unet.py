@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from models.noise import add_noise
+from models.backbone import add_noise
 from training.devices import CPU, batch_of, half_on_gpu, randn
 from training.loop import Schedule, fit
 from training.prior.corpus import Corpus, to_tensor

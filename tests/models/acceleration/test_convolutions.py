@@ -1,4 +1,4 @@
-"""Lean convolutions change speed and nothing else."""
+"""Optimized convolutions change speed and nothing else."""
 
 import copy
 
@@ -12,8 +12,8 @@ from models.acceleration.convolutions import (
     PackedConvolution,
     PointwiseConvolution,
     SamePaddedDepthwise,
-    lean_convolutions,
-    packed_convolutions,
+    optimize_convolutions,
+    pack_convolutions,
 )
 
 _CONVOLUTIONS = [
@@ -68,7 +68,7 @@ def test_packed_weights_give_onednns_bits(
 
 
 @pytest.mark.parametrize("conv", _CONVOLUTIONS, ids=str)
-def test_a_packed_convolution_is_the_same_function_for_one_picture(conv: nn.Conv2d) -> None:
+def test_a_packed_convolution_is_the_same_function_for_one_image(conv: nn.Conv2d) -> None:
     with torch.no_grad():
         torch.testing.assert_close(PackedConvolution(conv)(_maps(1, 16, 7, 6)), conv(_maps(1, 16, 7, 6)))
 
@@ -78,7 +78,7 @@ def test_a_packed_convolution_is_recorded_and_keeps_its_bits() -> None:
     network = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.SiLU(), nn.Conv2d(24, 8, 3)).eval()
     with torch.no_grad():
         wanted = network(_maps(2, 16, 9, 9))
-        assert packed_convolutions(network) == 2
+        assert pack_convolutions(network) == 2
         network(_maps(2, 16, 9, 9))
         graph = torch.jit.trace(network, _maps(2, 16, 9, 9), check_trace=False)  # type: ignore[no-untyped-call]
         for size in (2, 5):
@@ -91,7 +91,7 @@ def test_packing_alone_keeps_a_networks_bits() -> None:
     network.to(memory_format=torch.channels_last)
     with torch.no_grad():
         before = network(_maps(2, 3, 64, 96))
-        assert packed_convolutions(network) == 12, "all but the stem, pointwise ones and the four that halve their maps"
+        assert pack_convolutions(network) == 12, "all but the stem, pointwise ones and the four that halve their maps"
         for old, new in zip(before, network(_maps(2, 3, 64, 96)), strict=True):
             assert torch.equal(old, new)
 
@@ -102,7 +102,7 @@ def test_all_that_fits_is_swapped_and_nothing_else() -> None:
     convolutions = sum(isinstance(m, nn.Conv2d) for m in network.modules())
     with torch.no_grad():
         before = network(example)
-        assert lean_convolutions(network) == convolutions - 1
+        assert optimize_convolutions(network) == convolutions - 1
         for old, new in zip(before, network(example), strict=True):
             assert (old - new).norm() <= 1e-5 * old.norm()
     assert isinstance(network.conv_stem, Conv2dSame), "it mixes its channels and pads unevenly"
@@ -126,7 +126,7 @@ def test_a_clamp_that_follows_directly_moves_into_the_kernel() -> None:
     network, example = Branched().eval(), 20 * _maps(2, 4, 8, 8)
     with torch.no_grad():
         before = network(example)
-        assert lean_convolutions(network, example) == 3
+        assert optimize_convolutions(network, example) == 3
         torch.testing.assert_close(network(example), before)
     assert isinstance(network.clamp, nn.Identity)
     assert isinstance(network.first, PackedConvolution), "with a clamp a kernel beats a product"
@@ -146,7 +146,7 @@ def test_a_clamp_that_follows_directly_moves_into_the_kernel() -> None:
     ],
 )
 def test_what_would_not_gain_stays(conv: nn.Conv2d) -> None:
-    assert lean_convolutions(nn.Sequential(conv)) == 0
+    assert optimize_convolutions(nn.Sequential(conv)) == 0
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no instructions for bfloat16")
@@ -162,10 +162,10 @@ def test_packed_weights_in_bfloat16_give_the_librarys_bits(conv: nn.Conv2d) -> N
 def test_bfloat16_stays_where_the_machine_has_no_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3, dtype=torch.bfloat16))
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert packed_convolutions(network) == 0
+    assert pack_convolutions(network) == 0
 
 
 def test_other_machines_keep_the_librarys_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert packed_convolutions(nn.Sequential(nn.Conv2d(4, 4, 3))) == 0
-    assert lean_convolutions(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3))) == 1
+    assert pack_convolutions(nn.Sequential(nn.Conv2d(4, 4, 3))) == 0
+    assert optimize_convolutions(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3))) == 1

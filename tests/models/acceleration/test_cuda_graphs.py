@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from models.acceleration import cuda_graphs
-from models.acceleration.cuda_graphs import LARGEST, Batch, GraphedPass, bucket
-from models.acceleration.tracing import Maps
+from models.acceleration.cuda_graphs import LARGEST, GraphedPass, bucket
+from models.acceleration.tracing import Batch, Maps
 
 
 class Network(nn.Module):
@@ -24,7 +24,7 @@ class Network(nn.Module):
 
 
 class Replayed:
-    """A graph's memory, computed anew by the network at each replay."""
+    """A graph's memory, computed again by the network at each replay."""
 
     def __init__(self, network: nn.Module, batch: Batch, _pool: tuple[int, int]) -> None:
         self._network = network

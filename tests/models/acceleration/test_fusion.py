@@ -1,11 +1,11 @@
-"""Folding changes speed and nothing else."""
+"""Fusing changes speed and nothing else."""
 
 import pytest
 import timm
 import torch
 from torch import nn
 
-from models.acceleration.fusion import fold_batch_norms
+from models.acceleration.fusion import fuse_batch_norms
 
 
 def _shaken(network: nn.Module) -> nn.Module:
@@ -26,7 +26,7 @@ def test_a_timm_network_is_the_same_function(name: str) -> None:
     with torch.no_grad():
         before = network(example)
         norms = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-        assert fold_batch_norms(network, example) == norms
+        assert fuse_batch_norms(network, example) == norms
         assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
         for old, new in zip(before, network(example), strict=True):
             assert (old - new).norm() <= 1e-5 * old.norm()
@@ -44,4 +44,4 @@ def test_a_norm_after_a_shared_convolution_or_after_none_stays() -> None:
             return out
 
     network = _shaken(Odd())
-    assert fold_batch_norms(network, torch.rand(1, 3, 8, 8)) == 0
+    assert fuse_batch_norms(network, torch.rand(1, 3, 8, 8)) == 0

@@ -1,4 +1,4 @@
-"""Passes recorded as graphs answer as the network does."""
+"""Passes traced as graphs answer as the network does."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.acceleration.tracing import Pass, recorded
+from models.acceleration.tracing import Pass, traced
 from models.bundle.build import LoadedBundle, load_bundle
 from models.encoder import Encoder
 from models.types import ImageBatch
@@ -56,9 +56,9 @@ def test_time_steps_and_captions_are_no_part_of_the_recording(
     assert torch.equal(features.dense, dense)
 
 
-def in_lanes(lanes: int, call: Callable[[int], list[torch.Tensor]], calls: int) -> list[list[torch.Tensor]]:
+def in_workers(workers: int, call: Callable[[int], list[torch.Tensor]], calls: int) -> list[list[torch.Tensor]]:
     """What so many calls give from so many threads, each with one torch thread."""
-    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(call, range(calls)))
 
 
@@ -85,8 +85,8 @@ def test_passes_side_by_side_give_the_bits_of_one_after_another(
         features = mini.encode_images(parts[number % 4])
         return [features.pooled, features.dense, mini.encode_texts(strings[: 1 + number % 2]).pooled]
 
-    alone = in_lanes(1, encode, 4)
-    assert are_equal(in_lanes(3, encode, 24), alone)
+    alone = in_workers(1, encode, 4)
+    assert are_equal(in_workers(3, encode, 24), alone)
 
 
 def test_a_size_that_two_threads_meet_at_once_is_recorded_once(
@@ -96,21 +96,21 @@ def test_a_size_that_two_threads_meet_at_once_is_recorded_once(
 
     def counted(network: nn.Module, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:
         recordings.append(pixels.shape[2:])
-        return recorded(network, pixels, timesteps, states)
+        return traced(network, pixels, timesteps, states)
 
-    monkeypatch.setattr("models.encoder.recorded", counted)
+    monkeypatch.setattr("models.encoder.traced", counted)
 
     def encode(_: int) -> list[torch.Tensor]:
         features = encoder.encode_images(part_of(batch, 2))
         return [features.pooled, features.dense]
 
-    found = in_lanes(3, encode, 6)
+    found = in_workers(3, encode, 6)
     assert are_equal(found, found[:1])
     assert recordings == [torch.Size([128, 128])]
 
 
 class Batchwise(nn.Module):
-    """Does what a recording cannot follow: it reads the number of pictures as a number."""
+    """Does what a recording cannot follow: it reads the number of images as a number."""
 
     def forward(
         self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor
@@ -121,5 +121,5 @@ class Batchwise(nn.Module):
 
 def test_a_network_whose_graph_answers_otherwise_is_not_replaced() -> None:
     network = Batchwise()
-    run = recorded(network, torch.rand(1, 3, 8, 8), torch.tensor([5]), torch.rand(1, 4, 2))
+    run = traced(network, torch.rand(1, 3, 8, 8), torch.tensor([5]), torch.rand(1, 4, 2))
     assert run is network

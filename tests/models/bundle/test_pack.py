@@ -7,21 +7,30 @@ import pytest
 import torch
 from torch import nn
 
-from models.adapters import adapt, save_adapters
-from models.bundle.build import LoadedBundle, load_bundle, load_expert, new_uhead
+from models.bundle.build import LoadedBundle, load_bundle, load_expert
 from models.bundle.files import sha256
 from models.bundle.manifest import MANIFEST
-from models.bundle.pack import ADAPTERS, MINI_DIMENSION, lite0_part, load_heads, mini_uhead_shape, save_heads
+from models.bundle.pack import (
+    ADAPTERS,
+    MINI_DIMENSION,
+    lite0_part,
+    load_heads,
+    mini_uhead_shape,
+    save_adapters,
+    save_heads,
+)
 from models.errors import BundleError, ChecksumError
+from models.expert import adapt
 from models.heads.segmentation import SegmentationHead
+from models.heads.uhead import UHead
 from models.types import ImageBatch
 
 
 def test_heads_come_back_as_written(tmp_path: Path) -> None:
     shape = mini_uhead_shape()
-    written = new_uhead(shape, MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
+    written = UHead(shape, MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
     save_heads(*written, tmp_path)
-    read = new_uhead(shape, MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
+    read = UHead(shape, MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
     load_heads(*read, tmp_path)
     for before, after in zip(written, read, strict=True):
         for name, tensor in before.state_dict().items():
@@ -30,7 +39,7 @@ def test_heads_come_back_as_written(tmp_path: Path) -> None:
 
 def test_heads_that_are_not_there_are_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
-        load_heads(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION), tmp_path)
+        load_heads(UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION), tmp_path)
 
 
 def test_an_expert_that_learnt_is_served_as_it_was_trained(

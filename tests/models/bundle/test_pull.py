@@ -24,7 +24,7 @@ class FolderHub:
     """A repository in a folder; large files have a SHA-256, small ones git's blob id, as on the real hub."""
 
     folder: Path
-    told: dict[str, HubFile] = field(default_factory=dict)
+    reported: dict[str, HubFile] = field(default_factory=dict)
     downloads: list[list[str]] = field(default_factory=list)
 
     def files(self, repo: str, revision: str) -> tuple[str, Mapping[str, HubFile]]:
@@ -33,15 +33,15 @@ class FolderHub:
         found = {}
         for file in sorted(self.folder.rglob("*")):
             if file.is_file():
-                found[file.relative_to(self.folder).as_posix()] = self._told(file)
-        return COMMIT, {**found, **self.told}
+                found[file.relative_to(self.folder).as_posix()] = self._reported(file)
+        return COMMIT, {**found, **self.reported}
 
     def download(self, repo: str, commit: str, names: Sequence[str]) -> Path:
         assert (repo, commit) == ("someone/model", COMMIT)
         self.downloads.append(list(names))
         return self.folder
 
-    def _told(self, file: Path) -> HubFile:
+    def _reported(self, file: Path) -> HubFile:
         if file.suffix == ".safetensors":
             return HubFile(sha256=sha256(file), blob_id="0" * 40)
         content = file.read_bytes()
@@ -110,7 +110,7 @@ def test_the_lock_is_enforced_when_pulling_again(tiny_copy: Path, hub: FolderHub
     ids=["wrong SHA-256", "wrong blob id", "no digest"],
 )
 def test_bytes_that_are_not_what_the_hub_says_are_refused(tiny_copy: Path, hub: FolderHub, told: HubFile) -> None:
-    hub.told["vae/config.json"] = told
+    hub.reported["vae/config.json"] = told
     with pytest.raises(BundleError, match=r"config\.json"):
         pull(tiny_copy, hub)
     assert not (tiny_copy / "bundle.lock.json").exists()

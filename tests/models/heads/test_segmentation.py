@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.heads.segmentation import LIKENESS_SCALE, REACH, SegmentationHead
+from models.heads.segmentation import DISTANCE_SCALE, SIMILARITY_SCALE, SegmentationHead
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def test_names_in_another_order_give_the_same_masks(head: SegmentationHead) -> N
     assert np.allclose(forward[1:], backward[1:][::-1], atol=1e-6)
 
 
-@pytest.mark.parametrize("side", [8, 12, 32], ids=["a place a cell", "uneven places", "even places"])
-def test_names_are_read_from_unit_directions_by_nearness_and_likeness(side: int) -> None:
+@pytest.mark.parametrize("side", [8, 12, 32], ids=["one cell each", "uneven grid", "even grid"])
+def test_names_are_read_from_unit_directions_by_nearness_and_similarity(side: int) -> None:
     """The formula of ADR 19 written out, cell by cell."""
     head, rng = SegmentationHead(4), np.random.default_rng(side)
     dense = rng.normal(size=(4, side, side)).astype(np.float32)
@@ -68,11 +68,11 @@ def test_names_are_read_from_unit_directions_by_nearness_and_likeness(side: int)
     with torch.inference_mode():
         cells = torch.from_numpy(dense)[None]
         directions = functional.normalize(cells, dim=1)
-        places = functional.normalize(functional.adaptive_avg_pool2d(directions, 8), dim=1)[0].flatten(1)
+        grid = functional.normalize(functional.adaptive_avg_pool2d(directions, 8), dim=1)[0].flatten(1)
         at, to = (torch.cartesian_prod(*[(torch.arange(n) + 0.5) / n] * 2) for n in (side, 8))
-        near = torch.cdist(at, to).square() / (2 * REACH**2)
-        weights = (directions[0].flatten(1).T @ places / LIKENESS_SCALE - near).softmax(dim=1)
-        around = functional.normalize(weights @ places.T, dim=1)
+        near = torch.cdist(at, to).square() / (2 * DISTANCE_SCALE**2)
+        weights = (directions[0].flatten(1).T @ grid / SIMILARITY_SCALE - near).softmax(dim=1)
+        around = functional.normalize(weights @ grid.T, dim=1)
         alone = torch.cat([head.background(cells)[0].flatten(1), 20 * directions[0, :3].flatten(1)]).softmax(dim=0)
         names = (20 * around[:, :3].T).softmax(dim=0)
         expected = torch.cat([alone[:1], (1 - alone[:1]) * names]).reshape(4, side, side).numpy()

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.adapters import adapt, save_adapters
 from models.bundle.build import load_bundle, load_expert
-from models.bundle.pack import ADAPTERS, lite0_part, write_manifest
+from models.bundle.pack import ADAPTERS, lite0_part, save_adapters, write_manifest
+from models.expert import adapt
 from training.commands.embedding import untrained_of
 from training.evaluation.baselines import expert_embedding
 from training.evaluation.cache import EvaluationCache

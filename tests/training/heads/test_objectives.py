@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.adapters import load_adapters
-from models.bundle.build import load_expert, new_uhead
-from models.bundle.pack import ADAPTERS, MINI_DIMENSION, lite0_part, mini_uhead_config, mini_uhead_shape
+from models.bundle.build import load_adapters, load_expert
+from models.bundle.pack import ADAPTERS, MINI_DIMENSION, lite0_part, mini_uhead_shape
 from models.errors import DataError
-from models.heads.places import PlacesPool
 from models.heads.segmentation import SegmentationHead
+from models.heads.uhead import GridPool, UHead
 from training.data.dataset import DataSet
 from training.heads import objectives as heads_stage
 from training.heads.ablation import read_record
@@ -74,7 +73,7 @@ def random_store(rows: int, seed: int) -> DeviceStore:
 def random_cells(rows: int, seed: int) -> DeviceStore:
     """What a view store keeps: the cells of random maps."""
     taps, expert = split_maps(random_store(rows, seed).read(torch.arange(rows)))
-    shape = mini_uhead_config()
+    shape = mini_uhead_shape()
     cells = {TAP_CELLS: shape.tap_cells(taps), EXPERT_CELLS: shape.expert_cells(expert)}
     return DeviceStore({name: values.half() for name, values in cells.items()})
 
@@ -101,7 +100,7 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(heads_stage, "PAIRS", 4)
     monkeypatch.setattr(heads_stage, "SCENES", 2)
     torch.manual_seed(0)
-    uhead, segmentation = new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
+    uhead, segmentation = UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
     data = HeadData(
         views=views,
         store=random_cells(len(views.kinds), 0),
@@ -166,11 +165,11 @@ def test_what_shares_a_concept_is_the_same_thing() -> None:
 
 
 def test_standards_are_those_of_the_stores_and_a_blank_map_reads_as_zero() -> None:
-    uhead = new_uhead(mini_uhead_shape(), MINI_DIMENSION)
+    uhead = UHead(mini_uhead_shape(), MINI_DIMENSION)
     views, scenes = random_cells(40, 0), random_store(8, 1)
     measure_pool(uhead, views.blank("sd."))
     measure_dense(uhead, scenes)
-    assert isinstance(uhead.pool, PlacesPool)
+    assert isinstance(uhead.pool, GridPool)
     cells = all_cells(views.read(torch.arange(40)))
     taps = sum(shape.cell_channels for shape in uhead.config.tap_shapes.values())
     standard = uhead.pool.standard(cells)[:, taps:]
@@ -192,7 +191,7 @@ def test_scenes_and_names_of_the_unseen_are_drawn_only_on_request() -> None:
 
 def test_a_withheld_name_is_background_and_one_name_is_always_asked_for() -> None:
     torch.manual_seed(0)
-    stage = DenseStage(new_uhead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)).eval()
+    stage = DenseStage(UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)).eval()
     scenes = scene_views()
     loss = DenseLoss(stage, scenes, random_store(4, 1), with_unseen=False)
     row, labels = torch.tensor([0]), torch.from_numpy(scenes.labels[:1].astype(np.int64))
