@@ -17,7 +17,7 @@ from app.stores.blobs import Blobs
 from app.stores.index.base import IndexOptions
 from app.stores.index.snapshots import IndexSnapshots
 from app.stores.maintenance.backup import BackupRefused, restore_backup, write_backup
-from app.stores.maintenance.check import LOG_KEPT_S, Upkeep
+from app.stores.maintenance.check import LOG_KEPT_S, Maintenance
 from app.stores.sql.database import Database, DataFolderLocked, attach_database, open_database, sql_errors
 from app.stores.sql.engines import UnusableDatabase
 from app.tasks.assemble import BLOBS, INDEXES
@@ -94,7 +94,7 @@ def restore(folder: Annotated[Path, typer.Argument(help="What `vermouth backup` 
 
 
 @contextmanager
-def _upkeep() -> Iterator[Upkeep]:
+def _upkeep() -> Iterator[Maintenance]:
     settings = read_settings()
     options = IndexOptions(
         kind=None if settings.index_kind == "auto" else settings.index_kind,
@@ -107,7 +107,7 @@ def _upkeep() -> Iterator[Upkeep]:
         require_database(settings)
         with opened as database:
             snapshots = IndexSnapshots(settings.data_dir / INDEXES)
-            yield Upkeep(database, _blobs(settings), snapshots, options=options)
+            yield Maintenance(database, _blobs(settings), snapshots, options=options)
 
 
 @contextmanager

@@ -6,14 +6,22 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
+import sqlalchemy as sa
 
 from app.errors import Damaged, DiskFull, EngineUnavailable, NotFound
-from app.stores.sql.failpoints import reached
+from app.stores.sql import metadata
+from app.stores.sql.database import Database
+from app.stores.sql.failpoints import failpoint
+from app.stores.sql.tables import items, supports
 
+BLOBS_AT_ONCE = 500
+BLOBS_A_TURN = 16
+"""Most pictures deleted in one of the writer's turns: others wait for no more."""
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -131,13 +139,13 @@ def _write_durably(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        reached("blob.temporary")
+        failpoint("blob.temporary")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
-    reached("blob.renamed")
+    failpoint("blob.renamed")
 
 
 def _sync_folder(path: Path) -> None:
@@ -146,3 +154,72 @@ def _sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def stored_images(database: Database, blobs: Blobs, pictures: Iterable[bytes]) -> Iterator[list[str]]:
+    """Stores pictures for a block that names them by their SHA-256; where it fails they are collected again.
+
+    Raises:
+        DiskFull: no space left for one of them.
+    """
+    digests: list[str] = []
+    try:
+        digests.extend(blobs.put(data) for data in pictures)
+        yield digests
+    except BaseException:
+        collect_garbage_later(database, blobs, set(digests))
+        raise
+
+
+def collect_garbage_later(database: Database, blobs: Blobs, candidates: Set[str]) -> None:
+    """As `collect_garbage`, but after the caller's answer; what fails is logged and left to a vacuum."""
+    ordered = sorted(candidates)
+    for start in range(0, len(ordered), BLOBS_AT_ONCE):
+        database.later(collect_garbage, database, blobs, set(ordered[start : start + BLOBS_AT_ONCE]))
+
+
+def collect_garbage(database: Database, blobs: Blobs, candidates: Set[str]) -> int:
+    """Delete those of `candidates` (SHA-256) that neither a live item nor a support names; returns how many.
+
+    It deletes in the writer's turn, in which writers also make sure of the pictures they name: so no process
+    deletes what another is about to name. While a backup holds pictures back nothing is deleted; a vacuum
+    finds it later.
+    """
+    unnamed = _unnamed(database, sorted(candidates))
+    count = 0
+    for start in range(0, len(unnamed), BLOBS_A_TURN):
+        part = unnamed[start : start + BLOBS_A_TURN]
+        with database.write() as connection:
+            if are_held(connection):
+                return count
+            gone = set(part) - named(connection, part)
+            for sha256 in gone:
+                blobs.delete(sha256)
+            count += len(gone)
+    if candidates:
+        failpoint("blobs.collected")
+    return count
+
+
+def named(connection: sa.Connection, digests: list[str]) -> set[str]:
+    """Those of some SHA-256 that a live item or a support names."""
+    live = sa.select(items.c.sha256).where(items.c.sha256.in_(digests), items.c.deleted_seq.is_(None))
+    kept = sa.select(supports.c.sha256).where(supports.c.sha256.in_(digests))
+    return set(connection.execute(live.union(kept)).scalars())
+
+
+def are_held(connection: sa.Connection) -> bool:
+    """Whether a backup is copying pictures just now."""
+    return float(metadata.read(connection, metadata.IMAGES_HELD_UNTIL) or 0) > time.time()
+
+
+def _unnamed(database: Database, digests: list[str]) -> list[str]:
+    """A first look that keeps no writer waiting."""
+    found: list[str] = []
+    for start in range(0, len(digests), BLOBS_AT_ONCE):
+        part = digests[start : start + BLOBS_AT_ONCE]
+        with database.read(limit_s=None) as connection:
+            kept = named(connection, part)
+        found.extend(one for one in part if one not in kept)
+    return found

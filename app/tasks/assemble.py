@@ -13,14 +13,13 @@ from app.stores.index.follower import Indexes
 from app.stores.index.snapshots import IndexSnapshots
 from app.stores.maintenance.reembed import Reembedding
 from app.stores.records.class_sets import ClassSets
-from app.stores.records.episode_records import EpisodeLimits
-from app.stores.records.episodes import SupportSets
+from app.stores.records.episodes import Episodes
 from app.stores.records.galleries import Galleries
 from app.stores.records.idempotency import IdempotencyKeys
 from app.stores.records.items import Items
 from app.stores.records.jobs import Jobs
 from app.stores.sql.database import Database, open_database
-from app.stores.sql.vectors import VectorDtype
+from app.stores.sql.tables import VectorDtype
 from app.tasks.fewshot import FewShot, PrototypeHead
 from app.tasks.galleries import GalleryTask
 from app.tasks.idempotency import Idempotency
@@ -62,7 +61,7 @@ class Stores:
     indexes: Indexes
     galleries: Galleries
     items: Items
-    support_sets: SupportSets
+    episodes: Episodes
     class_sets: ClassSets
     idempotency_keys: IdempotencyKeys
     jobs: Jobs
@@ -134,7 +133,7 @@ def open_tasks(
     except BaseException:
         close()
         raise
-    support_sets = SupportSets(database, blobs, fingerprint=bundle.fingerprint)
+    episodes = Episodes(database, blobs, fingerprint=bundle.fingerprint)
     pictures = Pictures(images, database, items)
     class_sets = ClassSets(database, dimension=bundle.dimension, fingerprint=bundle.fingerprint)
     segmentation = Segmentation(
@@ -153,7 +152,7 @@ def open_tasks(
             indexes=indexes,
             galleries=galleries,
             items=items,
-            support_sets=support_sets,
+            episodes=episodes,
             class_sets=class_sets,
             idempotency_keys=idempotency,
             jobs=jobs,
@@ -179,9 +178,9 @@ def open_tasks(
             head=prototype_head,
             pictures=pictures,
             database=database,
-            support_sets=support_sets,
+            episodes=episodes,
             workers=workers,
-            limits=EpisodeLimits(ways=limits.max_ways, support_per_way=limits.max_support_per_way),
+            limits=limits,
         ),
         reembed=Reembed(
             bundle=bundle,

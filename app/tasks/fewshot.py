@@ -7,18 +7,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import BundleInfo, FeatureEngine
+from app.domain import BundleInfo, FeatureEngine, Limits
 from app.errors import Damaged, FingerprintMismatch, Invalid
 from app.imaging.sources import PixelBudget
-from app.stores.records.episode_records import (
-    Episode,
-    EpisodeLimits,
-    EpisodeSummary,
-    NewSupport,
-    NewWay,
-    StoredPicture,
-)
-from app.stores.records.episodes import SupportSets
+from app.stores.records.episodes import Episode, Episodes, EpisodeSummary, NewSupport, NewWay, StoredImage
 from app.stores.sql.database import Database
 from app.tasks.features import pooled_pictures
 from app.tasks.pictures import Pictures, Prepared, Source
@@ -118,16 +110,16 @@ class FewShot:
         head: PrototypeHead,
         pictures: Pictures,
         database: Database,
-        support_sets: SupportSets,
+        episodes: Episodes,
         workers: Workers,
-        limits: EpisodeLimits,
+        limits: Limits,
     ) -> None:
         self._bundle = bundle
         self._engine = engine
         self._head = head
         self._pictures = pictures
         self._database = database
-        self._support_sets = support_sets
+        self._episodes = episodes
         self._workers = workers
         self._limits = limits
         self._reports: dict[tuple[str, int], LeaveOneOut | None] = {}
@@ -166,7 +158,7 @@ class FewShot:
             for index, way in enumerate(request.ways)
         ]
         seq, episode = await self._database.run_write(
-            self._support_sets.create,
+            self._episodes.create,
             ways,
             name=request.name,
             method=request.method,
@@ -205,7 +197,7 @@ class FewShot:
             Invalid: it would have too many ways or examples.
             As `create`.
         """
-        await self._database.run(self._support_sets.get, episode_id)
+        await self._database.run(self._episodes.get, episode_id)
         sources = [source for way in ways for source in way.support]
         prepared, vectors = await self._encode(sources, budget, timeout_s, Timings())
         stored = iter(
@@ -214,7 +206,7 @@ class FewShot:
         )
         new = [NewWay(label=way.label, support=[next(stored) for _ in way.support]) for way in ways]
         seq, episode = await self._database.run_write(
-            self._support_sets.add, episode_id, new, if_match=if_match, limits=self._limits, token=token
+            self._episodes.add, episode_id, new, if_match=if_match, limits=self._limits, token=token
         )
         return seq, episode, await self._report(episode)
 
@@ -228,28 +220,26 @@ class FewShot:
             PreconditionFailed: its version is none of `if_match`.
             Conflict: it is the last example of its way.
         """
-        seq, episode = await self._database.run_write(
-            self._support_sets.remove, episode_id, support_id, if_match=if_match
-        )
+        seq, episode = await self._database.run_write(self._episodes.remove, episode_id, support_id, if_match=if_match)
         return seq, episode, await self._report(episode)
 
     async def get(self, episode_id: str) -> tuple[Episode, LeaveOneOut | None]:
         """One episode and its leave-one-out report. Raises NotFound."""
-        episode = await self._database.run(self._support_sets.get, episode_id)
+        episode = await self._database.run(self._episodes.get, episode_id)
         return episode, await self._report(episode)
 
     async def page(self, *, after: str | None, limit: int) -> tuple[Sequence[EpisodeSummary], str | None]:
         """Up to `limit` episodes sorted by id that follow `after`, and the cursor of the next page."""
-        found = await self._database.run(self._support_sets.all, after=after, limit=limit + 1)
+        found = await self._database.run(self._episodes.all, after=after, limit=limit + 1)
         return found[:limit], found[limit - 1].id if len(found) > limit else None
 
-    async def support_image(self, episode_id: str, support_id: str) -> StoredPicture:
+    async def support_image(self, episode_id: str, support_id: str) -> StoredImage:
         """The stored image of one example. Raises NotFound."""
-        return await self._database.run(self._support_sets.picture, episode_id, support_id)
+        return await self._database.run(self._episodes.image, episode_id, support_id)
 
     async def delete(self, episode_id: str) -> int:
         """Delete an episode with its images and return the write's `seq`. Raises NotFound."""
-        return await self._database.run_write(self._support_sets.delete, episode_id)
+        return await self._database.run_write(self._episodes.delete, episode_id)
 
     async def _report(self, episode: Episode) -> LeaveOneOut | None:
         """The leave-one-out report of one version; None where no way has two examples, or another bundle's are."""
@@ -283,9 +273,9 @@ class FewShot:
             As `Pictures.prepare_all` and `FeatureEngine`.
         """
         timings = Timings()
-        episode = self._support_sets.unchanged(episode_id)
+        episode = self._episodes.get_cached(episode_id)
         if episode is None:
-            episode = await self._database.run(self._support_sets.get, episode_id)
+            episode = await self._database.run(self._episodes.get, episode_id)
         if episode.fingerprint != self._bundle.fingerprint:
             raise FingerprintMismatch("The episode's features were made by another bundle.")
         _, vectors = await self._encode(queries, budget, timeout_s, timings, is_reproducible=is_reproducible)

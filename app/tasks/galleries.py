@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from app.errors import DeadlineExceeded
+from app.stores.index.delta import IndexState
 from app.stores.index.follower import Indexes
-from app.stores.index.vector_index import IndexState
-from app.stores.records.galleries import Galleries
-from app.stores.records.gallery_records import Gallery
+from app.stores.records.galleries import Galleries, Gallery
 from app.stores.sql.database import Database
 
 POLL_S = 0.02

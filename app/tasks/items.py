@@ -14,8 +14,7 @@ from app.imaging.thumbnails import Thumbnails
 from app.stores.filters.tree import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries
-from app.stores.records.gallery_records import Exported, Item, NewItem
-from app.stores.records.items import Change, Items, Removed
+from app.stores.records.items import Change, Exported, Item, Items, NewItem, Removed
 from app.stores.sql.database import Database
 from app.tasks.features import pooled_pictures
 from app.tasks.pictures import ItemImage, Pictures, Prepared, Source
@@ -219,7 +218,7 @@ class ItemTask:
 
     async def image(self, gallery: str, item_id: str, *, thumbnail_size: int | None) -> tuple[Item, bytes]:
         """One item and its image as stored, or as a WebP thumbnail of that longest side in px. Raises NotFound."""
-        item, data = await self._database.run(self._items.picture, gallery, item_id)
+        item, data = await self._database.run(self._items.image, gallery, item_id)
         if thumbnail_size is not None:
             data = await self._thumbnails.make(data, thumbnail_size)
         return item, data

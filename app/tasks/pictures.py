@@ -141,7 +141,7 @@ class Pictures:
         """The source as something the decoder takes, with its bytes at hand where it has any."""
         try:
             if isinstance(source, ItemImage):
-                _, data = await self._database.run(self._items.picture, source.gallery, source.id)
+                _, data = await self._database.run(self._items.image, source.gallery, source.id)
                 return EncodedImage(data=data)
             if isinstance(source, StrokesImage):
                 return StrokesImage(strokes=source.strokes, width=source.width, height=source.height, size=size)

@@ -11,7 +11,7 @@ from app.errors import Conflict, ServiceError
 from app.imaging.sources import EncodedImage, PixelBudget
 from app.stores.blobs import Blobs
 from app.stores.index.rows import read_exact
-from app.stores.maintenance.reembed import LackingPicture, Reembedding
+from app.stores.maintenance.reembed import LackingImage, Reembedding
 from app.stores.records.galleries import Galleries
 from app.stores.records.jobs import Job, Jobs
 from app.stores.sql.database import Database
@@ -132,16 +132,16 @@ class Reembed:
                 ClassPrompt(name=one.name, synonyms=one.synonyms, templates=one.templates) for one in lacking.classes
             ]
             vectors = await self._segmentation.embed_classes(prompts)
-            await self._database.run_write(self._reembedding.keep_classes, lacking, vectors)
+            await self._database.run_write(self._reembedding.store_class_vectors, lacking, vectors)
             done = await self._advance(job_id, done + 1, total, progress)
         if faults:
             raise Conflict(f"{len(faults)} entries cannot be embedded: {'; '.join(faults[:MAX_FAULTS])}")
         return done
 
-    async def _embed(self, part: Sequence[LackingPicture], profile: TaskProfile) -> list[str]:
+    async def _embed(self, part: Sequence[LackingImage], profile: TaskProfile) -> list[str]:
         """Embed stored pictures; a sentence for each that cannot be."""
         budget = PixelBudget(max_pixels=self._limits.max_image_pixels * len(part), max_images=len(part))
-        read: list[tuple[LackingPicture, bytes]] = []
+        read: list[tuple[LackingImage, bytes]] = []
         faults: list[str] = []
         for one in part:
             try:
@@ -169,7 +169,7 @@ class Reembed:
                     timings=Timings(),
                 )
             found = [(one, vector) for (one, _), vector in zip(sound, vectors, strict=True)]
-            await self._database.run_write(self._reembedding.keep_pictures, found)
+            await self._database.run_write(self._reembedding.store_vectors, found)
         return faults
 
     async def _advance(self, job_id: str, done: int, total: int, progress: Progress) -> int:

@@ -11,8 +11,7 @@ from app.errors import Invalid
 from app.imaging.sources import PixelBudget
 from app.stores.filters.tree import Filter
 from app.stores.index.follower import Indexes
-from app.stores.records.galleries import Galleries
-from app.stores.records.gallery_records import Found
+from app.stores.records.galleries import Galleries, Hit
 from app.stores.sql.database import Database
 from app.tasks.features import pooled_pictures, pooled_texts
 from app.tasks.pictures import Pictures, Source
@@ -44,7 +43,7 @@ class RetrieveAnswer:
     gallery: str
     index_seq: int
     fingerprint: str
-    results: Sequence[Found]
+    results: Sequence[Hit]
     timings_ms: Mapping[str, float]
 
 
@@ -128,9 +127,9 @@ class Retrieval:
             timings_ms=timings.totals_ms(),
         )
 
-    async def _search(self, query: RetrieveQuery, vector: NDArray[np.float32]) -> tuple[int, Sequence[Found]]:
+    async def _search(self, query: RetrieveQuery, vector: NDArray[np.float32]) -> tuple[int, Sequence[Hit]]:
         if query.where is None:
-            found = self._galleries.search_at_hand(query.gallery, vector, k=query.k, min_score=query.min_score)
+            found = self._galleries.search_cached(query.gallery, vector, k=query.k, min_score=query.min_score)
             if found is not None:
                 return found
         return await self._database.run(

@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 
 from app.stores.index.base import HNSW_CONSTRUCTION_WIDTH, HNSW_LINKS, IndexOptions
-from app.stores.index.vector_index import Entry, Removal, VectorIndex
+from app.stores.index.delta import Entry, Removal, VectorIndex
 from benchmarks.index.sample import Ids, K, Matrix, Sample, all_cores, percentile_ms, timed
 
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)

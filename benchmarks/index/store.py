@@ -13,17 +13,14 @@ import sqlalchemy as sa
 from app.stores.blobs import Blobs
 from app.stores.filters.tree import parse_filter
 from app.stores.index.base import IndexOptions
+from app.stores.index.delta import VectorIndex
 from app.stores.index.follower import Indexes
 from app.stores.index.snapshots import IndexSnapshots, SnapshotKey
-from app.stores.index.vector_index import VectorIndex
 from app.stores.records.galleries import Galleries
-from app.stores.records.gallery_records import NewItem
-from app.stores.records.items import Items
-from app.stores.sql import change_log
-from app.stores.sql import metadata as facts
+from app.stores.records.items import Items, NewItem
+from app.stores.sql import change_log, metadata
 from app.stores.sql.database import SQLITE_FILE, Database, open_database
-from app.stores.sql.tables import galleries, item_vectors, items
-from app.stores.sql.vectors import pack, unpack
+from app.stores.sql.tables import galleries, item_vectors, items, pack, unpack
 from benchmarks.index.sample import K, Sample, percentile_ms
 
 FINGERPRINT = "bench"
@@ -123,7 +120,7 @@ def _row(gallery: int, number: int, seq: int) -> dict[str, object]:
 def _keep_snapshot(database: Database, folder: Path, index: VectorIndex) -> None:
     with database.read() as connection:
         key = SnapshotKey(
-            database_id=facts.read(connection, facts.DATABASE_ID) or "",
+            database_id=metadata.read(connection, metadata.DATABASE_ID) or "",
             gallery_id=connection.execute(sa.select(galleries.c.id)).scalar_one(),
             fingerprint=FINGERPRINT,
             dimension=index.snapshot.base.dimension,
@@ -144,7 +141,7 @@ def _used(folder: Path, sample: Sample, options: IndexOptions) -> dict[str, Any]
         started = time.perf_counter()
         written.upsert("default", [one])
         insert.append(time.perf_counter() - started)
-        if stores.search("default", one.vector, k=1, min_score=None)[1][0].hit.score < 1 - 1e-4:
+        if stores.search("default", one.vector, k=1, min_score=None)[1][0].score < 1 - 1e-4:
             raise SystemExit("an item was not found at once")
     for one in new:
         started = time.perf_counter()

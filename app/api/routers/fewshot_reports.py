@@ -13,7 +13,7 @@ from app.api.schemas.fewshot import (
     WayCount,
     WayReport,
 )
-from app.stores.records.episode_records import Episode, EpisodeSummary
+from app.stores.records.episodes import Episode, EpisodeSummary
 from app.tasks.fewshot import Created, Prediction, method_of
 from models.heads.fewshot import LeaveOneOut
 

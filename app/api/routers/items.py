@@ -44,7 +44,7 @@ from app.api.schemas.wire import ITEM_PATTERN
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep
 from app.errors import Invalid, ServiceError
-from app.stores.records.gallery_records import Exported, Item
+from app.stores.records.items import Exported, Item
 from app.tasks.assemble import Tasks
 from app.tasks.items import ItemPutRequest, ItemRequest, Outcome
 from app.tasks.pictures import Source

@@ -152,10 +152,10 @@ def response_of(answer: RetrieveAnswer) -> RetrieveResponse:
         fingerprint=answer.fingerprint,
         results=[
             RetrieveResult(
-                id=found.hit.external_id,
-                score=found.hit.score,
+                id=found.external_id,
+                score=found.score,
                 metadata=dict(found.metadata),
-                image_url=f"/galleries/{answer.gallery}/items/{found.hit.external_id}/image",
+                image_url=f"/galleries/{answer.gallery}/items/{found.external_id}/image",
             )
             for found in answer.results
         ],

@@ -1,5 +1,6 @@
 """The immutable part of an index: exact, graph or inverted lists, chosen by size, over FAISS."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -8,8 +9,6 @@ from typing import Literal
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-
-from app.stores.index.device import MAX_DEVICE_K, DeviceIndex, copy_to_device
 
 Kind = Literal["flat", "hnsw", "ivf"]
 Storage = Literal["fp32", "fp16", "sq8"]
@@ -27,6 +26,8 @@ NOISE = 2.0
 MIN_WIDTH, MAX_WIDTH = 32, 2048
 NEAR_FACTOR = 4
 """So many times more candidates come from a base that keeps vectors less than exactly."""
+MAX_DEVICE_K = 2048
+"""FAISS's own limit on a GPU."""
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -70,7 +71,7 @@ class Base:
     storage: Storage
     width: int = 0
     recall: float | None = None
-    on_device: DeviceIndex | None = None
+    on_device: "DeviceIndex | None" = None
 
     @property
     def dimension(self) -> int:
@@ -248,3 +249,30 @@ def _tuned(base: Base) -> Base:
 def _best(found: tuple[Ids, Vectors], k: int) -> Ids:
     rows, scores = found
     return rows[np.argpartition(-scores, k - 1)[:k]]
+
+
+class DeviceIndex:
+    """A GPU copy of an exact index; FAISS allows one search at a time on the resources of one."""
+
+    def __init__(self, index: faiss.Index, resources: object) -> None:
+        self._index = index
+        # They must outlive the index, which does not hold them.
+        self._resources = resources
+        self._lock = threading.Lock()
+
+    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and rows of the k best of each query; k is at most `MAX_DEVICE_K`."""
+        with self._lock:
+            return self._index.search(queries, k)  # type: ignore[no-any-return]  # FAISS has no types
+
+
+def copy_to_device(index: faiss.Index) -> DeviceIndex | None:
+    """The index's copy on the first GPU; None where FAISS was built without, none is there, or it has no room."""
+    if index.ntotal == 0 or not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        return None
+    resources = faiss.StandardGpuResources()
+    try:
+        return DeviceIndex(faiss.index_cpu_to_gpu(resources, 0, index), resources)
+    except RuntimeError:
+        # The encoder comes first: without room the search stays where it is.
+        return None

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from app.errors import NotFound, ServiceError
 from app.runtime.telemetry import get_logger
 from app.stores.index.base import IndexOptions
+from app.stores.index.delta import IndexState, VectorIndex, digest_text
 from app.stores.index.rows import read_added, read_all, read_removed
 from app.stores.index.snapshots import IndexSnapshots, SnapshotKey
-from app.stores.index.vector_index import IndexState, VectorIndex, digest_text
-from app.stores.sql import change_log
-from app.stores.sql import metadata as facts
+from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
 from app.stores.sql.tables import galleries, items
 
@@ -163,7 +162,7 @@ class Indexes:
     def require_active(self) -> None:
         """Raises FingerprintMismatch where another bundle's vectors are the active ones."""
         if not self._is_active:
-            raise facts.mismatch()
+            raise metadata.mismatch()
 
     def require(self, name: str) -> None:
         """Refuse what `search` would, before anything is spent on it; read from memory, safe on the event loop.
@@ -240,12 +239,12 @@ class Indexes:
 
     def _follows(self, connection: sa.Connection) -> bool:
         """Whether the log still holds all changes since `applied_seq`, of this bundle."""
-        is_active = facts.read(connection, facts.FINGERPRINT) == self._fingerprint
+        is_active = metadata.read(connection, metadata.FINGERPRINT) == self._fingerprint
         return is_active and self._is_active and change_log.vacuumed(connection) <= self.applied_seq
 
     def _reload(self, connection: sa.Connection) -> None:
         head = change_log.head(connection)
-        self.active_fingerprint = facts.read(connection, facts.FINGERPRINT) or self._fingerprint
+        self.active_fingerprint = metadata.read(connection, metadata.FINGERPRINT) or self._fingerprint
         loaded: dict[int, _Followed] = {}
         for row in connection.execute(sa.select(galleries.c.id, galleries.c.name)).all():
             index = VectorIndex(self._dimension, self._options)
@@ -331,7 +330,7 @@ class Indexes:
 
     def _key(self, connection: sa.Connection, gallery_id: int) -> SnapshotKey:
         return SnapshotKey(
-            database_id=facts.read(connection, facts.DATABASE_ID) or "",
+            database_id=metadata.read(connection, metadata.DATABASE_ID) or "",
             gallery_id=gallery_id,
             fingerprint=self._fingerprint,
             dimension=self._dimension,

@@ -6,10 +6,9 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from app.stores.index.vector_index import Entry, Removal, mark_of
+from app.stores.index.delta import Entry, Removal, mark_of
 from app.stores.sql.database import Database
-from app.stores.sql.tables import galleries, item_vectors, items
-from app.stores.sql.vectors import unpack
+from app.stores.sql.tables import galleries, item_vectors, items, unpack
 
 ROWS_AT_ONCE = 8192
 

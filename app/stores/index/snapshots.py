@@ -12,10 +12,9 @@ from typing import get_args
 import faiss
 import numpy as np
 
-from app.stores.index.base import Base, Kind, Storage
-from app.stores.index.device import copy_to_device
-from app.stores.index.vector_index import Snapshot
-from app.stores.sql.failpoints import reached
+from app.stores.index.base import Base, Kind, Storage, copy_to_device
+from app.stores.index.delta import Snapshot
+from app.stores.sql.failpoints import failpoint
 
 FORMAT = 1
 KEPT = 2
@@ -61,10 +60,10 @@ class IndexSnapshots:
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             self._write_files(temporary, key, snapshot, seq)
-            reached("snapshot.files")
+            failpoint("snapshot.files")
             temporary.rename(target)
             _sync(target.parent)
-            reached("snapshot.renamed")
+            failpoint("snapshot.renamed")
         except (OSError, RuntimeError):
             shutil.rmtree(temporary, ignore_errors=True)
             return

@@ -17,11 +17,10 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from app.stores.blobs import Blobs
-from app.stores.sql import change_log
-from app.stores.sql import metadata as facts
+from app.stores.sql import change_log, metadata
 from app.stores.sql.database import SQLITE_FILE, Database
 from app.stores.sql.engines import migrate, sqlite_engine
-from app.stores.sql.tables import galleries, items, metadata, supports
+from app.stores.sql.tables import galleries, items, schema, supports
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -112,11 +111,11 @@ def _restore(
         with source.connect() as reader, database.write() as writer:
             # Once more: a service may have begun on it while pictures were copied.
             _require_empty(writer)
-            for table in reversed(metadata.sorted_tables):
+            for table in reversed(schema.sorted_tables):
                 writer.execute(sa.delete(table))
             _copy_tables(reader, writer)
             # Snapshots of indexes made before belong to another history.
-            facts.renew_identity(writer)
+            metadata.renew_identity(writer)
             if database.is_shared:
                 _follow_ids(writer)
     finally:
@@ -136,10 +135,10 @@ def _copy_out(database: Database, path: Path) -> int:
         with database.read(limit_s=None) as reader, target.connect() as connection:
             writer = connection.execution_options(vermouth_writes=True)
             with writer.begin():
-                for table in reversed(metadata.sorted_tables):
+                for table in reversed(schema.sorted_tables):
                     writer.execute(sa.delete(table))
                 _copy_tables(reader, writer)
-                facts.write(writer, facts.PICTURES_HELD_UNTIL, "0")
+                metadata.write(writer, metadata.IMAGES_HELD_UNTIL, "0")
                 seq = change_log.head(writer)
         # One file, without a log beside it.
         with target.connect() as connection:
@@ -151,7 +150,7 @@ def _copy_out(database: Database, path: Path) -> int:
 
 
 def _copy_tables(reader: sa.Connection, writer: sa.Connection) -> None:
-    for table in metadata.sorted_tables:
+    for table in schema.sorted_tables:
         found = reader.execute(sa.select(table), execution_options={"yield_per": ROWS_AT_ONCE})
         for rows in found.mappings().partitions():
             writer.execute(sa.insert(table), [dict(row) for row in rows])
@@ -187,15 +186,15 @@ def _hold_pictures(database: Database) -> str:
     """Let no picture be collected; returns what tells this hold from another's."""
     hold = repr(time.time() + HOLD_S)
     with database.write() as connection:
-        facts.write(connection, facts.PICTURES_HELD_UNTIL, hold)
+        metadata.write(connection, metadata.IMAGES_HELD_UNTIL, hold)
     return hold
 
 
 def _let_go_of_pictures(database: Database, hold: str) -> None:
     with database.write() as connection:
         # A backup that began later goes on holding them.
-        if facts.read(connection, facts.PICTURES_HELD_UNTIL) == hold:
-            facts.write(connection, facts.PICTURES_HELD_UNTIL, "0")
+        if metadata.read(connection, metadata.IMAGES_HELD_UNTIL) == hold:
+            metadata.write(connection, metadata.IMAGES_HELD_UNTIL, "0")
 
 
 def _write_manifest(folder: Path, seq: int, item_count: int, pictures: int) -> None:

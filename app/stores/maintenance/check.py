@@ -9,13 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from app.errors import ServiceError
-from app.stores.blobs import Blobs
-from app.stores.garbage import BLOBS_AT_ONCE, delete_unreferenced
+from app.stores.blobs import BLOBS_AT_ONCE, Blobs, collect_garbage
 from app.stores.index.base import IndexOptions
 from app.stores.index.follower import Indexes
 from app.stores.index.snapshots import IndexSnapshots
-from app.stores.sql import change_log, tables
-from app.stores.sql import metadata as facts
+from app.stores.sql import change_log, metadata, tables
 from app.stores.sql.database import Database
 from app.stores.sql.tables import (
     changes,
@@ -29,16 +27,16 @@ from app.stores.sql.tables import (
     jobs,
     support_vectors,
     supports,
+    unpack,
 )
-from app.stores.sql.vectors import unpack
 
 JOBS_KEPT_S = 30 * 24 * 3600.0
 LOG_KEPT_S = 3600.0
 """The last hour of the log outlives a vacuum, for exports that run and replicas that are behind."""
 ROWS_AT_ONCE = 1000
 # Read in each transaction: the active bundle may be switched during a vacuum.
-_KEPT_FINGERPRINTS = sa.select(tables.facts.c.value).where(
-    tables.facts.c.name.in_([facts.FINGERPRINT, facts.PREVIOUS_FINGERPRINT])
+_KEPT_FINGERPRINTS = sa.select(tables.database_metadata.c.value).where(
+    tables.database_metadata.c.name.in_([metadata.FINGERPRINT, metadata.PREVIOUS_FINGERPRINT])
 )
 
 
@@ -52,7 +50,7 @@ class Vacuumed:
     pictures: int
 
 
-class Upkeep:
+class Maintenance:
     """Checks and cleans one store; every method blocks.
 
     Args:
@@ -119,7 +117,7 @@ class Upkeep:
         pictures = 0
         names = self._blobs.names()
         while part := set(islice(names, BLOBS_AT_ONCE)):
-            pictures += delete_unreferenced(self._database, self._blobs, part)
+            pictures += collect_garbage(self._database, self._blobs, part)
         self._blobs.remove_temporary()
         self._database.compact()
         return Vacuumed(items=dead, changes=logged, episodes=gone, pictures=pictures)
@@ -177,7 +175,7 @@ class Upkeep:
 
     def _indexes(self) -> Indexes:
         with self._database.read(limit_s=None) as connection:
-            fingerprint = facts.read(connection, facts.FINGERPRINT) or ""
+            fingerprint = metadata.read(connection, metadata.FINGERPRINT) or ""
             own = item_vectors.c.fingerprint == fingerprint
             row = connection.execute(sa.select(item_vectors).where(own).limit(1)).one_or_none()
         dimension = 1 if row is None else len(unpack(row.vector, row.dtype))
@@ -209,7 +207,7 @@ def _log_faults(connection: sa.Connection) -> Iterator[str]:
 
 
 def _vector_faults(connection: sa.Connection) -> Iterator[str]:
-    active = facts.read(connection, facts.FINGERPRINT) or ""
+    active = metadata.read(connection, metadata.FINGERPRINT) or ""
     lacking = {
         "items": _lacking(items.c.id, item_vectors.c.item_id, item_vectors.c.fingerprint == active).where(
             items.c.deleted_seq.is_(None)

@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 from app.errors import Conflict
 from app.stores.records.class_sets import StoredClass
-from app.stores.sql import change_log
-from app.stores.sql import metadata as facts
+from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
 from app.stores.sql.tables import (
+    VectorDtype,
     class_set_vectors,
     class_sets,
     galleries,
     item_vectors,
     items,
+    pack,
     support_vectors,
     supports,
 )
-from app.stores.sql.vectors import VectorDtype, pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LackingPicture:
+class LackingImage:
     """A stored picture without a vector of the bundle: an item's row or a support's id."""
 
     owner: int | str
@@ -59,7 +59,7 @@ class Reembedding:
     def active(self) -> str | None:
         """The fingerprint that is served now."""
         with self._database.read(limit_s=None) as connection:
-            return facts.read(connection, facts.FINGERPRINT)
+            return metadata.read(connection, metadata.FINGERPRINT)
 
     def galleries(self) -> Sequence[str]:
         """Names of all galleries."""
@@ -71,19 +71,19 @@ class Reembedding:
         with self._database.read(limit_s=None) as connection:
             return _count_lacking(connection, self._fingerprint)
 
-    def items(self, limit: int, after: int = 0) -> Sequence[LackingPicture]:
+    def items(self, limit: int, after: int = 0) -> Sequence[LackingImage]:
         """Live items that lack one, by row, those after a row."""
         query = _items(self._fingerprint).where(items.c.id > after).order_by(items.c.id).limit(limit)
         with self._database.read(limit_s=None) as connection:
             rows = connection.execute(query).all()
-        return [LackingPicture(owner=row.id, sha256=row.sha256, caption=row.caption) for row in rows]
+        return [LackingImage(owner=row.id, sha256=row.sha256, caption=row.caption) for row in rows]
 
-    def supports(self, limit: int, after: str = "") -> Sequence[LackingPicture]:
+    def supports(self, limit: int, after: str = "") -> Sequence[LackingImage]:
         """Supports that lack one, by id, those after an id."""
         query = _supports(self._fingerprint).where(supports.c.id > after).order_by(supports.c.id).limit(limit)
         with self._database.read(limit_s=None) as connection:
             rows = connection.execute(query).all()
-        return [LackingPicture(owner=row.id, sha256=row.sha256, caption=None) for row in rows]
+        return [LackingImage(owner=row.id, sha256=row.sha256, caption=None) for row in rows]
 
     def class_sets(self) -> Sequence[LackingClasses]:
         """Class sets that lack theirs."""
@@ -100,7 +100,7 @@ class Reembedding:
             for row in rows
         ]
 
-    def keep_pictures(self, found: Sequence[tuple[LackingPicture, NDArray[np.float32]]]) -> None:
+    def store_vectors(self, found: Sequence[tuple[LackingImage, NDArray[np.float32]]]) -> None:
         """Store vectors [D] of items and supports that are still there."""
         with self._database.write() as connection:
             for one, vector in found:
@@ -122,7 +122,7 @@ class Reembedding:
                 if is_lacking:
                     connection.execute(sa.insert(table), {**row, "fingerprint": self._fingerprint})
 
-    def keep_classes(self, one: LackingClasses, vectors: NDArray[np.float32]) -> None:
+    def store_class_vectors(self, one: LackingClasses, vectors: NDArray[np.float32]) -> None:
         """Store embeddings [N, D] of a class set, unless it changed meanwhile."""
         lacking = _class_sets(self._fingerprint).where(
             class_sets.c.name == one.name, class_sets.c.version == one.version
@@ -137,11 +137,11 @@ class Reembedding:
         with self._database.write() as connection:
             if _count_lacking(connection, self._fingerprint):
                 return False
-            active = facts.read(connection, facts.FINGERPRINT)
+            active = metadata.read(connection, metadata.FINGERPRINT)
             if active != self._fingerprint:
                 if active is not None:
-                    facts.write(connection, facts.PREVIOUS_FINGERPRINT, active)
-                facts.write(connection, facts.FINGERPRINT, self._fingerprint)
+                    metadata.write(connection, metadata.PREVIOUS_FINGERPRINT, active)
+                metadata.write(connection, metadata.FINGERPRINT, self._fingerprint)
                 change_log.append(connection, "bundle.switch", self._fingerprint)
         return True
 
@@ -153,15 +153,15 @@ def roll_back(database: Database) -> str:
         Conflict: there was none, or something written since has no vector of it.
     """
     with database.write() as connection:
-        active = facts.read(connection, facts.FINGERPRINT)
-        previous = facts.read(connection, facts.PREVIOUS_FINGERPRINT)
+        active = metadata.read(connection, metadata.FINGERPRINT)
+        previous = metadata.read(connection, metadata.PREVIOUS_FINGERPRINT)
         if previous is None or active is None:
             raise Conflict("There was no other bundle before.")
         lacking = _count_lacking(connection, previous)
         if lacking:
             raise Conflict(f"{lacking} entries were written since: run `vermouth reembed` with that bundle.")
-        facts.write(connection, facts.FINGERPRINT, previous)
-        facts.write(connection, facts.PREVIOUS_FINGERPRINT, active)
+        metadata.write(connection, metadata.FINGERPRINT, previous)
+        metadata.write(connection, metadata.PREVIOUS_FINGERPRINT, active)
         change_log.append(connection, "bundle.switch", previous)
     return previous
 

@@ -9,12 +9,10 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from app.errors import NotFound, PreconditionFailed
-from app.stores.sql import change_log
-from app.stores.sql import metadata as facts
+from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
-from app.stores.sql.failpoints import reached
-from app.stores.sql.tables import class_set_vectors, class_sets
-from app.stores.sql.vectors import pack, unpack
+from app.stores.sql.failpoints import failpoint
+from app.stores.sql.tables import class_set_vectors, class_sets, pack, unpack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +67,7 @@ class ClassSets:
         """
         now = time.time()
         with self._database.write() as connection:
-            facts.require_fingerprint(connection, self._fingerprint)
+            metadata.require_fingerprint(connection, self._fingerprint)
             old = _row(connection, name)
             _check(old, if_match)
             listed = [{"name": c.name, "synonyms": [*c.synonyms], "templates": [*c.templates]} for c in classes]
@@ -84,8 +82,8 @@ class ClassSets:
             connection.execute(sa.insert(class_set_vectors), embedded)
             seq = change_log.append(connection, "class_set.put", name)
             stored = _class_set(_required(connection, name))
-            reached("rows.written")
-        reached("rows.committed")
+            failpoint("rows.written")
+        failpoint("rows.committed")
         return seq, stored, old is None
 
     def get(self, name: str) -> ClassSet:
@@ -102,7 +100,7 @@ class ClassSets:
             )
             data = connection.execute(query).scalar_one_or_none()
         if data is None:
-            raise facts.mismatch()
+            raise metadata.mismatch()
         return _class_set(row), unpack(data).reshape(-1, self._dimension)
 
     def all(self) -> Sequence[ClassSet]:

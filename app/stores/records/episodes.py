@@ -4,31 +4,21 @@ import hashlib
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
+from app.domain import Limits
 from app.errors import Conflict, Invalid, NotFound, PreconditionFailed
-from app.stores.blobs import Blobs
-from app.stores.garbage import collect_later, stored_pictures
-from app.stores.records.episode_cache import KeptEpisodes
-from app.stores.records.episode_records import (
-    Episode,
-    EpisodeLimits,
-    EpisodeSummary,
-    NewSupport,
-    NewWay,
-    StoredPicture,
-    Support,
-    Way,
-    WaySummary,
-)
+from app.runtime.lru import BoundedLru
+from app.stores.blobs import Blobs, collect_garbage_later, stored_images
 from app.stores.records.idempotency import note_done, require_undone
-from app.stores.sql import change_log
-from app.stores.sql import metadata as facts
+from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
-from app.stores.sql.failpoints import reached
-from app.stores.sql.tables import episodes, support_vectors, supports
-from app.stores.sql.vectors import pack, unpack
+from app.stores.sql.failpoints import failpoint
+from app.stores.sql.tables import episodes, pack, support_vectors, supports, unpack
 
 DROPPED_AT_ONCE = 100
 """Most expired episodes that a new one clears away, so that no caller pays for all of them."""
@@ -36,7 +26,147 @@ KEPT_BYTES = 128 << 20
 """Of episodes read lately; the largest there may be takes 83 MB (512 ways of 64)."""
 
 
-class SupportSets:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSupport:
+    """One labelled example to store; `vector` is [D] float32, unit length."""
+
+    data: bytes
+    media_type: str
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewWay:
+    """One class and examples to store."""
+
+    label: str
+    support: Sequence[NewSupport]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """One stored example; `vector` is [D] float32, unit length, empty where another bundle made it."""
+
+    id: str
+    sha256: str
+    media_type: str
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """The picture of an example as it was sent."""
+
+    sha256: str
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One class and its examples."""
+
+    label: str
+    support: Sequence[Support]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """A stored episode; `expires_at` in seconds since 1970, None for never."""
+
+    id: str
+    name: str | None
+    version: int
+    method: str
+    fingerprint: str
+    expires_at: float | None
+    ways: Sequence[Way]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaySummary:
+    """One class and how many examples it has."""
+
+    label: str
+    shots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeSummary:
+    """An episode as lists tell it: without its examples."""
+
+    id: str
+    name: str | None
+    version: int
+    method: str
+    fingerprint: str
+    expires_at: float | None
+    ways: Sequence[WaySummary]
+
+
+_ROW_BYTES = 1024
+"""Of an example besides its vector."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What was read last: an episode, and `Database.written` when it was as the database has it; None before the first.
+
+    One value, so that who reads it without a lock never sees one's episode under another's number.
+    """
+
+    read: tuple[Episode, int | None] | None = None
+
+
+class EpisodeCache:
+    """The least recently used are dropped first. A version says which examples there are, and ids are given once."""
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self._kept = BoundedLru(_Kept, max_bytes=max_bytes)
+
+    def unchanged(self, episode_id: str, written: int | None) -> Episode | None:
+        """The episode where nothing was written since it was read and it has not expired; None: it must be asked for.
+
+        Args:
+            written: `Database.written` now.
+        """
+        kept = self._kept.known(episode_id)
+        if kept is None or kept.read is None:
+            return None
+        episode, read_at = kept.read
+        if written is None or read_at != written:
+            return None
+        return episode if episode.expires_at is None or episode.expires_at > time.time() else None
+
+    def get(self, episode_id: str, version: int, fingerprint: str, read_at: int | None) -> Episode | None:
+        """The episode in just this version with features of this bundle, as it was read now; None where it is not kept.
+
+        Args:
+            read_at: as `keep`.
+        """
+        kept = self._kept.known(episode_id)
+        if kept is None or kept.read is None:
+            return None
+        episode, _ = kept.read
+        if (episode.version, episode.fingerprint) != (version, fingerprint):
+            return None
+        kept.read = episode, read_at
+        return episode
+
+    def keep(self, episode: Episode, read_at: int | None) -> None:
+        """Keep an episode, unless an example lacks its features: they may be made without a new version.
+
+        Args:
+            read_at: `Database.written` before it was read.
+        """
+        examples = [one for way in episode.ways for one in way.support]
+        if all(one.vector.size for one in examples):
+            entry = self._kept.entry(episode.id)
+            entry.read = episode, read_at
+            self._kept.weigh(episode.id, entry, sum(one.vector.nbytes + _ROW_BYTES for one in examples))
+
+
+class Episodes:
     """All episodes; every method blocks, call them through `Database.run`.
 
     Args:
@@ -47,7 +177,7 @@ class SupportSets:
         self._database = database
         self._blobs = blobs
         self._fingerprint = fingerprint
-        self._kept = KeptEpisodes(max_bytes=KEPT_BYTES)
+        self._kept = EpisodeCache(max_bytes=KEPT_BYTES)
 
     def create(
         self,
@@ -76,8 +206,8 @@ class SupportSets:
         episode_id = f"ep_{_derived(token, 'episode', 24)}"
         now = time.time()
         self._drop_expired(now)
-        with stored_pictures(self._database, self._blobs, _pictures_of(ways)), self._database.write() as connection:
-            facts.require_fingerprint(connection, self._fingerprint)
+        with stored_images(self._database, self._blobs, _pictures_of(ways)), self._database.write() as connection:
+            metadata.require_fingerprint(connection, self._fingerprint)
             if self._read(connection, episodes.c.id == episode_id, limit=1):
                 seq = change_log.head(connection)
             else:
@@ -96,9 +226,9 @@ class SupportSets:
                 self._insert(connection, episode_id, placed, token)
                 seq = change_log.append(connection, "episode.put", episode_id)
                 note_done(connection, token, seq)
-                reached("rows.written")
+                failpoint("rows.written")
             episode = self._required(connection, episode_id)
-        reached("rows.committed")
+        failpoint("rows.committed")
         return seq, episode
 
     def add(
@@ -107,7 +237,7 @@ class SupportSets:
         ways: Sequence[NewWay],
         *,
         if_match: Sequence[int] | None,
-        limits: EpisodeLimits,
+        limits: Limits,
         token: str | None = None,
     ) -> tuple[int, Episode]:
         """Add examples; a new label adds a way. The episode has its next version then.
@@ -121,8 +251,8 @@ class SupportSets:
             Invalid: it would have more ways or examples than `limits`.
         """
         token = token or secrets.token_hex(16)
-        with stored_pictures(self._database, self._blobs, _pictures_of(ways)), self._database.write() as connection:
-            facts.require_fingerprint(connection, self._fingerprint)
+        with stored_images(self._database, self._blobs, _pictures_of(ways)), self._database.write() as connection:
+            metadata.require_fingerprint(connection, self._fingerprint)
             episode = self._required(connection, episode_id)
             numbers = range(sum(len(way.support) for way in ways))
             made = {f"s_{_derived(token, str(number), 16)}" for number in numbers}
@@ -138,9 +268,9 @@ class SupportSets:
             _check_size(episode, labels, ways, limits)
             seq = self._bump(connection, episode, labels)
             note_done(connection, token, seq)
-            reached("rows.written")
+            failpoint("rows.written")
             episode = self._required(connection, episode_id)
-        reached("rows.committed")
+        failpoint("rows.committed")
         return seq, episode
 
     def remove(self, episode_id: str, support_id: str, *, if_match: Sequence[int] | None) -> tuple[int, Episode]:
@@ -163,10 +293,10 @@ class SupportSets:
             seq = self._bump(connection, episode, [one.label for one in episode.ways])
             changed = self._required(connection, episode_id)
         digest = next(one.sha256 for one in way.support if one.id == support_id)
-        collect_later(self._database, self._blobs, {digest})
+        collect_garbage_later(self._database, self._blobs, {digest})
         return seq, changed
 
-    def unchanged(self, episode_id: str) -> Episode | None:
+    def get_cached(self, episode_id: str) -> Episode | None:
         """What `get` would answer, where that needs no question to the database; else None. Does not block."""
         return self._kept.unchanged(episode_id, self._database.written)
 
@@ -176,7 +306,7 @@ class SupportSets:
         Raises:
             NotFound.
         """
-        active = facts.query(facts.FINGERPRINT).scalar_subquery().label("active")
+        active = metadata.query(metadata.FINGERPRINT).scalar_subquery().label("active")
         query = sa.select(episodes.c.version, active).where(episodes.c.id == episode_id, _alive())
         # Before the snapshot: what is written meanwhile is asked for again.
         read_at = self._database.written
@@ -201,7 +331,7 @@ class SupportSets:
                 .group_by(supports.c.episode_id, supports.c.way)
             )
             shots = {(owner, way): count for owner, way, count in connection.execute(counted)}
-            active = facts.read(connection, facts.FINGERPRINT) or self._fingerprint
+            active = metadata.read(connection, metadata.FINGERPRINT) or self._fingerprint
         return [_summary(row, shots, active) for row in rows]
 
     def delete(self, episode_id: str) -> int:
@@ -209,10 +339,10 @@ class SupportSets:
         with self._database.write() as connection:
             self._required(connection, episode_id)
             seq, digests = _delete(connection, [episode_id])
-        collect_later(self._database, self._blobs, digests)
+        collect_garbage_later(self._database, self._blobs, digests)
         return seq
 
-    def picture(self, episode_id: str, support_id: str) -> StoredPicture:
+    def image(self, episode_id: str, support_id: str) -> StoredImage:
         """One support's stored picture. Raises NotFound."""
         query = (
             sa.select(episodes.c.id, supports.c.id.label("support_id"), supports.c.sha256, supports.c.media_type)
@@ -230,7 +360,7 @@ class SupportSets:
         if row.support_id is None:
             raise NotFound(f"There is no support {support_id!r} in this episode.")
         data = self._blobs.get(row.sha256)
-        return StoredPicture(sha256=row.sha256, media_type=row.media_type, data=data)
+        return StoredImage(sha256=row.sha256, media_type=row.media_type, data=data)
 
     def _insert(
         self,
@@ -270,7 +400,7 @@ class SupportSets:
         if gone:
             with self._database.write() as connection:
                 _, digests = _delete(connection, gone)
-            collect_later(self._database, self._blobs, digests)
+            collect_garbage_later(self._database, self._blobs, digests)
 
     def _required(self, connection: sa.Connection, episode_id: str) -> Episode:
         found = self._read(connection, episodes.c.id == episode_id, limit=1)
@@ -292,7 +422,7 @@ class SupportSets:
         for row in connection.execute(joined):
             support = Support(id=row.id, sha256=row.sha256, media_type=row.media_type, vector=unpack(row.vector or b""))
             by_way.setdefault((row.episode_id, row.way), []).append(support)
-        active = facts.read(connection, facts.FINGERPRINT) or self._fingerprint
+        active = metadata.read(connection, metadata.FINGERPRINT) or self._fingerprint
         return [_episode(row, by_way, active) for row in rows]
 
 
@@ -324,14 +454,14 @@ def _check_version(episode: Episode, if_match: Sequence[int] | None) -> None:
         raise PreconditionFailed(f"The episode is at version {episode.version}.")
 
 
-def _check_size(episode: Episode, labels: Sequence[str], ways: Sequence[NewWay], limits: EpisodeLimits) -> None:
+def _check_size(episode: Episode, labels: Sequence[str], ways: Sequence[NewWay], limits: Limits) -> None:
     shots = {way.label: len(way.support) for way in episode.ways}
     for way in ways:
         shots[way.label] = shots.get(way.label, 0) + len(way.support)
-    if len(labels) > limits.ways:
-        raise Invalid(f"An episode has at most {limits.ways} ways.")
-    if max(shots.values()) > limits.support_per_way:
-        raise Invalid(f"A way has at most {limits.support_per_way} support images.")
+    if len(labels) > limits.max_ways:
+        raise Invalid(f"An episode has at most {limits.max_ways} ways.")
+    if max(shots.values()) > limits.max_support_per_way:
+        raise Invalid(f"A way has at most {limits.max_support_per_way} support images.")
 
 
 def _delete(connection: sa.Connection, episode_ids: Sequence[str]) -> tuple[int, set[str]]:

@@ -1,27 +1,24 @@
 """Galleries: their rows, and the search over their items."""
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from app.errors import Conflict, NotFound
-from app.stores.blobs import Blobs
-from app.stores.filters.rows import FilteredRows
+from app.stores.blobs import Blobs, collect_garbage_later
+from app.stores.filters.sql import FilteredRows
 from app.stores.filters.tree import Filter, matches
-from app.stores.garbage import collect_later
+from app.stores.index.delta import TIE, IndexState
 from app.stores.index.follower import Indexes
-from app.stores.index.vector_index import TIE, IndexState
-from app.stores.records.gallery_records import Found, Gallery, Hit
-from app.stores.records.row_cache import ItemRow, KeptRows
-from app.stores.sql import change_log
-from app.stores.sql import metadata as facts
+from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
-from app.stores.sql.failpoints import reached
-from app.stores.sql.tables import galleries, item_vectors, items
-from app.stores.sql.vectors import unpack
+from app.stores.sql.failpoints import failpoint
+from app.stores.sql.tables import galleries, item_vectors, items, unpack
 
 DEFAULT_GALLERY = "default"
 ATTEMPTS = 4
@@ -33,6 +30,72 @@ FEW_FOUND = 100
 """Results that are put together as soon."""
 KEPT_ROWS = 2048
 """Most rows kept in memory; the largest there may be take 32 MiB (16 KiB of metadata each)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """A gallery and how many live items it holds."""
+
+    name: str
+    description: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """One search result: the item's row and external id, its cosine similarity and its metadata."""
+
+    item_id: int
+    external_id: str
+    score: float
+    metadata: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRow:
+    """What a search tells of an item besides its score; never write into it."""
+
+    external_id: str
+    metadata: Mapping[str, object]
+
+
+class CachedRows:
+    """Rows as of one `Database.written`; used by several threads.
+
+    Args:
+        max_rows: once there are more, none is left.
+    """
+
+    def __init__(self, *, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._lock = threading.Lock()
+        self._rows: dict[int, ItemRow] = {}
+        self._read_at = -1
+
+    def get(self, ids: Sequence[int], written: int | None) -> dict[int, ItemRow] | None:
+        """The rows of all of them, where they were read and nothing was written since; else None.
+
+        Args:
+            written: `Database.written` now.
+        """
+        with self._lock:
+            if written != self._read_at:
+                return None
+            found = {item_id: self._rows[item_id] for item_id in ids if item_id in self._rows}
+        return found if len(found) == len(ids) else None
+
+    def keep(self, rows: Mapping[int, ItemRow], read_at: int | None) -> None:
+        """Keep rows.
+
+        Args:
+            read_at: `Database.written` before they were read; None keeps nothing.
+        """
+        with self._lock:
+            if read_at is None or read_at < self._read_at:
+                return
+            if read_at != self._read_at or len(self._rows) + len(rows) > self._max_rows:
+                self._rows, self._read_at = {}, read_at
+            self._rows.update(rows)
 
 
 class Galleries:
@@ -51,7 +114,7 @@ class Galleries:
         self._indexes = indexes
         self._fingerprint = fingerprint
         self._filtered = FilteredRows(database)
-        self._kept = KeptRows(max_rows=KEPT_ROWS)
+        self._kept = CachedRows(max_rows=KEPT_ROWS)
         # Made once: to make them takes as long as to run them.
         live = sa.and_(items.c.id.in_(sa.bindparam("ids", expanding=True)), items.c.deleted_seq.is_(None))
         own = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == fingerprint)
@@ -66,8 +129,8 @@ class Galleries:
     def load(self) -> None:
         """Claim an empty database for the bundle, make sure that `default` exists, bring up every index."""
         with self._database.write() as connection:
-            if facts.read(connection, facts.FINGERPRINT) is None:
-                facts.write(connection, facts.FINGERPRINT, self._fingerprint)
+            if metadata.read(connection, metadata.FINGERPRINT) is None:
+                metadata.write(connection, metadata.FINGERPRINT, self._fingerprint)
             if _gallery_id(connection, DEFAULT_GALLERY) is None:
                 _create(connection, DEFAULT_GALLERY, "")
         self._indexes.load()
@@ -143,9 +206,9 @@ class Galleries:
             connection.execute(sa.delete(items).where(items.c.gallery_id == key))
             connection.execute(sa.delete(galleries).where(galleries.c.id == key))
             seq = change_log.append(connection, "gallery.delete", name)
-        reached("rows.committed")
+        failpoint("rows.committed")
         self._indexes.catch_up()
-        collect_later(self._database, self._blobs, blobs)
+        collect_garbage_later(self._database, self._blobs, blobs)
         return seq
 
     def search(
@@ -156,7 +219,7 @@ class Galleries:
         k: int,
         min_score: float | None,
         where: Filter | None = None,
-    ) -> tuple[int, Sequence[Found]]:
+    ) -> tuple[int, Sequence[Hit]]:
         """The k nearest items to `query` [D] float32, unit length, best first, equal scores by id.
 
         Args:
@@ -184,9 +247,9 @@ class Galleries:
             self._indexes.catch_up()
         return seq, _best(found, k, min_score)
 
-    def search_at_hand(
+    def search_cached(
         self, name: str, query: NDArray[np.float32], *, k: int, min_score: float | None
-    ) -> tuple[int, Sequence[Found]] | None:
+    ) -> tuple[int, Sequence[Hit]] | None:
         """What `search` would answer, where that is soon told and asks the database nothing; else None.
 
         Does not block: a few vectors, of which all that are near were found since the last write. Raises as `search`.
@@ -232,10 +295,10 @@ class Galleries:
 
     def _found(
         self, ids: NDArray[np.int64], scores: NDArray[np.float32], query: NDArray[np.float32] | None
-    ) -> list[Found]:
+    ) -> list[Hit]:
         """Candidates that are still there; scored again with `query` where it is given."""
         by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
-        found: list[Found] = []
+        found: list[Hit] = []
         read: dict[int, ItemRow] = {}
         # Before the snapshot: what is written meanwhile is asked for again.
         read_at = self._database.written
@@ -264,15 +327,15 @@ class Galleries:
         return [Gallery(name=row.name, description=row.description, count=row.live) for row in rows]
 
 
-def _with_score(item_id: int, row: ItemRow, score: float) -> Found:
-    hit = Hit(item_id=item_id, external_id=row.external_id, score=min(1.0, max(-1.0, score)))
-    return Found(hit=hit, metadata=row.metadata)
+def _with_score(item_id: int, row: ItemRow, score: float) -> Hit:
+    score = min(1.0, max(-1.0, score))
+    return Hit(item_id=item_id, external_id=row.external_id, score=score, metadata=row.metadata)
 
 
-def _best(found: list[Found], k: int, min_score: float | None) -> list[Found]:
+def _best(found: list[Hit], k: int, min_score: float | None) -> list[Hit]:
     """The k best, equal scores by id."""
-    found.sort(key=lambda one: (-round(one.hit.score / TIE), one.hit.external_id))
-    return [one for one in found if min_score is None or one.hit.score >= min_score][:k]
+    found.sort(key=lambda one: (-round(one.score / TIE), one.external_id))
+    return [one for one in found if min_score is None or one.score >= min_score][:k]
 
 
 def gallery_id(connection: sa.Connection, name: str) -> int:

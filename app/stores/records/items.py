@@ -6,28 +6,63 @@ from dataclasses import dataclass
 
 import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
 from app.errors import EngineUnavailable, NotFound, PreconditionFailed
-from app.stores.blobs import Blobs
+from app.stores.blobs import Blobs, collect_garbage_later, stored_images
 from app.stores.filters.sql import filter_condition
 from app.stores.filters.tree import Filter
-from app.stores.garbage import collect_later, stored_pictures
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import gallery_id
-from app.stores.records.gallery_records import Exported, Item, NewItem, item_of
 from app.stores.records.idempotency import note_done, require_undone
-from app.stores.sql import change_log
-from app.stores.sql import metadata as facts
+from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
-from app.stores.sql.failpoints import reached
-from app.stores.sql.tables import galleries, item_vectors, items
-from app.stores.sql.vectors import VectorDtype, pack, unpack
+from app.stores.sql.failpoints import failpoint
+from app.stores.sql.tables import VectorDtype, galleries, item_vectors, items, pack, unpack
 
 EXPORTED_AT_ONCE = 256
 IDS_AT_ONCE = 500
 
 Change = Callable[[Mapping[str, object]], Mapping[str, object]]
 _Live = sa.Row[int, str, str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One stored picture: `id` is the caller's, `sha256` names its blob, `seq` its last write."""
+
+    id: str
+    sha256: str
+    media_type: str
+    width: int
+    height: int
+    metadata: Mapping[str, object]
+    caption: str | None
+    created_at: float
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewItem:
+    """An item to write: the picture as stored bytes, and `vector` [D] float32, unit length."""
+
+    id: str
+    data: bytes
+    media_type: str
+    width: int
+    height: int
+    metadata: Mapping[str, object]
+    caption: str | None
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """One item with its vector [D] float32."""
+
+    id: str
+    metadata: Mapping[str, object]
+    vector: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +132,12 @@ class Items:
             PreconditionFailed: `if_match` does not hold.
             DiskFull: nothing was written.
         """
-        reached("blobs.before")
-        with stored_pictures(self._database, self._blobs, (item.data for item in new)) as digests:
-            reached("rows.before")
+        failpoint("blobs.before")
+        with stored_images(self._database, self._blobs, (item.data for item in new)) as digests:
+            failpoint("rows.before")
             with self._database.write() as connection:
                 require_undone(connection, token)
-                facts.require_fingerprint(connection, self._fingerprint)
+                metadata.require_fingerprint(connection, self._fingerprint)
                 key = gallery_id(connection, name)
                 # In the writer's turn nobody collects pictures: those put above may have been, by another process.
                 for item in new:
@@ -112,14 +147,14 @@ class Items:
                     raise PreconditionFailed("The item is at another version.")
                 written = self._write_rows(connection, key, name, new, digests, old)
                 note_done(connection, token, written[-1].seq)
-                reached("rows.written")
-        reached("rows.committed")
+                failpoint("rows.written")
+        failpoint("rows.committed")
         if wait:
             self._indexes.catch_up()
-            reached("index.applied")
+            failpoint("index.applied")
         else:
             self._indexes.nudge()
-        collect_later(self._database, self._blobs, {row.sha256 for row in old.values()} - set(digests))
+        collect_garbage_later(self._database, self._blobs, {row.sha256 for row in old.values()} - set(digests))
         return Written(seq=written[-1].seq, items=written, replaced=[item.id in old for item in new])
 
     def change(
@@ -144,8 +179,8 @@ class Items:
                 values["metadata"] = dict(change(row.metadata))
             updated = sa.update(items).where(items.c.id == row.id).values(values).returning(items)
             item = item_of(connection.execute(updated).one())
-            reached("rows.written")
-        reached("rows.committed")
+            failpoint("rows.written")
+        failpoint("rows.committed")
         return seq, item
 
     def remove(self, name: str, item_id: str, *, wait: bool = True, if_match: Sequence[int] | None = None) -> int:
@@ -206,7 +241,7 @@ class Items:
             rows = connection.execute(query.order_by(items.c.external_id).limit(limit)).all()
         return [item_of(row) for row in rows]
 
-    def picture(self, name: str, item_id: str) -> tuple[Item, bytes]:
+    def image(self, name: str, item_id: str) -> tuple[Item, bytes]:
         """One item and its stored bytes. Raises NotFound."""
         item = self.item(name, item_id)
         while True:
@@ -230,7 +265,7 @@ class Items:
             FingerprintMismatch: another bundle's vectors are the active ones.
         """
         with self._database.read() as connection:
-            facts.require_fingerprint(connection, self._fingerprint)
+            metadata.require_fingerprint(connection, self._fingerprint)
             key, seq = gallery_id(connection, name), change_log.head(connection)
         return seq, self._exported(key, seq)
 
@@ -261,13 +296,13 @@ class Items:
             ]
 
     def _after_removal(self, digests: set[str], *, wait: bool) -> None:
-        reached("rows.committed")
+        failpoint("rows.committed")
         if wait:
             self._indexes.catch_up()
-            reached("index.applied")
+            failpoint("index.applied")
         else:
             self._indexes.nudge()
-        collect_later(self._database, self._blobs, digests)
+        collect_garbage_later(self._database, self._blobs, digests)
 
     def _candidates(
         self, connection: sa.Connection, key: int, ids: Sequence[str] | None, where: Filter | None
@@ -348,3 +383,18 @@ def _required(
     if if_match is not None and row.seq not in if_match:
         raise PreconditionFailed(f"The item is at version {row.seq}.")
     return row
+
+
+def item_of(row: sa.Row[*tuple[object, ...]]) -> Item:
+    """An item from its row of the `items` table."""
+    return Item(
+        id=row.external_id,
+        sha256=row.sha256,
+        media_type=row.media_type,
+        width=row.width,
+        height=row.height,
+        metadata=row.metadata,
+        caption=row.caption,
+        created_at=row.created_at,
+        seq=row.seq,
+    )

@@ -26,7 +26,7 @@ def listen(listener: Callable[[str], None]) -> None:
     _listeners.append(listener)
 
 
-def reached(point: str) -> None:
+def failpoint(point: str) -> None:
     """Say that a write has come so far."""
     for listener in _listeners:
         listener(point)

@@ -5,17 +5,17 @@ import secrets
 import sqlalchemy as sa
 
 from app.errors import FingerprintMismatch
-from app.stores.sql.tables import facts
+from app.stores.sql.tables import database_metadata
 
 DATABASE_ID = "database_id"
 FINGERPRINT = "fingerprint"
 PREVIOUS_FINGERPRINT = "previous_fingerprint"
-PICTURES_HELD_UNTIL = "pictures_held_until"
+IMAGES_HELD_UNTIL = "pictures_held_until"
 
 
 def query(name: str) -> sa.Select[str]:
     """Asks for a fact's value."""
-    return sa.select(facts.c.value).where(facts.c.name == name)
+    return sa.select(database_metadata.c.value).where(database_metadata.c.name == name)
 
 
 def read(connection: sa.Connection, name: str) -> str | None:
@@ -26,9 +26,11 @@ def read(connection: sa.Connection, name: str) -> str | None:
 
 def write(connection: sa.Connection, name: str, value: str) -> None:
     """Set a fact in the caller's transaction."""
-    changed = connection.execute(sa.update(facts).where(facts.c.name == name).values(value=value))
+    changed = connection.execute(
+        sa.update(database_metadata).where(database_metadata.c.name == name).values(value=value)
+    )
     if changed.rowcount == 0:
-        connection.execute(sa.insert(facts).values(name=name, value=value))
+        connection.execute(sa.insert(database_metadata).values(name=name, value=value))
 
 
 def renew_identity(connection: sa.Connection) -> None:

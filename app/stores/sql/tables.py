@@ -1,8 +1,15 @@
 """The SQL schema, in SQLAlchemy Core; `migrations/` brings a database to it."""
 
-import sqlalchemy as sa
+from typing import Literal
 
-metadata = sa.MetaData()
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+VectorDtype = Literal["fp32", "fp16"]
+_TYPES: dict[str, np.dtype[np.floating]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
+
+schema = sa.MetaData()
 _ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
@@ -13,22 +20,22 @@ def _name(length: int) -> sa.types.TypeEngine[str]:
 
 counters = sa.Table(
     "counters",
-    metadata,
+    schema,
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
 
 # Single facts of the whole database: its identity, the active fingerprint, who holds pictures back.
-facts = sa.Table(
+database_metadata = sa.Table(
     "facts",
-    metadata,
+    schema,
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
 )
 
 changes = sa.Table(
     "changes",
-    metadata,
+    schema,
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("kind", sa.String(32), nullable=False),
     sa.Column("subject", sa.String(255), nullable=False),
@@ -38,7 +45,7 @@ changes = sa.Table(
 
 galleries = sa.Table(
     "galleries",
-    metadata,
+    schema,
     sa.Column("id", _ID, primary_key=True),
     sa.Column("name", _name(64), nullable=False, unique=True),
     sa.Column("description", sa.Text, nullable=False),
@@ -47,7 +54,7 @@ galleries = sa.Table(
 
 items = sa.Table(
     "items",
-    metadata,
+    schema,
     sa.Column("id", _ID, primary_key=True),
     sa.Column("gallery_id", sa.ForeignKey("galleries.id", ondelete="CASCADE"), nullable=False),
     sa.Column("external_id", _name(128), nullable=False),
@@ -76,7 +83,7 @@ sa.Index(
 # One vector an item and bundle, so that a new bundle's are made beside the old ones. `dtype` is fp32 or fp16.
 item_vectors = sa.Table(
     "item_vectors",
-    metadata,
+    schema,
     sa.Column("item_id", sa.ForeignKey("items.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("fingerprint", sa.String(64), primary_key=True),
     sa.Column("dtype", sa.String(8), nullable=False),
@@ -85,7 +92,7 @@ item_vectors = sa.Table(
 
 episodes = sa.Table(
     "episodes",
-    metadata,
+    schema,
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("name", sa.String(128)),
     sa.Column("version", sa.Integer, nullable=False),
@@ -97,7 +104,7 @@ episodes = sa.Table(
 
 supports = sa.Table(
     "supports",
-    metadata,
+    schema,
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("episode_id", sa.ForeignKey("episodes.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("way", sa.Integer, nullable=False),
@@ -108,7 +115,7 @@ supports = sa.Table(
 
 support_vectors = sa.Table(
     "support_vectors",
-    metadata,
+    schema,
     sa.Column("support_id", sa.ForeignKey("supports.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("fingerprint", sa.String(64), primary_key=True),
     sa.Column("vector", sa.LargeBinary, nullable=False),
@@ -116,7 +123,7 @@ support_vectors = sa.Table(
 
 class_sets = sa.Table(
     "class_sets",
-    metadata,
+    schema,
     sa.Column("name", _name(64), primary_key=True),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("classes", sa.JSON, nullable=False),
@@ -127,7 +134,7 @@ class_sets = sa.Table(
 # [N, D] float32 of a class set's N classes, one row a bundle.
 class_set_vectors = sa.Table(
     "class_set_vectors",
-    metadata,
+    schema,
     sa.Column("name", sa.ForeignKey("class_sets.name", ondelete="CASCADE"), primary_key=True),
     sa.Column("fingerprint", sa.String(64), primary_key=True),
     sa.Column("vectors", sa.LargeBinary, nullable=False),
@@ -136,7 +143,7 @@ class_set_vectors = sa.Table(
 # `status` is null while the request that holds the key is at work; `done_seq` is set by its write's own transaction.
 idempotency_keys = sa.Table(
     "idempotency_keys",
-    metadata,
+    schema,
     sa.Column("key", sa.String(64), primary_key=True),
     sa.Column("request", sa.String(64), nullable=False),
     sa.Column("token", sa.String(64), nullable=False, index=True),
@@ -150,7 +157,7 @@ idempotency_keys = sa.Table(
 
 jobs = sa.Table(
     "jobs",
-    metadata,
+    schema,
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("kind", sa.String(32), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
@@ -161,3 +168,13 @@ jobs = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("updated_at", sa.Float, nullable=False),
 )
+
+
+def pack(vector: NDArray[np.float32], dtype: VectorDtype = "fp32") -> bytes:
+    """The bytes of a vector, or of [N, D] of them."""
+    return np.ascontiguousarray(vector, _TYPES[dtype]).tobytes()
+
+
+def unpack(data: bytes, dtype: str = "fp32") -> NDArray[np.float32]:
+    """The vector of `pack`, [D] float32; of [N, D] the rows follow each other."""
+    return np.frombuffer(data, _TYPES[dtype]).astype(np.float32)

@@ -24,7 +24,7 @@ def nothing_is_left_behind(app: FastAPI, tasks: Tasks, tmp_path: Path) -> Iterat
     yield
     assert time.perf_counter() - started_s < SLOWEST_S
     assert [(gallery.name, gallery.count) for gallery in tasks.stores.galleries.all()] == [("default", 0)]
-    assert tasks.stores.support_sets.all(after=None, limit=10) == []
+    assert tasks.stores.episodes.all(after=None, limit=10) == []
     assert not [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import Invalid
 from app.imaging.sources import EncodedImage, PixelBudget
-from app.stores.records.episode_records import NewSupport, NewWay
+from app.stores.records.episodes import NewSupport, NewWay
 from app.tasks.assemble import Tasks
 from app.tasks.fewshot import EpisodeRequest, WayRequest
 from tests.app.api.pictures import BAR, CROSS, SQUARE, png
@@ -64,7 +64,7 @@ async def test_bad_support_is_422(client: httpx.AsyncClient, body: dict[str, obj
 async def test_a_stored_method_that_this_release_lacks_is_an_error(client: httpx.AsyncClient, tasks: Tasks) -> None:
     example = NewSupport(data=png(), media_type="image/png", vector=np.eye(16, dtype=np.float32)[0])
     ways = [NewWay(label=label, support=[example, example]) for label in ("a", "b")]
-    _, episode = tasks.stores.support_sets.create(ways, name=None, method="svm", ttl_s=None)
+    _, episode = tasks.stores.episodes.create(ways, name=None, method="svm", ttl_s=None)
     url = f"/fewshot/episodes/{episode.id}"
     for answer in (
         await client.get(url),
@@ -89,7 +89,7 @@ async def test_an_episode_of_an_unknown_method_is_not_stored(tasks: Tasks) -> No
     )
     with pytest.raises(Invalid, match="svm"):
         await tasks.fewshot.create(request, PixelBudget(max_pixels=1 << 20, max_images=9))
-    assert tasks.stores.support_sets.all(after=None, limit=10) == []
+    assert tasks.stores.episodes.all(after=None, limit=10) == []
 
 
 async def test_support_comes_as_a_form_too(client: httpx.AsyncClient) -> None:
@@ -141,7 +141,7 @@ async def test_a_repeat_makes_one_episode_and_one_addition(client: httpx.AsyncCl
         connection.exec_driver_sql("UPDATE idempotency_keys SET status = NULL, held_until = 0")
     after_a_crash = await client.post(url, json=MORE, headers=headers)
     assert after_a_crash.json() == added[0].json()
-    assert len(tasks.stores.support_sets.all(after=None, limit=10)) == 1
-    tasks.stores.support_sets.delete(first.json()["id"])
+    assert len(tasks.stores.episodes.all(after=None, limit=10)) == 1
+    tasks.stores.episodes.delete(first.json()["id"])
     deleted = await client.post("/fewshot/episodes", json={"ways": WAYS}, headers={"Idempotency-Key": "new"})
-    assert (deleted.status_code, tasks.stores.support_sets.all(after=None, limit=10)) == (409, [])
+    assert (deleted.status_code, tasks.stores.episodes.all(after=None, limit=10)) == (409, [])

@@ -68,7 +68,7 @@ async def test_episodes_are_listed_and_deleted_whole(client: httpx.AsyncClient, 
         assert (await client.get(f"/fewshot/episodes/{episode_id}")).headers["etag"] == '"1"'
         assert (await client.delete(f"/fewshot/episodes/{episode_id}")).status_code == 204
         assert (await client.get(f"/fewshot/episodes/{episode_id}")).status_code == 404
-    assert tasks.stores.support_sets.all(after=None, limit=10) == []
+    assert tasks.stores.episodes.all(after=None, limit=10) == []
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ async def test_values_out_of_bounds_are_422(client: httpx.AsyncClient, body: dic
 async def test_one_bad_support_refuses_the_episode_and_stores_nothing(client: httpx.AsyncClient, tasks: Tasks) -> None:
     files = [("support:a", ("a.png", png())), ("support:b", ("b.png", b"text"))]
     assert (await client.post("/fewshot/episodes", files=files)).status_code == 400
-    assert tasks.stores.support_sets.all(after=None, limit=10) == []
+    assert tasks.stores.episodes.all(after=None, limit=10) == []
 
 
 async def test_unknown_episodes_are_404(client: httpx.AsyncClient) -> None:

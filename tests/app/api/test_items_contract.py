@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.errors import Conflict
-from app.stores.sql import metadata as facts
+from app.stores.sql import metadata
 from app.tasks.assemble import Tasks
 from tests.app.api.pictures import BAR, CROSS, SQUARE, png
 
@@ -282,7 +282,7 @@ async def test_an_answer_is_kept_though_the_request_ends_first(
 async def test_another_bundles_state_is_told_by_409_and_never_mixed(client: httpx.AsyncClient, tasks: Tasks) -> None:
     await add(client, bar={})
     with tasks.stores.database.write() as connection:
-        facts.write(connection, facts.FINGERPRINT, "e" * 64)
+        metadata.write(connection, metadata.FINGERPRINT, "e" * 64)
     await client.put("/galleries/other")
     for answer in (
         await client.post("/retrieve", json={"sketch": SQUARE}),

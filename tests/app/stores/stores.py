@@ -11,8 +11,7 @@ from app.stores.index.base import IndexOptions
 from app.stores.index.follower import Indexes
 from app.stores.index.snapshots import IndexSnapshots
 from app.stores.records.galleries import Galleries
-from app.stores.records.gallery_records import NewItem
-from app.stores.records.items import Items
+from app.stores.records.items import Items, NewItem
 from app.stores.sql.database import Database
 
 D = 8
@@ -29,7 +28,7 @@ class Stores:
 
     def found(self, query: NDArray[np.float32], name: str = "default", k: int = 1000) -> list[str]:
         """Ids of a search, best first."""
-        return [one.hit.external_id for one in self.galleries.search(name, query, k=k, min_score=None)[1]]
+        return [one.external_id for one in self.galleries.search(name, query, k=k, min_score=None)[1]]
 
 
 def open_stores(

@@ -17,7 +17,7 @@ import pytest
 
 from app.stores.blobs import Blobs
 from app.stores.index.snapshots import IndexSnapshots
-from app.stores.maintenance.check import Upkeep
+from app.stores.maintenance.check import Maintenance
 from app.stores.sql.database import attach_database
 from app.stores.sql.failpoints import POINTS
 from tests.app.crash_process import KILL
@@ -111,21 +111,21 @@ def check(process: Process, folder: Path, url: str | None, writers: list[Writer]
         listed = client.get("/galleries/default/items?limit=1000").json()["items"]
         assert {one["id"] for one in searched} == {one["id"] for one in listed}
         digest = client.get("/galleries/default").json()["index"]["digest"]
-        with upkeep(folder, url) as kept:
+        with maintenance(folder, url) as kept:
             assert kept.true_digests()["default"] == digest
         return str(client.base_url)
 
 
 def check_at_rest(folder: Path, url: str | None) -> None:
     """The store with itself, as the kill left it."""
-    with upkeep(folder, url) as kept:
+    with maintenance(folder, url) as kept:
         assert kept.check(deep=True) == []
 
 
 @contextlib.contextmanager
-def upkeep(folder: Path, url: str | None) -> Iterator[Upkeep]:
+def maintenance(folder: Path, url: str | None) -> Iterator[Maintenance]:
     database = attach_database(data_dir=folder / "data", url=url)
-    yield Upkeep(database, Blobs(str(folder / "data" / "blobs")), IndexSnapshots(folder / "data" / "indexes"))
+    yield Maintenance(database, Blobs(str(folder / "data" / "blobs")), IndexSnapshots(folder / "data" / "indexes"))
     database.close()
 
 

@@ -13,12 +13,12 @@ from alembic.migration import MigrationContext
 
 from app.errors import DeadlineExceeded, DiskFull, EngineUnavailable
 from app.stores.blobs import Blobs
-from app.stores.records.episodes import SupportSets
+from app.stores.records.episodes import Episodes
 from app.stores.sql import change_log
 from app.stores.sql import engines as sql_engines
 from app.stores.sql.database import SQLITE_FILE, Database, DataFolderLocked, open_database
 from app.stores.sql.engines import READ_LIMIT_S, UnusableDatabase, migrate, sqlite_engine
-from app.stores.sql.tables import metadata
+from app.stores.sql.tables import schema
 from tests.app.stores.conftest import OpenReplica, Tell
 from tests.app.stores.stores import open_stores, unit
 
@@ -53,7 +53,7 @@ def test_an_sqlite_with_the_wal_bug_is_refused(tmp_path: Path, monkeypatch: pyte
 
 def test_migrations_lead_to_the_schema_of_the_code(database: Database) -> None:
     with database.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), schema) == []
 
 
 def test_a_database_of_the_first_schema_keeps_its_items_and_episodes(
@@ -74,7 +74,7 @@ def test_a_database_of_the_first_schema_keeps_its_items_and_episodes(
     stores = open_stores(database, blobs)
     assert stores.found(unit(1, 2)) == ["a"]
     assert stores.items.item("default", "a").metadata == {"n": 1}
-    episode = SupportSets(database, blobs, fingerprint="f1").get("ep_1")
+    episode = Episodes(database, blobs, fingerprint="f1").get("ep_1")
     np.testing.assert_array_equal(episode.ways[0].support[0].vector, unit(1, 2))
     assert stores.galleries.put("next", "")[0] == 8
     database.close()

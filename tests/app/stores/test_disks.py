@@ -9,7 +9,7 @@ import pytest
 from app.errors import DiskFull, EngineUnavailable
 from app.stores.blobs import Blobs
 from app.stores.index.snapshots import IndexSnapshots
-from app.stores.maintenance.check import Upkeep
+from app.stores.maintenance.check import Maintenance
 from app.stores.sql.database import open_database
 from tests.app.stores.stores import Stores, new_item, open_stores, unit
 
@@ -44,7 +44,7 @@ def test_a_full_disk_is_507_and_loses_nothing(mounted: Path, remount: Callable[[
     assert acknowledged
     # What is there can be read, and searched, while nothing can be written.
     assert sorted(stores.found(unit(1))) == sorted(acknowledged)
-    assert stores.items.picture("default", acknowledged[-1])[1]
+    assert stores.items.image("default", acknowledged[-1])[1]
     stores.indexes.close()
     database.close()
     remount(f"size={4 * SIZE_MIB}m")
@@ -52,7 +52,7 @@ def test_a_full_disk_is_507_and_loses_nothing(mounted: Path, remount: Callable[[
     again = open_stores(database, blobs, snapshots=mounted / "indexes")
     assert sorted(again.found(unit(1))) == sorted(acknowledged)
     again.items.upsert("default", [new_item("more", unit(1), b"x" * 40_000)])
-    assert Upkeep(database, blobs, IndexSnapshots(mounted / "indexes")).check(deep=True) == []
+    assert Maintenance(database, blobs, IndexSnapshots(mounted / "indexes")).check(deep=True) == []
     database.close()
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from app.domain import Limits
 from app.errors import Conflict, FingerprintMismatch, Invalid, NotFound, PreconditionFailed
 from app.stores.blobs import Blobs
-from app.stores.records.episode_records import Episode, EpisodeLimits, NewSupport, NewWay
-from app.stores.records.episodes import SupportSets
-from app.stores.sql import metadata as facts
+from app.stores.records.episodes import Episode, Episodes, NewSupport, NewWay
+from app.stores.sql import metadata
 from app.stores.sql.database import Database
 
 VECTORS = np.eye(4, dtype=np.float32)
-LIMITS = EpisodeLimits(ways=3, support_per_way=3)
+LIMITS = Limits(max_ways=3, max_support_per_way=3)
 
 
 def example(data: bytes, at: int) -> NewSupport:
@@ -28,13 +28,13 @@ WAYS = [
 
 
 @pytest.fixture
-def store(database: Database, blobs: Blobs) -> SupportSets:
+def store(database: Database, blobs: Blobs) -> Episodes:
     with database.write() as connection:
-        facts.write(connection, facts.FINGERPRINT, "f")
-    return SupportSets(database, blobs, fingerprint="f")
+        metadata.write(connection, metadata.FINGERPRINT, "f")
+    return Episodes(database, blobs, fingerprint="f")
 
 
-def create(store: SupportSets, ttl_s: float | None = None, token: str | None = None) -> Episode:
+def create(store: Episodes, ttl_s: float | None = None, token: str | None = None) -> Episode:
     return store.create(WAYS, name="fruit", method="prototype", ttl_s=ttl_s, token=token)[1]
 
 
@@ -46,12 +46,12 @@ def shots(episode: Episode) -> list[tuple[str, int]]:
     return [(way.label, len(way.support)) for way in episode.ways]
 
 
-def test_an_episode_is_read_back_whole_and_in_order(store: SupportSets) -> None:
+def test_an_episode_is_read_back_whole_and_in_order(store: Episodes) -> None:
     episode = create(store)
     read = store.get(episode.id)
     assert shots(read) == [("apple", 1), ("Birne é", 2)]
     assert read.ways[1].support[1].vector.tolist() == [0, 0, 1, 0]
-    picture = store.picture(episode.id, read.ways[1].support[0].id)
+    picture = store.image(episode.id, read.ways[1].support[0].id)
     assert (picture.data, picture.media_type) == (b"b", "image/png")
     for wrong in (
         (episode.id, "s_0"),
@@ -59,7 +59,7 @@ def test_an_episode_is_read_back_whole_and_in_order(store: SupportSets) -> None:
         (create(store).id, read.ways[0].support[0].id),
     ):
         with pytest.raises(NotFound):
-            store.picture(*wrong)
+            store.image(*wrong)
     store.delete(wrong[0])
     assert (read.version, read.fingerprint) == (1, "f")
     (listed,) = store.all(after=None, limit=10)
@@ -68,7 +68,7 @@ def test_an_episode_is_read_back_whole_and_in_order(store: SupportSets) -> None:
 
 
 def test_a_picture_and_a_list_read_no_features(
-    store: SupportSets, database: Database, monkeypatch: pytest.MonkeyPatch
+    store: Episodes, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     episode, read = create(store), list[str]()
     monkeypatch.setattr("app.stores.records.episodes.unpack", None)
@@ -77,14 +77,14 @@ def test_a_picture_and_a_list_read_no_features(
         read.append(str(args[2]))
 
     sa.event.listen(database.engine, "before_cursor_execute", note)
-    store.picture(episode.id, episode.ways[0].support[0].id)
+    store.image(episode.id, episode.ways[0].support[0].id)
     (query,) = [one for one in read if "supports" in one]
     assert "vector" not in query
     store.all(after=None, limit=10)
     assert not [one for one in read if "support_vectors" in one]
 
 
-def test_support_is_added_to_old_and_new_ways(store: SupportSets) -> None:
+def test_support_is_added_to_old_and_new_ways(store: Episodes) -> None:
     episode = create(store)
     more = [NewWay(label="apple", support=[example(b"c", 3)]), NewWay(label="kiwi", support=[example(b"d", 0)])]
     _, changed = store.add(episode.id, more, if_match=[1], limits=LIMITS)
@@ -97,7 +97,7 @@ def test_support_is_added_to_old_and_new_ways(store: SupportSets) -> None:
 
 
 def test_what_would_be_too_much_is_refused_and_leaves_nothing(
-    store: SupportSets, blobs: Blobs, database: Database
+    store: Episodes, blobs: Blobs, database: Database
 ) -> None:
     episode = create(store)
     too_many_shots = [NewWay(label="apple", support=[example(bytes([n]), 0) for n in range(3)])]
@@ -110,7 +110,7 @@ def test_what_would_be_too_much_is_refused_and_leaves_nothing(
     assert blobs.count() == 2
 
 
-def test_support_is_taken_away_but_for_a_ways_last(store: SupportSets, blobs: Blobs, database: Database) -> None:
+def test_support_is_taken_away_but_for_a_ways_last(store: Episodes, blobs: Blobs, database: Database) -> None:
     episode = create(store)
     first, second = (one.id for one in episode.ways[1].support)
     with pytest.raises(PreconditionFailed):
@@ -125,7 +125,7 @@ def test_support_is_taken_away_but_for_a_ways_last(store: SupportSets, blobs: Bl
         store.remove(episode.id, first, if_match=[2])
 
 
-def test_a_repeat_with_the_same_token_makes_nothing_new(store: SupportSets) -> None:
+def test_a_repeat_with_the_same_token_makes_nothing_new(store: Episodes) -> None:
     assert content(create(store, token="t")) == content(create(store, token="t"))
     episode = create(store, token="t")
     more = [NewWay(label="apple", support=[example(b"c", 3)])]
@@ -135,7 +135,7 @@ def test_a_repeat_with_the_same_token_makes_nothing_new(store: SupportSets) -> N
     assert len(store.all(after=None, limit=10)) == 1
 
 
-def test_deleting_the_last_episode_leaves_no_picture(store: SupportSets, blobs: Blobs, database: Database) -> None:
+def test_deleting_the_last_episode_leaves_no_picture(store: Episodes, blobs: Blobs, database: Database) -> None:
     one, two = create(store), create(store)
     store.delete(one.id)
     database.settle()
@@ -148,7 +148,7 @@ def test_deleting_the_last_episode_leaves_no_picture(store: SupportSets, blobs: 
 
 
 def test_an_expired_episode_is_gone(
-    store: SupportSets, blobs: Blobs, database: Database, monkeypatch: pytest.MonkeyPatch
+    store: Episodes, blobs: Blobs, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     episode = create(store, ttl_s=60)
     assert store.get(episode.id).expires_at is not None
@@ -162,22 +162,22 @@ def test_an_expired_episode_is_gone(
     assert blobs.count() == 0
 
 
-def test_another_bundle_may_read_but_not_write(store: SupportSets, database: Database, blobs: Blobs) -> None:
+def test_another_bundle_may_read_but_not_write(store: Episodes, database: Database, blobs: Blobs) -> None:
     episode = create(store)
-    other = SupportSets(database, blobs, fingerprint="g")
+    other = Episodes(database, blobs, fingerprint="g")
     assert other.get(episode.id).fingerprint == "f"
     with pytest.raises(FingerprintMismatch):
         create(other)
 
 
-def test_pages_follow_each_other(store: SupportSets) -> None:
+def test_pages_follow_each_other(store: Episodes) -> None:
     ids = sorted(create(store).id for _ in range(3))
     first = store.all(after=None, limit=2)
     second = store.all(after=first[-1].id, limit=2)
     assert [episode.id for episode in [*first, *second]] == ids
 
 
-def test_a_repeated_add_is_known_though_its_first_example_was_taken_away(store: SupportSets) -> None:
+def test_a_repeated_add_is_known_though_its_first_example_was_taken_away(store: Episodes) -> None:
     episode = create(store)
     more = [NewWay(label="apple", support=[example(b"c", 3), example(b"d", 3)])]
     _, added = store.add(episode.id, more, if_match=None, limits=LIMITS, token="t")
@@ -186,9 +186,9 @@ def test_a_repeated_add_is_known_though_its_first_example_was_taken_away(store: 
 
 
 def test_an_episode_that_another_process_changes_is_read_anew(
-    store: SupportSets, database: Database, blobs: Blobs
+    store: Episodes, database: Database, blobs: Blobs
 ) -> None:
-    other = SupportSets(database, blobs, fingerprint="f")
+    other = Episodes(database, blobs, fingerprint="f")
     episode = create(other)
     assert store.get(episode.id) is store.get(episode.id)
     _, more = other.add(episode.id, [NewWay(label="apple", support=[example(b"d", 3)])], if_match=None, limits=LIMITS)
@@ -200,7 +200,7 @@ def test_an_episode_that_another_process_changes_is_read_anew(
         store.get(episode.id)
 
 
-def test_an_episode_kept_in_memory_expires_too(store: SupportSets, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_episode_kept_in_memory_expires_too(store: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
     episode = create(store, ttl_s=60)
     assert store.get(episode.id) is store.get(episode.id)
     now = time.time()
@@ -209,42 +209,42 @@ def test_an_episode_kept_in_memory_expires_too(store: SupportSets, monkeypatch: 
         store.get(episode.id)
 
 
-def test_an_episode_kept_in_memory_tells_when_another_bundle_took_over(store: SupportSets, database: Database) -> None:
+def test_an_episode_kept_in_memory_tells_when_another_bundle_took_over(store: Episodes, database: Database) -> None:
     episode = create(store)
     assert store.get(episode.id).fingerprint == "f"
     with database.write() as connection:
-        facts.write(connection, facts.FINGERPRINT, "g")
+        metadata.write(connection, metadata.FINGERPRINT, "g")
     assert store.get(episode.id).fingerprint == "g"
 
 
 def test_an_episode_is_known_without_a_question_until_something_is_written(
-    store: SupportSets, database: Database, monkeypatch: pytest.MonkeyPatch
+    store: Episodes, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     episode = create(store, ttl_s=60)
-    assert store.unchanged(episode.id) is None
+    assert store.get_cached(episode.id) is None
     for _ in range(2):
         read = store.get(episode.id)
         # Where other processes write too, nothing is known unasked.
-        assert store.unchanged(episode.id) is (None if database.is_shared else read)
+        assert store.get_cached(episode.id) is (None if database.is_shared else read)
         create(store)
-        assert store.unchanged(episode.id) is None
+        assert store.get_cached(episode.id) is None
     assert store.get(episode.id) is read
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 61)
-    assert store.unchanged(episode.id) is None
+    assert store.get_cached(episode.id) is None
 
 
-def test_what_is_written_while_an_episode_is_read_is_asked_for_again(store: SupportSets, database: Database) -> None:
+def test_what_is_written_while_an_episode_is_read_is_asked_for_again(store: Episodes, database: Database) -> None:
     episode = create(store)
     with database.write():
         # Not committed yet: this reads the old state, under the old number.
         store.get(episode.id)
-    assert store.unchanged(episode.id) is None
+    assert store.get_cached(episode.id) is None
 
 
-def test_a_write_that_failed_counts_too(store: SupportSets, database: Database) -> None:
+def test_a_write_that_failed_counts_too(store: Episodes, database: Database) -> None:
     episode = create(store)
     store.get(episode.id)
     with pytest.raises(KeyError), database.write():
         raise KeyError
-    assert store.unchanged(episode.id) is None
+    assert store.get_cached(episode.id) is None

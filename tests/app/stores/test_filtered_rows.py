@@ -6,11 +6,11 @@ import pytest
 import sqlalchemy as sa
 
 from app.stores.blobs import Blobs
-from app.stores.filters import rows as filtered_rows
-from app.stores.filters.rows import FilteredRows, Ids
+from app.stores.filters import sql as filtered_rows
+from app.stores.filters.sql import FilteredRows, Ids
 from app.stores.filters.tree import Filter, parse_filter
 from app.stores.index.snapshots import IndexSnapshots
-from app.stores.maintenance.check import Upkeep
+from app.stores.maintenance.check import Maintenance
 from app.stores.sql.database import Database
 from tests.app.stores.stores import Stores, new_item, open_stores, unit
 
@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 def found(stores: Stores, where: Filter = EVEN) -> list[str]:
     results = stores.galleries.search("default", unit(1), k=10, min_score=None, where=where)[1]
-    return sorted(one.hit.external_id for one in results)
+    return sorted(one.external_id for one in results)
 
 
 def test_a_filter_asked_again_reads_no_rows(stores: Stores, asked: Asked) -> None:
@@ -79,7 +79,7 @@ def test_all_is_asked_anew_where_the_changes_cannot_be_told(
         monkeypatch.setattr(filtered_rows, "MAX_CHANGED", 1)
     stores.items.upsert("default", [new_item(f"i{n}", unit(1, n), metadata={"even": True}) for n in (1, 3)])
     if how == "vacuum":
-        Upkeep(database, blobs, IndexSnapshots(tmp_path / "indexes")).vacuum(log_kept_s=0)
+        Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes")).vacuum(log_kept_s=0)
     assert found(stores) == ["i0", "i1", "i2", "i3", "i4"]
     assert asked == [None, None]
 

@@ -23,9 +23,9 @@ from app.errors import (
 from app.stores.blobs import Blobs
 from app.stores.filters.tree import parse_filter
 from app.stores.index.base import IndexOptions
+from app.stores.index.delta import VectorIndex
 from app.stores.index.snapshots import IndexSnapshots
-from app.stores.index.vector_index import VectorIndex
-from app.stores.maintenance.check import Upkeep
+from app.stores.maintenance.check import Maintenance
 from app.stores.sql.database import Database
 from tests.app.stores.stores import D, Stores, new_item, open_stores, unit
 
@@ -55,15 +55,15 @@ def test_written_items_are_found_best_first_with_ties_by_id(stores: Stores) -> N
     assert [(item.id, item.seq) for item in done.items] == [("b", 2), ("a", 3), ("c", 4)]
     searched_at, found = stores.galleries.search("default", unit(1), k=10, min_score=None)
     assert searched_at == done.seq
-    assert [f.hit.external_id for f in found] == ["a", "b", "c"]
-    assert found[2].hit.score == pytest.approx(2**-0.5)
+    assert [f.external_id for f in found] == ["a", "b", "c"]
+    assert found[2].score == pytest.approx(2**-0.5)
     assert found[0].metadata == {"name": "a"}
 
 
 def test_min_score_and_k_bound_the_results(stores: Stores) -> None:
     stores.items.upsert("default", [new_item("a", unit(1)), new_item("b", unit(0, 1))])
     near = stores.galleries.search("default", unit(1), k=10, min_score=0.5)[1]
-    assert [f.hit.external_id for f in near] == ["a"]
+    assert [f.external_id for f in near] == ["a"]
     assert len(stores.found(unit(1), k=1)) == 1
 
 
@@ -74,7 +74,7 @@ def test_a_filtered_search_returns_what_matches(stores: Stores) -> None:
     stores.items.upsert("default", written)
     where = parse_filter({"kind": "odd", "n": {"gte": 15}})
     found = stores.galleries.search("default", unit(1), k=10, min_score=None, where=where)[1]
-    assert [one.hit.external_id for one in found] == ["i15", "i17", "i19"]
+    assert [one.external_id for one in found] == ["i15", "i17", "i19"]
     assert [item.id for item in stores.items.page("default", after="i15", limit=10, where=where)] == ["i17", "i19"]
 
 
@@ -84,11 +84,11 @@ def test_replacing_an_item_changes_its_vector_and_collects_its_old_picture(
     stores.items.upsert("default", [new_item("a", unit(1), b"old")])
     assert stores.items.upsert("default", [new_item("a", unit(0, 1), b"new")]).replaced == [True]
     assert stores.galleries.get("default").count == 1
-    assert stores.items.picture("default", "a")[1] == b"new"
+    assert stores.items.image("default", "a")[1] == b"new"
     database.settle()
     assert blobs.count() == 1
     found = stores.galleries.search("default", unit(1), k=5, min_score=None)[1]
-    assert [one.hit.score for one in found] == [pytest.approx(0)]
+    assert [one.score for one in found] == [pytest.approx(0)]
 
 
 def test_a_write_that_is_not_waited_for_is_seen_after_catching_up(stores: Stores) -> None:
@@ -103,7 +103,7 @@ def test_a_write_that_is_not_waited_for_is_seen_after_catching_up(stores: Stores
 def test_a_picture_shared_by_two_items_outlives_one(stores: Stores, blobs: Blobs, database: Database) -> None:
     stores.items.upsert("default", [new_item("a", unit(1), b"same"), new_item("b", unit(1), b"same")])
     stores.items.remove("default", "a")
-    assert stores.items.picture("default", "b")[1] == b"same"
+    assert stores.items.image("default", "b")[1] == b"same"
     stores.items.remove("default", "b")
     database.settle()
     assert blobs.count() == 0
@@ -207,7 +207,7 @@ def test_an_export_that_lost_rows_to_a_vacuum_says_so(
     _, parts = stores.items.export("default")
     next(parts)
     stores.items.remove("default", "i299")
-    Upkeep(database, blobs, IndexSnapshots(tmp_path / "indexes")).vacuum(log_kept_s=0)
+    Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes")).vacuum(log_kept_s=0)
     with pytest.raises(EngineUnavailable):
         next(parts)
 
@@ -225,10 +225,10 @@ def test_a_damaged_picture_is_written_again(stores: Stores, tmp_path: Path, dama
     (path,) = (path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file())
     path.write_bytes(damaged)
     with pytest.raises(Damaged):
-        stores.items.picture("default", "a")
+        stores.items.image("default", "a")
     # Whoever sends it again mends it, under any name.
     stores.items.upsert("default", [new_item("b", unit(1), b"a whole picture")])
-    assert stores.items.picture("default", "a")[1] == b"a whole picture"
+    assert stores.items.image("default", "a")[1] == b"a whole picture"
 
 
 def test_a_search_beside_unseen_deletes_still_fills_k(
@@ -262,7 +262,7 @@ def test_what_no_longer_passes_the_filter_is_not_answered(stores: Stores, monkey
 
     monkeypatch.setattr(stores.indexes, "search", search)
     found = stores.galleries.search("default", unit(1), k=2, min_score=None, where=parse_filter({"n": 1}))[1]
-    assert [(one.hit.external_id, one.metadata) for one in found] == [("i1", {"n": 1}), ("i2", {"n": 1})]
+    assert [(one.external_id, one.metadata) for one in found] == [("i1", {"n": 1}), ("i2", {"n": 1})]
 
 
 def test_a_picture_replaced_while_it_is_read_is_the_new_one(
@@ -278,7 +278,7 @@ def test_a_picture_replaced_while_it_is_read_is_the_new_one(
         return original(sha256)
 
     monkeypatch.setattr(blobs, "get", get)
-    item, data = stores.items.picture("default", "a")
+    item, data = stores.items.image("default", "a")
     assert (data, item) == (b"newest", stores.items.item("default", "a"))
 
 
@@ -392,8 +392,8 @@ def test_a_picture_that_cannot_be_removed_costs_no_write(
         database.settle()
     assert stores.galleries.head_seq() == removed
     assert [one["event"] for one in logs] == ["store_left_to_vacuum"]
-    upkeep = Upkeep(database, blobs, IndexSnapshots(tmp_path / "indexes"))
-    assert (blobs.count(), upkeep.vacuum().pictures, blobs.count()) == (2, 1, 1)
+    maintenance = Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes"))
+    assert (blobs.count(), maintenance.vacuum().pictures, blobs.count()) == (2, 1, 1)
 
 
 def test_a_flipped_byte_of_a_picture_is_told(stores: Stores, tmp_path: Path) -> None:
@@ -401,10 +401,10 @@ def test_a_flipped_byte_of_a_picture_is_told(stores: Stores, tmp_path: Path) -> 
     (path,) = [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()]
     path.write_bytes(b"pictura")
     with pytest.raises(Damaged):
-        stores.items.picture("default", "a")
+        stores.items.image("default", "a")
     # Whoever sends it again mends it.
     stores.items.upsert("default", [new_item("b", unit(1), b"picture")])
-    assert stores.items.picture("default", "a")[1] == b"picture"
+    assert stores.items.image("default", "a")[1] == b"picture"
 
 
 def test_a_merge_during_a_search_does_not_pass_near_scores_for_true_ones(
@@ -435,5 +435,5 @@ def test_lossy_storage_still_scores_exactly(database: Database, blobs: Blobs, st
     query = unit(1, 2, 1)
     found = stores.galleries.search("default", query, k=5, min_score=None)[1]
     for one in found:
-        n = int(one.hit.external_id[1:])
-        assert one.hit.score == pytest.approx(float(unit(1, n / 7, n % 3) @ query), abs=1e-6)
+        n = int(one.external_id[1:])
+        assert one.score == pytest.approx(float(unit(1, n / 7, n % 3) @ query), abs=1e-6)

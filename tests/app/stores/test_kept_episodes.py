@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from app.stores.records.episode_cache import KeptEpisodes
-from app.stores.records.episode_records import Episode, Support, Way
+from app.stores.records.episodes import Episode, EpisodeCache, Support, Way
 
 
 def test_asking_for_episodes_that_are_not_there_drops_none_that_is() -> None:
@@ -18,7 +17,7 @@ def test_asking_for_episodes_that_are_not_there_drops_none_that_is() -> None:
         expires_at=None,
         ways=[Way(label="a", support=[support])],
     )
-    kept = KeptEpisodes(max_bytes=4096)
+    kept = EpisodeCache(max_bytes=4096)
     kept.keep(episode, read_at=7)
     for number in range(100):
         assert kept.unchanged(f"ep_none{number}", written=7) is None

@@ -10,19 +10,17 @@ import sqlalchemy as sa
 
 from app.stores.blobs import Blobs
 from app.stores.index.base import IndexOptions, Kind
+from app.stores.index.delta import MERGE_AT
 from app.stores.index.snapshots import IndexSnapshots
-from app.stores.index.vector_index import MERGE_AT
 from app.stores.maintenance.backup import BackupRefused, restore_backup, write_backup
-from app.stores.maintenance.check import Upkeep
-from app.stores.records.episode_records import NewSupport, NewWay
-from app.stores.records.episodes import SupportSets
+from app.stores.maintenance.check import Maintenance
+from app.stores.records.episodes import Episodes, NewSupport, NewWay
 from app.stores.records.jobs import Jobs, JobState
-from app.stores.sql import metadata as facts
+from app.stores.sql import metadata
 from app.stores.sql.database import Database, attach_database, open_database
-from app.stores.sql.tables import changes, item_vectors
+from app.stores.sql.tables import changes, item_vectors, pack
 from app.stores.sql.tables import items as item_rows
 from app.stores.sql.tables import jobs as job_rows
-from app.stores.sql.vectors import pack
 from tests.app.postgres import PostgresServer
 from tests.app.stores.stores import FINGERPRINT, Stores, new_item, open_stores, unit
 
@@ -33,8 +31,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def upkeep(database: Database, blobs: Blobs, folder: Path) -> Upkeep:
-    return Upkeep(database, blobs, IndexSnapshots(folder))
+def maintenance(database: Database, blobs: Blobs, folder: Path) -> Maintenance:
+    return Maintenance(database, blobs, IndexSnapshots(folder))
 
 
 def fill(stores: Stores, count: int = 30) -> None:
@@ -128,7 +126,7 @@ def test_a_snapshot_of_another_history_is_not_believed(database: Database, blobs
     fill(first)
     first.indexes.close()
     with database.write() as connection:
-        facts.renew_identity(connection)
+        metadata.renew_identity(connection)
         connection.execute(sa.delete(item_rows).where(item_rows.c.external_id == "i1"))
     again = open_stores(database, blobs, snapshots=folder)
     assert "i1" not in again.found(unit(1))
@@ -155,22 +153,22 @@ def test_only_the_last_two_snapshots_are_kept(database: Database, blobs: Blobs, 
     assert len([path for path in files(folder) if path.name == "manifest.json"]) == 2
 
 
-def test_a_sound_store_is_sound(database: Database, blobs: Blobs, folder: Path, upkeep: Upkeep) -> None:
-    assert upkeep.check(deep=True) == []
+def test_a_sound_store_is_sound(database: Database, blobs: Blobs, folder: Path, maintenance: Maintenance) -> None:
+    assert maintenance.check(deep=True) == []
     stores = open_stores(database, blobs, snapshots=folder)
     fill(stores)
     stores.indexes.close()
-    assert upkeep.check(deep=True) == []
+    assert maintenance.check(deep=True) == []
 
 
-def test_faults_are_told(database: Database, blobs: Blobs, upkeep: Upkeep) -> None:
+def test_faults_are_told(database: Database, blobs: Blobs, maintenance: Maintenance) -> None:
     stores = open_stores(database, blobs)
     fill(stores)
     blobs.delete(stores.items.item("default", "i1").sha256)
     with database.write() as connection:
         connection.execute(sa.delete(item_vectors).where(item_vectors.c.item_id == 2))
         connection.execute(sa.delete(changes).where(changes.c.seq == 3))
-    found = "\n".join(upkeep.check())
+    found = "\n".join(maintenance.check())
     assert "named but not stored" in found
     assert "1 items have no vector" in found
     assert "The change log holds" in found
@@ -189,25 +187,27 @@ def test_vectors_of_an_index_that_are_not_the_stored_ones_are_told(tmp_path: Pat
     database.close()
 
 
-def test_a_rebuild_makes_what_the_truth_says(database: Database, blobs: Blobs, folder: Path, upkeep: Upkeep) -> None:
+def test_a_rebuild_makes_what_the_truth_says(
+    database: Database, blobs: Blobs, folder: Path, maintenance: Maintenance
+) -> None:
     stores = open_stores(database, blobs, snapshots=folder)
     fill(stores)
     digest = stores.galleries.index_state("default").digest
     stores.indexes.close()
-    assert upkeep.rebuild() == 29
+    assert maintenance.rebuild() == 29
     assert open_stores(database, blobs, snapshots=folder).galleries.index_state("default").digest == digest
 
 
 def test_a_vacuum_leaves_only_what_lives_and_replicas_read_anew(
-    database: Database, blobs: Blobs, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    database: Database, blobs: Blobs, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores, behind = open_stores(database, blobs), open_stores(database, blobs)
     fill(stores)
     blobs.put(b"left by a killed process")
     monkeypatch.setattr("app.stores.maintenance.check.ROWS_AT_ONCE", 5)
-    done = upkeep.vacuum(log_kept_s=0)
+    done = maintenance.vacuum(log_kept_s=0)
     assert (done.items, done.changes, done.pictures) == (2, 33, 1)
-    assert upkeep.check() == []
+    assert maintenance.check() == []
     assert behind.found(unit(1)) == []
     assert behind.indexes.catch_up() == stores.indexes.applied_seq
     assert behind.galleries.index_state("default") == stores.galleries.index_state("default")
@@ -217,7 +217,7 @@ def test_a_vacuum_leaves_only_what_lives_and_replicas_read_anew(
 
 
 def test_a_vacuum_keeps_the_last_hour_for_exports_and_replicas(
-    database: Database, blobs: Blobs, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    database: Database, blobs: Blobs, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores, behind = open_stores(database, blobs), open_stores(database, blobs)
     monkeypatch.setattr("app.stores.records.items.EXPORTED_AT_ONCE", 10)
@@ -227,10 +227,10 @@ def test_a_vacuum_keeps_the_last_hour_for_exports_and_replicas(
     _, parts = stores.items.export("default")
     exported = list(next(parts))
     stores.items.remove_many("default", ids=["i3", "i25"])
-    done = upkeep.vacuum()
+    done = maintenance.vacuum()
     assert (done.items, done.changes) == (0, 11)
     assert [one.id for one in [*exported, *(one for part in parts for one in part)]] == [f"i{n}" for n in range(30)]
-    assert upkeep.check() == []
+    assert maintenance.check() == []
     behind.indexes.catch_up()
     assert behind.galleries.index_state("default") == stores.galleries.index_state("default")
 
@@ -241,7 +241,7 @@ def test_a_backup_is_restored_whole(
 ) -> None:
     stores = open_stores(database, blobs)
     fill(stores)
-    sets = SupportSets(database, blobs, fingerprint=FINGERPRINT)
+    sets = Episodes(database, blobs, fingerprint=FINGERPRINT)
     way = NewWay(label="a", support=[NewSupport(data=b"support", media_type="image/png", vector=unit(1))])
     _, episode = sets.create([way, way], name=None, method="ridge", ttl_s=None)
     done = write_backup(database, blobs, tmp_path / "backup")
@@ -254,10 +254,10 @@ def test_a_backup_is_restored_whole(
     assert restore_backup(tmp_path / "backup", other, kept) == done
     again = open_stores(other, kept)
     assert len(again.found(unit(1))) == 29
-    assert again.items.picture("default", "i1")[1] == b"i1"
-    assert SupportSets(other, kept, fingerprint=FINGERPRINT).get(episode.id).method == "ridge"
+    assert again.items.image("default", "i1")[1] == b"i1"
+    assert Episodes(other, kept, fingerprint=FINGERPRINT).get(episode.id).method == "ridge"
     assert again.items.upsert("default", [new_item("next", unit(1))]).seq == done.seq + 1
-    assert Upkeep(other, kept, IndexSnapshots(tmp_path / "x")).check(deep=True) == []
+    assert Maintenance(other, kept, IndexSnapshots(tmp_path / "x")).check(deep=True) == []
     with pytest.raises(BackupRefused, match="not empty"):
         restore_backup(tmp_path / "backup", other, kept)
     other.close()
@@ -312,7 +312,7 @@ def test_a_backup_runs_beside_the_service_and_pictures_wait_for_it(tmp_path: Pat
     assert (done.items, done.pictures) == (29, 29)
     serving.settle()
     assert blobs.count() == 29
-    Upkeep(serving, blobs, IndexSnapshots(tmp_path / "x")).vacuum()
+    Maintenance(serving, blobs, IndexSnapshots(tmp_path / "x")).vacuum()
     assert blobs.count() == 19
     beside.close()
     serving.close()
@@ -325,7 +325,7 @@ def test_a_backup_that_ends_leaves_a_later_ones_hold(tmp_path: Path) -> None:
 
     def begin_another(*_: int) -> None:
         with database.write() as connection:
-            facts.write(connection, facts.PICTURES_HELD_UNTIL, str(time.time() + 60))
+            metadata.write(connection, metadata.IMAGES_HELD_UNTIL, str(time.time() + 60))
 
     write_backup(database, blobs, tmp_path / "copy", begin_another)
     stores.items.upsert("default", [new_item("a", unit(1), b"new")])

@@ -15,7 +15,7 @@ from app.errors import NotFound
 from app.stores.blobs import Blobs
 from app.stores.filters.tree import matches, parse_filter
 from app.stores.index.snapshots import IndexSnapshots
-from app.stores.maintenance.check import Upkeep
+from app.stores.maintenance.check import Maintenance
 from app.stores.sql.database import Database, open_database
 from tests.app.postgres import PostgresServer
 from tests.app.stores.conftest import Tell
@@ -110,7 +110,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def vacuum(self) -> None:
-        Upkeep(self.database, self.blobs, IndexSnapshots(Path(self.folder.name) / "indexes")).vacuum(log_kept_s=0)
+        Maintenance(self.database, self.blobs, IndexSnapshots(Path(self.folder.name) / "indexes")).vacuum(log_kept_s=0)
 
     @rule()
     def merge(self) -> None:
@@ -130,8 +130,8 @@ class StoreMachine(RuleBasedStateMachine):
             }
             expected = sorted(scores, key=lambda one: (-round(scores[one], 5), one))[:k]
             found = self.stores.galleries.search(gallery, query, k=k, min_score=None, where=passing)[1]
-            assert [one.hit.external_id for one in found] == expected
-            np.testing.assert_allclose([one.hit.score for one in found], [scores[one] for one in expected], atol=1e-5)
+            assert [one.external_id for one in found] == expected
+            np.testing.assert_allclose([one.score for one in found], [scores[one] for one in expected], atol=1e-5)
 
     @invariant()
     def rows_are_the_models(self) -> None:

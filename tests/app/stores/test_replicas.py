@@ -38,7 +38,7 @@ def test_concurrent_writes_and_deletes_converge_to_equal_digests(replicas: list[
     digests = {name: one.indexes.state(name).digest for name in one.indexes.names()}
     assert digests == one.indexes.true_digests() == other.indexes.true_digests()
     for item in one.items.page("default", after=None, limit=1000):
-        assert other.items.picture("default", item.id)[1]
+        assert other.items.image("default", item.id)[1]
     tell(f"two replicas, {len(threads)} writers, {WRITES} writes and deletes: equal digests, equal to the truth's")
 
 
@@ -85,7 +85,7 @@ def test_equal_pictures_survive_the_deletes_of_another_replica(replicas: list[St
         def run() -> None:
             for _ in range(15):
                 stores.items.upsert("default", [new_item(name, unit(1), b"shared picture")])
-                assert stores.items.picture("default", name)[1] == b"shared picture"
+                assert stores.items.image("default", name)[1] == b"shared picture"
                 stores.items.remove("default", name)
             stores.items.upsert("default", [new_item(name, unit(1), b"shared picture")])
 
@@ -97,7 +97,7 @@ def test_equal_pictures_survive_the_deletes_of_another_replica(replicas: list[St
     for thread in threads:
         thread.join()
     for at in range(2):
-        assert replicas[0].items.picture("default", f"n{at}")[1] == b"shared picture"
+        assert replicas[0].items.image("default", f"n{at}")[1] == b"shared picture"
 
 
 def write_at_random(stores: Stores, seed: int) -> None:

@@ -8,9 +8,7 @@ import pytest
 
 from app.errors import NotFound
 from app.stores.blobs import Blobs
-from app.stores.records.galleries import FEW_FOUND, FEW_NUMBERS
-from app.stores.records.gallery_records import Found
-from app.stores.records.row_cache import ItemRow, KeptRows
+from app.stores.records.galleries import FEW_FOUND, FEW_NUMBERS, CachedRows, Hit, ItemRow
 from app.stores.sql.database import Database
 from tests.app.stores.stores import D, Stores, new_item, open_stores, unit
 
@@ -23,7 +21,7 @@ def stores(database: Database, blobs: Blobs) -> Stores:
 
 
 def test_rows_are_kept_as_of_one_number() -> None:
-    kept = KeptRows(max_rows=3)
+    kept = CachedRows(max_rows=3)
     assert kept.get([], 0) is None, "nothing was read yet"
     kept.keep(ROWS, 5)
     assert kept.get([2, 1], 5) == ROWS
@@ -41,11 +39,11 @@ def test_rows_are_kept_as_of_one_number() -> None:
 
 
 def test_a_search_is_at_hand_until_something_is_written(stores: Stores, database: Database) -> None:
-    def asked(k: int = 3, min_score: float | None = None) -> list[Found]:
+    def asked(k: int = 3, min_score: float | None = None) -> list[Hit]:
         return list(stores.galleries.search("default", unit(1), k=k, min_score=min_score)[1])
 
-    def at_hand(k: int = 3, min_score: float | None = None) -> list[Found] | None:
-        found = stores.galleries.search_at_hand("default", unit(1), k=k, min_score=min_score)
+    def at_hand(k: int = 3, min_score: float | None = None) -> list[Hit] | None:
+        found = stores.galleries.search_cached("default", unit(1), k=k, min_score=min_score)
         return None if found is None else list(found[1])
 
     stores.items.upsert("default", [new_item("b", unit(1)), new_item("a", unit(1)), new_item("c", unit(1, 1))])
@@ -55,42 +53,42 @@ def test_a_search_is_at_hand_until_something_is_written(stores: Stores, database
         assert at_hand() is None, "others may have written"
         return
     assert at_hand() == first
-    assert [one.hit.external_id for one in first] == ["a", "b", "c"]
+    assert [one.external_id for one in first] == ["a", "b", "c"]
     assert at_hand(k=1) == first[:1]
     assert at_hand(min_score=0.9) == first[:2]
     stores.items.upsert("default", [new_item("d", unit(1))])
     assert at_hand() is None
-    assert [one.hit.external_id for one in asked(k=4)] == ["a", "b", "d", "c"]
+    assert [one.external_id for one in asked(k=4)] == ["a", "b", "d", "c"]
     stores.items.remove("default", "a")
     # Its picture goes in the background, which is a write as well.
     database.settle()
     assert at_hand() is None
     assert at_hand() is None, "to look is not to read"
-    assert [one.hit.external_id for one in asked()] == ["b", "d", "c"]
+    assert [one.external_id for one in asked()] == ["b", "d", "c"]
     assert at_hand() == asked()
 
 
 def test_what_takes_long_is_not_at_hand(stores: Stores) -> None:
     stores.items.upsert("default", [new_item("a", unit(1))])
     stores.galleries.search("default", unit(1), k=9, min_score=None)
-    assert stores.galleries.search_at_hand("default", unit(1), k=FEW_FOUND + 1, min_score=None) is None
+    assert stores.galleries.search_cached("default", unit(1), k=FEW_FOUND + 1, min_score=None) is None
     many = FEW_NUMBERS // D + 1
     vectors = np.random.default_rng(0).normal(size=(many, D)).astype(np.float32)
     stores.indexes._index("default").load(vectors, np.arange(many, dtype=np.int64), 0)
-    assert stores.galleries.search_at_hand("default", unit(1), k=9, min_score=None) is None
+    assert stores.galleries.search_cached("default", unit(1), k=9, min_score=None) is None
 
 
 def test_a_gallery_that_is_not_there_is_not_at_hand(stores: Stores, database: Database) -> None:
     # Where others write, nothing is at hand, and whoever asks the database hears that it is gone.
     expected = contextlib.nullcontext() if database.is_shared else pytest.raises(NotFound)
     with expected:
-        assert stores.galleries.search_at_hand("gone", unit(1), k=9, min_score=None) is None
+        assert stores.galleries.search_cached("gone", unit(1), k=9, min_score=None) is None
 
 
 def test_an_empty_gallery_is_at_hand_once_it_was_asked(stores: Stores, database: Database) -> None:
-    assert stores.galleries.search_at_hand("default", unit(1), k=9, min_score=None) is None
+    assert stores.galleries.search_cached("default", unit(1), k=9, min_score=None) is None
     asked = stores.galleries.search("default", unit(1), k=9, min_score=None)
-    at_hand = stores.galleries.search_at_hand("default", unit(1), k=9, min_score=None)
+    at_hand = stores.galleries.search_cached("default", unit(1), k=9, min_score=None)
     assert at_hand == (None if database.is_shared else asked)
 
 

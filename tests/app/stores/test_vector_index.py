@@ -8,9 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from app.stores.index import base as index_base
-from app.stores.index.base import IndexOptions, Kind, Storage
-from app.stores.index.device import DeviceIndex
-from app.stores.index.vector_index import MERGE_AT, Entry, Removal, VectorIndex, mark_of
+from app.stores.index.base import DeviceIndex, IndexOptions, Kind, Storage
+from app.stores.index.delta import MERGE_AT, Entry, Removal, VectorIndex, mark_of
 
 D = 16
 

@@ -112,9 +112,9 @@ async def test_beside_a_replica_that_serves_the_old_one_and_writes(tmp_path: Pat
             # The old replica serves on; what it adds is embedded before the switch too.
             if count == 15:
                 stored = old_tasks.stores.items.item("default", "i1")
-                data = old_tasks.stores.items.picture("default", "i1")[1]
+                data = old_tasks.stores.items.image("default", "i1")[1]
                 vector = old_tasks.stores.galleries.vectors("default", ["i1"])["i1"]
-                from app.stores.records.gallery_records import NewItem
+                from app.stores.records.items import NewItem
 
                 late = NewItem(
                     id="late",

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from app.stores.sql.tables import metadata
+from app.stores.sql.tables import schema
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+context.configure(connection=context.config.attributes["connection"], target_metadata=schema)
 context.run_migrations()
