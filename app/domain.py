@@ -1,6 +1,6 @@
 """The nouns of the service, free of web, SQL, FAISS and torch kernels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Annotated, Protocol
@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from models.transforms import canonical_sketch, fit_square
 from models.types import BundleInfo as BundleInfo
 from models.types import ImageBatch, ImageFeatures, TextFeatures
 
@@ -37,98 +36,6 @@ class Encoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Embeddings of B strings; call it from the executor's thread alone."""
         ...
-
-
-class PixelsAway(Exception):
-    """The forms that are at hand do not tell what was asked; the pixels would."""
-
-
-class Picture:
-    """An input image and the forms that tasks see of it, each made once; not for several threads at once.
-
-    Attributes:
-        squares: the whole picture fitted into squares, by their sides.
-        sketches: canonical forms as line drawings, by their sides; None where it is none.
-
-    Args:
-        pixels: [H, W, 3] uint8 RGB; EXIF orientation applied, alpha composited on white. Or what reads them when they
-            are needed, however often.
-    """
-
-    def __init__(self, pixels: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]]) -> None:
-        self._read = pixels if callable(pixels) else None
-        self._pixels = None if callable(pixels) else pixels
-        self._size: tuple[int, int] | None = None
-        self.squares: dict[int, NDArray[np.uint8]] = {}
-        self.sketches: dict[int, NDArray[np.uint8] | None] = {}
-
-    @property
-    def pixels(self) -> NDArray[np.uint8]:
-        """[H, W, 3] uint8 RGB."""
-        if self._pixels is None:
-            assert self._read is not None
-            self._pixels = self._read()
-        self._size = self._pixels.shape[0], self._pixels.shape[1]
-        return self._pixels
-
-    @property
-    def height(self) -> int:
-        """Of the picture, px."""
-        return self._height_and_width[0]
-
-    @property
-    def width(self) -> int:
-        """Of the picture, px."""
-        return self._height_and_width[1]
-
-    def square(self, size: int) -> NDArray[np.uint8]:
-        """The picture fitted into a square, [size, size, 3] uint8 RGB: what all tasks see of a photograph.
-
-        Raises:
-            models.errors.InputError: it holds nothing to look at.
-        """
-        if size not in self.squares:
-            self.squares[size] = fit_square(self.pixels, size)
-        return self.squares[size]
-
-    def sketch(self, size: int) -> NDArray[np.uint8] | None:
-        """The canonical form of a line drawing, [size, size, 3] uint8 RGB; None for anything else.
-
-        Raises:
-            models.errors.InputError: it holds nothing to look at.
-        """
-        if size not in self.sketches:
-            self.sketches[size] = self._make_sketch(size)
-        return self.sketches[size]
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory it takes."""
-        held: list[NDArray[np.uint8] | None] = [self._pixels, *self.squares.values(), *self.sketches.values()]
-        return sum(array.nbytes for array in held if array is not None)
-
-    def let_pixels_go(self) -> None:
-        """Keep the forms alone, where the pixels can be read again."""
-        if self._read is not None:
-            self._pixels = None
-
-    def remembered(self) -> "Picture":
-        """The same picture as far as its size and forms tell; what needs pixels raises PixelsAway."""
-        seen = Picture(_pixels_away)
-        seen._size, seen.squares, seen.sketches = self._size, self.squares, self.sketches
-        return seen
-
-    @property
-    def _height_and_width(self) -> tuple[int, int]:
-        size = self._size
-        return self.pixels.shape[:2] if size is None else size
-
-    def _make_sketch(self, size: int) -> NDArray[np.uint8] | None:
-        return canonical_sketch(self.pixels, size)
-
-
-def _pixels_away() -> NDArray[np.uint8]:
-    raise PixelsAway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,9 +30,8 @@ from app.api.routers import (
 )
 from app.api.services import Services
 from app.composition import build_services as build_default_services
-from app.imaging.cache import PictureCache
-from app.imaging.decoding import Decoders
-from app.imaging.sources import ImageDecoder
+from app.imaging.decoding import ImageCache, ImageDecoder
+from app.imaging.processes import DecoderProcesses
 from app.runtime.lifecycle import EXIT_START_FAILED, Lifecycle, Phase
 from app.runtime.telemetry import Telemetry, get_logger
 from app.settings import Settings
@@ -191,10 +190,10 @@ class Supervisor:
 
 def _build_platform(settings: Settings) -> Platform:
     telemetry = Telemetry()
-    cache = PictureCache(max_bytes=settings.picture_cache_bytes)
+    cache = ImageCache(max_bytes=settings.picture_cache_bytes)
     telemetry.image_cache_bytes.set_function(lambda: cache.size_bytes)
     workers = settings.decode_threads
-    decoders = Decoders(workers, limits=settings.limits, telemetry=telemetry) if workers > 1 else None
+    processes = DecoderProcesses(workers, limits=settings.limits) if workers > 1 else None
     return Platform(
         lifecycle=Lifecycle(),
         telemetry=telemetry,
@@ -206,7 +205,7 @@ def _build_platform(settings: Settings) -> Platform:
             cache=cache,
             workers=workers,
             max_waiting=settings.max_decode_waiting,
-            decoders=decoders,
+            processes=processes,
         ),
         deadline_s=settings.deadline_s,
         live_slots=asyncio.Semaphore(settings.max_live_connections),

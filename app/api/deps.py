@@ -13,7 +13,8 @@ from app.api.auth import ApiKeys, ScopedRoute
 from app.api.services import Services
 from app.domain import BundleInfo, Limits
 from app.errors import EngineUnavailable, UnsupportedMedia
-from app.imaging.sources import ImageDecoder, PixelBudget
+from app.imaging.decoding import ImageDecoder
+from app.imaging.sources import PixelBudget
 from app.runtime.lifecycle import Lifecycle, Phase
 from app.runtime.telemetry import Telemetry
 

@@ -2,7 +2,7 @@
 
 from app.api.schemas.images import Base64Input, ImageInput, StrokesInput, SvgInput
 from app.imaging.sources import Base64Image, StrokesImage, SvgImage
-from app.tasks.pictures import ItemImage, Source
+from app.tasks.inputs import ItemImage, Source
 
 
 def source_of(image: ImageInput) -> Source:

@@ -1,182 +1,254 @@
-"""Processes that decode side by side: in threads they would take turns for the interpreter (docs/adr/0027)."""
+"""The interface that tasks call: sources to model-ready images, in a bounded pool and behind one cache."""
 
-import contextlib
-import math
-import os
-import queue
-import socket
-import struct
-import subprocess
-import sys
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import Limits, Picture
-from app.errors import EngineUnavailable, UndecodableImage
-from app.imaging.worker import READY, Job, Look
-from app.runtime.telemetry import Telemetry, get_logger
+from app.domain import Limits
+from app.errors import QueueFull, ServiceError
+from app.imaging.drawings import draw_on_canvas, open_strokes, render_svg
+from app.imaging.processes import DecoderProcesses
+from app.imaging.raster import (
+    DecodedImage,
+    OpenedImage,
+    TiledImage,
+    decode_image,
+    open_file,
+    tile_image,
+    webp_thumbnail,
+)
+from app.imaging.sources import Base64Image, EncodedImage, ImageSource, PixelBudget, StrokesImage, decode_base64
+from app.runtime.lru import ByteLru
+from app.runtime.process import DECODER_NICENESS, be_nice
+from app.runtime.telemetry import Telemetry
+from models.transforms import plan_views
 
-_ROOT = Path(__file__).parents[2]
-# A Ctrl-C while it imports is not meant for it either.
-_CODE = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from app.imaging.worker import main; main()"
-RETRY_AFTER_S = 5.0
-PATIENCE_S = 60.0
-"""No picture within the limits takes a tenth of it; a decoder that does is hung, and is ended."""
+_ENTRY_BYTES = 512
+"""Overhead of a cache entry, so that many small ones are bounded too."""
+_LOOP_LOOKUP_BYTES = 1 << 20
+"""Largest file looked up on the event loop: hashing it takes a quarter of a millisecond."""
+T = TypeVar("T")
+Opened = tuple[ImageSource, OpenedImage]
+V = TypeVar("V", DecodedImage, TiledImage)
 
 
-class Decoders:
-    """So many processes, each with one file at a time; one that dies is started anew.
+class ImageCache:
+    """LRU cache of decoded images, keyed by (file bytes, size) and kind of result; shared by all tasks; thread-safe."""
 
-    Called from as many threads as there are processes.
+    def __init__(self, *, max_bytes: int) -> None:
+        self._values: ByteLru[tuple[bytes, int, type], Any] = ByteLru(max_bytes)
+        self._guard = threading.Lock()
+        self._in_flight: weakref.WeakValueDictionary[bytes, threading.Lock] = weakref.WeakValueDictionary()
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory used, the files included."""
+        return self._values.size_bytes
+
+    def get(self, data: bytes, size: int, kind: type[V]) -> V | None:
+        """Return the cached result of a file, or None; never waits for a decode."""
+        found: V | None = self._values.get((data, size, kind))
+        return found
+
+    def get_or_make(self, data: bytes, size: int, kind: type[V], make: Callable[[], V]) -> V:
+        """Return the cached result of a file, or make and cache it; equal requests at once make it once.
+
+        Raises:
+            Whatever `make` raises; the next caller tries again.
+        """
+        with self._guard:
+            lock = self._in_flight.setdefault(data, threading.Lock())
+        with lock:
+            found = self.get(data, size, kind)
+            if found is None:
+                found = make()
+                self._values.put((data, size, kind), found, found.size_bytes + len(data) + _ENTRY_BYTES)
+        return found
+
+
+class ImageDecoder:
+    """Decodes for all tasks in a pool of `workers` threads; at most `max_waiting` callers wait for it.
+
+    Args:
+        processes: decode files, one process a thread; None if the threads do it themselves.
     """
 
-    def __init__(self, count: int, *, limits: Limits, telemetry: Telemetry, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        *,
+        limits: Limits,
+        telemetry: Telemetry,
+        cache: ImageCache,
+        workers: int = 2,
+        max_waiting: int = 256,
+        processes: DecoderProcesses | None = None,
+    ) -> None:
         self._limits = limits
+        self._cache = cache
         self._telemetry = telemetry
-        self._all = [_Process(patience_s) for _ in range(count)]
-        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-        for process in self._all:
-            self._idle.put(process)
+        self._max_waiting = max_waiting
+        self._callers = 0
+        self._processes = processes
+        self._pool = ThreadPoolExecutor(
+            workers, thread_name_prefix="decode", initializer=be_nice, initargs=(DECODER_NICENESS,)
+        )
 
-    @property
-    def pids(self) -> list[int]:
-        """Of the processes that run now."""
-        return [pid for process in self._all if (pid := process.pid) is not None]
-
-    def start(self) -> None:
-        """Start them all, so that the first pictures do not wait for it."""
-        for process in self._all:
-            # One that cannot start now may when it is needed; if not, that is said then.
-            with contextlib.suppress(OSError):
-                process.start()
-
-    def look(self, data: bytes, size: int) -> Look:
-        """What there is to see in a file, see `decode_worker.Look`.
+    async def decode_many(
+        self, sources: Sequence[ImageSource], budget: PixelBudget, size: int
+    ) -> list[DecodedImage | ServiceError]:
+        """Return model-ready images of `size` px in order; a bad image is an error in its own place.
 
         Raises:
-            UndecodableImage: also where it ends the process that decodes it.
-            UnsupportedMedia, ImageTooLarge.
-            EngineUnavailable: no process starts.
+            ImageTooLarge, TooMuchWork: the request as a whole is over its budget.
+            QueueFull: too many callers wait.
         """
-        job = Job(data=data, limits=self._limits, size=size)
-        process = self._idle.get()
+        if len(sources) == 1:
+            known = self._known(sources[0], budget, lambda data: self._cache.get(data, size, DecodedImage))
+            if known is not None:
+                return [known]
+        return await self._in_turn(sources, budget, size, partial(self._cached, DecodedImage, size, self._decode))
+
+    async def tiles(self, source: ImageSource, budget: PixelBudget, size: int) -> TiledImage:
+        """Return the squares of `size` px that segmentation encodes; strokes lie on their canvas.
+
+        Raises:
+            As `decode_many`, and the image's own error.
+        """
+        known = self._known(source, budget, lambda data: self._known_tiles(data, size))
+        if known is not None:
+            return known
+        return await self._one(source, budget, size, partial(self._cached, TiledImage, size, self._tile))
+
+    async def thumbnail(self, data: bytes, size: int) -> bytes:
+        """Return a WebP of a file whose longest side is at most `size` px. Raises as `tiles`."""
+        budget = PixelBudget(max_pixels=self._limits.max_image_pixels, max_images=1)
+        source = EncodedImage(data=data)
+        return await self._one(source, budget, size, lambda opened: webp_thumbnail(self._read(opened[1]), size))
+
+    def start(self) -> None:
+        """Start the decoder processes, so that the first image does not wait for them."""
+        if self._processes is not None:
+            self._processes.start()
+
+    def stop(self) -> None:
+        """Wait for running decodes, then end the pool and the processes."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._processes is not None:
+            self._processes.stop()
+
+    def _known(self, source: ImageSource, budget: PixelBudget, find: Callable[[bytes], V | None]) -> V | None:
+        """Look up a small file on the event loop: a turn of the pool would dominate the answer's time."""
+        if not isinstance(source, EncodedImage) or len(source.data) > _LOOP_LOOKUP_BYTES:
+            return None
+        found = find(source.data)
+        if found is not None:
+            budget.charge(found.width, found.height)
+        return found
+
+    def _known_tiles(self, data: bytes, size: int) -> TiledImage | None:
+        """Return cached tiles, or those of an image that is no larger than its cached square."""
+        found = self._cache.get(data, size, TiledImage)
+        image = self._cache.get(data, size, DecodedImage) if found is None else None
+        if image is None or image.is_sketch:
+            return found
+        boxes = plan_views(image.height, image.width, size, max_tiles=self._limits.max_tiles)
+        if len(boxes) > 1:
+            return None
+        return TiledImage(height=image.height, width=image.width, boxes=boxes, squares=[image.square], keys=[image.key])
+
+    async def _one(self, source: ImageSource, budget: PixelBudget, size: int, work: Callable[[Opened], T]) -> T:
+        (outcome,) = await self._in_turn([source], budget, size, work)
+        if isinstance(outcome, ServiceError):
+            raise outcome
+        return outcome
+
+    async def _in_turn(
+        self, sources: Sequence[ImageSource], budget: PixelBudget, size: int, work: Callable[[Opened], T]
+    ) -> list[T | ServiceError]:
+        """Charge all headers before the first image is decoded, then do `work` on one image after another."""
+        if self._callers >= self._max_waiting:
+            self._telemetry.requests_rejected.labels("decode_queue_full").inc()
+            raise QueueFull("Too many images wait to be decoded.", retry_after_s=1.0)
+
+        def open_all() -> list[Opened | ServiceError]:
+            opened = [_outcome(partial(self._open, source, size)) for source in sources]
+            for one in opened:
+                if not isinstance(one, ServiceError):
+                    budget.charge(one[1].width, one[1].height)
+            return opened
+
+        def finish(opened: Opened | ServiceError) -> T | ServiceError:
+            return opened if isinstance(opened, ServiceError) else _outcome(partial(work, opened))
+
+        loop = asyncio.get_running_loop()
+        self._callers += 1
         try:
-            answer = process.ask(job)
+            if len(sources) == 1:
+                # One turn of the pool: behind others, a second turn is a second wait.
+                return [await loop.run_in_executor(self._pool, lambda: finish(*open_all()))]
+            # One turn an image: requests take turns, and the pixels of one request are never all in memory.
+            found = await loop.run_in_executor(self._pool, open_all)
+            return [await loop.run_in_executor(self._pool, finish, opened) for opened in found]
         finally:
-            self._idle.put(process)
-        if isinstance(answer, Exception):
-            raise answer
-        self._telemetry.decode.observe(answer.decode_s)
-        return answer
+            self._callers -= 1
 
-    def stop(self) -> None:
-        """End all of them."""
-        for process in self._all:
-            process.stop()
+    def _open(self, source: ImageSource, size: int) -> Opened:
+        """Return the source with its size; base64 text becomes a file."""
+        if isinstance(source, StrokesImage):
+            return source, open_strokes(source, size, self._limits)
+        if isinstance(source, Base64Image):
+            source = EncodedImage(data=decode_base64(source.text))
+        file = source.data if isinstance(source, EncodedImage) else render_svg(source.text, self._limits)
+        return source, open_file(file, self._limits)
+
+    def _cached(self, kind: type[V], size: int, make: Callable[[Opened, int], V], opened: Opened) -> V:
+        """Make a result through the cache, which holds those of files alone."""
+        if not isinstance(opened[0], EncodedImage):
+            return make(opened, size)
+        return self._cache.get_or_make(opened[0].data, size, kind, lambda: make(opened, size))
+
+    def _decode(self, opened: Opened, size: int) -> DecodedImage:
+        source, image = opened
+        file = source.data if isinstance(source, EncodedImage) else None
+        if file is None or self._processes is None:
+            decoded = decode_image(image, size, file)
+        else:
+            decoded = self._processes.decode(file, size)
+        self._telemetry.decode.observe(decoded.decode_s)
+        return decoded
+
+    def _tile(self, opened: Opened, size: int) -> TiledImage:
+        source, image = opened
+        whole = None
+        if isinstance(source, EncodedImage):
+            known = self._known_tiles(source.data, size)
+            if known is not None:
+                return known
+            decoded = self._cache.get(source.data, size, DecodedImage)
+            whole = None if decoded is None or decoded.is_sketch else decoded.square
+        # Decoder processes return squares alone, so tiles are cut from pixels decoded here.
+        pixels = self._read(image)
+        if isinstance(source, StrokesImage):
+            pixels = draw_on_canvas(source)  # reading them as a sketch has checked that there is something to draw
+        return tile_image(pixels, size, self._limits.max_tiles, whole)
+
+    def _read(self, opened: OpenedImage) -> NDArray[np.uint8]:
+        started_s = time.perf_counter()
+        pixels = opened.read()
+        self._telemetry.decode.observe(time.perf_counter() - started_s)
+        return pixels
 
 
-class FarPicture(Picture):
-    """A file that another process looks at; its pixels are decoded here only where a task needs them all."""
-
-    def __init__(self, data: bytes, read: Callable[[], NDArray[np.uint8]], decoders: Decoders) -> None:
-        super().__init__(read)
-        self._data = data
-        self._decoders = decoders
-
-    def _make_sketch(self, size: int) -> NDArray[np.uint8] | None:
-        if self._pixels is not None:
-            return super()._make_sketch(size)
-        found = self._decoders.look(self._data, size)
-        self._size = found.height, found.width
-        if found.is_sketch:
-            return found.form
-        self.squares[size] = found.form
-        return None
-
-
-class _Process:
-    """A child and the socket to it; started when it is first needed."""
-
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._child: subprocess.Popen[bytes] | None = None
-        self._socket: Connection | None = None
-        self._is_ready = False
-
-    @property
-    def pid(self) -> int | None:
-        return None if self._child is None else self._child.pid
-
-    def ask(self, job: Job) -> Look | Exception:
-        """Its answer; a second one is asked where the first dies, which may have had nothing to do with the file."""
-        for attempt in (1, 2):
-            connection = self._ready()
-            is_hung = False
-            try:
-                connection.send(job)
-                if connection.poll(self._patience_s):
-                    answer: Look | Exception = connection.recv()
-                    return answer
-                is_hung = True
-            except BlockingIOError:
-                is_hung = True
-            except (EOFError, OSError):
-                pass
-            self.stop()
-            get_logger().error("decoder_ended", hung=is_hung, attempt=attempt)
-            if is_hung:
-                break
-        return UndecodableImage("The image ends the process that decodes it.")
-
-    def start(self) -> None:
-        """Start it, if it is not. Raises OSError where the system has no room for it."""
-        if self._child is not None:
-            return
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-                # Half a message must not be waited for for ever either.
-                ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", math.ceil(PATIENCE_S), 0))
-            # What is imported is what the parent runs, whatever folder it was started in.
-            path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
-            self._socket = Connection(ours.detach())
-
-    def stop(self) -> None:
-        """End it; it may be started again."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.close()
-        if self._child is not None:
-            if self._child.poll() is None:
-                self._child.kill()
-            self._child.wait()
-        self._child, self._socket, self._is_ready = None, None, False
-
-    def _ready(self) -> Connection:
-        """The socket to a child that has said that it is ready.
-
-        Raises:
-            EngineUnavailable: there is none, for no fault of any file.
-        """
-        try:
-            self.start()
-            connection = self._socket
-            if connection is None or not (self._is_ready or connection.poll(PATIENCE_S)):
-                raise TimeoutError("a decoder does not start")
-            if not self._is_ready:
-                self._is_ready = connection.recv() == READY
-        except (EOFError, OSError) as err:
-            self.stop()
-            get_logger().error("decoder_not_started", exc_info=err)
-            raise EngineUnavailable("No image can be decoded now.", retry_after_s=RETRY_AFTER_S) from err
-        return connection
+def _outcome(work: Callable[[], T]) -> T | ServiceError:
+    try:
+        return work()
+    except ServiceError as err:
+        return err

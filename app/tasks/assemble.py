@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.domain import BundleInfo, FeatureEngine, Limits
-from app.imaging.sources import ImageDecoder
-from app.imaging.thumbnails import Thumbnails
+from app.imaging.decoding import ImageDecoder
 from app.stores.blobs import Blobs
 from app.stores.index.base import IndexOptions
 from app.stores.index.follower import Indexes
@@ -23,8 +22,8 @@ from app.stores.sql.tables import VectorDtype
 from app.tasks.fewshot import FewShot, PrototypeHead
 from app.tasks.galleries import GalleryTask
 from app.tasks.idempotency import Idempotency
+from app.tasks.inputs import ImageInputs
 from app.tasks.items import ItemTask
-from app.tasks.pictures import Pictures
 from app.tasks.reembed import Reembed
 from app.tasks.retrieval import Retrieval
 from app.tasks.segmentation.segmentation import Segmentation, SegmentationHead
@@ -134,13 +133,13 @@ def open_tasks(
         close()
         raise
     episodes = Episodes(database, blobs, fingerprint=bundle.fingerprint)
-    pictures = Pictures(images, database, items)
+    inputs = ImageInputs(images, database, items)
     class_sets = ClassSets(database, dimension=bundle.dimension, fingerprint=bundle.fingerprint)
     segmentation = Segmentation(
         bundle=bundle,
         engine=engine,
         head=segmentation_head,
-        pictures=pictures,
+        inputs=inputs,
         workers=workers,
         limits=limits,
         database=database,
@@ -161,22 +160,22 @@ def open_tasks(
         items=ItemTask(
             bundle=bundle,
             engine=engine,
-            pictures=pictures,
-            thumbnails=Thumbnails(images, limits),
+            inputs=inputs,
+            decoder=images,
             database=database,
             galleries=galleries,
             items=items,
             indexes=indexes,
         ),
         retrieval=Retrieval(
-            bundle=bundle, engine=engine, pictures=pictures, database=database, galleries=galleries, indexes=indexes
+            bundle=bundle, engine=engine, inputs=inputs, database=database, galleries=galleries, indexes=indexes
         ),
         segmentation=segmentation,
         fewshot=FewShot(
             bundle=bundle,
             engine=engine,
             head=prototype_head,
-            pictures=pictures,
+            inputs=inputs,
             database=database,
             episodes=episodes,
             workers=workers,
@@ -185,7 +184,7 @@ def open_tasks(
         reembed=Reembed(
             bundle=bundle,
             engine=engine,
-            pictures=pictures,
+            inputs=inputs,
             segmentation=segmentation,
             database=database,
             blobs=blobs,

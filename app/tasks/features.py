@@ -1,12 +1,12 @@
 """Features of many pictures and strings, submitted in parts that leave room for others."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.domain import FeatureEngine, Features, Reservation, View
+from app.imaging.raster import DecodedImage
 from app.tasks.timing import Timings
 from models.types import TaskProfile
 
@@ -15,9 +15,9 @@ VIEWS_AT_ONCE = 16
 TEXTS_AT_ONCE = 128
 
 
-async def pooled_pictures(
+async def pooled_images(
     engine: FeatureEngine,
-    squares: Sequence[NDArray[np.uint8]],
+    images: Sequence[DecodedImage],
     *,
     captions: Sequence[str | None],
     profile: TaskProfile,
@@ -26,7 +26,7 @@ async def pooled_pictures(
     timings: Timings,
     is_reproducible: bool = False,
 ) -> NDArray[np.float32]:
-    """Global features of canonical squares ([size, size, 3] uint8), in order.
+    """Global features of model-ready images, in order.
 
     Args:
         place: holds room for all of them.
@@ -35,10 +35,13 @@ async def pooled_pictures(
         [B, D] float32, unit length.
     """
     rows: list[NDArray[np.float32]] = []
-    for start in range(0, len(squares), VIEWS_AT_ONCE):
+    for start in range(0, len(images), VIEWS_AT_ONCE):
         stop = start + VIEWS_AT_ONCE
-        part = zip(squares[start:stop], captions[start:stop], strict=True)
-        views = [view_of(square, caption, profile, is_reproducible=is_reproducible) for square, caption in part]
+        part = zip(images[start:stop], captions[start:stop], strict=True)
+        views = [
+            view_of(image.square, image.key, caption=caption, profile=profile, is_reproducible=is_reproducible)
+            for image, caption in part
+        ]
         features = await engine.encode_views(views, timeout_s=timings.left_s(timeout_s), reservation=reservation)
         count_features(features, timings)
         rows.extend(feature.pooled for feature in features)
@@ -68,10 +71,9 @@ async def pooled_texts(
 
 
 def view_of(
-    square: NDArray[np.uint8], caption: str | None, profile: TaskProfile, *, is_reproducible: bool = False
+    square: NDArray[np.uint8], key: str, *, caption: str | None, profile: TaskProfile, is_reproducible: bool = False
 ) -> View:
-    """An encoder input from [size, size, 3] uint8 RGB; equal pixels have equal keys."""
-    key = hashlib.sha256(square.tobytes()).hexdigest()
+    """An encoder input from [size, size, 3] uint8 RGB; `key` is the digest of its pixels."""
     return View(
         pixels=square,
         timestep=profile.timestep,

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from app.domain import BundleInfo, FeatureEngine, Limits
 from app.errors import Damaged, FingerprintMismatch, Invalid
+from app.imaging.raster import DecodedImage
 from app.imaging.sources import PixelBudget
 from app.stores.records.episodes import Episode, Episodes, EpisodeSummary, NewSupport, NewWay, StoredImage
 from app.stores.sql.database import Database
-from app.tasks.features import pooled_pictures
-from app.tasks.pictures import Pictures, Prepared, Source
+from app.tasks.features import pooled_images
+from app.tasks.inputs import ImageInputs, Source
 from app.tasks.timing import Timings
 from app.tasks.workers import Workers
 from models.heads.fewshot import (
@@ -108,7 +109,7 @@ class FewShot:
         bundle: BundleInfo,
         engine: FeatureEngine,
         head: PrototypeHead,
-        pictures: Pictures,
+        inputs: ImageInputs,
         database: Database,
         episodes: Episodes,
         workers: Workers,
@@ -117,7 +118,7 @@ class FewShot:
         self._bundle = bundle
         self._engine = engine
         self._head = head
-        self._pictures = pictures
+        self._inputs = inputs
         self._database = database
         self._episodes = episodes
         self._workers = workers
@@ -140,7 +141,7 @@ class FewShot:
         Raises:
             FingerprintMismatch: another bundle's features are the active ones.
             Invalid: there is no such method.
-            As `Pictures.prepare_all` and `FeatureEngine`; nothing was stored then.
+            As `ImageInputs.prepare_all` and `FeatureEngine`; nothing was stored then.
         """
         if request.method not in METHODS:
             raise Invalid(f"There is no method {request.method!r}.")
@@ -270,7 +271,7 @@ class FewShot:
         Raises:
             NotFound: no such episode, or it expired.
             FingerprintMismatch: another bundle made its features.
-            As `Pictures.prepare_all` and `FeatureEngine`.
+            As `ImageInputs.prepare_all` and `FeatureEngine`.
         """
         timings = Timings()
         episode = self._episodes.get_cached(episode_id)
@@ -291,15 +292,15 @@ class FewShot:
         timings: Timings,
         *,
         is_reproducible: bool = False,
-    ) -> tuple[Sequence[Prepared], NDArray[np.float32]]:
+    ) -> tuple[Sequence[DecodedImage], NDArray[np.float32]]:
         """The pictures as they are stored, and their features [B, D] float32, unit length."""
         profile = self._bundle.tasks["fewshot"]
         with self._engine.admit(views=len(sources), timeout_s=timeout_s) as reservation:
             with timings.phase("decode"):
-                prepared = await self._pictures.prepare_all(sources, budget, profile)
-            vectors = await pooled_pictures(
+                prepared = await self._inputs.prepare_all(sources, budget, profile)
+            vectors = await pooled_images(
                 self._engine,
-                [one.square for one in prepared],
+                prepared,
                 captions=[None] * len(prepared),
                 profile=profile,
                 reservation=reservation,

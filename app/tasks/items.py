@@ -9,15 +9,16 @@ from typing import TypeVar
 
 from app.domain import BundleInfo, FeatureEngine, Reservation
 from app.errors import Conflict, NotFound, PreconditionFailed, ServiceError
+from app.imaging.decoding import ImageDecoder
+from app.imaging.raster import DecodedImage
 from app.imaging.sources import PixelBudget
-from app.imaging.thumbnails import Thumbnails
 from app.stores.filters.tree import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries
 from app.stores.records.items import Change, Exported, Item, Items, NewItem, Removed
 from app.stores.sql.database import Database
-from app.tasks.features import pooled_pictures
-from app.tasks.pictures import ItemImage, Pictures, Prepared, Source
+from app.tasks.features import pooled_images
+from app.tasks.inputs import ImageInputs, ItemImage, Source
 from app.tasks.timing import Timings
 
 T = TypeVar("T")
@@ -67,8 +68,8 @@ class ItemTask:
         *,
         bundle: BundleInfo,
         engine: FeatureEngine,
-        pictures: Pictures,
-        thumbnails: Thumbnails,
+        inputs: ImageInputs,
+        decoder: ImageDecoder,
         database: Database,
         galleries: Galleries,
         items: Items,
@@ -76,8 +77,8 @@ class ItemTask:
     ) -> None:
         self._bundle = bundle
         self._engine = engine
-        self._pictures = pictures
-        self._thumbnails = thumbnails
+        self._inputs = inputs
+        self._decoder = decoder
         self._database = database
         self._galleries = galleries
         self._items = items
@@ -112,13 +113,13 @@ class ItemTask:
         Raises:
             NotFound: there is no such gallery.
             Conflict: the token's write is committed already.
-            As `Pictures.prepare` and `FeatureEngine`; nothing is written then.
+            As `ImageInputs.prepare` and `FeatureEngine`; nothing is written then.
         """
         await self._database.run(self._galleries.require, gallery)
         ids = [request.id or _new_id(token, at) for at, request in enumerate(requests)]
         outcomes: dict[int, Outcome] = {}
         with self._engine.admit(views=len(requests), timeout_s=timeout_s) as reservation:
-            prepared = await self._pictures.prepare(
+            prepared = await self._inputs.prepare(
                 [request.source for request in requests], budget, self._bundle.tasks["retrieval"]
             )
             accepted = _accepted(requests, ids, prepared, outcomes)
@@ -220,7 +221,7 @@ class ItemTask:
         """One item and its image as stored, or as a WebP thumbnail of that longest side in px. Raises NotFound."""
         item, data = await self._database.run(self._items.image, gallery, item_id)
         if thumbnail_size is not None:
-            data = await self._thumbnails.make(data, thumbnail_size)
+            data = await self._decoder.thumbnail(data, thumbnail_size)
         return item, data
 
     async def export(self, gallery: str, render: Callable[[Sequence[Exported]], T]) -> tuple[int, AsyncIterator[T]]:
@@ -271,15 +272,15 @@ class ItemTask:
         self,
         requests: Sequence[ItemRequest],
         ids: Sequence[str],
-        accepted: Sequence[tuple[int, Prepared]],
+        accepted: Sequence[tuple[int, DecodedImage]],
         reservation: Reservation,
         timeout_s: float | None,
     ) -> Sequence[NewItem]:
         if not accepted:
             return []
-        vectors = await pooled_pictures(
+        vectors = await pooled_images(
             self._engine,
-            [one.square for _, one in accepted],
+            [one for _, one in accepted],
             captions=[requests[at].caption for at, _ in accepted],
             profile=self._bundle.tasks["retrieval"],
             reservation=reservation,
@@ -310,12 +311,12 @@ def _new_id(token: str | None, at: int) -> str:
 def _accepted(
     requests: Sequence[ItemRequest],
     ids: Sequence[str],
-    prepared: Sequence[Prepared | ServiceError],
+    prepared: Sequence[DecodedImage | ServiceError],
     outcomes: dict[int, Outcome],
-) -> list[tuple[int, Prepared]]:
+) -> list[tuple[int, DecodedImage]]:
     """Position and image of every item to encode; sets the outcomes of the others."""
     seen: set[str] = set()
-    accepted: list[tuple[int, Prepared]] = []
+    accepted: list[tuple[int, DecodedImage]] = []
     for at, (item_id, one) in enumerate(zip(ids, prepared, strict=True)):
         if item_id in seen:
             duplicate = Conflict("Another item of this call has the same id.")

@@ -15,8 +15,8 @@ from app.stores.maintenance.reembed import LackingImage, Reembedding
 from app.stores.records.galleries import Galleries
 from app.stores.records.jobs import Job, Jobs
 from app.stores.sql.database import Database
-from app.tasks.features import pooled_pictures
-from app.tasks.pictures import Pictures
+from app.tasks.features import pooled_images
+from app.tasks.inputs import ImageInputs
 from app.tasks.segmentation.segmentation import ClassPrompt, Segmentation
 from app.tasks.timing import Timings
 from models.types import TaskProfile
@@ -53,7 +53,7 @@ class Reembed:
         *,
         bundle: BundleInfo,
         engine: FeatureEngine,
-        pictures: Pictures,
+        inputs: ImageInputs,
         segmentation: Segmentation,
         database: Database,
         blobs: Blobs,
@@ -64,7 +64,7 @@ class Reembed:
     ) -> None:
         self._bundle = bundle
         self._engine = engine
-        self._pictures = pictures
+        self._inputs = inputs
         self._segmentation = segmentation
         self._database = database
         self._blobs = blobs
@@ -148,7 +148,7 @@ class Reembed:
                 read.append((one, await self._database.run(self._blobs.get, one.sha256)))
             except ServiceError as err:
                 faults.append(f"{one.owner}: {err.detail}")
-        prepared = await self._pictures.prepare([EncodedImage(data=data) for _, data in read], budget, profile)
+        prepared = await self._inputs.prepare([EncodedImage(data=data) for _, data in read], budget, profile)
         sound = [
             (one, ready) for (one, _), ready in zip(read, prepared, strict=True) if not isinstance(ready, ServiceError)
         ]
@@ -159,9 +159,9 @@ class Reembed:
         ]
         if sound:
             with self._engine.admit(views=len(sound)) as reservation:
-                vectors = await pooled_pictures(
+                vectors = await pooled_images(
                     self._engine,
-                    [ready.square for _, ready in sound],
+                    [ready for _, ready in sound],
                     captions=[one.caption for one, _ in sound],
                     profile=profile,
                     reservation=reservation,

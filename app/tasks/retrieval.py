@@ -13,8 +13,8 @@ from app.stores.filters.tree import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries, Hit
 from app.stores.sql.database import Database
-from app.tasks.features import pooled_pictures, pooled_texts
-from app.tasks.pictures import Pictures, Source
+from app.tasks.features import pooled_images, pooled_texts
+from app.tasks.inputs import ImageInputs, Source
 from app.tasks.timing import Timings
 from models.types import TaskProfile
 
@@ -66,14 +66,14 @@ class Retrieval:
         *,
         bundle: BundleInfo,
         engine: FeatureEngine,
-        pictures: Pictures,
+        inputs: ImageInputs,
         database: Database,
         galleries: Galleries,
         indexes: Indexes,
     ) -> None:
         self._bundle = bundle
         self._engine = engine
-        self._pictures = pictures
+        self._inputs = inputs
         self._database = database
         self._galleries = galleries
         self._indexes = indexes
@@ -91,7 +91,7 @@ class Retrieval:
             NotFound: no such gallery, or no such item to be like.
             FingerprintMismatch: the gallery was embedded by another bundle.
             Invalid: the parts of the query cancel each other out.
-            As `Pictures.prepare_all` and `FeatureEngine`.
+            As `ImageInputs.prepare_all` and `FeatureEngine`.
         """
         timings = Timings()
         self._indexes.require(query.gallery)
@@ -180,10 +180,10 @@ class Retrieval:
         with self._engine.admit(views=len(sources), texts=len(texts), timeout_s=timeout_s) as reservation:
             if sources:
                 with timings.phase("decode"):
-                    prepared = await self._pictures.prepare_all(sources, budget, self._profile)
-                images = await pooled_pictures(
+                    prepared = await self._inputs.prepare_all(sources, budget, self._profile)
+                images = await pooled_images(
                     self._engine,
-                    [one.square for one in prepared],
+                    prepared,
                     captions=captions,
                     profile=self._profile,
                     reservation=reservation,

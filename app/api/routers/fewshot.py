@@ -36,7 +36,7 @@ from app.domain import Limits
 from app.errors import Invalid, Malformed
 from app.tasks.fewshot import EpisodeRequest as NewEpisode
 from app.tasks.fewshot import WayRequest
-from app.tasks.pictures import Source
+from app.tasks.inputs import Source
 
 router = new_router("fewshot", route_class=IdempotentRoute, dependencies=[Depends(wait_for_min_seq)])
 EpisodePath = Annotated[str, Path(pattern=EPISODE_PATTERN, description="Id of an episode.")]

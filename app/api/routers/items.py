@@ -46,8 +46,8 @@ from app.api.task_deps import TasksDep
 from app.errors import Invalid, ServiceError
 from app.stores.records.items import Exported, Item
 from app.tasks.assemble import Tasks
+from app.tasks.inputs import Source
 from app.tasks.items import ItemPutRequest, ItemRequest, Outcome
-from app.tasks.pictures import Source
 
 router = new_router("items", route_class=IdempotentRoute, dependencies=[Depends(wait_for_min_seq)])
 NDJSON = "application/x-ndjson"

@@ -37,7 +37,7 @@ from app.api.sources import source_of
 from app.api.task_deps import TasksDep, tell_timings
 from app.domain import Limits
 from app.errors import FieldError, Invalid, TooMuchWork
-from app.tasks.pictures import Source
+from app.tasks.inputs import Source
 from app.tasks.retrieval import RetrieveAnswer, RetrieveQuery
 
 router = new_router("retrieval", dependencies=[Depends(wait_for_min_seq)])

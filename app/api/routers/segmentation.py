@@ -23,7 +23,7 @@ from app.api.schemas.segmentation import (
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep, tell_timings
 from app.errors import Invalid, NotAcceptable, TooMuchWork
-from app.tasks.pictures import Source
+from app.tasks.inputs import Source
 from app.tasks.segmentation.masks import bit_png, palette_png
 from app.tasks.segmentation.segmentation import ClassAnswer, ClassPrompt, SegmentAnswer, SegmentQuery
 

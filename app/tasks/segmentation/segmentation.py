@@ -5,29 +5,26 @@ import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
-from app.domain import BundleInfo, FeatureEngine, Features, Limits, Picture, Reservation, View
+from app.domain import BundleInfo, FeatureEngine, Features, Limits, Reservation, View
 from app.errors import Invalid, TooMuchWork
-from app.imaging.sources import ImageSource, PixelBudget, StrokesImage
+from app.imaging.raster import TiledImage
+from app.imaging.sources import PixelBudget
 from app.stores.records.class_sets import ClassSet, ClassSets, StoredClass
 from app.stores.sql.database import Database
 from app.tasks.features import count_features, pooled_texts, view_of
-from app.tasks.pictures import Pictures, Source
+from app.tasks.inputs import ImageInputs, Source
 from app.tasks.segmentation.masks import Region, regions
 from app.tasks.timing import Timings
 from app.tasks.workers import Workers
 from models.heads.stitching import MAX_CELLS, Stitched, ViewProbabilities, stitch
-from models.transforms import ViewBox, cut_view, plan_views
 from models.types import TaskProfile
 
 T = TypeVar("T")
-CANVAS_LINE_WIDTH = 3 / 128
 
 
 class SegmentationHead(Protocol):
@@ -80,19 +77,6 @@ class SegmentAnswer:
     timings_ms: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Planned:
-    height: int
-    width: int
-    boxes: Sequence[ViewBox]
-    views: Sequence[View]
-
-    @property
-    def size_bytes(self) -> int:
-        """See `picture_cache.Kept`."""
-        return sum(view.pixels.nbytes for view in self.views)
-
-
 class Segmentation:
     """The segmentation task."""
 
@@ -102,7 +86,7 @@ class Segmentation:
         bundle: BundleInfo,
         engine: FeatureEngine,
         head: SegmentationHead,
-        pictures: Pictures,
+        inputs: ImageInputs,
         workers: Workers,
         limits: Limits,
         database: Database,
@@ -111,7 +95,7 @@ class Segmentation:
         self._bundle = bundle
         self._engine = engine
         self._head = head
-        self._pictures = pictures
+        self._inputs = inputs
         self._workers = workers
         self._limits = limits
         self._database = database
@@ -133,7 +117,7 @@ class Segmentation:
             TooMuchWork: too many strings.
             NotFound: there is no such class set.
             FingerprintMismatch: the class set was embedded by another bundle.
-            As `Pictures.make` and `FeatureEngine`.
+            As `ImageInputs.tiles` and `FeatureEngine`.
         """
         timings = Timings()
         profile = self._bundle.tasks["segmentation"]
@@ -145,20 +129,22 @@ class Segmentation:
         self._check(query.classes, prompts)
         if not query.has_background and len(query.classes) > 254:
             raise Invalid("Without a background at most 254 classes fit: 255 marks unlabelled pixels.")
-        plan = partial(_plan, profile, self._limits.max_tiles, query)
         strings = sum(map(len, prompts))
         with self._engine.admit(views=1, texts=strings, timeout_s=timeout_s) as reservation:
             with timings.phase("decode"):
-                what = ("views", query.caption, query.is_reproducible)
-                planned = await self._pictures.make(query.source, budget, plan, size=profile.resolution, what=what)
-            reservation.grow(views=len(planned.views) - 1)
-            cells = min(MAX_CELLS, planned.height * planned.width * (len(query.classes) + 1))
+                image = await self._inputs.tiles(query.source, budget, profile)
+            views = [
+                view_of(square, key, caption=query.caption, profile=profile, is_reproducible=query.is_reproducible)
+                for square, key in zip(image.squares, image.keys, strict=True)
+            ]
+            reservation.grow(views=len(views) - 1)
+            cells = min(MAX_CELLS, image.height * image.width * (len(query.classes) + 1))
             with self._workers.room(cells):
-                features, texts = await self._encoded(query, planned, prompts, ready, reservation, timeout_s, timings)
+                features, texts = await self._encoded(query, views, prompts, ready, reservation, timeout_s, timings)
                 asked_s = time.perf_counter()
 
                 def answered() -> tuple[SegmentAnswer, T]:
-                    stitched, found = self._masks(query, planned, features, texts)
+                    stitched, found = self._masks(query, image, features, texts)
                     timings.add("head", (time.perf_counter() - asked_s) * 1e3)
                     answer = self._answer(query, stitched, found, timings)
                     return answer, render(answer)
@@ -168,7 +154,7 @@ class Segmentation:
     async def _encoded(
         self,
         query: SegmentQuery,
-        planned: _Planned,
+        views: Sequence[View],
         prompts: Sequence[Sequence[str]],
         ready: NDArray[np.float32] | None,
         reservation: Reservation,
@@ -178,25 +164,25 @@ class Segmentation:
         """Features of the views and embeddings of the classes, unless `ready`; they wait for the device together."""
         if ready is not None:
             features = await self._engine.encode_views(
-                planned.views, timeout_s=timings.left_s(timeout_s), reservation=reservation
+                views, timeout_s=timings.left_s(timeout_s), reservation=reservation
             )
             count_features(features, timings)
             return features, ready
-        names, views = Timings(started_s=timings.started_s), Timings(started_s=timings.started_s)
+        names, passes = Timings(started_s=timings.started_s), Timings(started_s=timings.started_s)
         naming = asyncio.create_task(
             self._class_embeddings(prompts, reservation, timeout_s, names, query.is_reproducible)
         )
         try:
             features = await self._engine.encode_views(
-                planned.views, timeout_s=timings.left_s(timeout_s), reservation=reservation
+                views, timeout_s=timings.left_s(timeout_s), reservation=reservation
             )
             texts = await naming
         finally:
             # Whichever fails takes the other along.
             naming.cancel()
             await asyncio.gather(naming, return_exceptions=True)
-        count_features(features, views)
-        timings.add_longest(names, views)
+        count_features(features, passes)
+        timings.add_longest(names, passes)
         return features, texts
 
     async def put_class_set(
@@ -299,18 +285,18 @@ class Segmentation:
     def _masks(
         self,
         query: SegmentQuery,
-        planned: _Planned,
+        image: TiledImage,
         features: Sequence[Features],
         texts: NDArray[np.float32],
     ) -> tuple[Stitched, list[Region | None]]:
         views = [
             ViewProbabilities(box=box, values=self._head.probabilities(feature.dense, texts))
-            for box, feature in zip(planned.boxes, features, strict=True)
+            for box, feature in zip(image.boxes, features, strict=True)
         ]
         stitched = stitch(
             views,
-            height=planned.height,
-            width=planned.width,
+            height=image.height,
+            width=image.width,
             has_background=query.has_background,
             threshold=query.threshold,
             max_bytes=self._limits.max_stitch_bytes,
@@ -321,26 +307,3 @@ class Segmentation:
 def normalised_name(name: str) -> str:
     """A name without differences of case, width and spacing."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-
-
-def _plan(profile: TaskProfile, max_tiles: int, query: SegmentQuery, source: ImageSource, picture: Picture) -> _Planned:
-    if isinstance(source, StrokesImage):
-        picture = Picture(_on_canvas(source))
-    size = profile.resolution
-    height, width = picture.height, picture.width
-    boxes = plan_views(height, width, size, max_tiles=max_tiles)
-    squares = [picture.square(size) if box.is_whole else cut_view(picture.pixels, box, size) for box in boxes]
-    views = [view_of(square, query.caption, profile, is_reproducible=query.is_reproducible) for square in squares]
-    return _Planned(height=height, width=width, boxes=boxes, views=views)
-
-
-def _on_canvas(source: StrokesImage) -> NDArray[np.uint8]:
-    """The drawing where it was drawn, [H, W, 3] uint8: masks are about the canvas, not about the ink's box."""
-    canvas = Image.new("RGB", (max(1, round(source.width)), max(1, round(source.height))), "white")
-    draw = ImageDraw.Draw(canvas)
-    width = max(1, round(max(canvas.size) * CANVAS_LINE_WIDTH))
-    for stroke in source.strokes:
-        points = [(float(x), float(y)) for x, y in zip(stroke[0], stroke[1], strict=False)]
-        if points:
-            draw.line(points * 2 if len(points) == 1 else points, fill="black", width=width, joint="curve")
-    return np.asarray(canvas, dtype=np.uint8)

@@ -1,27 +1,18 @@
-"""Pictures decoded once, and kept within a bound."""
+"""Images are decoded once and cached within a bound."""
 
 import threading
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from app.domain import Picture
 from app.errors import UndecodableImage
-from app.imaging.cache import PictureCache
+from app.imaging.decoding import ImageCache
+from app.imaging.raster import DecodedImage, TiledImage
 
-PIXELS_BYTES = 10 * 10 * 3
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """Something made of a picture."""
-
-    name: str
-    size_bytes: int = 100
-    height: int = 10
-    width: int = 10
+SIDE = 8
+SQUARE_BYTES = SIDE * SIDE * 3
+ENTRY_BYTES = SQUARE_BYTES + 1 + 512
+"""The square, the file and the entry."""
 
 
 class Decoder:
@@ -33,11 +24,16 @@ class Decoder:
         self.may_go_on.set()
         self.has_begun = threading.Event()
 
-    def __call__(self) -> Picture:
+    def __call__(self) -> DecodedImage:
         self.calls += 1
         self.has_begun.set()
         assert self.may_go_on.wait(10)
-        return Picture(np.zeros((10, 10, 3), np.uint8))
+        square = np.zeros((SIDE, SIDE, 3), np.uint8)
+        return DecodedImage(square=square, key="", is_sketch=False, height=10, width=10, data=b"a", decode_s=0.0)
+
+
+def tiled() -> TiledImage:
+    return TiledImage(height=10, width=10, boxes=[], squares=[np.zeros((SIDE, SIDE, 3), np.uint8)], keys=[""])
 
 
 @pytest.fixture
@@ -45,73 +41,42 @@ def decode() -> Decoder:
     return Decoder()
 
 
-def test_one_file_is_decoded_once_for_everything_made_of_it(decode: Decoder) -> None:
-    cache = PictureCache(max_bytes=10_000)
-    first = cache.made(b"a", "canonical", decode, lambda _: Made("canonical"))
-    again = cache.made(b"a", "canonical", decode, lambda _: Made("another"))
-    views = cache.made(b"a", "views", decode, lambda _: Made("views"))
-    assert again is first
-    assert views.name == "views"
+def test_a_result_is_made_once_and_each_kind_and_size_has_its_own(decode: Decoder) -> None:
+    cache = ImageCache(max_bytes=10_000)
+    assert cache.get(b"a", SIDE, DecodedImage) is None
+    first = cache.get_or_make(b"a", SIDE, DecodedImage, decode)
+    assert cache.get_or_make(bytes(bytearray(b"a")), SIDE, DecodedImage, decode) is first
+    assert cache.get(bytes(bytearray(b"a")), SIDE, DecodedImage) is first
     assert decode.calls == 1
-    assert PIXELS_BYTES + 2 * 100 <= cache.size_bytes <= PIXELS_BYTES + 2 * 100 + 1024
+    assert cache.size_bytes == ENTRY_BYTES
+    assert cache.get(b"a", SIDE, TiledImage) is None
+    views = cache.get_or_make(b"a", SIDE, TiledImage, tiled)
+    assert cache.get(b"a", SIDE, TiledImage) is views
+    assert cache.get(b"a", 2 * SIDE, DecodedImage) is None
+    assert cache.get(b"b", SIDE, DecodedImage) is None
+    assert cache.size_bytes == 2 * ENTRY_BYTES
 
 
-def of_pixels(picture: Picture) -> Made:
-    return Made("canonical", height=len(picture.pixels))
-
-
-def of_forms(picture: Picture) -> Made:
-    picture.square(8)
-    return Made("views", height=picture.height)
-
-
-def test_what_was_made_of_a_file_is_known_and_what_its_forms_tell() -> None:
-    cache, reads = PictureCache(max_bytes=10_000), list[int]()
-
-    def read() -> NDArray[np.uint8]:
-        reads.append(1)
-        return np.zeros((10, 12, 3), np.uint8)
-
-    assert cache.known(b"a", "views", of_forms) is None
-    views = cache.made(b"a", "views", lambda: Picture(read), of_forms)
-    assert cache.known(bytes(bytearray(b"a")), "views", of_pixels) is views
-    assert cache.known(b"a", "canonical", of_pixels) is None
-    assert cache.known(b"b", "views", of_forms) is None
-    more = cache.known(b"a", "more views", of_forms)
-    assert more == views
-    assert cache.known(b"a", "more views", of_pixels) is more
-    assert cache.size_bytes == 8 * 8 * 3 + 2 * 100 + 1 + 512, "the form, what was made twice, the file, the entry"
-    assert len(reads) == 1
-    assert cache.made(b"a", "canonical", lambda: Picture(read), of_pixels).height == 10
-    assert len(reads) == 2
-
-
-def test_who_asks_what_is_known_waits_for_nobody(decode: Decoder) -> None:
-    cache = PictureCache(max_bytes=10_000)
-    views = cache.made(b"a", "views", decode, of_forms)
-    is_making, may_go_on = threading.Event(), threading.Event()
-
-    def slowly(picture: Picture) -> Made:
-        is_making.set()
-        assert may_go_on.wait(10)
-        return of_pixels(picture)
-
-    other = threading.Thread(target=lambda: cache.made(b"a", "canonical", decode, slowly))
+def test_a_lookup_waits_for_nobody(decode: Decoder) -> None:
+    cache = ImageCache(max_bytes=10_000)
+    views = cache.get_or_make(b"a", SIDE, TiledImage, tiled)
+    decode.may_go_on.clear()
+    other = threading.Thread(target=lambda: cache.get_or_make(b"a", SIDE, DecodedImage, decode))
     other.start()
-    assert is_making.wait(10)
-    assert cache.known(b"a", "views", of_forms) is views
-    assert cache.known(b"a", "canonical", of_pixels) is None
-    may_go_on.set()
+    assert decode.has_begun.wait(10)
+    assert cache.get(b"a", SIDE, TiledImage) is views
+    assert cache.get(b"a", SIDE, DecodedImage) is None
+    decode.may_go_on.set()
     other.join(10)
-    assert cache.known(b"a", "canonical", of_pixels) is not None
+    assert cache.get(b"a", SIDE, DecodedImage) is not None
 
 
 def test_equal_requests_at_once_decode_once(decode: Decoder) -> None:
-    cache, found = PictureCache(max_bytes=10_000), list[Made]()
+    cache, found = ImageCache(max_bytes=10_000), list[DecodedImage]()
     decode.may_go_on.clear()
 
     def ask() -> None:
-        found.append(cache.made(b"a", "canonical", decode, lambda _: Made("canonical")))
+        found.append(cache.get_or_make(b"a", SIDE, DecodedImage, decode))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -123,47 +88,38 @@ def test_equal_requests_at_once_decode_once(decode: Decoder) -> None:
     assert decode.calls == 1
     assert len(found) == 8
     assert len(set(map(id, found))) == 1
+    assert not cache._in_flight, "no lock outlives its requests"
 
 
 def test_the_least_recently_used_goes_first(decode: Decoder) -> None:
-    one = PIXELS_BYTES + 100 + 1 + 512
-    cache = PictureCache(max_bytes=2 * one)
+    cache = ImageCache(max_bytes=2 * ENTRY_BYTES)
     for name in (b"a", b"b", b"a", b"c"):
-        cache.made(name, "views", decode, lambda _: Made("views"))
-    assert cache.size_bytes == 2 * one
+        cache.get_or_make(name, SIDE, DecodedImage, decode)
+    assert cache.size_bytes == 2 * ENTRY_BYTES
     assert decode.calls == 3
-    cache.made(b"a", "views", decode, lambda _: Made("views"))
+    cache.get_or_make(b"a", SIDE, DecodedImage, decode)
     assert decode.calls == 3
-    cache.made(b"b", "views", decode, lambda _: Made("views"))
+    cache.get_or_make(b"b", SIDE, DecodedImage, decode)
     assert decode.calls == 4
 
 
-def test_what_is_over_the_bound_is_answered_and_not_kept(decode: Decoder) -> None:
-    cache = PictureCache(max_bytes=PIXELS_BYTES)
+def test_a_result_over_the_bound_is_returned_and_not_cached(decode: Decoder) -> None:
+    cache = ImageCache(max_bytes=SQUARE_BYTES)
     for _ in range(2):
-        assert cache.made(b"a", "views", decode, lambda _: Made("views")).name == "views"
+        assert cache.get_or_make(b"a", SIDE, DecodedImage, decode).height == 10
     assert decode.calls == 2
     assert cache.size_bytes == 0
 
 
-def test_a_failure_is_raised_and_the_next_to_ask_tries_again(decode: Decoder) -> None:
-    cache = PictureCache(max_bytes=10_000)
+def test_a_failure_is_raised_and_the_next_request_tries_again(decode: Decoder) -> None:
+    cache = ImageCache(max_bytes=10_000)
 
-    def damaged() -> Picture:
+    def damaged() -> DecodedImage:
         raise UndecodableImage("The image is damaged.")
 
+    views = cache.get_or_make(b"a", SIDE, TiledImage, tiled)
     with pytest.raises(UndecodableImage):
-        cache.made(b"a", "views", damaged, lambda _: Made("views"))
-    assert cache.made(b"a", "views", decode, lambda _: Made("views")).name == "views"
-
-
-def test_a_conversion_that_fails_keeps_the_picture(decode: Decoder) -> None:
-    cache = PictureCache(max_bytes=10_000)
-
-    def blank(_: Picture) -> Made:
-        raise UndecodableImage("The image holds nothing to look at.")
-
-    with pytest.raises(UndecodableImage):
-        cache.made(b"a", "canonical", decode, blank)
-    cache.made(b"a", "views", decode, lambda _: Made("views"))
+        cache.get_or_make(b"a", SIDE, DecodedImage, damaged)
+    assert cache.get(b"a", SIDE, TiledImage) is views, "a failure drops nothing"
+    assert cache.get_or_make(b"a", SIDE, DecodedImage, decode).height == 10
     assert decode.calls == 1

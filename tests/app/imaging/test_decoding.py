@@ -1,203 +1,252 @@
-"""Pictures are looked at in processes of their own, with the bits of this one."""
-
+import asyncio
+import base64
 import io
-import os
-import signal
-import subprocess
-import sys
+import struct
 import time
+import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
-import app.imaging.decoding
-from app.domain import Limits, Picture
-from app.errors import EngineUnavailable, ImageTooLarge, UndecodableImage, UnsupportedMedia
-from app.imaging.cache import PictureCache
-from app.imaging.decoding import Decoders, FarPicture
-from app.imaging.files import open_file
-from app.imaging.sources import EncodedImage, ImageDecoder, PixelBudget
-from app.imaging.worker import Job, look
+from app.domain import Limits
+from app.errors import (
+    ImageTooLarge,
+    Invalid,
+    Malformed,
+    QueueFull,
+    ServiceError,
+    TooMuchWork,
+    UndecodableImage,
+    UnsupportedMedia,
+)
+from app.imaging.decoding import ImageCache, ImageDecoder
+from app.imaging.raster import DecodedImage, open_file
+from app.imaging.sources import (
+    Base64Image,
+    EncodedImage,
+    ImageSource,
+    PixelBudget,
+    StrokesImage,
+    SvgImage,
+)
 from app.runtime.telemetry import Telemetry
-from app.tasks.pictures import Pictures, Prepared
-from models.types import TaskProfile
 
+pytestmark = pytest.mark.anyio
 SIZE = 128
-RNG = np.random.default_rng(0)
-PHOTOGRAPH = Image.fromarray(RNG.integers(0, 256, (90, 150, 3), dtype=np.uint8))
-DRAWING = Image.new("RGB", (300, 200), "white")
-DRAWING.paste("black", (80, 60, 84, 150))
-DRAWING.paste("black", (80, 60, 200, 64))
-DRAWING.paste("black", (200, 60, 204, 150))
-CLEAR = Image.fromarray(RNG.integers(0, 256, (40, 60, 4), dtype=np.uint8))
 
 
-def file_of(image: Image.Image, kind: str = "PNG", *, turned: bool = False) -> bytes:
-    out, exif = io.BytesIO(), Image.Exif()
-    if turned:
-        exif[0x0112] = 6
-    image.save(out, kind, exif=exif)
+@pytest.fixture
+def decoder() -> Iterator[ImageDecoder]:
+    decoder = ImageDecoder(limits=Limits(), telemetry=Telemetry(), cache=ImageCache(max_bytes=1 << 20))
+    yield decoder
+    decoder.stop()
+
+
+def budget(*, max_pixels: int = 256_000_000, max_images: int = 1000) -> PixelBudget:
+    return PixelBudget(max_pixels=max_pixels, max_images=max_images)
+
+
+def image(width: int = 48, height: int = 32) -> Image.Image:
+    pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
-FILES = {
-    "photograph": file_of(PHOTOGRAPH),
-    "drawing": file_of(DRAWING),
-    "transparent": file_of(CLEAR),
-    "turned": file_of(PHOTOGRAPH, "JPEG", turned=True),
-}
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of under a hundred bytes whose header claims a size."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.fixture(scope="module")
-def decoders() -> Iterator[Decoders]:
-    made = Decoders(2, limits=Limits(), telemetry=Telemetry())
-    yield made
-    made.stop()
+def pixels_of(data: bytes) -> NDArray[np.uint8]:
+    return open_file(data, Limits()).read()
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_far_away_is_seen_as_here(decoders: Decoders, name: str) -> None:
-    def read() -> np.typing.NDArray[np.uint8]:
-        return np.ascontiguousarray(open_file(FILES[name], Limits()).read())
+async def decoded(decoder: ImageDecoder, source: ImageSource, within: PixelBudget | None = None) -> DecodedImage:
+    (outcome,) = await decoder.decode_many([source], within or budget(), SIZE)
+    if isinstance(outcome, ServiceError):
+        raise outcome
+    return outcome
 
-    far, here = FarPicture(FILES[name], read, decoders), Picture(read())
-    sketch, expected = far.sketch(SIZE), here.sketch(SIZE)
-    assert (sketch is None) == (expected is None) == (name != "drawing")
-    if sketch is not None and expected is not None:
-        assert np.array_equal(sketch, expected)
-    else:
-        assert np.array_equal(far.square(SIZE), here.square(SIZE))
-    assert (far.height, far.width) == (here.height, here.width)
-    held = far.size_bytes
-    forms = sum(form.nbytes for form in (*far.squares.values(), *far.sketches.values()) if form is not None)
-    assert held == forms, "no pixels until they are asked for"
-    assert np.array_equal(far.pixels, here.pixels)
-    assert np.array_equal(far.square(SIZE // 2), here.square(SIZE // 2))
-    held += here.square(SIZE // 2).nbytes
-    assert far.size_bytes == held + here.pixels.nbytes
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
+def test_every_allowed_format_gives_its_pixels(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(image(), kind, **options)
+    found = pixels_of(data)
+    assert found.shape == (32, 48, 3)
+    if kind in ("PNG", "BMP", "WEBP"):
+        np.testing.assert_array_equal(found, np.asarray(image()))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+async def test_a_truncated_image_is_undecodable(decoder: ImageDecoder, kind: str, kept: float) -> None:
+    data = encoded(image(200, 150), kind)
+    with pytest.raises(UndecodableImage):
+        await decoded(decoder, EncodedImage(data=data[: int(len(data) * kept)]))
 
 
 @pytest.mark.parametrize(
-    ("data", "limits", "error"),
+    ("data", "error"),
     [
-        (FILES["photograph"][:-400], Limits(), UndecodableImage),
-        (b"II*\x00 a TIFF", Limits(), UnsupportedMedia),
-        (FILES["photograph"], Limits(max_image_pixels=1000), ImageTooLarge),
+        pytest.param(b"", UndecodableImage, id="nothing"),
+        pytest.param(b"this is a text file named cat.png\n" * 20, UndecodableImage, id="text"),
+        pytest.param(b"\x89PNG\r\n\x1a\n", UndecodableImage, id="signature alone"),
+        pytest.param(encoded(image(), "TIFF"), UnsupportedMedia, id="tiff"),
+        pytest.param(encoded(image(), "ICO"), UnsupportedMedia, id="ico"),
+        pytest.param(encoded(image(), "PPM"), UnsupportedMedia, id="ppm"),
+        pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", UnsupportedMedia, id="svg as a file"),
+        pytest.param(b"%PDF-1.7\n", UnsupportedMedia, id="pdf"),
+        pytest.param(png_claiming(8193, 8193), ImageTooLarge, id="67 megapixels"),
+        pytest.param(png_claiming(50_000, 50_000), ImageTooLarge, id="2500 megapixels"),
+        pytest.param(png_claiming(0, 5), UndecodableImage, id="no width"),
     ],
-    ids=["damaged", "foreign", "large"],
 )
-def test_errors_come_back_as_they_were(data: bytes, limits: Limits, error: type[Exception]) -> None:
-    decoders = Decoders(1, limits=limits, telemetry=Telemetry())
-    try:
-        with pytest.raises(error) as far:
-            decoders.look(data, SIZE)
-        with pytest.raises(error) as here:
-            look(Job(data=data, limits=limits, size=SIZE))
-        assert far.value.detail == here.value.detail  # type: ignore[attr-defined]  # a ServiceError
-        assert decoders.look(FILES["drawing"], SIZE).height if limits == Limits() else True
-    finally:
-        decoders.stop()
+async def test_bad_bytes_have_their_own_error(decoder: ImageDecoder, data: bytes, error: type[ServiceError]) -> None:
+    with pytest.raises(error):
+        await decoded(decoder, EncodedImage(data=data))
 
 
-def test_forms_of_pixels_that_are_here_are_made_here() -> None:
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError
-
-    absent = SimpleNamespace(look=never)
-    pixels = np.asarray(PHOTOGRAPH)
-    picture = FarPicture(FILES["photograph"], lambda: pixels, absent)  # type: ignore[arg-type]  # never asked
-    assert picture.pixels is pixels
-    assert np.array_equal(picture.square(SIZE), Picture(pixels).square(SIZE))
-    assert picture.sketch(SIZE) is None
+def test_a_limit_above_pillows_own_is_the_one_that_counts() -> None:
+    opened = open_file(png_claiming(20_000, 10_000), Limits(max_image_pixels=256_000_000))
+    assert (opened.width, opened.height) == (20_000, 10_000)
 
 
-def test_where_no_process_starts_no_file_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.imaging.decoding, "_CODE", "raise SystemExit(1)")
-    decoders = Decoders(1, limits=Limits(), telemetry=Telemetry())
-    with pytest.raises(EngineUnavailable, match="No image can be decoded now"):
-        decoders.look(FILES["photograph"], SIZE)
-    assert decoders.pids == []
-    monkeypatch.undo()
-    assert decoders.look(FILES["photograph"], SIZE).height == 90
-    decoders.stop()
+async def test_flipped_bytes_never_raise_anything_else(decoder: ImageDecoder) -> None:
+    random = np.random.default_rng(11)
+    for kind in ("PNG", "BMP", "WEBP", "GIF", "JPEG"):
+        whole = encoded(image(24, 20), kind)
+        for _ in range(60):
+            data = bytearray(whole)
+            for place in random.integers(0, len(data), 3).tolist():
+                data[place] ^= int(random.integers(1, 256))
+            (outcome,) = await decoder.decode_many([EncodedImage(data=bytes(data))], budget(), SIZE)
+            assert isinstance(outcome, (DecodedImage, ServiceError))
 
 
-def test_one_that_died_is_started_anew_and_nobody_notices(decoders: Decoders) -> None:
-    decoders.start()
-    before = decoders.pids
-    assert len(before) == 2
-    for pid in before:
-        os.kill(pid, signal.SIGKILL)
-    with ThreadPoolExecutor(2) as threads:
-        looks = list(threads.map(lambda _: decoders.look(FILES["drawing"], SIZE), range(8)))
-    assert all(each.is_sketch and np.array_equal(each.form, looks[0].form) for each in looks)
-    assert not set(before) & set(decoders.pids)
+async def test_many_bombs_are_refused_before_any_is_decoded(decoder: ImageDecoder) -> None:
+    bomb = encoded(Image.new("1", (8000, 8000)), "PNG")
+    assert len(bomb) < 20_000
+    started_s = time.perf_counter()
+    with pytest.raises(ImageTooLarge):
+        await decoder.decode_many([EncodedImage(data=bomb)] * 256, budget(), SIZE)
+    assert time.perf_counter() - started_s < 1.0
 
 
-def test_one_that_hangs_is_ended_and_costs_its_own_picture() -> None:
-    decoders = Decoders(1, limits=Limits(), telemetry=Telemetry(), patience_s=0.0)
-    decoders.start()
-    (hung,) = decoders.pids
-    try:
-        with pytest.raises(UndecodableImage, match="ends the process"):
-            decoders.look(FILES["photograph"], SIZE)
-        assert decoders.pids == []
-        with pytest.raises(ProcessLookupError):
-            os.kill(hung, 0)
-    finally:
-        decoders.stop()
+async def test_images_are_counted_over_the_request(decoder: ImageDecoder) -> None:
+    source = EncodedImage(data=encoded(image(4, 4), "PNG"))
+    with pytest.raises(TooMuchWork):
+        await decoder.decode_many([source] * 4, budget(max_images=3), SIZE)
+    shared = budget(max_pixels=40)
+    await decoder.decode_many([source] * 2, shared, SIZE)
+    with pytest.raises(ImageTooLarge):
+        await decoded(decoder, source, shared)
 
 
-def test_they_end_with_a_parent_that_is_killed() -> None:
-    code = (
-        "import time; from app.imaging.decoding import Decoders; from app.domain import Limits; "
-        "from app.runtime.telemetry import Telemetry; made = Decoders(2, limits=Limits(), telemetry=Telemetry()); "
-        "made.start(); print(*made.pids, flush=True); time.sleep(60)"
+async def test_one_bad_image_rejects_itself_alone(decoder: ImageDecoder) -> None:
+    good = EncodedImage(data=encoded(image(), "PNG"))
+    outcomes = await decoder.decode_many([good, EncodedImage(data=b"no"), good], budget(), SIZE)
+    assert [type(outcome) for outcome in outcomes] == [DecodedImage, UndecodableImage, DecodedImage]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_as_pillow_does(orientation: int) -> None:
+    original = image()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(original, "PNG", exif=exif)
+    methods = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    expected = original.transpose(methods[orientation]) if orientation in methods else original
+    np.testing.assert_array_equal(pixels_of(data), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_alpha_is_composited_on_white(mode: str) -> None:
+    layer = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    layer.putpixel((1, 0), (0, 0, 0, 255))
+    assert pixels_of(encoded(layer.convert(mode), "PNG"))[0, :, 0].tolist() == [255, 0]
+
+
+def test_sixteen_bit_grey_keeps_its_tones() -> None:
+    grey = Image.fromarray(np.array([[0, 0x8000, 0xFFFF]], dtype=np.uint16))
+    assert pixels_of(encoded(grey, "PNG"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (3, 3), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert pixels_of(data)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:;base64,"])
+async def test_base64_with_and_without_a_data_uri(decoder: ImageDecoder, prefix: str) -> None:
+    text = prefix + base64.encodebytes(encoded(image(), "PNG")).decode()
+    found = await decoded(decoder, Base64Image(text=text))
+    assert (found.height, found.width) == (32, 48)
+
+
+STAR = [[[0.0, 50.0, 100.0], [90.0, 0.0, 90.0]], [[0.0, 100.0], [30.0, 30.0]]]
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        pytest.param(Base64Image(text="%%%"), Malformed, id="not base64"),
+        pytest.param(Base64Image(text="data:image/png,raw"), Malformed, id="data URI that is not base64"),
+        pytest.param(Base64Image(text="é"), Malformed, id="not ASCII"),
+        pytest.param(StrokesImage(strokes=[], width=9, height=9), Invalid, id="no points"),
+        pytest.param(StrokesImage(strokes=[[[1.0], []]], width=9, height=9), Invalid, id="odd lists"),
+        pytest.param(StrokesImage(strokes=STAR, width=4097, height=9), ImageTooLarge, id="canvas"),
+        pytest.param(StrokesImage(strokes=STAR, width=0, height=9), Invalid, id="no canvas"),
+        pytest.param(
+            StrokesImage(strokes=[[[0.0] * 50_001, [0.0] * 50_001]], width=9, height=9), TooMuchWork, id="points"
+        ),
+    ],
+)
+async def test_bad_sources_have_their_own_error(
+    decoder: ImageDecoder, source: ImageSource, error: type[ServiceError]
+) -> None:
+    with pytest.raises(error):
+        await decoded(decoder, source)
+
+
+async def test_strokes_become_a_canonical_sketch(decoder: ImageDecoder) -> None:
+    found = await decoded(decoder, StrokesImage(strokes=STAR, width=256, height=256))
+    assert found.is_sketch
+    assert found.square.shape == (128, 128, 3)
+    assert 0.01 < float((found.square < 128).mean()) < 0.3
+
+
+async def test_a_crowd_before_the_pool_is_refused() -> None:
+    decoder = ImageDecoder(
+        limits=Limits(), telemetry=Telemetry(), cache=ImageCache(max_bytes=1 << 20), workers=1, max_waiting=1
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        pids = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(pids) == 2
-        parent.kill()
-    until_s = time.monotonic() + 20
-    while any(_is_running(pid) for pid in pids):
-        assert time.monotonic() < until_s
-        time.sleep(0.05)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("cache_bytes", [0, 1 << 24], ids=["no-cache", "cache"])
-async def test_tasks_get_the_same_from_either(decoders: Decoders, cache_bytes: int) -> None:
-    limits, profile = Limits(), TaskProfile(resolution=SIZE, timestep=50, templates=("{}",))
-    sources = [*(EncodedImage(data=data) for data in FILES.values()), EncodedImage(data=b"no image")]
-    found = []
-    for far in (decoders, None):
-        cache = PictureCache(max_bytes=cache_bytes)
-        decoder = ImageDecoder(limits=limits, telemetry=Telemetry(), cache=cache, workers=2)
-        decoder._decoders = far
-        budget = PixelBudget(max_pixels=limits.max_request_pixels, max_images=limits.max_request_images)
-        pictures = Pictures(decoder, None, None)  # type: ignore[arg-type]  # no item is read
-        found.append(await pictures.prepare(sources, budget, profile))
-        decoder._decoders = None
-        decoder.stop()
-    for far_away, here in zip(*found, strict=True):
-        if isinstance(here, Prepared):
-            assert isinstance(far_away, Prepared)
-            assert np.array_equal(far_away.square, here.square)
-            assert replace(far_away, square=here.square) == here
-        else:
-            assert isinstance(far_away, UndecodableImage)
-            assert isinstance(here, UndecodableImage)
+    source = SvgImage(text="<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>")
+    first = asyncio.create_task(decoded(decoder, source))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await decoded(decoder, source)
+    assert decoder._telemetry.requests_rejected.labels("decode_queue_full")._value.get() == 1
+    assert ((await first).height, (await first).width) == (9, 9)
+    decoder.stop()

@@ -1,26 +1,34 @@
-"""A small SVG subset, rebuilt from what was checked and drawn to pixels.
+"""Drawings to pixels: strokes on a canvas, and a small SVG subset.
 
-The renderer never sees the caller's text: the tree is parsed without entities, every element and attribute is
-on an allow-list, and what is rendered is written anew from them.
+The SVG renderer never sees the caller's text: the document is parsed without entities, every element and attribute
+is checked against an allow-list, and the rendered document is built from those alone.
 """
 
 import re
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element, ParseError, SubElement, tostring
 
+import numpy as np
 import resvg_py
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from app.domain import Limits
 from app.errors import ImageTooLarge, Invalid, TooMuchWork, UndecodableImage
+from app.imaging.raster import OpenedImage
+from app.imaging.sources import StrokesImage
+from models.errors import InputError
+from models.transforms import SKETCH_LINE_WIDTH, canonical_strokes
 
 _NAMESPACE = "http://www.w3.org/2000/svg"
 _SHAPES = {"g", "path", "rect", "circle", "ellipse", "line", "polyline", "polygon"}
-_SILENT = {"title", "desc", "metadata"}
+_NOT_DRAWN = {"title", "desc", "metadata"}
 _GEOMETRY = {
     "d", "points", "x", "y", "width", "height", "rx", "ry", "cx", "cy", "r", "x1", "y1", "x2", "y2", "transform",
 }  # fmt: skip
+# No dashes: one of a millionth of a pixel on a long path takes the renderer minutes.
 _PAINT = {
     "fill", "fill-rule", "fill-opacity", "stroke", "stroke-width", "stroke-linecap", "stroke-linejoin",
     "stroke-miterlimit", "stroke-opacity", "opacity", "color",
@@ -33,12 +41,44 @@ _MAX_ELEMENTS = 20_000
 _MAX_VIEW_BOX = 1e6
 
 
-def render_svg(text: str, limits: Limits) -> bytes:
-    """Draw an SVG at its own size.
+def open_strokes(source: StrokesImage, size: int, limits: Limits) -> OpenedImage:
+    """Check a drawing; `read` draws it as a canonical sketch of `size` px and raises Invalid if that fails.
 
-    Args:
-        text: the document; paths and basic shapes, no entities, `use`, `image`, styles sheets or references.
-        limits: canvas side and number of points.
+    Raises:
+        ImageTooLarge: the canvas.
+        Invalid: an empty canvas.
+        TooMuchWork: the points.
+    """
+    if max(source.width, source.height) > limits.max_canvas_side:
+        raise ImageTooLarge(f"A canvas side is over {limits.max_canvas_side}.")
+    if not min(source.width, source.height) > 0:
+        raise Invalid("The canvas's width and height must be above zero.")
+    if sum(len(stroke[0]) if stroke else 0 for stroke in source.strokes) > limits.max_points:
+        raise TooMuchWork(f"The drawing holds more than {limits.max_points} points.")
+
+    def read() -> NDArray[np.uint8]:
+        try:
+            return canonical_strokes(source.strokes, size)
+        except InputError as err:
+            raise Invalid(f"The strokes cannot be drawn: {err}.") from err
+
+    return OpenedImage(width=size, height=size, read=read, is_canonical=True)
+
+
+def draw_on_canvas(source: StrokesImage) -> NDArray[np.uint8]:
+    """Draw strokes where they lie on their canvas, [H, W, 3] uint8: masks refer to the canvas, not to the crop."""
+    canvas = Image.new("RGB", (max(1, round(source.width)), max(1, round(source.height))), "white")
+    draw = ImageDraw.Draw(canvas)
+    width = max(1, round(max(canvas.size) * SKETCH_LINE_WIDTH))
+    for stroke in source.strokes:
+        points = [(float(x), float(y)) for x, y in zip(stroke[0], stroke[1], strict=False)]
+        if points:
+            draw.line(points * 2 if len(points) == 1 else points, fill="black", width=width, joint="curve")
+    return np.asarray(canvas, dtype=np.uint8)
+
+
+def render_svg(text: str, limits: Limits) -> bytes:
+    """Render an SVG of paths and basic shapes at its own size.
 
     Returns:
         PNG bytes with alpha.
@@ -57,38 +97,24 @@ def render_svg(text: str, limits: Limits) -> bytes:
         raise UndecodableImage("The SVG is not well-formed XML.") from err
     if _local_name(root) != "svg":
         raise UndecodableImage("The root element is not <svg>.")
-    _check_size_of_tree(root, limits)
-    width, height = _canvas(root, limits)
-    safe = Element("svg", {"xmlns": _NAMESPACE, "width": str(width), "height": str(height)})
+    _check_work(root, limits)
     view_box = _view_box(root)
+    width, height = _canvas(root, view_box, limits)
+    safe = Element("svg", {"xmlns": _NAMESPACE, "width": str(width), "height": str(height)})
     if view_box is not None:
-        safe.set("viewBox", " ".join(repr(number) for number in view_box))
-    _paint_attributes(root, safe)
+        safe.set("viewBox", " ".join(map(repr, view_box)))
+    _copy_paint(root, safe)
     _copy_children(root, safe)
-    return _draw(tostring(safe, encoding="unicode"))
-
-
-def _draw(text: str) -> bytes:
     try:
-        return bytes(resvg_py.svg_to_bytes(svg_string=text, skip_system_fonts=True))
-    except (ValueError, RuntimeError, TypeError) as err:
-        raise UndecodableImage("The SVG cannot be drawn.") from err
+        return bytes(resvg_py.svg_to_bytes(svg_string=tostring(safe, encoding="unicode"), skip_system_fonts=True))
     except BaseException as err:
         # A panic of the renderer derives from BaseException and has no importable name.
-        if type(err).__name__ == "PanicException":
+        if isinstance(err, (ValueError, RuntimeError, TypeError)) or type(err).__name__ == "PanicException":
             raise UndecodableImage("The SVG cannot be drawn.") from err
         raise
 
 
-def _walk(root: Element) -> Iterator[tuple[Element, int]]:
-    stack = [(root, 0)]
-    while stack:
-        element, depth = stack.pop()
-        yield element, depth
-        stack.extend((child, depth + 1) for child in element)
-
-
-def _check_size_of_tree(root: Element, limits: Limits) -> None:
+def _check_work(root: Element, limits: Limits) -> None:
     points = 0
     for count, (element, depth) in enumerate(_walk(root), start=1):
         if depth > _MAX_DEPTH or count > _MAX_ELEMENTS:
@@ -99,8 +125,25 @@ def _check_size_of_tree(root: Element, limits: Limits) -> None:
             raise TooMuchWork(f"The SVG holds more than {limits.max_points} points.")
 
 
-def _canvas(root: Element, limits: Limits) -> tuple[int, int]:
-    view_box = _view_box(root)
+def _walk(root: Element) -> Iterator[tuple[Element, int]]:
+    stack = [(root, 0)]  # not recursion: the depth is the caller's
+    while stack:
+        element, depth = stack.pop()
+        yield element, depth
+        stack.extend((child, depth + 1) for child in element)
+
+
+def _view_box(root: Element) -> list[float] | None:
+    text = root.get("viewBox")
+    if text is None:
+        return None
+    numbers = [float(match) for match in _NUMBER.findall(text)]
+    if len(numbers) != 4 or min(numbers[2:]) <= 0 or max(map(abs, numbers)) > _MAX_VIEW_BOX:
+        raise Invalid("The SVG's viewBox must be four numbers with a width and height above zero.")
+    return numbers
+
+
+def _canvas(root: Element, view_box: list[float] | None, limits: Limits) -> tuple[int, int]:
     sides: list[float] = []
     for index, name in enumerate(("width", "height")):
         match = _LENGTH.fullmatch(root.get(name, ""))
@@ -117,34 +160,24 @@ def _canvas(root: Element, limits: Limits) -> tuple[int, int]:
     return max(1, round(sides[0])), max(1, round(sides[1]))
 
 
-def _view_box(root: Element) -> tuple[float, float, float, float] | None:
-    text = root.get("viewBox")
-    if text is None:
-        return None
-    numbers = [float(match) for match in _NUMBER.findall(text)]
-    if len(numbers) != 4 or min(numbers[2:]) <= 0 or max(abs(number) for number in numbers) > _MAX_VIEW_BOX:
-        raise Invalid("The SVG's viewBox must be four numbers with a width and height above zero.")
-    return numbers[0], numbers[1], numbers[2], numbers[3]
-
-
 def _copy_children(source: Element, target: Element) -> None:
     stack = [(source, target)]
     while stack:
         original, copy = stack.pop()
         for child in original:
             name = _local_name(child)
-            if name in _SILENT:
+            if name in _NOT_DRAWN:
                 continue
             if name not in _SHAPES:
                 raise Invalid("The SVG may hold paths and basic shapes only.")
             twin = SubElement(copy, name)
             for key in _GEOMETRY & child.attrib.keys():
                 twin.set(key, _plain(child.attrib[key]))
-            _paint_attributes(child, twin)
+            _copy_paint(child, twin)
             stack.append((child, twin))
 
 
-def _paint_attributes(source: Element, target: Element) -> None:
+def _copy_paint(source: Element, target: Element) -> None:
     if any(key.rpartition("}")[2] == "href" for key in source.attrib):
         raise Invalid("The SVG may not hold references.")
     pairs = {key: value for key, value in source.attrib.items() if key in _PAINT}

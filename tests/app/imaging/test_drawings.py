@@ -6,7 +6,7 @@ from PIL import Image
 
 from app.domain import Limits
 from app.errors import ImageTooLarge, Invalid, ServiceError, TooMuchWork, UndecodableImage
-from app.imaging.svg import render_svg
+from app.imaging.drawings import render_svg
 
 SVG = "<svg xmlns='http://www.w3.org/2000/svg' {}>{}</svg>"
 

@@ -1,0 +1,248 @@
+"""Untrusted image files to pixels and model-ready squares; the header is checked before anything is decoded."""
+
+import contextlib
+import hashlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from app.domain import MEGAPIXEL, Limits
+from app.errors import ImageTooLarge, UndecodableImage, UnsupportedMedia
+from models.errors import InputError
+from models.transforms import ViewBox, canonical_sketch, cut_view, fit_square, plan_views
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Allow-list of formats, by Pillow's names."""
+_MEDIA_TYPES = (
+    (b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"), (b"RIFF", "image/webp"), (b"GIF8", "image/gif"),
+    (b"BM", "image/bmp"),
+)  # fmt: skip
+_FOREIGN_FORMATS: tuple[tuple[int, bytes], ...] = (
+    (0, b"II*\x00"), (0, b"MM\x00*"), (0, b"8BPS"), (0, b"\x00\x00\x01\x00"), (0, b"\x00\x00\x02\x00"),
+    (4, b"ftyp"), (0, b"\x00\x00\x00\x0cjP  "), (0, b"\xff\x4f\xff\x51"), (0, b"\xff\x0a"), (0, b"DDS "),
+    (0, b"%PDF"), (0, b"%!PS"), (0, b"icns"), (0, b"P5\n"), (0, b"P6\n"), (0, b"P4\n"), (0, b"qoif"),
+    (0, b"gimp xcf"), (0, b"<svg"), (0, b"<?xml"), (0, b"\x76\x2f\x31\x01"), (0, b"\x00\x00\x00\x0cJXL "),
+)  # fmt: skip
+# Pillow's decoders raise all of these on damaged files.
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
+_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedImage:
+    """An image whose size is known and whose pixels are not decoded yet.
+
+    Attributes:
+        read: decodes to [H, W, 3] uint8 RGB: EXIF orientation applied, alpha composited on white. Call it once.
+        is_canonical: `read` draws a canonical sketch.
+    """
+
+    width: int
+    height: int
+    read: Callable[[], NDArray[np.uint8]]
+    is_canonical: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedImage:
+    """An image in the encoder's form.
+
+    Attributes:
+        square: [size, size, 3] uint8 RGB: a line drawing as a canonical sketch, any other image fitted into the square.
+        key: SHA-256 of `square`, its identity in the feature cache.
+        is_sketch: whether `square` is a canonical sketch.
+        height, width: of the oriented image, px.
+        data: bytes to store: the file as received, or a PNG of what was drawn.
+        decode_s: duration of reading the pixels.
+    """
+
+    square: NDArray[np.uint8]
+    key: str
+    is_sketch: bool
+    height: int
+    width: int
+    data: bytes
+    decode_s: float
+
+    @property
+    def media_type(self) -> str:
+        """Media type of `data`."""
+        return next((kind for magic, kind in _MEDIA_TYPES if self.data.startswith(magic)), "application/octet-stream")
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory used besides `data`."""
+        return self.square.nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TiledImage:
+    """An image as segmentation encodes it: the whole image, then overlapping tiles of it.
+
+    Attributes:
+        height, width: of the oriented image, px.
+        boxes: where each square lies in the image.
+        squares: [size, size, 3] uint8 RGB each.
+        keys: SHA-256 of each square.
+    """
+
+    height: int
+    width: int
+    boxes: Sequence[ViewBox]
+    squares: Sequence[NDArray[np.uint8]]
+    keys: Sequence[str]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory used."""
+        return sum(square.nbytes for square in self.squares)
+
+
+def open_file(data: bytes, limits: Limits) -> OpenedImage:
+    """Check the format and the size that the header states; nothing is decoded yet.
+
+    Raises:
+        UnsupportedMedia: the format is not allowed.
+        UndecodableImage: the bytes are no image, or a damaged one.
+        ImageTooLarge: the header states too many pixels.
+    """
+    # WebP and GIF allocate a canvas when they are opened, so Pillow itself must know the limit.
+    Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except _TOO_LARGE as err:
+        raise _too_large(limits) from err
+    except UnidentifiedImageError as err:
+        if _is_foreign_format(data):
+            raise UnsupportedMedia("Images must be PNG, JPEG, WebP, GIF or BMP.") from err
+        raise UndecodableImage("The bytes are not an image.") from err
+    except _BROKEN_IMAGE as err:
+        raise UndecodableImage("The image is damaged.") from err
+    width, height = image.size
+    if width * height > limits.max_image_pixels:
+        raise _too_large(limits)
+    return OpenedImage(width=width, height=height, read=lambda: _read(image, limits))
+
+
+def decode_image(opened: OpenedImage, size: int, file: bytes | None = None) -> DecodedImage:
+    """Decode an image and bring it into the encoder's form.
+
+    Args:
+        size: side of the square, px.
+        file: bytes of the image; None for a drawing, which is stored as PNG.
+
+    Raises:
+        UndecodableImage: damaged, or empty.
+        Invalid: a drawing that cannot be drawn.
+    """
+    started_s = time.perf_counter()
+    pixels = opened.read()
+    decode_s = time.perf_counter() - started_s
+    try:
+        sketch = pixels if opened.is_canonical else canonical_sketch(pixels, size)
+        square = fit_square(pixels, size) if sketch is None else sketch
+    except InputError as err:
+        raise UndecodableImage("The image holds nothing to look at.") from err
+    return DecodedImage(
+        square=square,
+        key=_key(square),
+        is_sketch=sketch is not None,
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        data=_png(pixels) if file is None else file,
+        decode_s=decode_s,
+    )
+
+
+def tile_image(
+    pixels: NDArray[np.uint8], size: int, max_tiles: int, whole: NDArray[np.uint8] | None = None
+) -> TiledImage:
+    """Cut an image into the squares that segmentation encodes, see `plan_views`.
+
+    Args:
+        pixels: [H, W, 3] uint8 RGB.
+        whole: the image fitted into a square, [size, size, 3] uint8, where it is known.
+    """
+    height, width = pixels.shape[:2]
+    boxes = plan_views(height, width, size, max_tiles=max_tiles)
+    squares = [fit_square(pixels, size) if whole is None else whole]
+    squares += [cut_view(pixels, box, size) for box in boxes[1:]]
+    return TiledImage(height=height, width=width, boxes=boxes, squares=squares, keys=[_key(one) for one in squares])
+
+
+def webp_thumbnail(pixels: NDArray[np.uint8], size: int) -> bytes:
+    """Encode [H, W, 3] uint8 RGB as WebP, scaled down until its longest side is at most `size` px."""
+    image, out = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    image.save(out, "WEBP", quality=85, method=2)
+    return out.getvalue()
+
+
+def _key(square: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(square.tobytes()).hexdigest()
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def _read(image: Image.Image, limits: Limits) -> NDArray[np.uint8]:
+    try:
+        # Without closing, Pillow's decoded copy would live as long as the `OpenedImage`.
+        with contextlib.closing(image):
+            image.load()
+            pixels = _on_white(image)
+            orientation = _orientation(image)
+    except _TOO_LARGE as err:
+        raise _too_large(limits) from err
+    except _BROKEN_IMAGE as err:
+        raise UndecodableImage("The image is truncated or damaged.") from err
+    return np.ascontiguousarray(_oriented(pixels, orientation))
+
+
+def _on_white(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion would clip 16-bit tones to 255.
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        background = Image.new("RGB", image.size, (255, 255, 255))
+        background.paste(layer, mask=layer.getchannel("A"))
+        return np.asarray(background, dtype=np.uint8)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _BROKEN_IMAGE:
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _oriented(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _is_foreign_format(data: bytes) -> bool:
+    head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n") if data[:64].lstrip()[:1] == b"<" else data[:64]
+    return any(head[offset : offset + len(magic)] == magic for offset, magic in _FOREIGN_FORMATS)
+
+
+def _too_large(limits: Limits) -> ImageTooLarge:
+    return ImageTooLarge(f"An image may hold {limits.max_image_pixels // MEGAPIXEL} megapixels.")

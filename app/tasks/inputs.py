@@ -1,0 +1,74 @@
+"""Input images of all tasks: gallery item references are resolved, then decoded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.errors import ServiceError
+from app.imaging.decoding import ImageDecoder
+from app.imaging.raster import DecodedImage, TiledImage
+from app.imaging.sources import EncodedImage, ImageSource, PixelBudget
+from app.stores.records.items import Items
+from app.stores.sql.database import Database
+from models.types import TaskProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemImage:
+    """The stored image of a gallery item."""
+
+    gallery: str
+    id: str
+
+
+Source = ImageSource | ItemImage
+
+
+class ImageInputs:
+    """Reads input images for all tasks at the resolution of their profile."""
+
+    def __init__(self, decoder: ImageDecoder, database: Database, items: Items) -> None:
+        self._decoder = decoder
+        self._database = database
+        self._items = items
+
+    async def prepare(
+        self, sources: Sequence[Source], budget: PixelBudget, profile: TaskProfile
+    ) -> list[DecodedImage | ServiceError]:
+        """Return model-ready images in order; a bad image is an error in its own place.
+
+        Raises:
+            ImageTooLarge, TooMuchWork, QueueFull: the request as a whole is refused.
+        """
+        budget.check_count(len(sources))
+        files = [await self._file(source) for source in sources]
+        readable = [file for file in files if not isinstance(file, ServiceError)]
+        decoded = iter(await self._decoder.decode_many(readable, budget, profile.resolution))
+        return [file if isinstance(file, ServiceError) else next(decoded) for file in files]
+
+    async def prepare_all(
+        self, sources: Sequence[Source], budget: PixelBudget, profile: TaskProfile
+    ) -> list[DecodedImage]:
+        """As `prepare`, but the first bad image is raised."""
+        found: list[DecodedImage] = []
+        for outcome in await self.prepare(sources, budget, profile):
+            if isinstance(outcome, ServiceError):
+                raise outcome
+            found.append(outcome)
+        return found
+
+    async def tiles(self, source: Source, budget: PixelBudget, profile: TaskProfile) -> TiledImage:
+        """Return the squares that segmentation encodes. Raises as `prepare_all`."""
+        budget.check_count(1)
+        file = await self._file(source)
+        if isinstance(file, ServiceError):
+            raise file
+        return await self._decoder.tiles(file, budget, profile.resolution)
+
+    async def _file(self, source: Source) -> ImageSource | ServiceError:
+        try:
+            if isinstance(source, ItemImage):
+                _, data = await self._database.run(self._items.image, source.gallery, source.id)
+                return EncodedImage(data=data)
+        except ServiceError as err:
+            return err
+        return source
