@@ -100,5 +100,5 @@ def test_batches_are_few_on_a_cpu_and_many_on_a_gpu() -> None:
 
 def test_reading_settings_and_decoding_load_no_torch() -> None:
     """The command line starts in a second, and a decoder process stays small."""
-    code = "import sys, app.settings, app.imaging.worker; sys.exit('torch' in sys.modules)"
+    code = "import sys, app.settings, app.imaging.processes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
