@@ -10,8 +10,8 @@ from app.api.services import Services
 from app.domain import BundleInfo, Encoder, View
 from app.engine.engine import BatchingEngine
 from app.engine.executor import DeviceExecutor
-from app.engine.feature_cache import FeatureCache
 from app.runtime.lifecycle import EXIT_FATAL
+from app.runtime.lru import ByteLru
 from app.settings import Settings
 from app.stores.index.base import IndexOptions
 from app.tasks.assemble import StoreOptions, open_tasks
@@ -56,7 +56,7 @@ def assemble_services(
     device.export_memory(platform.telemetry.device_memory)
     engine = BatchingEngine(
         device,
-        FeatureCache(max_bytes=settings.feature_cache_bytes),
+        ByteLru(settings.feature_cache_bytes),
         platform.telemetry,
         max_batch=settings.max_batch_on(bundle.device),
         max_queue_cost=settings.max_queue_cost,

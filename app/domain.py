@@ -22,20 +22,16 @@ class Encoder(Protocol):
     @property
     def fingerprint(self) -> str:
         """Hex digest of everything that shapes a feature."""
-        ...
 
     @property
     def dimension(self) -> int:
         """D, the length of `pooled`."""
-        ...
 
     def encode_images(self, batch: ImageBatch) -> ImageFeatures:
-        """One pass over B pictures; call it from the executor's thread alone."""
-        ...
+        """One pass over B images; only the executor's threads call it."""
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Embeddings of B strings; call it from the executor's thread alone."""
-        ...
+        """Embeddings of B strings; only the executor's threads call it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +42,7 @@ class View:
         pixels: [H, W, 3] uint8 RGB, at the bundle's resolution.
         timestep: diffusion time step.
         caption: None for the bundle's own conditioning.
-        key: identity for the feature cache (picture digest and tile box).
+        key: identity for the feature cache: views with equal pixels have equal keys.
         is_reproducible: computed in a pass of fixed size, so that its bits do not depend on the load.
     """
 
@@ -59,28 +55,19 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """The engine's answer for one `View`.
+    """The engine's answer for one view or one string. Callers share the arrays: never write into them.
 
     Attributes:
         pooled: [D] float32, unit length.
-        dense: [D, h, w] float32.
-        queue_ms: time waited before the device took it.
-        inference_ms: time of the device pass that held it, or of what was left of it.
+        dense: [D, h, w] float32; [D, 0, 0] for a string.
+        queue_ms: time in the queue before the device pass; 0 for cached features.
+        inference_ms: time of the device pass, from when this caller joined it; 0 for cached features.
     """
 
     pooled: NDArray[np.float32]
     dense: NDArray[np.float32]
-    queue_ms: float
-    inference_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Embeddings:
-    """The engine's answer for a list of strings: `pooled` [B, D] float32, unit length."""
-
-    pooled: NDArray[np.float32]
-    queue_ms: float
-    inference_ms: float
+    queue_ms: float = 0.0
+    inference_ms: float = 0.0
 
 
 class Reservation(Protocol):
@@ -93,28 +80,25 @@ class Reservation(Protocol):
     ) -> None: ...
 
     def grow(self, *, views: int = 0, texts: int = 0) -> None:
-        """Ask for more, once it is known.
+        """Reserve more, when a request turns out to need it.
 
         Raises:
             app.errors.QueueFull, DeadlineExceeded.
         """
-        ...
 
     def use(self, cost: int) -> int:
-        """For the engine: turn promised cost into samples; returns what was not promised."""
-        ...
+        """Turn reserved cost into samples; returns the cost that was not reserved. Only the engine calls it."""
 
 
 class FeatureEngine(Protocol):
     """The batching engine as tasks see it."""
 
     def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Reservation:
-        """Room for a request's samples, taken on arrival: before anything was decoded for a request that is refused.
+        """Reserve room for a request's samples on arrival, before anything is decoded for it.
 
         Raises:
             app.errors.QueueFull, DeadlineExceeded, EngineUnavailable.
         """
-        ...
 
     async def encode_views(
         self, views: Sequence[View], *, timeout_s: float | None = None, reservation: Reservation | None = None
@@ -122,13 +106,12 @@ class FeatureEngine(Protocol):
         """Features of every view, in order.
 
         Args:
-            timeout_s: after it nobody waits; samples that have not begun by then never will.
-            place: what `admit` gave to this request; without it the views are admitted now.
+            timeout_s: the caller stops waiting then; samples whose pass has not begun are dropped.
+            reservation: what `admit` returned for this request; without it the views are admitted now.
 
         Raises:
             app.errors.QueueFull, DeadlineExceeded, EngineUnavailable, InferenceFailed.
         """
-        ...
 
     async def encode_texts(
         self,
@@ -137,9 +120,8 @@ class FeatureEngine(Protocol):
         timeout_s: float | None = None,
         reservation: Reservation | None = None,
         is_reproducible: bool = False,
-    ) -> Embeddings:
-        """Embeddings of every string, in order. Arguments and errors as `encode_views`."""
-        ...
+    ) -> list[Features]:
+        """Features of every string, in order. Arguments and errors as `encode_views`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,86 +1,83 @@
-"""Who may enter: cost is bounded, deadlines that cannot be met are refused, and refusals say when to come back."""
+"""Admission: the queue is bounded in cost, hopeless deadlines are refused, and refusals say when to retry."""
 
-from collections.abc import Callable
+import math
 from types import TracebackType
+from typing import Protocol
 
-from app.engine.entries import TEXT_COST, VIEW_COST
-from app.engine.rates import DrainRate
+import numpy as np
+
+from app.engine.entries import TEXT_COST, VIEW_COST, Batch, Group
 from app.errors import DeadlineExceeded, QueueFull
 from app.runtime.telemetry import Telemetry
 
 MAX_RETRY_AFTER_S = 60.0
 
 
-class Admission:
-    """Bounds the cost of what is promised to callers and not yet with the device.
+class Backlog(Protocol):
+    """The cost at each stage of the engine; implemented by `Scheduler`.
 
     Attributes:
-        reserved: cost promised to requests whose samples are still being decoded.
-        rate: fed by the pipeline.
-
-    Args:
-        max_cost: of what waits; a request over it is admitted only when nothing waits.
-        queued: cost that waits for the device now.
-        in_flight: cost with the device now, less what is done of it.
-        released: called when something is promised no longer.
+        rate: how fast cost drains.
+        reserved: cost reserved for requests whose samples are still being decoded.
     """
 
-    def __init__(
-        self,
-        telemetry: Telemetry,
-        *,
-        max_cost: int,
-        queued: Callable[[], int],
-        in_flight: Callable[[], float],
-        released: Callable[[], None],
-    ) -> None:
-        self.reserved = 0
-        self.rate = DrainRate()
+    rate: "DrainRate"
+    reserved: int
+
+    def queued(self) -> int:
+        """Cost that waits for the device."""
+
+    def in_flight(self) -> float:
+        """Cost with the device, less the part that is done."""
+
+    def release(self, cost: int) -> None:
+        """Give reserved cost back."""
+
+
+class Admission:
+    """Admits requests while the cost that waits or is reserved stays within a bound.
+
+    Args:
+        max_cost: the bound; a request over it is admitted only when nothing waits.
+    """
+
+    def __init__(self, backlog: Backlog, telemetry: Telemetry, *, max_cost: int) -> None:
+        self.backlog = backlog
         self._telemetry = telemetry
         self._max_cost = max_cost
-        self._queued = queued
-        self._in_flight = in_flight
-        self._released = released
 
     def waiting(self) -> int:
-        """Cost in the queue or promised a place in it."""
-        return self._queued() + self.reserved
+        """Cost in the queue, and cost reserved."""
+        return self.backlog.queued() + self.backlog.reserved
 
     def wait_s(self, cost: float = 0.0) -> float | None:
-        """Until this much more would be done, counting what runs and what waits; None before any measurement."""
-        return self.rate.seconds_for(self.waiting() + self._in_flight() + cost)
+        """Seconds until everything admitted and this much more is done; None before any measurement."""
+        return self.backlog.rate.seconds_for(self.waiting() + self.backlog.in_flight() + cost)
 
     def check(self, cost: int, timeout_s: float | None) -> None:
-        """Let this much more in, or refuse it.
+        """Refuse this much more cost if it does not fit or cannot be done in time.
 
         Raises:
-            QueueFull: over the bound; `retry_after_s` is when all that waits and runs now will be done.
-            DeadlineExceeded: it would not be done in time.
+            QueueFull: over the bound; `retry_after_s` is when all that is admitted now will be done.
+            DeadlineExceeded: it would not be done within `timeout_s`.
         """
         if cost <= 0:
             return
         waiting = self.waiting()
         if waiting and waiting + cost > self._max_cost:
             self._telemetry.requests_rejected.labels("queue_full").inc()
-            raise QueueFull("The queue for the device is full.", retry_after_s=self._retry_after_s(self.wait_s()))
+            raise QueueFull("The queue for the device is full.", retry_after_s=self._retry_after_s())
         wait_s = self.wait_s(cost)
         if waiting and timeout_s is not None and wait_s is not None and wait_s > timeout_s:
             self._telemetry.requests_rejected.labels("deadline").inc()
-            raise DeadlineExceeded(
-                "The queue is longer than the deadline.", retry_after_s=self._retry_after_s(self.wait_s())
-            )
+            raise DeadlineExceeded("The queue is longer than the deadline.", retry_after_s=self._retry_after_s())
 
-    def release(self, cost: int) -> None:
-        """Promise no longer: the samples are there, or never will be."""
-        self.reserved -= cost
-        self._released()
-
-    def _retry_after_s(self, wait_s: float | None) -> float:
-        return min(MAX_RETRY_AFTER_S, max(1.0, wait_s or 1.0))
+    def _retry_after_s(self) -> float:
+        return min(MAX_RETRY_AFTER_S, max(1.0, self.wait_s() or 1.0))
 
 
 class CostReservation:
-    """Room for one request's samples, held from its arrival; implements `domain.Place`."""
+    """Room for one request's samples, held from its arrival; implements `domain.Reservation`."""
 
     def __init__(self, admission: Admission, cost: int, timeout_s: float | None) -> None:
         self._admission = admission
@@ -94,21 +91,98 @@ class CostReservation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._admission.release(self._left)
-        self._left = 0
+        self.use(self._left)
 
     def grow(self, *, views: int = 0, texts: int = 0) -> None:
-        """Ask for more, once it is known. Raises as `Admission.check`."""
+        """Reserve more. Raises as `Admission.check`."""
         self._claim(views * VIEW_COST + texts * TEXT_COST)
 
     def use(self, cost: int) -> int:
-        """Turn promised cost into samples; what was not promised is returned, and must be admitted."""
+        """Turn reserved cost into samples; returns the cost that was not reserved and must be admitted."""
         used = min(cost, self._left)
         self._left -= used
-        self._admission.release(used)
+        self._admission.backlog.release(used)
         return cost - used
 
     def _claim(self, cost: int) -> None:
         self._admission.check(cost, self._timeout_s)
         self._left += cost
-        self._admission.reserved += cost
+        self._admission.backlog.reserved += cost
+
+
+class DrainRate:
+    """Cost per second while the device was busy; the last seconds count most.
+
+    Args:
+        memory_s: after this many busy seconds an old measurement counts for 1/e.
+    """
+
+    def __init__(self, *, memory_s: float = 4.0) -> None:
+        self._memory_s = memory_s
+        self._cost = 0.0
+        self._busy_s = 0.0
+
+    def observe(self, cost: float, busy_s: float, share: float = 1.0) -> None:
+        """Learn from one pass.
+
+        Args:
+            busy_s: how long it took.
+            share: part of that time that the same samples take in full batches, see `PassTimes.share_of_full`.
+        """
+        remembered = math.exp(-busy_s / self._memory_s)
+        self._cost = self._cost * remembered + cost
+        self._busy_s = self._busy_s * remembered + max(busy_s * share, 1e-6)
+
+    def seconds_for(self, cost: float) -> float | None:
+        """How long this cost takes; None before any measurement."""
+        return cost * self._busy_s / self._cost if self._cost else None
+
+
+class PassTimes:
+    """How long passes take, by group and size.
+
+    Args:
+        smoothing: weight of the newest pass in the expected time.
+    """
+
+    def __init__(self, *, smoothing: float = 0.3) -> None:
+        self._smoothing = smoothing
+        self._expected_s: dict[tuple[Group, int], float] = {}
+        self._warm_up_s: dict[Group, dict[int, float]] = {}
+
+    def observe(self, batch: Batch, duration_s: float) -> None:
+        """Learn from one pass."""
+        key = _size_class(batch)
+        known_s = self._expected_s.get(key, duration_s)
+        self._expected_s[key] = known_s + self._smoothing * (duration_s - known_s)
+
+    def observe_warm_up(self, batch: Batch, duration_s: float) -> None:
+        """Learn from a pass with nothing beside it; of several of one size the fastest counts."""
+        known_s = self._warm_up_s.get(batch.group, {})
+        fastest_s = min(duration_s, known_s.get(len(batch.entries), duration_s))
+        self._warm_up_s[batch.group] = dict(sorted({**known_s, len(batch.entries): fastest_s}.items()))
+        self.observe(batch, duration_s)
+
+    def expected_s(self, batch: Batch) -> float | None:
+        """Expected length of a pass of this group and size (to the next power of two); None for an unseen size."""
+        return self._expected_s.get(_size_class(batch))
+
+    def share_of_full(self, group: Group, size: int, largest: int) -> float:
+        """Time per sample in the largest batch over that in one of this size; 1 where nothing is known.
+
+        Small passes run because little waits: on a device whose passes all take the same time, they do not tell how
+        fast it would drain a queue.
+        """
+        if group.bucket:
+            return size / group.bucket  # a padded pass takes the same time whatever it holds
+        known_s = self._warm_up_s.get(group)
+        if not known_s:
+            return 1.0
+        sizes, seconds = list(known_s), list(known_s.values())
+        largest = min(largest, sizes[-1])
+        full_s, this_s = (float(np.interp(each, sizes, seconds)) / each for each in (largest, size))
+        return min(1.0, full_s / this_s) if this_s else 1.0
+
+
+def _size_class(batch: Batch) -> tuple[Group, int]:
+    return batch.group, (len(batch.entries) - 1).bit_length()

@@ -1,6 +1,6 @@
-"""The batching engine: admits samples, answers everyone exactly once.
+"""The batching engine: admits samples, shares one pass among equal ones, and answers every caller exactly once.
 
-All state is touched by the loop thread alone; the device works in threads of its own.
+Only the loop thread touches its state; the device works in threads of its own.
 """
 
 import asyncio
@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from app.domain import Embeddings, Features, Reservation, View
+from app.domain import Features, Reservation, View
 from app.engine.admission import Admission, CostReservation
-from app.engine.entries import TEXT_COST, VIEW_COST, Answer, CacheKey, Device, Entry, Group, Kind, Output, Waiter
-from app.engine.feature_cache import FeatureCache
+from app.engine.entries import TEXT_COST, VIEW_COST, CacheKey, Device, Entry, Group, Kind, Waiter
 from app.engine.scheduler import Scheduler
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
+from app.runtime.lru import ByteLru
 from app.runtime.telemetry import Telemetry, get_logger
 
 REPRODUCIBLE_BATCH = 4
@@ -26,21 +26,22 @@ Sample = tuple[CacheKey, View | str]
 
 
 class BatchingEngine:
-    """Implements `domain.FeatureEngine` over one device.
+    """Implements `domain.FeatureEngine` and `scheduler.Listener` over one device.
 
     Args:
-        max_batch: views a device pass.
-        max_queue_cost: what may wait; a request over it is admitted only when nothing waits.
-        stall_s: a pass that takes so long, or no progress for so long while work waits, and the engine counts as dead.
-        stop_timeout_s: how long a stop waits for what is under way.
-        on_fatal: called once when the device is lost.
+        cache: features of past samples; only the engine uses it.
+        max_batch: views per device pass.
+        max_queue_cost: cost that may wait; a request over it is admitted only when nothing waits.
+        stall_s: the engine counts as dead when a pass takes this long, or when work waits without progress this long.
+        stop_timeout_s: how long `stop` waits for admitted samples.
+        on_fatal: called once, when the device is lost.
         clock: seconds, monotonic; the device must use the same.
     """
 
     def __init__(
         self,
         device: Device,
-        cache: FeatureCache,
+        cache: ByteLru[CacheKey, Features],
         telemetry: Telemetry,
         *,
         max_batch: int,
@@ -59,46 +60,24 @@ class BatchingEngine:
         self._on_fatal = on_fatal
         self._clock = clock
         self._entries: dict[CacheKey, Entry] = {}
-        self._admission = Admission(
-            telemetry,
-            max_cost=max_queue_cost,
-            queued=lambda: self._scheduler.queue.cost,
-            in_flight=lambda: self._scheduler.in_flight_cost(),
-            released=lambda: self._scheduler.wake(),
-        )
-        self._scheduler = Scheduler(
-            device,
-            self,
-            telemetry,
-            rate=self._admission.rate,
-            max_batch=max_batch,
-            reserved=lambda: self._admission.reserved,
-            clock=clock,
-        )
+        self._scheduler = Scheduler(device, self, telemetry, max_batch=max_batch, clock=clock)
+        self._admission = Admission(self._scheduler, telemetry, max_cost=max_queue_cost)
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._is_stopping = False
         self._is_fatal = False
 
     def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Reservation:
-        """Room for a request's samples, from its arrival on. Raises as `domain.FeatureEngine` says."""
+        """Reserve room for a request's samples. Raises as `domain.FeatureEngine`."""
         self._check_open()
         return CostReservation(self._admission, views * VIEW_COST + texts * TEXT_COST, timeout_s)
 
     async def encode_views(
         self, views: Sequence[View], *, timeout_s: float | None = None, reservation: Reservation | None = None
     ) -> list[Features]:
-        """Features of every view, in order. Raises as `domain.FeatureEngine` says."""
+        """Features of every view, in order. Raises as `domain.FeatureEngine`."""
         samples: list[Sample] = [(self._view_key(view), view) for view in views]
-        return [
-            Features(
-                pooled=answer.output.pooled,
-                dense=answer.output.dense,
-                queue_ms=answer.queue_ms,
-                inference_ms=answer.inference_ms,
-            )
-            for answer in await self._answers(samples, VIEW_COST, timeout_s, reservation)
-        ]
+        return await self._encode(samples, VIEW_COST, timeout_s, reservation)
 
     async def encode_texts(
         self,
@@ -107,24 +86,19 @@ class BatchingEngine:
         timeout_s: float | None = None,
         reservation: Reservation | None = None,
         is_reproducible: bool = False,
-    ) -> Embeddings:
-        """Embeddings of every string, in order. Raises as `domain.FeatureEngine` says."""
+    ) -> list[Features]:
+        """Features of every string, in order. Raises as `domain.FeatureEngine`."""
         group = Group(Kind.TEXTS, bucket=1 if is_reproducible else 0)
         fingerprint = self._device.fingerprint
         samples: list[Sample] = [(CacheKey(group, text, None, 0, fingerprint), text) for text in texts]
-        answers = await self._answers(samples, TEXT_COST, timeout_s, reservation)
-        return Embeddings(
-            pooled=np.stack([answer.output.pooled for answer in answers]) if answers else np.empty((0, 0), np.float32),
-            queue_ms=max((answer.queue_ms for answer in answers), default=0.0),
-            inference_ms=max((answer.inference_ms for answer in answers), default=0.0),
-        )
+        return await self._encode(samples, TEXT_COST, timeout_s, reservation)
 
     async def start(self) -> None:
         """Begin to form batches."""
         self._scheduler.wake()
 
     async def stop(self) -> None:
-        """Refuse what comes, finish what waits, then end the device's threads."""
+        """Refuse new samples, finish admitted ones, then end the device's threads."""
         self._is_stopping = True
         try:
             async with asyncio.timeout(self._stop_timeout_s):
@@ -135,12 +109,13 @@ class BatchingEngine:
         await asyncio.to_thread(self._device.stop)
 
     async def warm_up(self, views: Sequence[View], text: str = "warm-up") -> None:
-        """Run every bucket of each given view in all lanes: powers of two, up to the largest batch.
+        """Run each view in every batch size (powers of two, and the largest) on all workers at once.
 
-        Twice each, since the first pass of a size may record or compile and only the second tells how long one takes.
+        Each size runs twice: the first pass may record or compile, and only the second tells how long one takes.
 
         Raises:
-            Exception: the device or the encoder failed; the service must not start.
+            InferenceFailed: the encoder returned values that are not finite; the service must not start.
+            Exception: any error of the device or the encoder.
         """
         sizes = [2**power for power in range(self._max_batch.bit_length()) if 2**power < self._max_batch]
         samples: list[tuple[Sample, int]] = [
@@ -152,36 +127,38 @@ class BatchingEngine:
             cost = VIEW_COST if isinstance(payload, View) else TEXT_COST
             entry = Entry(key=key, payload=payload, cost=cost, arrived_s=self._clock(), deadline_s=math.inf)
             for is_second in (False, True):
-                alone = (
-                    self._scheduler.run_alone([entry] * size, is_learnt=is_second) for _ in range(self._device.workers)
+                passes = await asyncio.gather(
+                    *(
+                        self._scheduler.run_warm_up([entry] * size, is_learnt=is_second)
+                        for _ in range(self._device.workers)
+                    )
                 )
-                passes = await asyncio.gather(*alone)
-                if not all(np.isfinite(output.pooled).all() for outputs in passes for output in outputs):
+                if not all(np.isfinite(features.pooled).all() for found in passes for features in found):
                     raise InferenceFailed("The encoder gave values that are not finite.")
 
     def is_alive(self) -> bool:
-        """False after a fatal error, or when work waits and nothing, or not every lane, has moved for `stall_s`."""
-        is_moving = self._clock() - self._scheduler.still_since_s() < self._stall_s
+        """False after a fatal error, or when samples wait and any worker has made no progress for `stall_s`."""
+        is_moving = self._clock() - self._scheduler.stuck_since_s() < self._stall_s
         return not self._is_fatal and (not self._entries or is_moving)
 
-    def succeeded(self, entry: Entry, output: Output, *, queue_s: float, inference_s: float) -> None:
-        """See `pipeline.Desk`."""
-        self._cache.put(entry.key, output)
+    def succeeded(self, entry: Entry, features: Features, *, queue_s: float, inference_s: float) -> None:
+        """See `scheduler.Listener`."""
+        self._cache.put(entry.key, features, features.pooled.nbytes + features.dense.nbytes)
         self._telemetry.cache_bytes.set(self._cache.size_bytes)
         self._forget(entry)
-        entry.resolve(output, queue_s=queue_s, inference_s=inference_s)
+        entry.resolve(features, queue_s=queue_s, inference_s=inference_s)
 
     def failed(self, entry: Entry, error: ServiceError) -> None:
-        """See `pipeline.Desk`."""
+        """See `scheduler.Listener`."""
         self._forget(entry)
         entry.fail(error)
 
     def dropped(self, entry: Entry) -> None:
-        """See `pipeline.Desk`."""
+        """See `scheduler.Listener`."""
         self._forget(entry)
 
     def device_lost(self) -> None:
-        """See `pipeline.Desk`."""
+        """See `scheduler.Listener`."""
         was_fatal, self._is_fatal = self._is_fatal, True
         self._fail_all("The device failed.")
         if not was_fatal and self._on_fatal is not None:
@@ -197,55 +174,54 @@ class BatchingEngine:
         if self._is_fatal or self._is_stopping:
             raise EngineUnavailable("The device is not available.", retry_after_s=_RESTART_RETRY_AFTER_S)
 
-    async def _answers(
+    async def _encode(
         self, samples: Sequence[Sample], cost: int, timeout_s: float | None, reservation: Reservation | None
-    ) -> list[Answer]:
+    ) -> list[Features]:
         self._check_open()
-        new = {key for key, _ in samples if self._cache.get(key) is None and key not in self._entries}
-        reserved = reservation.use(len(samples) * cost) if reservation is not None else len(samples) * cost
-        self._admission.check(min(reserved, len(new) * cost), timeout_s)
-        deadline_s = math.inf if timeout_s is None else self._clock() + timeout_s
-        joined = [self._join(key, payload, cost, deadline_s) for key, payload in samples]
+        cached = [self._cache.get(key) for key, _ in samples]
+        missing = [sample for sample, hit in zip(samples, cached, strict=True) if hit is None]
+        new_cost = cost * len({key for key, _ in missing if key not in self._entries})
+        # A reservation is used for hits too: its request needs no more room for them.
+        unreserved = len(samples) * cost if reservation is None else reservation.use(len(samples) * cost)
+        self._admission.check(min(unreserved, new_cost), timeout_s)
+        if len(missing) < len(samples):
+            self._telemetry.cache_lookups.labels("hit").inc(len(samples) - len(missing))
+        waiters = [self._join(key, payload, cost, timeout_s) for key, payload in missing]
         self._telemetry.queue_depth.set(self._admission.waiting())
+        found = iter(await self._wait(waiters, timeout_s) if waiters else ())
+        return [next(found) if hit is None else hit for hit in cached]
+
+    async def _wait(self, waiters: Sequence[Waiter], timeout_s: float | None) -> list[Features]:
         self._scheduler.wake()
         try:
             async with asyncio.timeout(timeout_s):
-                return [await waiter.future for _, waiter in joined]
+                return [await waiter.future for waiter in waiters]
         except (TimeoutError, DeadlineExceeded) as err:
             self._telemetry.requests_rejected.labels("deadline").inc()
             raise DeadlineExceeded("The deadline passed before the device had answered.") from err
         finally:
-            for entry, waiter in joined:
-                self._leave(entry, waiter)
+            for waiter in waiters:
+                self._leave(waiter)
             self._telemetry.queue_depth.set(self._admission.waiting())
 
-    def _join(self, key: CacheKey, payload: View | str, cost: int, deadline_s: float) -> tuple[Entry | None, Waiter]:
+    def _join(self, key: CacheKey, payload: View | str, cost: int, timeout_s: float | None) -> Waiter:
         now_s = self._clock()
-        waiter = Waiter(future=asyncio.get_running_loop().create_future(), joined_s=now_s, deadline_s=deadline_s)
-        known = self._cache.get(key)
-        if known is not None:
-            self._telemetry.cache_lookups.labels("hit").inc()
-            waiter.future.set_result(Answer(output=known, queue_ms=0.0, inference_ms=0.0))
-            return None, waiter
         entry = self._entries.get(key)
         self._telemetry.cache_lookups.labels("miss" if entry is None else "joined").inc()
         if entry is None:
             if not self._entries:
                 self._scheduler.progress_at_s = now_s
                 self._is_idle.clear()
-            entry = Entry(key=key, payload=payload, cost=cost, arrived_s=now_s)
-            self._entries[key] = entry
+            entry = self._entries[key] = Entry(key=key, payload=payload, cost=cost, arrived_s=now_s)
             self._scheduler.queue.put(entry)
-        entry.join(waiter)
-        return entry, waiter
+        return entry.join(now_s, math.inf if timeout_s is None else now_s + timeout_s)
 
-    def _leave(self, entry: Entry | None, waiter: Waiter) -> None:
+    def _leave(self, waiter: Waiter) -> None:
         if not waiter.future.done():
             waiter.future.cancel()
         elif not waiter.future.cancelled():
-            waiter.future.exception()  # marks it as seen: an earlier one of this request was raised
-        if entry is None:
-            return
+            waiter.future.exception()  # marks it as seen: the request raised the error of an earlier sample
+        entry = waiter.entry
         entry.leave(waiter)
         if not entry.is_wanted and not entry.has_left_queue:
             self._scheduler.queue.drop(entry)
@@ -258,7 +234,8 @@ class BatchingEngine:
             self._is_idle.set()
 
     def _fail_all(self, detail: str) -> None:
-        for entry in [*self._scheduler.close(), *self._entries.values()]:
+        self._scheduler.close()
+        for entry in self._entries.values():
             entry.fail(EngineUnavailable(detail, retry_after_s=_RESTART_RETRY_AFTER_S))
         self._entries.clear()
         self._is_idle.set()

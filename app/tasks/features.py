@@ -1,18 +1,62 @@
-"""Features of many pictures and strings, submitted in parts that leave room for others."""
+"""Features of many images and strings for a task, and where the time of its request goes."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.domain import FeatureEngine, Features, Reservation, View
 from app.imaging.raster import DecodedImage
-from app.tasks.timing import Timings
 from models.types import TaskProfile
 
 VIEWS_AT_ONCE = 16
-"""A dense map is 1.5 MB, so features of many pictures are not held together."""
+"""A dense map is 1.5 MB, so features of many images are not held together."""
 TEXTS_AT_ONCE = 128
+
+
+@dataclass(slots=True)
+class Timings:
+    """Milliseconds per phase of one request; a phase that is entered twice adds up."""
+
+    started_s: float = field(default_factory=time.perf_counter)
+    phases_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure a block."""
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, (time.perf_counter() - started_s) * 1e3)
+
+    def add(self, name: str, duration_ms: float) -> None:
+        """Add time that was measured elsewhere."""
+        self.phases_ms[name] = self.phases_ms.get(name, 0.0) + duration_ms
+
+    def add_device(self, features: Sequence[Features]) -> None:
+        """Add the longest time in the queue and the longest device pass of one submission."""
+        self.add("queue", max((one.queue_ms for one in features), default=0.0))
+        self.add("inference", max((one.inference_ms for one in features), default=0.0))
+
+    def add_longest(self, *others: "Timings") -> None:
+        """Add phases that ran concurrently: the longest of each name."""
+        for name in dict.fromkeys(name for other in others for name in other.phases_ms):
+            self.add(name, max(other.phases_ms.get(name, 0.0) for other in others))
+
+    def left_s(self, timeout_s: float | None) -> float | None:
+        """The rest of a timeout that began with these timings."""
+        if timeout_s is None:
+            return None
+        return max(0.0, timeout_s - (time.perf_counter() - self.started_s))
+
+    def totals_ms(self) -> dict[str, float]:
+        """All phases and `total`, rounded to microseconds."""
+        total = (time.perf_counter() - self.started_s) * 1e3
+        return {name: round(value, 3) for name, value in {**self.phases_ms, "total": total}.items()}
 
 
 async def pooled_images(
@@ -29,7 +73,7 @@ async def pooled_images(
     """Global features of model-ready images, in order.
 
     Args:
-        place: holds room for all of them.
+        reservation: holds room for all of them.
 
     Returns:
         [B, D] float32, unit length.
@@ -43,8 +87,8 @@ async def pooled_images(
             for image, caption in part
         ]
         features = await engine.encode_views(views, timeout_s=timings.left_s(timeout_s), reservation=reservation)
-        count_features(features, timings)
-        rows.extend(feature.pooled for feature in features)
+        timings.add_device(features)
+        rows.extend(one.pooled for one in features)
     return np.stack(rows)
 
 
@@ -57,17 +101,18 @@ async def pooled_texts(
     timings: Timings,
     is_reproducible: bool = False,
 ) -> NDArray[np.float32]:
-    """Embeddings of strings, in order: [T, D] float32, unit length; `place` holds room for all of them."""
-    parts: list[NDArray[np.float32]] = []
+    """Embeddings of strings, in order: [T, D] float32, unit length. Arguments as `pooled_images`."""
+    rows: list[NDArray[np.float32]] = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
-        part = texts[start : start + TEXTS_AT_ONCE]
-        answer = await engine.encode_texts(
-            part, timeout_s=timings.left_s(timeout_s), reservation=reservation, is_reproducible=is_reproducible
+        features = await engine.encode_texts(
+            texts[start : start + TEXTS_AT_ONCE],
+            timeout_s=timings.left_s(timeout_s),
+            reservation=reservation,
+            is_reproducible=is_reproducible,
         )
-        timings.add("queue", answer.queue_ms)
-        timings.add("inference", answer.inference_ms)
-        parts.append(answer.pooled)
-    return np.concatenate(parts)
+        timings.add_device(features)
+        rows.extend(one.pooled for one in features)
+    return np.stack(rows)
 
 
 def view_of(
@@ -81,9 +126,3 @@ def view_of(
         key=key,
         is_reproducible=is_reproducible,
     )
-
-
-def count_features(features: Sequence[Features], timings: Timings) -> None:
-    """Add the longest wait and the longest pass of one submission."""
-    timings.add("queue", max((feature.queue_ms for feature in features), default=0.0))
-    timings.add("inference", max((feature.inference_ms for feature in features), default=0.0))

@@ -13,9 +13,8 @@ from app.imaging.raster import DecodedImage
 from app.imaging.sources import PixelBudget
 from app.stores.records.episodes import Episode, Episodes, EpisodeSummary, NewSupport, NewWay, StoredImage
 from app.stores.sql.database import Database
-from app.tasks.features import pooled_images
+from app.tasks.features import Timings, pooled_images
 from app.tasks.inputs import ImageInputs, Source
-from app.tasks.timing import Timings
 from app.tasks.workers import Workers
 from models.heads.fewshot import (
     METHODS,

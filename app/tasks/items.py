@@ -17,9 +17,8 @@ from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries
 from app.stores.records.items import Change, Exported, Item, Items, NewItem, Removed
 from app.stores.sql.database import Database
-from app.tasks.features import pooled_images
+from app.tasks.features import Timings, pooled_images
 from app.tasks.inputs import ImageInputs, ItemImage, Source
-from app.tasks.timing import Timings
 
 T = TypeVar("T")
 

@@ -15,10 +15,9 @@ from app.stores.maintenance.reembed import LackingImage, Reembedding
 from app.stores.records.galleries import Galleries
 from app.stores.records.jobs import Job, Jobs
 from app.stores.sql.database import Database
-from app.tasks.features import pooled_images
+from app.tasks.features import Timings, pooled_images
 from app.tasks.inputs import ImageInputs
 from app.tasks.segmentation.segmentation import ClassPrompt, Segmentation
-from app.tasks.timing import Timings
 from models.types import TaskProfile
 
 PICTURES_AT_ONCE = 32

@@ -13,9 +13,8 @@ from app.stores.filters.tree import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries, Hit
 from app.stores.sql.database import Database
-from app.tasks.features import pooled_images, pooled_texts
+from app.tasks.features import Timings, pooled_images, pooled_texts
 from app.tasks.inputs import ImageInputs, Source
-from app.tasks.timing import Timings
 from models.types import TaskProfile
 
 

@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-from app.engine.admission import MAX_RETRY_AFTER_S
-from app.engine.rates import DrainRate
+from app.engine.admission import MAX_RETRY_AFTER_S, DrainRate
 from app.errors import QueueFull
 
 P = ParamSpec("P")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from app.domain import View
 from app.engine.engine import BatchingEngine
 from app.engine.executor import DeviceExecutor
-from app.engine.feature_cache import FeatureCache
 from app.runtime.logging import configure_logging
+from app.runtime.lru import ByteLru
 from app.runtime.telemetry import Telemetry
 from benchmarks.gpu.precision import SIDE, TIMESTEP, Precision, encoder_of
 from models.encoder import Encoder
@@ -136,7 +136,7 @@ async def _flood(encoder: _Sizes, views: int, max_batch: int) -> tuple[int, int]
 
 def _engine(encoder: Encoder | _Sizes, *, max_batch: int) -> BatchingEngine:
     device = DeviceExecutor(encoder, threads=1)
-    return BatchingEngine(device, FeatureCache(max_bytes=0), Telemetry(), max_batch=max_batch, max_queue_cost=1_000_000)
+    return BatchingEngine(device, ByteLru(0), Telemetry(), max_batch=max_batch, max_queue_cost=1_000_000)
 
 
 async def _asked(engine: BatchingEngine, number: int, is_reproducible: bool) -> Bits:

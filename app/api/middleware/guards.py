@@ -13,8 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.middleware.context import QUIET_ROUTES
 from app.api.problems import problem_response
-from app.engine.admission import MAX_RETRY_AFTER_S
-from app.engine.rates import DrainRate
+from app.engine.admission import MAX_RETRY_AFTER_S, DrainRate
 from app.errors import BodyTooLarge, Malformed, QueueFull
 from app.runtime.telemetry import Telemetry
 

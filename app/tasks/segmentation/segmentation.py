@@ -16,10 +16,9 @@ from app.imaging.raster import TiledImage
 from app.imaging.sources import PixelBudget
 from app.stores.records.class_sets import ClassSet, ClassSets, StoredClass
 from app.stores.sql.database import Database
-from app.tasks.features import count_features, pooled_texts, view_of
+from app.tasks.features import Timings, pooled_texts, view_of
 from app.tasks.inputs import ImageInputs, Source
 from app.tasks.segmentation.masks import Region, regions
-from app.tasks.timing import Timings
 from app.tasks.workers import Workers
 from models.heads.stitching import MAX_CELLS, Stitched, ViewProbabilities, stitch
 from models.types import TaskProfile
@@ -166,7 +165,7 @@ class Segmentation:
             features = await self._engine.encode_views(
                 views, timeout_s=timings.left_s(timeout_s), reservation=reservation
             )
-            count_features(features, timings)
+            timings.add_device(features)
             return features, ready
         names, passes = Timings(started_s=timings.started_s), Timings(started_s=timings.started_s)
         naming = asyncio.create_task(
@@ -181,7 +180,7 @@ class Segmentation:
             # Whichever fails takes the other along.
             naming.cancel()
             await asyncio.gather(naming, return_exceptions=True)
-        count_features(features, passes)
+        passes.add_device(features)
         timings.add_longest(names, passes)
         return features, texts
 

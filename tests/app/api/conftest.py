@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.api.deps import Platform
 from app.api.services import Services
-from app.domain import BundleInfo, Embeddings, Features, Reservation, View
+from app.domain import BundleInfo, Features, Reservation, View
 from app.main import create_app
 from app.settings import Settings
 from app.tasks.assemble import Tasks, open_tasks
@@ -69,9 +69,10 @@ class FakeEngine:
         timeout_s: float | None = None,
         reservation: Reservation | None = None,
         is_reproducible: bool = False,
-    ) -> Embeddings:
+    ) -> list[Features]:
         del timeout_s, reservation, is_reproducible
-        return Embeddings(pooled=np.stack([text_vector(text) for text in texts]), queue_ms=0.5, inference_ms=1.0)
+        dense = np.empty((D, 0, 0), np.float32)
+        return [Features(pooled=text_vector(text), dense=dense, queue_ms=0.5, inference_ms=1.0) for text in texts]
 
     def _features(self, view: View) -> Features:
         assert view.pixels.shape == (SIZE, SIZE, 3)

@@ -13,8 +13,7 @@ from fastapi import FastAPI
 from app.api.deps import Platform
 from app.api.services import Services
 from app.composition import assemble_services
-from app.engine.entries import Entry
-from app.engine.scheduler import EntryQueue
+from app.engine.entries import Entry, EntryQueue
 from app.main import create_app
 from app.runtime.lifecycle import Phase
 from app.server import configured

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.rates import PassTimes
-from app.engine.scheduler import EntryQueue
+from app.engine.admission import PassTimes
+from app.engine.entries import EntryQueue
 from tests.app.api.served import LIMIT_S, Watched, new_app, served, set_soon
 from tests.app.fakes import FakeEncoder
 

@@ -13,8 +13,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from app.api.auth import Scope, new_key
 from app.api.routers import live
 from app.domain import Limits
-from app.engine.rates import PassTimes
-from app.engine.scheduler import EntryQueue
+from app.engine.admission import PassTimes
+from app.engine.entries import EntryQueue
 from tests.app.api.served import LIMIT_S, Watched, new_app, served, set_soon
 from tests.app.fakes import FakeEncoder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.engine.scheduler import EntryQueue
+from app.engine.entries import EntryQueue
 from tests.app.api.pictures import BAR, CROSS, SQUARE
 from tests.app.api.served import LIMIT_S, Watched, new_app, set_soon
 from tests.app.fakes import FakeEncoder

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from app.engine.entries import Batch, DeviceFatal, DeviceOutOfMemory, Entry, Kind, Output, PassResult
+from app.domain import Features
+from app.engine.entries import Batch, DeviceFatal, DeviceOutOfMemory, Entry, Kind, PassResult
 
 
 class EveryoneWaits(Exception):
@@ -128,7 +129,7 @@ class SimulatedDevice:
             self._settle(future, DeviceFatal())
             return
         if not ran:
-            self._settle(future, PassResult(outputs=[], finished_s=self.loop.time()))
+            self._settle(future, PassResult(features=[], finished_s=self.loop.time()))
             return
         self.passes.append(Pass(started_s=self.loop.time(), entries=tuple(ran)))
         self.idle_workers -= 1
@@ -155,14 +156,14 @@ class SimulatedDevice:
             return DeviceOutOfMemory()
         if any(entry.key.identity in self.faults.poison for entry in ran):
             return ValueError("poison")
-        return PassResult(outputs=[output_of(entry) for entry in ran], finished_s=self.loop.time())
+        return PassResult(features=[features_of(entry) for entry in ran], finished_s=self.loop.time())
 
 
-def output_of(entry: Entry) -> Output:
+def features_of(entry: Entry) -> Features:
     """An output that shows whose it is."""
     values = {Kind.IMAGES: 1.0, Kind.TEXTS: 2.0}[entry.key.group.kind]
     pooled = np.array([values, float(entry.key.identity.strip("vt")), float(len(entry.key.group.shape))], np.float32)
-    return Output(pooled=pooled, dense=np.zeros((3, 0, 0), np.float32))
+    return Features(pooled=pooled, dense=np.zeros((3, 0, 0), np.float32))
 
 
 def counted(passes: list[Pass]) -> Mapping[str, int]:

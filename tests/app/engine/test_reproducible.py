@@ -9,7 +9,7 @@ import pytest
 from app.domain import View
 from app.engine.engine import REPRODUCIBLE_BATCH, BatchingEngine
 from app.engine.executor import DeviceExecutor
-from app.engine.feature_cache import FeatureCache
+from app.runtime.lru import ByteLru
 from app.runtime.telemetry import Telemetry
 from models.bundle.build import load_bundle
 from models.bundle.pack import write_random
@@ -32,7 +32,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 async def engine(encoder: Encoder) -> AsyncIterator[BatchingEngine]:
     """Without a cache, so that every question reaches the device."""
     running = BatchingEngine(
-        DeviceExecutor(encoder, threads=1), FeatureCache(max_bytes=0), Telemetry(), max_batch=8, max_queue_cost=10_000
+        DeviceExecutor(encoder, threads=1), ByteLru(0), Telemetry(), max_batch=8, max_queue_cost=10_000
     )
     await running.start()
     yield running
@@ -68,7 +68,7 @@ async def test_bits_do_not_depend_on_the_load(engine: BatchingEngine, caption: s
 async def test_strings_too(engine: BatchingEngine) -> None:
     alone = await engine.encode_texts(["fish"], is_reproducible=True)
     longer = await engine.encode_texts(["a very long description of a fish", "fish"], is_reproducible=True)
-    assert np.array_equal(alone.pooled[0], longer.pooled[1])
+    assert np.array_equal(alone[0].pooled, longer[1].pooled)
 
 
 async def test_the_plain_way_agrees_closely(engine: BatchingEngine) -> None:
@@ -86,9 +86,7 @@ async def test_every_pass_holds_the_bucket_and_the_two_ways_never_share_one() ->
         return plain_encode(batch)
 
     encoder.encode_images = encode  # type: ignore[method-assign]  # watched
-    engine = BatchingEngine(
-        DeviceExecutor(encoder), FeatureCache(max_bytes=1 << 20), Telemetry(), max_batch=8, max_queue_cost=1000
-    )
+    engine = BatchingEngine(DeviceExecutor(encoder), ByteLru(1 << 20), Telemetry(), max_batch=8, max_queue_cost=1000)
     await engine.start()
     views = [
         View(pixels=make_view(0.5).pixels, timestep=1, caption=caption, key=f"{number}", is_reproducible=True)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from app.domain import Reservation, View
 from app.engine.engine import BatchingEngine
 from app.engine.entries import TEXT_COST, VIEW_COST, Batch, Entry, Kind
-from app.engine.feature_cache import FeatureCache
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, QueueFull
+from app.runtime.lru import ByteLru
 from app.runtime.telemetry import Telemetry
 from tests.app.engine.simulation import Faults, SimulatedDevice, VirtualTimeLoop
 
@@ -107,7 +107,7 @@ class World:
         self.fatal_calls = 0
         self.engine = BatchingEngine(
             self.device,
-            FeatureCache(max_bytes=cache_bytes),
+            ByteLru(cache_bytes),
             Telemetry(),
             max_batch=MAX_BATCH,
             max_queue_cost=MAX_QUEUE_COST,
@@ -188,8 +188,8 @@ class World:
             found = await self.engine.encode_views(views, timeout_s=timeout_s, reservation=reservation)
             return [features.pooled[:2].tolist() for features in found]
         texts = [f"t{one}" for one in call.identities]
-        answer = await self.engine.encode_texts(texts, timeout_s=timeout_s, reservation=reservation)
-        return [row[:2].tolist() for row in answer.pooled]
+        found = await self.engine.encode_texts(texts, timeout_s=timeout_s, reservation=reservation)
+        return [features.pooled[:2].tolist() for features in found]
 
     async def probe(self) -> object:
         """A new sample at the end: the engine still answers, or says that the device is lost or late."""
@@ -209,7 +209,7 @@ class World:
         assert len(batch.entries) <= (MAX_BATCH if batch.group.kind is Kind.IMAGES else MAX_BATCH * VIEW_COST)
         assert len({entry.key.group for entry in batch.entries}) == 1
         assert self.device.most_at_once <= self.device.workers + 1
-        keys = [entry.key for flight in self.engine._scheduler._flights for entry in flight.entries]
+        keys = [entry.key for flight in self.engine._scheduler._in_flight for entry in flight.entries]
         assert len(keys) == len(set(keys))
         is_new = not any(entry in self.formed for entry in batch.entries)
         if is_new:
@@ -232,9 +232,9 @@ class World:
         if is_open and any(not entry.has_left_queue and entry.is_live(self.loop.time()) for entry in waiting):
             scheduler = self.engine._scheduler
             may_wait = (
-                1 <= len(scheduler._flights) < self.device.workers
+                1 <= len(scheduler._in_flight) < self.device.workers
                 and scheduler.queue.cost < MAX_BATCH * VIEW_COST
-                and self.engine._admission.reserved > 0
+                and scheduler.reserved > 0
                 and scheduler._is_sustained()
             )
             assert self.device.idle_workers <= (1 if may_wait else 0)
@@ -263,7 +263,7 @@ class World:
             assert probe == [1.0, 99.0]
         assert self.engine._admission.waiting() == 0
         assert not self.engine._entries
-        assert not self.engine._scheduler._flights
+        assert not self.engine._scheduler._in_flight
 
     def asks_for(self, call: Call, identity: str) -> bool:
         prefix = "v" if call.kind is Kind.IMAGES else "t"

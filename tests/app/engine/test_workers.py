@@ -12,7 +12,7 @@ from app.domain import View
 from app.engine.engine import REPRODUCIBLE_BATCH, BatchingEngine
 from app.engine.entries import VIEW_COST, Batch, CacheKey, DeviceFatal, Entry, Group, Kind
 from app.engine.executor import DeviceExecutor
-from app.engine.feature_cache import FeatureCache
+from app.runtime.lru import ByteLru
 from app.runtime.telemetry import Telemetry
 from models.types import ImageBatch
 from tests.app.engine.simulation import Faults, SimulatedDevice, VirtualTimeLoop
@@ -36,7 +36,7 @@ def simulated(
         device = SimulatedDevice(loop, faults, workers)
         engine = BatchingEngine(
             device,
-            FeatureCache(max_bytes=0),
+            ByteLru(0),
             Telemetry(),
             max_batch=4,
             max_queue_cost=1000,
@@ -188,7 +188,7 @@ def test_the_first_pass_of_a_size_is_not_its_speed() -> None:
 def test_the_drain_rate_is_that_of_all_workers(workers: int) -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         await engine.encode_views([view(number) for number in range(2 * workers)])
-        wait_s = engine._admission.rate.seconds_for(2 * workers * VIEW_COST)
+        wait_s = engine._scheduler.rate.seconds_for(2 * workers * VIEW_COST)
         assert len(device.passes) == workers
         assert wait_s == pytest.approx(0.5)
 
@@ -235,7 +235,7 @@ async def test_passes_run_side_by_side_each_with_its_own_torch_threads() -> None
     executor = DeviceExecutor(encoder, workers=2, threads=1)
     found = await asyncio.gather(executor.submit(batch_of(0.25)), executor.submit(batch_of(0.5)))
     await asyncio.to_thread(executor.stop)
-    assert [float(result.outputs[0].pooled[0]) for result in found] == [0.25, 0.5]
+    assert [float(result.features[0].pooled[0]) for result in found] == [0.25, 0.5]
     assert threads == {("device_0", 1), ("device_1", 1)}
 
 
@@ -260,5 +260,5 @@ async def test_a_fatal_error_in_one_worker_ends_all_and_a_stop_waits_for_what_ru
     stopping = asyncio.create_task(asyncio.to_thread(executor.stop))
     has_died.set()
     await stopping
-    assert float((await goes_on).outputs[0].pooled[0]) == 0.5
+    assert float((await goes_on).features[0].pooled[0]) == 0.5
     assert len(encoder.batches) == 2
