@@ -1,4 +1,4 @@
-"""`vermouth bundle`: write, check and inspect bundles."""
+"""`vermouth bundle`: writes, checks and pulls bundles."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,11 +15,11 @@ _console = Console(stderr=True, soft_wrap=True)
 
 @bundle_app.command("pack")
 def pack(
-    folder: Annotated[Path, typer.Argument(help="Holds heads/, and vae/, unet/, scheduler/ unless --shared says so.")],
+    folder: Annotated[Path, typer.Argument(help="Holds heads/; and vae/, unet/, scheduler/ without --shared.")],
     name: Annotated[str, typer.Option(help="The bundle's name.")] = "mini",
     shared: Annotated[str, typer.Option(help="Folder of vae/, unet/ and scheduler/, relative to FOLDER.")] = ".",
 ) -> None:
-    """Writes bundle.json with the SHA-256 of every file."""
+    """Write bundle.json with the SHA-256 of every file."""
     from models.bundle.pack import write_manifest
 
     write_manifest(folder, name=name, licence=LICENCE, attribution=ATTRIBUTION, shared=shared)
@@ -28,16 +28,16 @@ def pack(
 
 @bundle_app.command("verify")
 def verify(folder: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
-    """Checks every file and loads the bundle on the CPU, as the server would."""
+    """Check every file and load the bundle on the CPU, as the server does."""
     from models.bundle.build import load_bundle
 
     loaded = load_bundle(folder, device="cpu")
-    _console.print(f"{loaded.info.name} is whole, fingerprint {loaded.info.fingerprint}", markup=False)
+    _console.print(f"{loaded.info.name} is complete, fingerprint {loaded.info.fingerprint}", markup=False)
 
 
 @bundle_app.command("pull")
 def pull(folder: Annotated[Path, typer.Argument(help="A bundle with hub sources.")]) -> None:
-    """Fetches hub sources, verifies them and pins commit and digests in bundle.lock.json."""
+    """Download hub sources, verify them and pin commits and digests in bundle.lock.json."""
     from models.bundle.pull import HuggingFaceHub
     from models.bundle.pull import pull as pull_sources
 
@@ -48,10 +48,10 @@ def pull(folder: Annotated[Path, typer.Argument(help="A bundle with hub sources.
 @bundle_app.command("random")
 def random(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    arch: Annotated[Literal["tiny", "sd15"], typer.Option(help="Shapes: small for tests, or SD 1.5's own.")] = "tiny",
+    arch: Annotated[Literal["tiny", "sd15"], typer.Option(help="Shapes: small for tests, or as SD 1.5.")] = "tiny",
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
 ) -> None:
-    """Writes a bundle of random weights in the layout of a trained one."""
+    """Write a bundle of random weights in the layout of a trained one."""
     from models.bundle.pack import write_random
 
     write_random(out, arch=arch, seed=seed)

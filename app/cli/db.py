@@ -1,147 +1,187 @@
-"""`vermouth db`, `vermouth backup`, `vermouth restore`: looking after the state."""
+"""`vermouth db`, `backup`, `restore` and `reembed`: maintenance of the state."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.cli.read_settings import read_settings
-from app.cli.state import require_database
-from app.errors import ServiceError
+from app.cli.main import read_settings, refuse
+from app.errors import EngineUnavailable
 from app.settings import Settings
 from app.stores.blobs import Blobs
 from app.stores.index.base import IndexOptions
 from app.stores.index.snapshots import IndexSnapshots
 from app.stores.maintenance.backup import BackupRefused, restore_backup, write_backup
 from app.stores.maintenance.check import LOG_KEPT_S, Maintenance
-from app.stores.sql.database import Database, DataFolderLocked, attach_database, open_database, sql_errors
+from app.stores.maintenance.reembed import roll_back
+from app.stores.sql.database import (
+    SQLITE_FILE,
+    Database,
+    DataFolderLocked,
+    attach_database,
+    open_database,
+    sql_errors,
+)
 from app.stores.sql.engines import UnusableDatabase
 from app.tasks.assemble import BLOBS, INDEXES
 
+if TYPE_CHECKING:
+    from app.tasks.reembed import Reembedded
+
 db_app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Look after the state. SQLite: stop the service first."
+    no_args_is_help=True, add_completion=False, help="Maintain the state. SQLite: stop the service first."
 )
-backup_app = typer.Typer(add_completion=False, help="Copy the state into a folder, while the service runs.")
-restore_app = typer.Typer(add_completion=False, help="Bring a copy into an empty state.")
-_console = Console(stderr=True)
+backup_app = typer.Typer(add_completion=False, help="Copy the state into a folder while the service runs.")
+restore_app = typer.Typer(add_completion=False, help="Restore a backup into an empty state.")
+reembed_app = typer.Typer(add_completion=False, help="Switch to another bundle, or back.")
 
 
 @db_app.command("check")
-def check(deep: Annotated[bool, typer.Option(help="Read every picture too.")] = False) -> None:
-    """Tell every fault; exit 1 where there is one."""
-    with _upkeep() as upkeep:
-        found = upkeep.check(deep=deep)
-    for line in found:
+def check(deep: Annotated[bool, typer.Option(help="Read every image too.")] = False) -> None:
+    """Print every fault; exit 1 if there is one."""
+    with _maintenance() as maintenance:
+        faults = maintenance.check(deep=deep)
+    for line in faults:
         typer.echo(line)
-    if found:
+    if faults:
         raise typer.Exit(1)
     typer.echo("sound")
 
 
 @db_app.command("rebuild")
 def rebuild() -> None:
-    """Throw the vector indexes away and make them from SQL."""
-    with _upkeep() as upkeep:
-        typer.echo(f"{upkeep.rebuild()} vectors indexed")
+    """Delete the vector indexes and build them from SQL."""
+    with _maintenance() as maintenance:
+        typer.echo(f"{maintenance.rebuild()} vectors indexed")
 
 
 @db_app.command("vacuum")
 def vacuum(
     log_kept: Annotated[
-        float, typer.Option(help="Minutes of the log that stay, for exports that run and replicas that are behind.")
+        float, typer.Option(help="Minutes of the log to keep, for running exports and replicas that lag behind.")
     ] = LOG_KEPT_S / 60,
 ) -> None:
-    """Throw away deleted items' rows, the log behind them, expired episodes and pictures nobody names."""
-    with _upkeep() as upkeep:
-        done = upkeep.vacuum(log_kept_s=log_kept * 60)
-    typer.echo(
-        f"{done.items} items, {done.changes} changes, {done.episodes} episodes, {done.pictures} pictures removed"
-    )
+    """Remove deleted items, old log entries, expired episodes and unreferenced images."""
+    with _maintenance() as maintenance:
+        done = maintenance.vacuum(log_kept_s=log_kept * 60)
+    typer.echo(f"{done.items} items, {done.changes} changes, {done.episodes} episodes, {done.pictures} images removed")
 
 
 @backup_app.command()
 def backup(folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")]) -> None:
-    """Copy rows and pictures; a service that runs goes on."""
+    """Copy rows and images; a running service keeps serving."""
     settings = read_settings()
-    with _told(), _attached(settings) as database, Progress(console=_console) as bar:
-        task = bar.add_task("pictures", total=None)
-        done = write_backup(
-            database,
-            _blobs(settings),
-            folder,
-            lambda count, total: bar.update(task, completed=count, total=total),
-        )
-    typer.echo(f"{done.items} items and {done.pictures} pictures as of change {done.seq} in {folder}")
+    with _database(settings, is_exclusive=False) as database, _progress("images") as report:
+        done = write_backup(database, _blobs(settings), folder, report)
+    typer.echo(f"{done.items} items and {done.pictures} images as of change {done.seq} in {folder}")
 
 
 @restore_app.command()
-def restore(folder: Annotated[Path, typer.Argument(help="What `vermouth backup` wrote.", exists=True)]) -> None:
-    """Into the data folder or the database of the settings, which must be empty."""
+def restore(folder: Annotated[Path, typer.Argument(help="Folder of `vermouth backup`.", exists=True)]) -> None:
+    """Restore into the data folder or database of the settings, which must be empty."""
     settings = read_settings()
-    with _told(), _opened(settings) as database, Progress(console=_console) as bar:
-        task = bar.add_task("pictures", total=None)
-        done = restore_backup(
-            folder,
-            database,
-            _blobs(settings),
-            lambda count, total: bar.update(task, completed=count, total=total),
-        )
-    typer.echo(f"{done.items} items and {done.pictures} pictures as of change {done.seq} restored")
+    with _database(settings, is_exclusive=True, must_exist=False) as database, _progress("images") as report:
+        done = restore_backup(folder, database, _blobs(settings), report)
+    typer.echo(f"{done.items} items and {done.pictures} images as of change {done.seq} restored")
+
+
+@reembed_app.command()
+def reembed(
+    bundle: Annotated[Path | None, typer.Option(help="The bundle to switch to.")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Switch back to the previous bundle.")] = False,
+) -> None:
+    """Embed galleries, episodes and class sets with the bundle of the settings, then switch to it at once.
+
+    On SQLite the service must be stopped. On PostgreSQL it may keep serving the old bundle until the switch: give
+    this command a data folder of its own (VERMOUTH_DATA_DIR), then start the service with the new bundle.
+    """
+    settings = read_settings(bundle=bundle)
+    if rollback:
+        with _database(settings, is_exclusive=settings.database_url is None) as database:
+            typer.echo(f"active again: {roll_back(database)}")
+        return
+    with _refusing():
+        _require_database(settings)
+        done = asyncio.run(_reembed(settings))
+    for gallery, share in done.overlap_at_10.items():
+        typer.echo(f"overlap@10 {gallery}: {share:.3f}")
+    typer.echo(f"{done.embedded} entries embedded by {done.job}")
+
+
+async def _reembed(settings: Settings) -> "Reembedded":
+    from app.composition import build_services
+    from app.main import create_app
+
+    platform = create_app(settings).state.platform
+    services = await asyncio.to_thread(build_services, settings, platform)
+    try:
+        for start in services.on_start:
+            await start()
+        with _progress("embedding") as report:
+            tasks = services.tasks
+            if tasks is None:
+                raise EngineUnavailable("The stores are not open.")
+            return await tasks.reembed.run(report)
+    finally:
+        for stop in services.on_stop:
+            await stop()
+        platform.images.stop()
 
 
 @contextmanager
-def _upkeep() -> Iterator[Maintenance]:
+def _maintenance() -> Iterator[Maintenance]:
     settings = read_settings()
     options = IndexOptions(
         kind=None if settings.index_kind == "auto" else settings.index_kind,
         flat_rows=settings.index_flat_rows,
         storage=settings.index_storage,
     )
-    # PostgreSQL is shared as it is; SQLite's indexes belong to one process.
-    opened = _attached(settings) if settings.database_url is not None else _opened(settings)
-    with _told():
-        require_database(settings)
-        with opened as database:
-            snapshots = IndexSnapshots(settings.data_dir / INDEXES)
-            yield Maintenance(database, _blobs(settings), snapshots, options=options)
+    # SQLite's indexes belong to one process; PostgreSQL is shared.
+    with _database(settings, is_exclusive=settings.database_url is None) as database:
+        snapshots = IndexSnapshots(settings.data_dir / INDEXES)
+        yield Maintenance(database, _blobs(settings), snapshots, options=options)
 
 
 @contextmanager
-def _opened(settings: Settings) -> Iterator[Database]:
-    database = open_database(data_dir=settings.data_dir, url=_url(settings))
-    try:
-        yield database
-    finally:
-        database.close()
+def _database(settings: Settings, *, is_exclusive: bool, must_exist: bool = True) -> Iterator[Database]:
+    url = None if settings.database_url is None else settings.database_url.get_secret_value()
+    with _refusing():
+        if must_exist:
+            _require_database(settings)
+        database = (open_database if is_exclusive else attach_database)(data_dir=settings.data_dir, url=url)
+        try:
+            yield database
+        finally:
+            database.close()
+
+
+def _require_database(settings: Settings) -> None:
+    # Before anything is opened: opening creates a database.
+    if settings.database_url is None and not (settings.data_dir / SQLITE_FILE).is_file():
+        raise UnusableDatabase(f"There is no database in {settings.data_dir}.")
 
 
 @contextmanager
-def _attached(settings: Settings) -> Iterator[Database]:
-    database = attach_database(data_dir=settings.data_dir, url=_url(settings))
-    try:
-        yield database
-    finally:
-        database.close()
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What an operator can mend is a line, not a traceback."""
+def _refusing() -> Iterator[None]:
     try:
         with sql_errors():
             yield
-    except (DataFolderLocked, UnusableDatabase, BackupRefused, ServiceError) as err:
-        _console.print(f"error: {err}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from err
+    except (DataFolderLocked, UnusableDatabase, BackupRefused) as err:
+        refuse(str(err), err)
+
+
+@contextmanager
+def _progress(task_name: str) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(task_name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _blobs(settings: Settings) -> Blobs:
     return Blobs(settings.blob_url or str(settings.data_dir / BLOBS))
-
-
-def _url(settings: Settings) -> str | None:
-    return None if settings.database_url is None else settings.database_url.get_secret_value()

@@ -1,65 +1,163 @@
-"""The work of `vermouth gallery import`: batches in parallel, what is there already left alone."""
+"""Bulk import: images of folders, ZIP archives, CSV tables and webdataset tars, added in parallel batches."""
 
+import csv
+import hashlib
 import json
+import re
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 import httpx
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
-from app.cli.import_sources import Importable
 from app.cli.service_calls import ServiceRefused, existing_ids, send
 
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
+MAX_FILE_BYTES = 32 << 20
 MAX_BATCH_BYTES = 16 << 20
-_REFUSED_AS_A_WHOLE = frozenset({400, 413, 415, 422})
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_ODD = re.compile(r"[^A-Za-z0-9._:-]+")
+_REFUSES_WHOLE_BATCH = frozenset({400, 413, 415, 422})
+
+
+class UnreadableSource(Exception):
+    """The source cannot be read or is of an unknown kind; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importable:
+    """One image to import.
+
+    Attributes:
+        id: derived from the source alone, so that a second run finds it again.
+        name: where the image comes from, for messages.
+        data: the file; empty if there is a `fault`.
+        fault: why the image cannot be imported.
+    """
+
+    id: str
+    name: str
+    data: bytes
+    metadata: dict[str, object]
+    caption: str | None = None
+    fault: str | None = None
 
 
 @dataclass(slots=True)
 class Imported:
-    """What an import did: `rejected` has one line a file."""
+    """Result of an import; `rejected` has one line per file."""
 
     added: int = 0
     skipped: int = 0
     rejected: list[str] = field(default_factory=list)
 
 
-def import_pictures(
-    client: httpx.Client, gallery: str, pictures: Iterable[Importable], *, batch: int, workers: int, bar: Progress
+def import_images(
+    client: httpx.Client, gallery: str, images: Iterable[Importable], *, batch: int, workers: int, bar: Progress
 ) -> Imported:
-    """Add pictures whose ids the gallery lacks; the gallery is made when there is none.
+    """Adds images whose ids the gallery lacks; creates the gallery if needed.
 
     Args:
-        workers: requests at once; no more than twice as many batches are held in memory.
+        client: of the service.
+        gallery: its name.
+        images: read as they are sent.
+        batch: largest number of images per request.
+        workers: concurrent requests; at most twice as many batches are in memory.
+        bar: shows the progress.
 
     Raises:
-        app.cli.gallery.ServiceRefused: a request failed for good; a second run goes on from there.
-        app.cli.import_sources.UnreadableSource: the source is damaged.
+        ServiceRefused: a request failed for good; a second run continues from there.
+        UnreadableSource: the source is damaged.
     """
     known = existing_ids(client, gallery)
     done = Imported()
     task = bar.add_task(f"importing into {gallery}", total=None)
+    running: dict[Future[list[str]], int] = {}
+
+    def collect() -> None:
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            rejected, size = future.result(), running.pop(future)
+            done.rejected += rejected
+            done.added += size - len(rejected)
+            bar.update(task, completed=done.added + len(done.rejected))
+
     with ThreadPoolExecutor(workers, thread_name_prefix="import") as pool:
-        running: set[Future[list[str]]] = set()
-        sizes: dict[Future[list[str]], int] = {}
-        for part in _batches(_new(pictures, known, done), batch):
+        for part in _batches(_new(images, known, done), batch):
             if len(running) >= 2 * workers:
-                running = _collect(running, sizes, done, bar, task)
-            future = pool.submit(_send, client, gallery, part)
-            running.add(future)
-            sizes[future] = len(part)
+                collect()
+            running[pool.submit(_add_or_halve, client, gallery, part)] = len(part)
         while running:
-            running = _collect(running, sizes, done, bar, task)
+            collect()
     return done
 
 
-def _new(pictures: Iterable[Importable], known: set[str], done: Imported) -> Iterator[Importable]:
+def add_items(client: httpx.Client, gallery: str, part: Sequence[Importable], *, wait: bool = True) -> list[str]:
+    """Adds images in one request.
+
+    Args:
+        client: of the service.
+        gallery: its name.
+        part: the images.
+        wait: whether the service answers only once searches find them.
+
+    Returns:
+        A line for each rejected image.
+
+    Raises:
+        ServiceRefused: the service refused the request as a whole.
+    """
+    files = [("image", (one.id, one.data)) for one in part]
+    items = [{"id": one.id, "metadata": one.metadata, "caption": one.caption} for one in part]
+    url, params = f"/galleries/{gallery}/items", {"wait": str(wait).lower()}
+    answer = send(client, "POST", url, params=params, files=files, data={"items": json.dumps(items)})
+    return [
+        f"{one.name}: {result['problem']['detail']}"
+        for one, result in zip(part, answer.json()["results"], strict=True)
+        if result["status"] == "rejected"
+    ]
+
+
+def read_source(path: Path) -> Iterator[Importable]:
+    """Yields the images of a folder, `.zip`, `.csv` or `.tar`; those of a folder or archive in the order of names.
+
+    Raises:
+        UnreadableSource: the source is of another kind, or damaged.
+    """
+    try:
+        if path.is_dir():
+            yield from _folder(path)
+        elif path.suffix == ".zip":
+            yield from _zip(path)
+        elif path.suffix == ".csv":
+            yield from _csv(path)
+        elif path.name.endswith((".tar", ".tar.gz", ".tgz")):
+            yield from _webdataset(path)
+        else:
+            raise UnreadableSource(f"{path} is no folder, .zip, .csv or .tar.")
+    except (OSError, zipfile.BadZipFile, tarfile.TarError, UnicodeDecodeError, csv.Error) as err:
+        raise UnreadableSource(f"{path} cannot be read: {err}") from err
+
+
+def item_id(name: str) -> str:
+    """Returns an item id for a file name: the name if it is a valid id, else its valid characters and a digest."""
+    if _ID.fullmatch(name):
+        return name
+    plain = _ODD.sub("_", name).lstrip("._:-")[:96]
+    return f"{plain or 'item'}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+
+
+def _new(images: Iterable[Importable], known: set[str], done: Imported) -> Iterator[Importable]:
     seen: set[str] = set()
-    for one in pictures:
+    for one in images:
         if one.fault is not None:
             done.rejected.append(f"{one.name}: {one.fault}")
         elif one.id in seen:
-            done.rejected.append(f"{one.name}: its id {one.id!r} came before")
+            done.rejected.append(f"{one.name}: its id {one.id!r} was already used in this source")
         elif one.id in known:
             done.skipped += 1
         else:
@@ -67,10 +165,10 @@ def _new(pictures: Iterable[Importable], known: set[str], done: Imported) -> Ite
         seen.add(one.id)
 
 
-def _batches(pictures: Iterable[Importable], size: int) -> Iterator[list[Importable]]:
+def _batches(images: Iterable[Importable], size: int) -> Iterator[list[Importable]]:
     part: list[Importable] = []
     held = 0
-    for one in pictures:
+    for one in images:
         if part and (len(part) == size or held + len(one.data) > MAX_BATCH_BYTES):
             yield part
             part, held = [], 0
@@ -80,45 +178,111 @@ def _batches(pictures: Iterable[Importable], size: int) -> Iterator[list[Importa
         yield part
 
 
-def _send(client: httpx.Client, gallery: str, part: Sequence[Importable]) -> list[str]:
-    """Add one batch; a line for each picture that was rejected. What refuses a batch as a whole is found by halving."""
+def _add_or_halve(client: httpx.Client, gallery: str, part: Sequence[Importable]) -> list[str]:
+    """Adds one batch; halves a batch that is refused as a whole until the image at fault is found."""
     try:
-        return _send_once(client, gallery, part)
+        return add_items(client, gallery, part, wait=False)
     except ServiceRefused as err:
-        if err.answer is None or err.answer.status_code not in _REFUSED_AS_A_WHOLE:
+        if err.answer is None or err.answer.status_code not in _REFUSES_WHOLE_BATCH:
             raise
         if len(part) > 1:
             middle = len(part) // 2
-            return [*_send(client, gallery, part[:middle]), *_send(client, gallery, part[middle:])]
+            return [*_add_or_halve(client, gallery, part[:middle]), *_add_or_halve(client, gallery, part[middle:])]
         return [f"{part[0].name}: {err.answer.json()['detail']}"]
 
 
-def _send_once(client: httpx.Client, gallery: str, part: Sequence[Importable]) -> list[str]:
-    files = [("image", (one.id, one.data)) for one in part]
-    items = [{"id": one.id, "metadata": one.metadata, "caption": one.caption} for one in part]
-    answer = send(
-        client,
-        "POST",
-        f"/galleries/{gallery}/items",
-        params={"wait": "false"},
-        files=files,
-        data={"items": json.dumps(items)},
-    )
-    results = answer.json()["results"]
-    return [
-        f"{one.name}: {result['problem']['detail']}"
-        for one, result in zip(part, results, strict=True)
-        if result["status"] == "rejected"
-    ]
+def _folder(root: Path) -> Iterator[Importable]:
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.suffix.lower() in SUFFIXES:
+            name = path.relative_to(root).as_posix()
+            yield _from_file(path, name, item_id(name), {"path": name}, None)
 
 
-def _collect(
-    running: set[Future[list[str]]], sizes: dict[Future[list[str]], int], done: Imported, bar: Progress, task: TaskID
-) -> set[Future[list[str]]]:
-    finished, rest = wait(running, return_when=FIRST_COMPLETED)
-    for future in finished:
-        rejected, size = future.result(), sizes.pop(future)
-        done.rejected += rejected
-        done.added += size - len(rejected)
-        bar.update(task, completed=done.added + len(done.rejected))
-    return rest
+def _zip(path: Path) -> Iterator[Importable]:
+    with zipfile.ZipFile(path) as archive:
+        for entry in sorted(archive.infolist(), key=lambda one: one.filename):
+            if entry.is_dir() or PurePosixPath(entry.filename).suffix.lower() not in SUFFIXES:
+                continue
+            name = entry.filename
+            fault, data = _too_large(entry.file_size), b""
+            try:
+                data = b"" if fault else archive.read(entry)
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
+                # RuntimeError: encrypted, or compressed by an unknown method.
+                fault = "cannot be unpacked"
+            yield Importable(id=item_id(name), name=name, data=data, metadata={"path": name}, fault=fault)
+
+
+def _csv(path: Path) -> Iterator[Importable]:
+    """Reads columns `path` (required, inside the table's folder), `id`, `caption`; all others are metadata."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if "path" not in (rows.fieldnames or ()):
+            raise UnreadableSource(f"{path} has no column 'path'.")
+        for row in rows:
+            name = row.pop("path") or ""
+            chosen, caption = row.pop("id", None) or item_id(name), row.pop("caption", None) or None
+            metadata: dict[str, object] = {key: value for key, value in row.items() if key and value is not None}
+            found = path.parent / name
+            if not found.resolve().is_relative_to(path.parent.resolve()):
+                # A table from elsewhere must not name, and so upload, other files of this machine.
+                fault = "lies outside the table's folder"
+                yield Importable(id=chosen, name=name, data=b"", metadata=metadata, caption=caption, fault=fault)
+            else:
+                yield _from_file(found, name, chosen, metadata, caption)
+
+
+def _webdataset(path: Path) -> Iterator[Importable]:
+    """Reads samples: adjacent files with one key, an image, `.json` metadata, `.txt` caption."""
+    with tarfile.open(path) as archive:
+        key, parts = "", dict[str, bytes | str]()
+        for entry in archive:
+            if not entry.isfile():
+                continue
+            folder, _, last = entry.name.rpartition("/")
+            stem, _, suffix = last.partition(".")
+            this = f"{folder}/{stem}".lstrip("./")
+            if this != key:
+                yield from _sample(key, parts)
+                key, parts = this, {}
+            file = archive.extractfile(entry)
+            fault = _too_large(entry.size)
+            if file is not None:
+                parts[f".{suffix.lower()}"] = fault or file.read()
+        yield from _sample(key, parts)
+
+
+def _sample(key: str, parts: dict[str, bytes | str]) -> Iterator[Importable]:
+    """Yields the image of a sample, if it has one; a `str` among the parts is the fault of that file."""
+    image = next((parts[suffix] for suffix in parts if suffix in SUFFIXES), None)
+    if image is None:
+        return
+    metadata: dict[str, object] = {"path": key}
+    fault = image if isinstance(image, str) else None
+    caption = parts.get(".txt")
+    try:
+        read = json.loads(parts.get(".json", b"{}"))
+        metadata.update(read if isinstance(read, dict) else {"json": read})
+        text = caption.decode().strip() if isinstance(caption, bytes) else None
+    except ValueError:
+        fault, text = "its .json or .txt cannot be read", None
+    data = image if isinstance(image, bytes) else b""
+    yield Importable(id=item_id(key), name=key, data=data, metadata=metadata, caption=text or None, fault=fault)
+
+
+def _from_file(path: Path, name: str, chosen: str, metadata: dict[str, object], caption: str | None) -> Importable:
+    fault: str | None = None
+    data = b""
+    try:
+        fault = _too_large(path.stat().st_size)
+        if fault is None:
+            data = path.read_bytes()
+    except OSError as err:
+        fault = err.strerror or "cannot be read"
+    if not _ID.fullmatch(chosen):
+        fault = f"the id {chosen[:40]!r} is not valid: use letters, digits and ._:-"
+    return Importable(id=chosen, name=name, data=data, metadata=metadata, caption=caption, fault=fault)
+
+
+def _too_large(size: int) -> str | None:
+    return f"is over {MAX_FILE_BYTES >> 20} MiB" if size > MAX_FILE_BYTES else None

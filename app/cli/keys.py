@@ -1,4 +1,4 @@
-"""`vermouth keys`: make an API key; the server keeps only its digest."""
+"""`vermouth keys`: makes API keys; the server stores only their digests."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -9,6 +9,8 @@ keys_app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 class KeyScope(StrEnum):
+    """Values of `--scope`; `app.api.auth.Scope` would load the API for `--help`."""
+
     read = "read"
     write = "write"
     admin = "admin"

@@ -1,7 +1,7 @@
-"""The `vermouth` command: one file a group, imported when the group is used, so that help stays quick."""
+"""The `vermouth` command. Each group is a file, imported only when used, so that help is quick."""
 
 import importlib
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -9,6 +9,9 @@ from typer.main import get_command
 
 from app.errors import ServiceError
 from models.errors import ModelError
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 _COMMANDS = {
     "serve": ("app.cli.serve", "Start the server."),
@@ -19,21 +22,27 @@ _COMMANDS = {
     "eval": ("training.commands.eval", "Measure a bundle by protocol."),
     "gallery": ("app.cli.gallery", "Fill galleries of a running service."),
     "db": ("app.cli.db", "Check, rebuild and vacuum the state."),
-    "backup": ("app.cli.db", "Copy the state into a folder, while the service runs."),
-    "restore": ("app.cli.db", "Bring a copy of the state into an empty one."),
-    "reembed": ("app.cli.reembed", "Go over to another bundle, or back."),
+    "backup": ("app.cli.db", "Copy the state into a folder while the service runs."),
+    "restore": ("app.cli.db", "Restore a backup into an empty state."),
+    "reembed": ("app.cli.db", "Switch to another bundle, or back."),
 }
-_EXTRAS = {"matplotlib": "train", "sklearn": "train", "faiss": "cpu"}
-"""Extras that bring modules which the commands need."""
+_REMEDIES = {
+    "matplotlib": "pip install 'vermouth-perception[train]'",
+    "sklearn": "pip install 'vermouth-perception[train]'",
+    "faiss": "pip install 'vermouth-perception[cpu]'",
+    "training": "the container image has the server only, run this command in a checkout",
+}
+"""What to do if an optional module is not installed."""
+_EXIT_BAD_SETTINGS = 2
 
 
 class LazyGroup(TyperGroup):
-    """Imports a command once its name is resolved, to run it or to complete its arguments; help needs names alone.
+    """Imports a command when it is run or completed.
 
-    Errors that a user can mend end as one line and exit code 1, for all commands.
+    Errors that a user can correct end every command with one line and exit code 1.
     """
 
-    # Any: typer's contexts and commands are click's or its own, by its version.
+    # Any: the types of contexts and commands depend on typer's version.
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, listed, rest = super().resolve_command(ctx, args)
         if name is None:
@@ -45,16 +54,16 @@ class LazyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except (ModelError, ServiceError) as err:
-            _refuse(str(err), err)
+            refuse(str(err), err)
         except ModuleNotFoundError as err:
             module = (err.name or "").partition(".")[0]
-            if module not in _EXTRAS:
+            if module not in _REMEDIES:
                 raise
-            _refuse(f"{module} is not installed: pip install 'vermouth-perception[{_EXTRAS[module]}]'", err)
+            refuse(f"{module} is not installed: {_REMEDIES[module]}", err)
         except OSError as err:
             if err.filename is None:
-                raise
-            _refuse(f"{err.filename}: {err.strerror}", err)
+                raise  # not about a file that the user named
+            refuse(f"{err.filename}: {err.strerror}", err)
 
 
 app = typer.Typer(name="vermouth", cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -66,13 +75,34 @@ def vermouth() -> None:
 
 
 def _listed() -> None:
-    """Stands for a command in help, until it is resolved."""
+    """Stands for a command in help until it is resolved."""
 
 
 for _name, (_, _help) in _COMMANDS.items():
     app.command(_name, help=_help)(_listed)
 
 
-def _refuse(sentence: str, err: Exception) -> NoReturn:
+def refuse(sentence: str, err: Exception) -> NoReturn:
+    """Ends a command with one line on stderr and exit code 1."""
     typer.secho(f"error: {sentence}", err=True, fg=typer.colors.RED)
     raise typer.Exit(1) from err
+
+
+def read_settings(**options: object) -> "Settings":
+    """Returns the settings of the environment, with the options that are not None on top.
+
+    Raises:
+        typer.Exit: a value is out of bounds; a line on stderr names each such variable.
+    """
+    from pydantic import ValidationError
+
+    from app.settings import Settings
+
+    try:
+        given = {name: value for name, value in options.items() if value is not None}
+        return Settings(**given)  # type: ignore[arg-type]  # a mapping of checked options
+    except ValidationError as err:
+        for entry in err.errors():
+            name = "__".join(str(part) for part in entry["loc"]).upper()
+            typer.echo(f"VERMOUTH_{name}: {entry['msg']}", err=True)
+        raise typer.Exit(_EXIT_BAD_SETTINGS) from err

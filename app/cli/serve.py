@@ -1,4 +1,4 @@
-"""`vermouth serve`: settings from the environment, a few of them from options."""
+"""`vermouth serve`: starts the server."""
 
 import os
 import sys
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from app.cli.main import read_settings
 
 serve_app = typer.Typer(add_completion=False)
 
@@ -20,10 +22,9 @@ def serve(
         bool | None, typer.Option("--insecure", help="Listen beyond loopback without API keys.")
     ] = None,
 ) -> None:
-    """Start the server; everything else is set by VERMOUTH_… variables (docs/settings.md)."""
-    # Read by OpenMP when torch is loaded: threads that spin while they wait ran 50 times slower on busy cores.
+    """Start the server; VERMOUTH_… variables set everything else (docs/settings.md)."""
+    # OpenMP reads it when torch is loaded: threads that spin while they wait are 50 times slower on busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from app.cli.read_settings import read_settings
     from app.server import serve as run_server
 
     settings = read_settings(host=host, port=port, bundle=bundle, data_dir=data_dir, insecure=insecure)

@@ -1,4 +1,4 @@
-"""Requests to a running service, as commands make them: patient while it is busy, one sentence where it refuses."""
+"""Requests of commands to a running service: retried while it is busy, one sentence if it refuses."""
 
 import time
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ _RETRY = frozenset({429, 503, 504})
 
 
 class ServiceRefused(Exception):
-    """The service did not take what was sent; the message says why.
+    """The service refused a request, or does not answer; the message says why.
 
     Attributes:
-        answer: what it said, where it said something.
+        answer: the service's answer, if there was one.
     """
 
     def __init__(self, message: str, answer: httpx.Response | None = None) -> None:
@@ -22,7 +22,7 @@ class ServiceRefused(Exception):
 
 
 def open_client(url: str, api_key: str | None) -> httpx.Client:
-    """A client of the service at a URL. Raises ServiceRefused when it is no URL."""
+    """Returns a client of the service at a URL. Raises ServiceRefused if it is no URL."""
     headers = {"X-API-Key": api_key} if api_key else {}
     try:
         return httpx.Client(base_url=url, headers=headers, timeout=120.0)
@@ -31,13 +31,15 @@ def open_client(url: str, api_key: str | None) -> httpx.Client:
 
 
 def wait_until_ready(client: httpx.Client, wait_s: float, *, is_started: bool = False) -> None:
-    """Ask `/readyz` until it says yes.
+    """Polls `/readyz` until the service is ready.
 
     Args:
-        is_started: do not repeat a first request that cannot connect: the URL is wrong then.
+        client: of the service.
+        wait_s: longest wait.
+        is_started: whether the service listens already, so that a first request that cannot connect has a wrong URL.
 
     Raises:
-        ServiceRefused: it did not within `wait_s`, or no Vermouth service is at the URL.
+        ServiceRefused: the service is not ready within `wait_s`, or no Vermouth service is at the URL.
     """
     until_s = time.monotonic() + wait_s
     while True:
@@ -53,16 +55,15 @@ def wait_until_ready(client: httpx.Client, wait_s: float, *, is_started: bool = 
             if is_started:
                 raise ServiceRefused(f"no service answers at {client.base_url}: {err}") from err
         except httpx.TransportError:
-            # Not listening yet, or busy.
-            pass
-        is_started = False
+            pass  # busy
+        is_started = False  # it answered once: from now on it may restart
         if time.monotonic() > until_s:
             raise ServiceRefused(f"the service was not ready within {wait_s:.0f} s")
         time.sleep(0.5)
 
 
 def existing_ids(client: httpx.Client, gallery: str) -> set[str]:
-    """Ids the gallery holds; the gallery is made when there is none."""
+    """Returns the ids in a gallery; creates the gallery if it does not exist."""
     if send(client, "GET", f"/galleries/{gallery}", accepted=(200, 404)).status_code == 404:
         send(client, "PUT", f"/galleries/{gallery}", accepted=(200, 201))
     found: set[str] = set()
@@ -78,10 +79,16 @@ def existing_ids(client: httpx.Client, gallery: str) -> set[str]:
 def send(
     client: httpx.Client, method: str, url: str, *, accepted: Sequence[int] = (200,), **request: object
 ) -> httpx.Response:
-    """One request, repeated while the service is busy.
+    """Sends one request and repeats it while the service is busy.
+
+    Args:
+        client: of the service.
+        method, url: of the request.
+        accepted: statuses to return; all others are refusals.
+        request: keywords of `httpx.Client.request`.
 
     Raises:
-        ServiceRefused: another answer than `accepted`, or busy for too long.
+        ServiceRefused: the status is not accepted, or the service was busy for too long.
     """
     for attempt in range(ATTEMPTS):
         answer = client.request(method, url, **request)  # type: ignore[arg-type]  # httpx's own keywords
@@ -89,6 +96,7 @@ def send(
             return answer
         if answer.status_code not in _RETRY:
             break
+        # The service's own estimate, or a growing pause.
         pause_s = answer.headers.get("retry-after", "")
         time.sleep(min(30.0, float(pause_s) if pause_s.isdigit() else 0.5 * (attempt + 1)))
     raise ServiceRefused(f"{method} {url} answered {answer.status_code}: {answer.text[:300]}", answer)

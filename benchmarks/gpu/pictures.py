@@ -14,9 +14,9 @@ DARK = 90
 def render(file: Path, count: int) -> None:
     """Write `pictures` and `drawings`, [N, 128, 128, 3] uint8 each, of about `count` emoji."""
     # Here, because a machine that is handed the file has no need of the package.
-    from app.cli.openmoji import demo_pictures
+    from app.cli.demo import demo_images
 
-    known = demo_pictures()
+    known = demo_images()
     pictures, drawings = [], []
     for each in known[:: max(1, len(known) // count)][:count]:
         with Image.open(io.BytesIO(each.render())) as opened:

@@ -7,8 +7,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from app.cli.gallery import fill
-from app.cli.openmoji import demo_pictures
+from app.cli.demo import demo_images, fill
 from tests.app.test_server import COMMAND, started
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +22,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     with server as process, process.connect() as connected:
         assert connected.get("/startupz").status_code == 503
         process.wait_for("ready")
-        pictures = demo_pictures()
-        added, rejected = fill(connected, "default", pictures, 64, Console(quiet=True))
-        assert (added, rejected) == (len(pictures), [])
+        images = demo_images()
+        added, rejected = fill(connected, "default", images, 64, Console(quiet=True))
+        assert (added, rejected) == (len(images), [])
         yield connected

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from app.cli.openmoji import demo_pictures
+from app.cli.demo import demo_images
 from models.bundle.build import load_bundle
 from models.encoder import Encoder
 from models.transforms import canonical_image, to_unit
@@ -31,7 +31,7 @@ def invariance_command(
     torch.set_num_threads(threads)
     loaded = load_bundle(bundle, device="cpu")
     timestep = loaded.info.tasks["retrieval"].timestep
-    shown = demo_pictures()[:: max(1, len(demo_pictures()) // pictures)][: pictures // BATCH * BATCH]
+    shown = demo_images()[:: max(1, len(demo_images()) // pictures)][: pictures // BATCH * BATCH]
     views = torch.from_numpy(np.stack([to_unit(_canonical(picture.render())) for picture in shown]))
     pooled, dense = 0.0, 0.0
     for start in range(0, len(views), BATCH):

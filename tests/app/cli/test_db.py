@@ -33,26 +33,26 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_check_rebuild_and_vacuum() -> None:
     assert run("db", "check", "--deep") == (0, "sound\n")
     assert run("db", "rebuild") == (0, "4 vectors indexed\n")
-    assert run("db", "vacuum") == (0, "0 items, 0 changes, 0 episodes, 0 pictures removed\n")
-    assert run("db", "vacuum", "--log-kept", "0") == (0, "1 items, 7 changes, 0 episodes, 0 pictures removed\n")
+    assert run("db", "vacuum") == (0, "0 items, 0 changes, 0 episodes, 0 images removed\n")
+    assert run("db", "vacuum", "--log-kept", "0") == (0, "1 items, 7 changes, 0 episodes, 0 images removed\n")
     assert run("db", "check") == (0, "sound\n")
 
 
-def test_a_fault_is_told_and_exits_with_one(state: Path) -> None:
-    picture = next(path for path in (state / "blobs").rglob("*") if path.is_file())
-    picture.write_bytes(b"x")
+def test_a_fault_is_reported_and_exits_with_one(state: Path) -> None:
+    image = next(path for path in (state / "blobs").rglob("*") if path.is_file())
+    image.write_bytes(b"x")
     assert run("db", "check")[0] == 0
-    code, said = run("db", "check", "--deep")
-    assert (code, said) == (1, f"The picture {picture.name} is damaged.\n")
+    code, output = run("db", "check", "--deep")
+    assert (code, output) == (1, f"The picture {image.name} is damaged.\n")
 
 
-def test_a_state_in_use_is_told_in_a_line(state: Path) -> None:
+def test_a_state_in_use_is_reported_in_a_line(state: Path) -> None:
     database = open_database(data_dir=state)
     answers = [run("db", "check"), run("reembed", "--rollback")]
     database.close()
-    for code, said in answers:
+    for code, output in answers:
         assert code == 1
-        assert "in use by another process" in " ".join(said.split())
+        assert "in use by another process" in " ".join(output.split())
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_without_a_database_nothing_is_made_and_nothing_called_sound(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_file_that_is_no_database_is_told(state: Path) -> None:
+def test_a_file_that_is_no_database_is_reported(state: Path) -> None:
     (state / "vermouth.sqlite3").write_bytes(b"no database" * 1000)
     assert run("db", "check") == (1, "error: The database is damaged.\n")
     assert run("backup", str(state / "copy")) == (1, "error: The database is damaged.\n")
@@ -88,13 +88,13 @@ def test_a_file_that_is_no_database_is_told(state: Path) -> None:
 
 def test_backup_and_restore(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serving = open_database(data_dir=state)
-    code, said = run("backup", str(tmp_path / "copy"))
+    code, output = run("backup", str(tmp_path / "copy"))
     assert code == 0
-    assert "4 items and 4 pictures" in said
+    assert "4 items and 4 images" in output
     serving.close()
     assert run("restore", str(tmp_path / "copy"))[0] == 1
     monkeypatch.setenv("VERMOUTH_DATA_DIR", str(tmp_path / "new"))
-    code, said = run("restore", str(tmp_path / "copy"))
+    code, output = run("restore", str(tmp_path / "copy"))
     assert code == 0
-    assert "restored" in said
+    assert "restored" in output
     assert run("db", "check", "--deep")[1] == "sound\n"

@@ -14,9 +14,8 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from app.cli.gallery import curl_line, fill
+from app.cli.demo import DemoImage, curl_line, demo_images, fill
 from app.cli.main import app as vermouth_app
-from app.cli.openmoji import DemoPicture, demo_pictures
 from app.cli.service_calls import existing_ids
 from app.tasks.assemble import Tasks
 
@@ -41,16 +40,16 @@ class LoopTransport(httpx.BaseTransport):
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[DemoPicture]:
-    return demo_pictures()
+def images() -> list[DemoImage]:
+    return demo_images()
 
 
-def test_skin_tones_and_flags_are_left_out(pictures: list[DemoPicture]) -> None:
-    ids = {picture.id for picture in pictures}
-    assert len(ids) == len(pictures) > 1500
+def test_skin_tones_and_flags_are_left_out(images: list[DemoImage]) -> None:
+    ids = {image.id for image in images}
+    assert len(ids) == len(images) > 1500
     assert {"1f436", "1f3e0", "1f41f", "2b50"} <= ids
     assert not any("1f3fb" in item_id or item_id.startswith(("1f1e6", "1f3f4")) for item_id in ids)
-    assert next(picture.name for picture in pictures if picture.id == "1f41f") == "fish"
+    assert next(image.name for image in images if image.id == "1f41f") == "fish"
 
 
 def test_the_command_is_mounted() -> None:
@@ -59,24 +58,24 @@ def test_the_command_is_mounted() -> None:
     assert "--limit" in unstyle(result.output)
 
 
-def test_pictures_are_rendered(pictures: list[DemoPicture]) -> None:
-    assert Image.open(io.BytesIO(pictures[0].render())).size == (256, 256)
+def test_images_are_rendered(images: list[DemoImage]) -> None:
+    assert Image.open(io.BytesIO(images[0].render())).size == (256, 256)
 
 
-async def test_filling_resumes_where_it_stopped(app: FastAPI, tasks: Tasks, pictures: list[DemoPicture]) -> None:
+async def test_filling_resumes_where_it_stopped(app: FastAPI, tasks: Tasks, images: list[DemoImage]) -> None:
     console = Console(file=io.StringIO())
 
     def run() -> tuple[int, int, set[str]]:
         with httpx.Client(transport=LoopTransport(app), base_url="http://test") as client:
-            first, _ = fill(client, "emoji", pictures[:4], 3, console)
-            second, _ = fill(client, "emoji", pictures[:6], 3, console)
+            first, _ = fill(client, "emoji", images[:4], 3, console)
+            second, _ = fill(client, "emoji", images[:6], 3, console)
             return first, second, existing_ids(client, "emoji")
 
     first, second, ids = await anyio.to_thread.run_sync(run)
     assert (first, second) == (4, 2)
-    assert ids == {picture.id for picture in pictures[:6]}
-    item = tasks.stores.items.item("emoji", pictures[0].id)
-    assert item.metadata == {"name": pictures[0].name, "hexcode": pictures[0].hexcode}
+    assert ids == {image.id for image in images[:6]}
+    item = tasks.stores.items.item("emoji", images[0].id)
+    assert item.metadata == {"name": images[0].name, "hexcode": images[0].hexcode}
 
 
 async def test_the_curl_line_is_a_valid_search(app: FastAPI) -> None:

@@ -18,8 +18,7 @@ from fastapi import FastAPI
 from rich.console import Console
 from rich.progress import Progress
 
-from app.cli.import_sources import UnreadableSource, item_id, read_source
-from app.cli.importing import Imported, import_pictures
+from app.cli.importing import Imported, UnreadableSource, import_images, item_id, read_source
 from app.main import create_app
 from app.settings import Settings
 from app.tasks.assemble import Tasks
@@ -89,7 +88,7 @@ async def run(app: FastAPI, source: Path) -> Imported:
     def work() -> Imported:
         with httpx.Client(transport=ThreadsTransport(app, loop), base_url="http://test") as client:
             bar = Progress(console=Console(quiet=True))
-            return import_pictures(client, "pets", read_source(source), batch=2, workers=2, bar=bar)
+            return import_images(client, "pets", read_source(source), batch=2, workers=2, bar=bar)
 
     return await anyio.to_thread.run_sync(work)
 
@@ -110,7 +109,7 @@ async def test_every_kind_of_source_is_imported_once(app: FastAPI, tasks: Tasks,
         assert [(item.metadata["n"], item.caption) for item in stored] == [(at, "a word") for at in range(3)]
 
 
-async def test_one_line_tells_of_each_rejected_file(app: FastAPI, tmp_path: Path) -> None:
+async def test_one_line_reports_each_rejected_file(app: FastAPI, tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     (folder / "broken.png").write_bytes(b"no picture at all")
     (folder / "table.csv").write_text("path,id\na.png,a\nbroken.png,b\nmissing.png,c\na.png,.odd\n")
@@ -127,7 +126,7 @@ async def test_what_would_refuse_a_whole_batch_rejects_itself_alone(app: FastAPI
     done = await run(app, folder / "table.csv")
     assert (done.added, done.skipped, len(done.rejected)) == (2, 0, 2)
     assert any("metadata" in line for line in done.rejected)
-    assert any("came before" in line for line in done.rejected)
+    assert any("already used" in line for line in done.rejected)
 
 
 async def test_a_damaged_entry_of_an_archive_refuses_itself_alone(tmp_path: Path) -> None:
@@ -153,7 +152,7 @@ async def test_a_table_names_no_file_outside_its_folder(tmp_path: Path) -> None:
     assert found == [(True, None), outside, outside, (True, None)]
 
 
-async def test_what_is_no_source_is_told(tmp_path: Path) -> None:
+async def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     for name, content in (("x.zip", b"no archive"), ("x.tar", b"no archive"), ("x.csv", b"id\n1\n"), ("x.doc", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UnreadableSource):
@@ -182,18 +181,18 @@ async def command(source: Path, url: str) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode().strip().rpartition("\n")[2]
 
 
-async def test_the_command_fails_when_a_picture_is_rejected(tmp_path: Path) -> None:
+async def test_the_command_fails_when_an_image_is_rejected(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     (folder / "broken.png").write_bytes(b"no picture at all")
     async with served(create_app(Settings(data_dir=tmp_path / "data"), build_services)) as port:
-        code, said, _ = await command(folder, f"http://127.0.0.1:{port}")
+        code, output, _ = await command(folder, f"http://127.0.0.1:{port}")
         assert code == 1
-        reason, summary = said.splitlines()
+        reason, summary = output.splitlines()
         assert reason.startswith("rejected broken.png: ")
         assert summary == "3 added, 0 there already, 1 rejected"
         (folder / "broken.png").unlink()
-        code, said, _ = await command(folder, f"http://127.0.0.1:{port}")
-        assert (code, said) == (0, "0 added, 3 there already, 0 rejected\n")
+        code, output, _ = await command(folder, f"http://127.0.0.1:{port}")
+        assert (code, output) == (0, "0 added, 3 there already, 0 rejected\n")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +212,7 @@ async def test_a_wrong_url_fails_at_once(url: str, tmp_path: Path) -> None:
         closed.bind(("127.0.0.1", 0))
         async with served(create_app(Settings(data_dir=tmp_path / "data"), build_services)) as other:
             wrong = url.format(closed=closed.getsockname()[1], other=other)
-            code, said, told = await command(make_folder(tmp_path), wrong)
-    assert (code, said) == (1, "")
-    assert told.startswith("error: ")
-    assert wrong in told
+            code, output, error = await command(make_folder(tmp_path), wrong)
+    assert (code, output) == (1, "")
+    assert error.startswith("error: ")
+    assert wrong in error

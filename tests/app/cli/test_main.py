@@ -16,14 +16,18 @@ VERMOUTH = str(Path(sys.executable).with_name("vermouth"))
 MINI = Path(__file__).parents[3] / "weights" / "mini"
 HIDING = """
 import sys
-from importlib.machinery import PathFinder
 
-class Hiding(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] == {name!r} else super().find_spec(name, path, target)
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] == {name!r} else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, attribute):
+        return getattr(self.finder, attribute)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 """
 
 
@@ -122,6 +126,16 @@ def test_evaluation_without_the_train_extra_says_what_to_install(hidden: str, tm
     assert done.stderr == f"error: {hidden} is not installed: pip install 'vermouth-perception[train]'\n"
 
 
+@pytest.mark.parametrize("group", ["train", "eval", "data"])
+def test_without_the_training_package_its_commands_say_so(group: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HIDING.format(name="training"))
+    hidden = f"{tmp_path}{os.pathsep}{MINI.parents[1]}"
+    done = vermouth(group, "--help", cwd=tmp_path, PYTHONPATH=hidden)
+    sentence = "training is not installed: the container image has the server only, run this command in a checkout"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {sentence}\n")
+    assert vermouth("--help", cwd=tmp_path, PYTHONPATH=hidden).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -154,13 +168,13 @@ def test_evaluation_without_the_train_extra_says_what_to_install(hidden: str, tm
     ids=lambda value: "-".join(value).replace(str(MINI), "mini") if isinstance(value, list) else "",
 )
 @pytest.mark.usefixtures("alone", "threads")
-def test_a_wrong_folder_is_told_in_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+def test_a_wrong_folder_is_reported_in_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "empty").mkdir()
     done = CliRunner().invoke(app, arguments)
     assert isinstance(done.exception, SystemExit), done.exception
-    told = done.stderr.splitlines()[-1]
-    assert (done.exit_code, told) == (1, f"error: {sentence}")
+    error = done.stderr.splitlines()[-1]
+    assert (done.exit_code, error) == (1, f"error: {sentence}")
 
 
 @pytest.mark.usefixtures("alone")

