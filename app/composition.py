@@ -29,7 +29,7 @@ def build_services(settings: Settings, platform: Platform) -> Services:
     """
     # Imported here, in the load's thread: torch and diffusers take seconds, and the port is open already.
     from models.bundle.build import load_bundle
-    from models.heads.prototype import PrototypeHead as LoadedPrototypeHead
+    from models.heads.fewshot import PrototypeHead as LoadedPrototypeHead
 
     loaded = load_bundle(settings.bundle, device=settings.device, dtype=settings.dtype, profile=settings.profile)
     return assemble_services(

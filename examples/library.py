@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from models.bundle.build import load_bundle
-from models.heads.prototype import PrototypeHead
+from models.heads.fewshot import PrototypeHead
 from models.transforms import fit_square, to_unit_batch
 from models.types import ImageBatch
 

@@ -1,6 +1,7 @@
-"""Few-shot classifiers that need no training: ridge in closed form, a cache of the support, leave-one-out.
+"""Few-shot classifiers that need no training: prototypes, ridge regression in closed form, a cache of the support.
 
-Letters: N ways, K shots, M = all support together, D features, B queries.
+Letters: N ways, K shots, M = all support together, D features, B queries. Support is N ways of [K, D] and queries are
+[B, D], float32 with unit rows.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ LOGIT_SCALE = 20.0
 RIDGE_LAMBDAS = (0.01, 0.1, 1.0)
 RIDGE_DEFAULT = 0.1
 CACHE_SHARPNESS = 5.5
-"""Beta of Tip-Adapter's affinity, its paper's value for ImageNet."""
+"""Beta of Tip-Adapter's affinity: the paper's value for ImageNet."""
 CACHE_WEIGHT = 1.0
 ROWS_AT_ONCE = 1024
 Z95 = 1.959964
@@ -32,7 +33,7 @@ class LeaveOneOut:
     Attributes:
         accuracy: over the examples of ways with two or more.
         ci95: Wilson's interval.
-        confusion: for each true label, how often each label was said.
+        confusion: for each true label, how often each label was predicted.
     """
 
     accuracy: float
@@ -40,14 +41,26 @@ class LeaveOneOut:
     confusion: dict[str, dict[str, int]]
 
 
+class PrototypeHead:
+    """Compares queries with prototypes (Snell et al. 2017), by cosine in place of the Euclidean distance."""
+
+    def __init__(self, logit_scale: float = LOGIT_SCALE) -> None:
+        self._logit_scale = logit_scale
+
+    def probabilities(self, support: Sequence[Matrix], queries: Matrix) -> Matrix:
+        """Softmax over scaled cosines: [B, N] float32, rows summing to one."""
+        return _softmax(np.asarray(self._logit_scale * queries @ prototypes(support).T, np.float32))
+
+
+def prototypes(support: Sequence[Matrix]) -> Matrix:
+    """The normalised mean of each way's support: [N, D] float32."""
+    return _unit_rows(np.stack([way.mean(axis=0) for way in support]))
+
+
 def ridge_probabilities(support: Sequence[Matrix], queries: Matrix) -> Matrix:
     """Ridge regression to one-hot labels in closed form (Bertinetto et al. 2019, R2-D2, eq. 4), then softmax.
 
     The regulariser is the one with the best leave-one-out accuracy, which the closed form gives for free.
-
-    Args:
-        support: N ways of [K, D], unit rows.
-        queries: [B, D], unit rows.
 
     Returns:
         [B, N] float32, rows summing to one.
@@ -59,16 +72,16 @@ def ridge_probabilities(support: Sequence[Matrix], queries: Matrix) -> Matrix:
 
 
 def cache_probabilities(support: Sequence[Matrix], queries: Matrix) -> Matrix:
-    """Prototypes plus a cache of the support (Zhang et al. 2022, Tip-Adapter, eq. 4–6).
+    """Prototypes plus a cache of the support (Zhang et al. 2022, Tip-Adapter, eq. 4–6), as [B, N] float32.
 
-    The affinity exp(-β(1 - cos)) is averaged over a way's shots, so that ways of unlike size are comparable;
-    prototypes stand where Tip-Adapter has its text classifier. Arguments and result as `ridge_probabilities`.
+    The affinity exp(-β(1 - cos)) is averaged over a way's shots, so that ways of different sizes are comparable.
+    Prototypes replace Tip-Adapter's text classifier.
     """
     rows, ways = _stacked(support)
     counts = np.bincount(ways, minlength=len(support)).astype(np.float32)
     means = _unit_rows(_sums(rows, ways, len(support)))
     answers: list[Matrix] = []
-    for start in range(0, len(queries), ROWS_AT_ONCE):
+    for start in range(0, len(queries), ROWS_AT_ONCE):  # bounds the [B, M] affinities in memory
         part = queries[start : start + ROWS_AT_ONCE]
         cached = _by_way(_affinity(part @ rows.T), ways, len(support)) / counts
         logits = LOGIT_SCALE * (part @ means.T + CACHE_WEIGHT * cached)
@@ -77,20 +90,20 @@ def cache_probabilities(support: Sequence[Matrix], queries: Matrix) -> Matrix:
 
 
 def leave_one_out(method: Method, labels: Sequence[str], support: Sequence[Matrix]) -> LeaveOneOut | None:
-    """Classify each example by the others; None where no way has two."""
+    """Classify each example by the others; None where no way has two examples."""
     rows, ways = _stacked(support)
     counts = np.bincount(ways, minlength=len(support))
-    asked = np.flatnonzero(counts[ways] >= 2)
-    if not len(asked):
+    tested = np.flatnonzero(counts[ways] >= 2)
+    if not len(tested):
         return None
-    said = _SAY[method](rows, ways, len(support))[asked]
-    true = ways[asked]
+    predicted = _LEFT_OUT_SCORES[method](rows, ways, len(support)).argmax(axis=1)[tested]
+    true = ways[tested]
     confusion: dict[str, dict[str, int]] = {}
-    for way, guess in zip(true.tolist(), said.tolist(), strict=True):
+    for way, guess in zip(true.tolist(), predicted.tolist(), strict=True):
         row = confusion.setdefault(labels[way], {})
         row[labels[guess]] = row.get(labels[guess], 0) + 1
-    right = int((true == said).sum())
-    return LeaveOneOut(accuracy=right / len(asked), ci95=wilson(right, len(asked)), confusion=confusion)
+    right = int((true == predicted).sum())
+    return LeaveOneOut(accuracy=right / len(tested), ci95=wilson(right, len(tested)), confusion=confusion)
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -99,10 +112,6 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z95 * sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _say_prototype(rows: Matrix, ways: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    return np.asarray(_prototype_scores(rows, ways, count).argmax(axis=1))
 
 
 def _prototype_scores(rows: Matrix, ways: NDArray[np.int64], count: int) -> Matrix:
@@ -114,27 +123,24 @@ def _prototype_scores(rows: Matrix, ways: NDArray[np.int64], count: int) -> Matr
     return np.asarray(scores, np.float32)
 
 
-def _say_ridge(rows: Matrix, ways: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    scores = _ridge_left_out(rows, _targets(ways, count), _best_strength(rows, ways, count))
-    return np.asarray(scores.argmax(axis=1))
+def _ridge_scores(rows: Matrix, ways: NDArray[np.int64], count: int) -> Matrix:
+    return _ridge_left_out(rows, _targets(ways, count), _best_strength(rows, ways, count))
 
 
-def _say_cache(rows: Matrix, ways: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    prototypes = _prototype_scores(rows, ways, count)
+def _cache_scores(rows: Matrix, ways: NDArray[np.int64], count: int) -> Matrix:
+    scores = _prototype_scores(rows, ways, count)
     shots = np.bincount(ways, minlength=count).astype(np.float32)
-    said: list[NDArray[np.int64]] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         here = np.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
         affinity = _affinity(rows[here] @ rows.T)
         affinity[np.arange(len(here)), here] = 0.0
         others = np.tile(shots, (len(here), 1))
         others[np.arange(len(here)), ways[here]] -= 1
-        cached = _by_way(affinity, ways, count) / np.maximum(others, 1)
-        said.append((prototypes[here] + CACHE_WEIGHT * cached).argmax(axis=1))
-    return np.concatenate(said)
+        scores[here] += CACHE_WEIGHT * (_by_way(affinity, ways, count) / np.maximum(others, 1))
+    return scores
 
 
-_SAY = {"prototype": _say_prototype, "ridge": _say_ridge, "cache": _say_cache}
+_LEFT_OUT_SCORES = {"prototype": _prototype_scores, "ridge": _ridge_scores, "cache": _cache_scores}
 
 
 def _ridge_weights(rows: Matrix, targets: Matrix, strength: float) -> Matrix:
@@ -157,16 +163,16 @@ def _ridge_left_out(rows: Matrix, targets: Matrix, strength: float) -> Matrix:
 
 
 def _best_strength(rows: Matrix, ways: NDArray[np.int64], count: int) -> float:
-    asked = np.bincount(ways, minlength=count)[ways] >= 2
-    if not asked.any():
+    tested = np.bincount(ways, minlength=count)[ways] >= 2
+    if not tested.any():
         return RIDGE_DEFAULT
     targets = _targets(ways, count)
 
     def accuracy(strength: float) -> float:
-        said = _ridge_left_out(rows, targets, strength).argmax(axis=1)
-        return float((said == ways)[asked].mean())
+        predicted = _ridge_left_out(rows, targets, strength).argmax(axis=1)
+        return float((predicted == ways)[tested].mean())
 
-    # Of equals the strongest.
+    # The strongest of equals: least prone to overfit.
     return max(RIDGE_LAMBDAS, key=lambda strength: (accuracy(strength), strength))
 
 

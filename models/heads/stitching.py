@@ -1,4 +1,4 @@
-"""Per-view probabilities to one label map of the input's size, in strips of bounded memory."""
+"""Stitches the probabilities of views into one label map of the input's size, in strips of bounded memory."""
 
 import math
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from PIL import Image
 from models.transforms import ViewBox, resample_rows, view_weights
 
 UNLABELLED = 255
-"""Label of a pixel that no class was given."""
+"""Label of a pixel without a class."""
 MAX_CELLS = 64_000_000
-"""Most (pixel, class) pairs whose probabilities are worked out; a larger input gets a coarser grid."""
+"""Most (pixel, class) pairs that are computed; a larger input gets a coarser grid."""
 TEMPORARIES = 6
-"""Arrays of a strip's size that live at once."""
+"""Arrays of a strip's size that exist at once."""
 STRIP_BYTES = 8 << 20
-"""Of a strip, where more is allowed: what a processor's cache holds is gone through several times as fast."""
+"""Upper bound of a strip: an array that fits into the processor's cache is processed several times as fast."""
 SURE_MARGIN = 1e-4
-"""Background that leads by so much in all cells round a pixel leads there too, whatever rounding does (some 1e-6)."""
+"""Background that leads by this much in all cells around a pixel leads in the pixel too, despite rounding (1e-6)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewProbabilities:
-    """One view's answer: `values` [N + 1, h, w] float32, background first, over the square `box`."""
+    """Probabilities of one view: `values` [N + 1, h, w] float32, background first, over the square `box`."""
 
     box: ViewBox
     values: NDArray[np.float32]
@@ -32,11 +32,11 @@ class ViewProbabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stitched:
-    """The picture's answer.
+    """The label map of an image.
 
     Attributes:
-        labels: [H, W] uint8, the 1-based class, 0 background, 255 unlabelled.
-        scores: [N] float64, mean probability of each class over its own pixels, 0 without any.
+        labels: [H, W] uint8: the 1-based class, 0 background, 255 unlabelled.
+        scores: [N] float64: mean probability of each class over its own pixels; 0 without any.
     """
 
     labels: NDArray[np.uint8]
@@ -52,16 +52,16 @@ def stitch(
     threshold: float,
     max_bytes: int,
 ) -> Stitched:
-    """Blend views, take the best class of every pixel.
+    """Blend the views and take the best class of every pixel.
 
-    A pixel's probabilities are a weighted mean of its cells', so where background leads in all of them nothing is
-    worked out: it is the answer, and has no score.
+    A pixel's probabilities are a weighted mean of those of its cells. Where background leads in all of them, it is the
+    answer without any computation.
 
     Args:
-        views: at least the whole view.
+        views: at least the view of the whole image.
         height: of the input, px.
         width: of the input, px.
-        has_background: whether "none of the named" takes part; else probabilities are over the names.
+        has_background: whether background competes with the classes; else probabilities are over the classes only.
         threshold: pixels whose best probability is lower become background (or unlabelled).
         max_bytes: bound on working memory.
     """
@@ -79,11 +79,7 @@ def stitch(
         if left >= right:
             continue
         probabilities = blend(scaled, top, bottom, columns)[:, :, left:right]
-        if not has_background:
-            probabilities = probabilities[1:] / np.maximum(probabilities[1:].sum(axis=0), 1e-12)
-        index, confidence = _best(probabilities)
-        if not has_background:
-            index += 1
+        index, confidence = _best_class(probabilities, has_background)
         found = np.where(confidence >= threshold, index, 0)
         labels[top:bottom, left:right] = found
         is_named = found > 0
@@ -99,7 +95,7 @@ def stitch(
 
 
 def _scaled(view: ViewProbabilities, vertical: float, horizontal: float) -> ViewProbabilities:
-    """The same view in the coordinates of the working grid, whose cells are square but for rounding."""
+    """The same view in the coordinates of the working grid, whose cells are square up to rounding."""
     box = ViewBox(
         top=view.box.top * vertical,
         left=view.box.left * horizontal,
@@ -110,7 +106,7 @@ def _scaled(view: ViewProbabilities, vertical: float, horizontal: float) -> View
 
 
 def blend(views: Sequence[ViewProbabilities], top: int, bottom: int, width: int) -> NDArray[np.float32]:
-    """Probabilities of the rows `top` to `bottom`, [N + 1, bottom - top, width], each view weighted by its trust."""
+    """Probabilities of the rows `top` to `bottom`: [N + 1, bottom - top, width] float32, views weighted by trust."""
     if len(views) == 1:
         return resample_rows(views[0].values, views[0].box, top=top, bottom=bottom, width=width)
     channels = views[0].values.shape[0]
@@ -135,7 +131,7 @@ def blend(views: Sequence[ViewProbabilities], top: int, bottom: int, width: int)
 
 
 def _doubts(view: ViewProbabilities) -> NDArray[np.bool_]:
-    """[h, w]: the cells in which background does not lead for sure."""
+    """[h, w] bool: the cells in which background does not lead by a safe margin."""
     sure: NDArray[np.bool_] = view.values[0] >= view.values[1:].max(axis=0) + SURE_MARGIN
     return ~sure
 
@@ -143,11 +139,11 @@ def _doubts(view: ViewProbabilities) -> NDArray[np.bool_]:
 def _doubtful_columns(
     views: Sequence[ViewProbabilities], doubts: Sequence[NDArray[np.bool_]], top: int, bottom: int, width: int
 ) -> tuple[int, int]:
-    """The first and one past the last column in which a pixel of the rows `top` to `bottom` has a doubtful cell."""
+    """The first and one past the last column with a doubtful cell in the rows `top` to `bottom`."""
     left, right = width, 0
     for view, doubtful in zip(views, doubts, strict=True):
         box, (height_cells, width_cells) = view.box, doubtful.shape
-        # A pixel has the two cells next to it along either side; beyond the outermost it has those.
+        # A pixel is interpolated from the two cells next to it along each axis; beyond the outermost, from those.
         low, high = ((edge - box.top) / box.side * height_cells - 0.5 for edge in (top, bottom))
         low, high = max(0, min(height_cells - 1, math.floor(low))), max(0, min(height_cells - 1, math.floor(high) + 1))
         found = np.flatnonzero(doubtful[low : high + 1].any(axis=0))
@@ -160,10 +156,15 @@ def _doubtful_columns(
     return max(0, left), min(width, right)
 
 
-def _best(probabilities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """[N, h, w] → the first best of N and its value, [h, w] each; three times as fast as `argmax` over that axis."""
+def _best_class(
+    probabilities: NDArray[np.float32], has_background: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """[N + 1, h, w] → the first best class and its probability, [h, w] each."""
+    if not has_background:
+        probabilities = probabilities[1:] / np.maximum(probabilities[1:].sum(axis=0), 1e-12)
+    # Class by class: three times as fast as `argmax` over the first axis.
     best, confidence = np.zeros(probabilities.shape[1:], np.uint8), probabilities[0].copy()
     for number, values in enumerate(probabilities[1:], start=1):
         np.copyto(best, np.uint8(number), where=values > confidence)
         np.maximum(confidence, values, out=confidence)
-    return best, confidence
+    return best if has_background else best + np.uint8(1), confidence

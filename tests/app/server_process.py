@@ -12,7 +12,7 @@ from app.composition import assemble_services
 from app.domain import BundleInfo
 from app.server import serve
 from app.settings import Settings
-from models.heads.prototype import PrototypeHead
+from models.heads.fewshot import PrototypeHead
 from models.types import ImageBatch, TaskProfile
 from tests.app.api.conftest import FakeSegmentationHead
 from tests.app.fakes import DIMENSION, FakeEncoder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.prototype import prototypes
+from models.heads.fewshot import prototypes
 from models.transforms import canonical_strokes
 from training.data.dataset import DataSet
 from training.evaluation.metrics import mean_and_ci95

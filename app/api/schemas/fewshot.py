@@ -1,13 +1,13 @@
 """Wire format of few-shot episodes; how many ways, examples and queries there may be is in `app.domain`."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
 from app.api.schemas.images import HOUSE, LINE, ImageInput
 from app.api.schemas.wire import EPISODE_PATTERN, Label, Reproducible, Timings, Wire
+from models.heads.fewshot import Method
 
-Method = Literal["prototype", "ridge", "cache"]
 TopK = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 

@@ -18,7 +18,7 @@ from app.main import create_app
 from app.runtime.lifecycle import Phase
 from app.server import configured
 from app.settings import Settings
-from models.heads.prototype import PrototypeHead
+from models.heads.fewshot import PrototypeHead
 from tests.app.api.conftest import FakeSegmentationHead, bundle_info
 from tests.app.fakes import FakeEncoder
 

@@ -15,7 +15,7 @@ from app.domain import BundleInfo
 from app.main import create_app
 from app.runtime.lifecycle import Phase
 from app.settings import Settings
-from models.heads.prototype import PrototypeHead
+from models.heads.fewshot import PrototypeHead
 from models.transforms import plan_views
 from models.types import TaskProfile
 from tests.app.api.conftest import FakeSegmentationHead

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle.build import LoadedBundle
-from models.heads.prototype import PrototypeHead
+from models.heads.fewshot import PrototypeHead
 from models.transforms import canonical_strokes, to_unit
 from models.types import ImageBatch
 

@@ -1,4 +1,4 @@
-"""The training-free classifiers against the same thing done slowly."""
+"""Few-shot classifiers by hand, and against the same thing done slowly."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,10 @@ from numpy.typing import NDArray
 
 from models.heads.fewshot import (
     Method,
+    PrototypeHead,
     cache_probabilities,
     leave_one_out,
+    prototypes,
     ridge_probabilities,
     wilson,
 )
@@ -34,9 +36,9 @@ def said_without(method: Method, support: list[Matrix], way: int, shot: int) -> 
     query = support[way][shot][None]
     if method == "cache":
         return int(cache_probabilities(rest, query)[0].argmax())
-    prototypes = np.stack([rows.mean(axis=0) for rows in rest])
-    prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
-    return int((query @ prototypes.T)[0].argmax())
+    means = np.stack([rows.mean(axis=0) for rows in rest])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    return int((query @ means.T)[0].argmax())
 
 
 @pytest.mark.parametrize("method", ["prototype", "cache"])
@@ -90,3 +92,43 @@ def test_wilson_of_known_counts() -> None:
     assert wilson(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
     assert wilson(0, 5)[0] == 0
     assert wilson(5, 5)[1] == 1
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+def test_prototypes_are_normalised_means() -> None:
+    ways = [np.array([[1, 0], [0, 1]], np.float32), np.array([[0, -1]], np.float32)]
+    assert prototypes(ways).tolist() == [pytest.approx([0.5**0.5, 0.5**0.5]), pytest.approx([0, -1])]
+
+
+def test_probabilities_by_hand() -> None:
+    ways = [np.array([[1, 0]], np.float32), np.array([[0, 1]], np.float32)]
+    found = PrototypeHead(logit_scale=2.0).probabilities(ways, np.array([[1, 0], [0.6, 0.8]], np.float32))
+    expected = [1 / (1 + np.exp(-2.0)), 1 / (1 + np.exp(0.4))]
+    assert found[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert found.sum(axis=1).tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize(("n_way", "k_shot"), [(2, 1), (20, 5), (512, 1)])
+def test_support_is_its_own_way(n_way: int, k_shot: int) -> None:
+    rng = np.random.default_rng(0)
+    centres = _unit(rng.normal(size=(n_way, 64)))
+    ways = [_unit(centre + 0.05 * rng.normal(size=(k_shot, 64))) for centre in centres]
+    found = PrototypeHead().probabilities(ways, np.concatenate(ways))
+    assert found.shape == (n_way * k_shot, n_way)
+    assert (found.argmax(axis=1) == np.repeat(np.arange(n_way), k_shot)).all()
+
+
+def test_opposite_support_gives_a_finite_answer() -> None:
+    ways = [np.array([[1, 0], [-1, 0]], np.float32), np.array([[0, 1]], np.float32)]
+    assert np.isfinite(PrototypeHead().probabilities(ways, np.array([[1, 0]], np.float32))).all()
+
+
+def test_the_order_of_ways_does_not_matter() -> None:
+    rng = np.random.default_rng(1)
+    ways = [_unit(rng.normal(size=(3, 16))) for _ in range(5)]
+    queries = _unit(rng.normal(size=(7, 16)))
+    head = PrototypeHead()
+    assert np.allclose(head.probabilities(ways, queries), head.probabilities(ways[::-1], queries)[:, ::-1], atol=1e-6)
