@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     blob_url: str | None = Field(None, min_length=1, max_length=2000)
     vector_dtype: Literal["fp32", "fp16"] = "fp32"
-    index_kind: Literal["auto", "flat", "hnsw", "ivf"] = "auto"
+    index_kind: Literal["auto", "flat", "hnsw"] = "auto"
     index_flat_rows: int = Field(50_000, ge=0, le=100_000_000)
     index_storage: Literal["fp32", "fp16", "sq8"] = "fp32"
     follow_interval_s: float = Field(0.1, gt=0, le=60)

@@ -17,7 +17,7 @@ from app.stores.blobs import Blobs
 from app.stores.index.base import IndexOptions
 from app.stores.index.snapshots import IndexSnapshots
 from app.stores.maintenance.backup import BackupRefused, restore_backup, write_backup
-from app.stores.maintenance.check import LOG_KEPT_S, Maintenance
+from app.stores.maintenance.check import LOG_RETAINED_S, Maintenance
 from app.stores.maintenance.reembed import roll_back
 from app.stores.sql.database import (
     SQLITE_FILE,
@@ -64,12 +64,12 @@ def rebuild() -> None:
 def vacuum(
     log_kept: Annotated[
         float, typer.Option(help="Minutes of the log to keep, for running exports and replicas that lag behind.")
-    ] = LOG_KEPT_S / 60,
+    ] = LOG_RETAINED_S / 60,
 ) -> None:
     """Remove deleted items, old log entries, expired episodes and unreferenced images."""
     with _maintenance() as maintenance:
-        done = maintenance.vacuum(log_kept_s=log_kept * 60)
-    typer.echo(f"{done.items} items, {done.changes} changes, {done.episodes} episodes, {done.pictures} images removed")
+        done = maintenance.vacuum(log_retained_s=log_kept * 60)
+    typer.echo(f"{done.items} items, {done.changes} changes, {done.episodes} episodes, {done.images} images removed")
 
 
 @backup_app.command()
@@ -78,7 +78,7 @@ def backup(folder: Annotated[Path, typer.Argument(help="A folder that does not e
     settings = read_settings()
     with _database(settings, is_exclusive=False) as database, _progress("images") as report:
         done = write_backup(database, _blobs(settings), folder, report)
-    typer.echo(f"{done.items} items and {done.pictures} images as of change {done.seq} in {folder}")
+    typer.echo(f"{done.items} items and {done.images} images as of change {done.seq} in {folder}")
 
 
 @restore_app.command()
@@ -87,7 +87,7 @@ def restore(folder: Annotated[Path, typer.Argument(help="Folder of `vermouth bac
     settings = read_settings()
     with _database(settings, is_exclusive=True, must_exist=False) as database, _progress("images") as report:
         done = restore_backup(folder, database, _blobs(settings), report)
-    typer.echo(f"{done.items} items and {done.pictures} images as of change {done.seq} restored")
+    typer.echo(f"{done.items} items and {done.images} images as of change {done.seq} restored")
 
 
 @reembed_app.command()

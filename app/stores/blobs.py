@@ -1,4 +1,7 @@
-"""Content-addressed pictures behind fsspec: on disk before the row that names them."""
+"""Stored images by their SHA-256, behind fsspec, and their garbage collection.
+
+An image is on disk before the row that names it, and is removed after the last row that named it.
+"""
 
 import errno
 import hashlib
@@ -20,8 +23,8 @@ from app.stores.sql.failpoints import failpoint
 from app.stores.sql.tables import items, supports
 
 BLOBS_AT_ONCE = 500
-BLOBS_A_TURN = 16
-"""Most pictures deleted in one of the writer's turns: others wait for no more."""
+BLOBS_PER_WRITE = 16  # most images deleted in one transaction, so that writers wait for no more
+TEMPORARY_S = 3600  # no write takes as long
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -29,7 +32,7 @@ class Blobs:
     """Bytes under their own SHA-256.
 
     Args:
-        url: a folder or any fsspec URL; a local folder is written with temp, fsync, rename.
+        url: a folder or any fsspec URL; in a local folder, files are written with temp, fsync, rename.
     """
 
     def __init__(self, url: str) -> None:
@@ -37,16 +40,18 @@ class Blobs:
         self._is_local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
     def put(self, data: bytes, *, was_just_put: bool = False) -> str:
-        """Store bytes durably; equal bytes are stored once, and again where those stored are found damaged.
+        """Store bytes durably. Equal bytes are stored once, and again if the stored ones are damaged.
 
         Args:
-            was_just_put: by this caller, who only makes sure that they were not removed since: their size is enough.
+            was_just_put: the caller put them before and only checks that they were not collected since; comparing
+                the size is enough then.
 
         Returns:
             Their SHA-256, the name to read them by.
 
         Raises:
             DiskFull: no space left.
+            EngineUnavailable: the folder cannot be written now.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self._path(sha256)
@@ -56,17 +61,17 @@ class Blobs:
             if self._is_local:
                 _write_durably(Path(path), data)
             else:
-                self._fs.pipe_file(path, data)
+                self._fs.pipe_file(path, data)  # object stores write whole objects
         except OSError as err:
             if err.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise DiskFull("No space left to store the image.") from err
             if err.errno in {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}:
-                raise EngineUnavailable("The image cannot be stored just now.", retry_after_s=5.0) from err
+                raise EngineUnavailable("The image cannot be stored now.", retry_after_s=5.0) from err
             raise
         return sha256
 
     def get(self, sha256: str) -> bytes:
-        """The bytes of that name.
+        """Return the bytes of that name.
 
         Raises:
             NotFound: none are stored.
@@ -85,29 +90,29 @@ class Blobs:
         return bool(self._fs.exists(self._path(sha256)))
 
     def names(self) -> Iterator[str]:
-        """The SHA-256 of everything stored."""
+        """Iterate over the SHA-256 of everything stored."""
         for path in self._fs.find(self._root) if self._fs.exists(self._root) else ():
             name = path.rsplit("/", 1)[1]
-            if _NAME.fullmatch(name):
+            if _NAME.fullmatch(name):  # not a temporary file
                 yield name
 
+    def count(self) -> int:
+        """Return the number of stored blobs."""
+        return sum(1 for _ in self.names())
+
     def delete(self, sha256: str) -> None:
-        """Remove bytes that nothing names any more; absent ones are fine."""
+        """Remove the bytes of that name, if they are stored."""
         path = self._path(sha256)
         if self._fs.exists(path):
             self._fs.rm_file(path)
 
     def remove_temporary(self) -> None:
-        """Remove what a killed process left half written; files of the last hour may be at work still."""
+        """Remove files that a killed process left half written; younger ones may still be in use."""
         if not self._is_local:
             return
         for path in Path(self._root).glob("??/.*"):
-            if path.stat().st_mtime < time.time() - 3600:
+            if path.stat().st_mtime < time.time() - TEMPORARY_S:
                 path.unlink(missing_ok=True)
-
-    def count(self) -> int:
-        """How many blobs are stored."""
-        return sum(1 for _ in self.names())
 
     def _size(self, path: str) -> int | None:
         try:
@@ -120,60 +125,31 @@ class Blobs:
         try:
             data: bytes = self._fs.cat_file(path)
         except OSError:
-            # Gone since, or it cannot be read: it is written again.
-            return False
+            return False  # gone since, or unreadable: it is written again
         return hashlib.sha256(data).hexdigest() == sha256
 
     def _path(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256}"
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A folder is on disk when its parent says so.
-        _sync_folder(path.parent.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        failpoint("blob.temporary")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-    failpoint("blob.renamed")
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 @contextmanager
-def stored_images(database: Database, blobs: Blobs, pictures: Iterable[bytes]) -> Iterator[list[str]]:
-    """Stores pictures for a block that names them by their SHA-256; where it fails they are collected again.
+def stored_images(database: Database, blobs: Blobs, images: Iterable[bytes]) -> Iterator[list[str]]:
+    """Store images for a block that names them by their SHA-256; if the block fails they are collected again.
 
     Raises:
         DiskFull: no space left for one of them.
     """
     digests: list[str] = []
     try:
-        digests.extend(blobs.put(data) for data in pictures)
+        digests.extend(blobs.put(data) for data in images)
         yield digests
-    except BaseException:
+    except BaseException:  # a cancelled request leaves images too
         collect_garbage_later(database, blobs, set(digests))
         raise
 
 
 def collect_garbage_later(database: Database, blobs: Blobs, candidates: Set[str]) -> None:
-    """As `collect_garbage`, but after the caller's answer; what fails is logged and left to a vacuum."""
+    """Run `collect_garbage` in the background; a failure is logged, and a vacuum makes up for it."""
     ordered = sorted(candidates)
     for start in range(0, len(ordered), BLOBS_AT_ONCE):
         database.later(collect_garbage, database, blobs, set(ordered[start : start + BLOBS_AT_ONCE]))
@@ -182,44 +158,69 @@ def collect_garbage_later(database: Database, blobs: Blobs, candidates: Set[str]
 def collect_garbage(database: Database, blobs: Blobs, candidates: Set[str]) -> int:
     """Delete those of `candidates` (SHA-256) that neither a live item nor a support names; returns how many.
 
-    It deletes in the writer's turn, in which writers also make sure of the pictures they name: so no process
-    deletes what another is about to name. While a backup holds pictures back nothing is deleted; a vacuum
-    finds it later.
+    Nothing is deleted while a backup holds images; a vacuum finds them later.
     """
-    unnamed = _unnamed(database, sorted(candidates))
+    garbage: list[str] = []
+    ordered = sorted(candidates)
+    for start in range(0, len(ordered), BLOBS_AT_ONCE):
+        part = ordered[start : start + BLOBS_AT_ONCE]
+        # A first look that keeps no writer waiting.
+        with database.read(limit_s=None) as connection:
+            used = _named(connection, part)
+        garbage.extend(one for one in part if one not in used)
     count = 0
-    for start in range(0, len(unnamed), BLOBS_A_TURN):
-        part = unnamed[start : start + BLOBS_A_TURN]
+    for start in range(0, len(garbage), BLOBS_PER_WRITE):
+        part = garbage[start : start + BLOBS_PER_WRITE]
+        # Deleted in a write transaction, in which writers also check the images they name: no process deletes an
+        # image that another is about to name.
         with database.write() as connection:
-            if are_held(connection):
+            if float(metadata.read(connection, metadata.IMAGES_HELD_UNTIL) or 0) > time.time():
                 return count
-            gone = set(part) - named(connection, part)
-            for sha256 in gone:
+            unused = set(part) - _named(connection, part)
+            for sha256 in unused:
                 blobs.delete(sha256)
-            count += len(gone)
+            count += len(unused)
     if candidates:
         failpoint("blobs.collected")
     return count
 
 
-def named(connection: sa.Connection, digests: list[str]) -> set[str]:
-    """Those of some SHA-256 that a live item or a support names."""
+def sync_path(path: Path) -> None:
+    """Flush a file or folder to disk; a new name is durable once its folder is flushed."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _named(connection: sa.Connection, digests: list[str]) -> set[str]:
+    """Return those SHA-256 that a live item or a support names."""
     live = sa.select(items.c.sha256).where(items.c.sha256.in_(digests), items.c.deleted_seq.is_(None))
-    kept = sa.select(supports.c.sha256).where(supports.c.sha256.in_(digests))
-    return set(connection.execute(live.union(kept)).scalars())
+    of_supports = sa.select(supports.c.sha256).where(supports.c.sha256.in_(digests))
+    return set(connection.execute(live.union(of_supports)).scalars())
 
 
-def are_held(connection: sa.Connection) -> bool:
-    """Whether a backup is copying pictures just now."""
-    return float(metadata.read(connection, metadata.IMAGES_HELD_UNTIL) or 0) > time.time()
-
-
-def _unnamed(database: Database, digests: list[str]) -> list[str]:
-    """A first look that keeps no writer waiting."""
-    found: list[str] = []
-    for start in range(0, len(digests), BLOBS_AT_ONCE):
-        part = digests[start : start + BLOBS_AT_ONCE]
-        with database.read(limit_s=None) as connection:
-            kept = named(connection, part)
-        found.extend(one for one in part if one not in kept)
-    return found
+def _write_durably(path: Path, data: bytes) -> None:
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sync_path(path.parent.parent)  # the new folder's own name
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        failpoint("blob.temporary")
+        temporary.replace(path)  # atomic: a reader sees all of the file or none
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_path(path.parent)
+    failpoint("blob.renamed")

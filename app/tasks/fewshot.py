@@ -11,7 +11,7 @@ from app.domain import BundleInfo, FeatureEngine, Limits
 from app.errors import Damaged, FingerprintMismatch, Invalid
 from app.imaging.raster import DecodedImage
 from app.imaging.sources import PixelBudget
-from app.stores.records.episodes import Episode, Episodes, EpisodeSummary, NewSupport, NewWay, StoredImage
+from app.stores.records.episodes import Episode, Episodes, NewSupport, NewWay, StoredImage
 from app.stores.sql.database import Database
 from app.tasks.features import Timings, pooled_images
 from app.tasks.inputs import ImageInputs, Source
@@ -228,7 +228,7 @@ class FewShot:
         episode = await self._database.run(self._episodes.get, episode_id)
         return episode, await self._report(episode)
 
-    async def page(self, *, after: str | None, limit: int) -> tuple[Sequence[EpisodeSummary], str | None]:
+    async def page(self, *, after: str | None, limit: int) -> tuple[Sequence[Episode], str | None]:
         """Up to `limit` episodes sorted by id that follow `after`, and the cursor of the next page."""
         found = await self._database.run(self._episodes.all, after=after, limit=limit + 1)
         return found[:limit], found[limit - 1].id if len(found) > limit else None
@@ -326,7 +326,7 @@ class FewShot:
         return [_prediction(labels, row, top_k, abstain_below) for row in probabilities]
 
 
-def method_of(episode: Episode | EpisodeSummary) -> Method:
+def method_of(episode: Episode) -> Method:
     """The episode's method. Raises Damaged where it is none of those there are."""
     for method in METHODS:
         if method == episode.method:

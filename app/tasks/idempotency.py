@@ -36,4 +36,4 @@ class Idempotency:
 
     async def keep(self, key: str, answer: Answer) -> None:
         """Store the answer of a request, even if the request is cancelled meanwhile: its write is committed."""
-        await asyncio.shield(self._database.run_write(self._keys.keep, key, answer))
+        await asyncio.shield(self._database.run_write(self._keys.store, key, answer))

@@ -10,14 +10,13 @@ from app.domain import BundleInfo, FeatureEngine, Limits
 from app.errors import Conflict, ServiceError
 from app.imaging.sources import EncodedImage, PixelBudget
 from app.stores.blobs import Blobs
-from app.stores.index.rows import read_exact
 from app.stores.maintenance.reembed import LackingImage, Reembedding
 from app.stores.records.galleries import Galleries
 from app.stores.records.jobs import Job, Jobs
 from app.stores.sql.database import Database
 from app.tasks.features import Timings, pooled_images
 from app.tasks.inputs import ImageInputs
-from app.tasks.segmentation.segmentation import ClassPrompt, Segmentation
+from app.tasks.segmentation.segmentation import Segmentation
 from models.types import TaskProfile
 
 PICTURES_AT_ONCE = 32
@@ -127,10 +126,7 @@ class Reembed:
             faults += await self._embed(part, self._bundle.tasks["fewshot"])
             done = await self._advance(job_id, done + len(part), total, progress)
         for lacking in await self._database.run(self._reembedding.class_sets):
-            prompts = [
-                ClassPrompt(name=one.name, synonyms=one.synonyms, templates=one.templates) for one in lacking.classes
-            ]
-            vectors = await self._segmentation.embed_classes(prompts)
+            vectors = await self._segmentation.embed_classes(lacking.classes)
             await self._database.run_write(self._reembedding.store_class_vectors, lacking, vectors)
             done = await self._advance(job_id, done + 1, total, progress)
         if faults:
@@ -185,7 +181,7 @@ class Reembed:
         found: dict[str, float] = {}
         for name in self._reembedding.galleries():
             # Two galleries' worth of vectors in memory, whatever the store holds.
-            old, new = (read_exact(self._database, name, one) for one in (active, self._bundle.fingerprint))
+            old, new = (self._reembedding.vectors(name, one) for one in (active, self._bundle.fingerprint))
             shared = np.intersect1d(old.ids, new.ids)
             if len(shared) > NEIGHBOURS:
                 sampled = np.random.default_rng(1).choice(shared, min(SAMPLED, len(shared)), replace=False)

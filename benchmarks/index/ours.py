@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 
 from app.stores.index.base import HNSW_CONSTRUCTION_WIDTH, HNSW_LINKS, IndexOptions
-from app.stores.index.delta import Entry, Removal, VectorIndex
+from app.stores.index.delta import Entry, VectorIndex
 from benchmarks.index.sample import Ids, K, Matrix, Sample, all_cores, percentile_ms, timed
 
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -154,7 +154,7 @@ def _changes(index: VectorIndex, sample: Sample) -> dict[str, float]:
         seen += entry.item_id in index.search(entry.vector, 1)[0]
     for entry in fresh:
         started = time.perf_counter()
-        index.apply([], [Removal(item_id=entry.item_id, mark=entry.mark)])
+        index.apply([], [entry])
         delete.append(time.perf_counter() - started)
         seen -= entry.item_id in index.search(entry.vector, 1)[0]
     index.restore(before)

@@ -13,7 +13,7 @@ from app.api.schemas.fewshot import (
     WayCount,
     WayReport,
 )
-from app.stores.records.episodes import Episode, EpisodeSummary
+from app.stores.records.episodes import Episode
 from app.tasks.fewshot import Created, Prediction, method_of
 from models.heads.fewshot import LeaveOneOut
 
@@ -32,7 +32,7 @@ def episode_report(episode: Episode, left_out: LeaveOneOut | None = None) -> Epi
     )
 
 
-def episode_entry(summary: EpisodeSummary) -> EpisodeEntry:
+def episode_entry(summary: Episode) -> EpisodeEntry:
     """A stored episode in a list."""
     return EpisodeEntry(
         id=summary.id,

@@ -23,9 +23,10 @@ from app.api.schemas.segmentation import (
 from app.api.sources import source_of
 from app.api.task_deps import TasksDep, tell_timings
 from app.errors import Invalid, NotAcceptable, TooMuchWork
+from app.stores.records.class_sets import ClassPrompt
 from app.tasks.inputs import Source
 from app.tasks.segmentation.masks import bit_png, palette_png
-from app.tasks.segmentation.segmentation import ClassAnswer, ClassPrompt, SegmentAnswer, SegmentQuery
+from app.tasks.segmentation.segmentation import ClassAnswer, SegmentAnswer, SegmentQuery
 
 router = new_router("segmentation", dependencies=[Depends(wait_for_min_seq)])
 PNG = "image/png"

@@ -1,13 +1,14 @@
-"""Filters over metadata: a small tree, checked when it is read, and what it means.
+"""Filters over metadata: a small tree, checked when it is parsed, and its meaning.
 
 Types are strict: `true`, `1` and `"1"` are three values, while `1` and `1.0` are one number. A missing field
 matches only `exists: false` and `ne`. `lt lte gt gte` compare numbers with numbers and strings with strings, by
-code points. `any` and `all` ask for elements of a list.
+code points. `any` and `all` test the elements of a list.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from app.errors import FieldError, Invalid
 
@@ -17,14 +18,16 @@ Op = Literal["eq", "ne", "in", "lt", "lte", "gt", "gte", "any", "all", "exists"]
 MAX_DEPTH = 8
 MAX_LEAVES = 64
 MAX_VALUES = 256
-MAX_ALL_VALUES = 2048
-"""Over all lists of a filter: SQLite takes 32,766 parameters a statement."""
+MAX_ALL_VALUES = 2048  # over all lists of a filter: SQLite takes 32,766 parameters per statement
 MAX_TEXT = 1024
-MAX_INTEGER = 2**53 - 1
-"""Beyond it an integer is not the same number in every JSON reader."""
-OPS: tuple[Op, ...] = ("eq", "ne", "in", "lt", "lte", "gt", "gte", "any", "all", "exists")
-_ORDERED = ("lt", "lte", "gt", "gte")
-_OF_LISTS = ("in", "any", "all")
+MAX_INTEGER = 2**53 - 1  # A greater integer is not the same number in every JSON parser
+OPS: tuple[Op, ...] = get_args(Op)
+COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "lt": operator.lt,
+    "lte": operator.le,
+    "gt": operator.gt,
+    "gte": operator.ge,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,7 @@ Filter = Leaf | Both | Not
 
 
 def parse_filter(value: object) -> Filter:
-    """The filter that a JSON value says.
+    """Parse a JSON value into a filter.
 
     Raises:
         Invalid: it is none, is deeper than 8, has more than 64 comparisons or more than 2,048 values.
@@ -70,7 +73,7 @@ def parse_filter(value: object) -> Filter:
 
 
 def matches(found: Filter, metadata: Mapping[str, object]) -> bool:
-    """Whether an item's metadata passes; the meaning that SQL must agree with."""
+    """Whether an item's metadata passes; the meaning that the SQL conditions must agree with."""
     if isinstance(found, Both):
         return (all if found.is_and else any)(matches(part, metadata) for part in found.parts)
     if isinstance(found, Not):
@@ -89,11 +92,13 @@ def matches(found: Filter, metadata: Mapping[str, object]) -> bool:
             return False
         present = (any(is_equal(element, wanted) for element in value) for wanted in found.values)
         return any(present) if found.op == "any" else all(present)
-    return _is_ordered(value, found)
+    (wanted,) = found.values
+    is_comparable = (isinstance(value, str) and isinstance(wanted, str)) or (is_number(value) and is_number(wanted))
+    return is_comparable and bool(COMPARE[found.op](value, wanted))
 
 
 def leaves_of(found: Filter) -> Iterator[Leaf]:
-    """Every comparison of a filter."""
+    """Iterate over every comparison of a filter."""
     if isinstance(found, Leaf):
         yield found
         return
@@ -102,91 +107,67 @@ def leaves_of(found: Filter) -> Iterator[Leaf]:
 
 
 def is_number(value: object) -> bool:
-    """Whether a JSON value is a number; booleans are none."""
+    """Whether a JSON value is a number; booleans are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_equal(one: object, other: object) -> bool:
-    """Equality of JSON scalars of one type."""
+    """Whether two JSON scalars are of one type and equal."""
     if is_number(one) and is_number(other):
         return one == other
     return type(one) is type(other) and isinstance(one, (str, bool, type(None))) and one == other
 
 
-def _is_ordered(value: object, leaf: Leaf) -> bool:
-    wanted = leaf.values[0]
-    if isinstance(value, str) and isinstance(wanted, str):
-        return _COMPARE[leaf.op](_compare(value, wanted))
-    if is_number(value) and is_number(wanted):
-        return _COMPARE[leaf.op](_compare(value, wanted))
-    return False
-
-
-def _compare(one: Any, other: Any) -> int:
-    return int(one > other) - int(one < other)
-
-
-_COMPARE: dict[str, Callable[[int], bool]] = {
-    "lt": lambda sign: sign < 0,
-    "lte": lambda sign: sign <= 0,
-    "gt": lambda sign: sign > 0,
-    "gte": lambda sign: sign >= 0,
-}
-
-
-def _parse(value: object, place: str, depth: int) -> Filter:
+def _parse(value: object, path: str, depth: int) -> Filter:
     if depth > MAX_DEPTH:
-        raise _invalid(place, f"is deeper than {MAX_DEPTH}")
+        raise _invalid(path, f"is deeper than {MAX_DEPTH}")
     if not isinstance(value, Mapping) or not value:
-        raise _invalid(place, "must be an object that is not empty")
+        raise _invalid(path, "must be an object that is not empty")
+    # The long form; `op` or `field` alone is the name of a metadata field.
     if "op" in value and "field" in value:
-        return _parse_named(value, place)
-    if len(value) > 1:
-        parts = [_parse({name: part}, place, depth) for name, part in value.items()]
+        if value.keys() != {"field", "op", "value"} or not isinstance(value["field"], str):
+            raise _invalid(path, "with `op` must have exactly field, op and value")
+        return _leaf(value["field"], str(value["op"]), value["value"], path)
+    if len(value) > 1:  # several fields: all must pass
+        parts = [_parse({name: part}, path, depth) for name, part in value.items()]
         return Both(is_and=True, parts=tuple(parts))
     ((name, content),) = value.items()
     if name in ("and", "or"):
         if not isinstance(content, Sequence) or isinstance(content, str) or not content:
-            raise _invalid(f"{place}.{name}", "must be a list that is not empty")
-        inner = [_parse(part, f"{place}.{name}[{at}]", depth + 1) for at, part in enumerate(content)]
+            raise _invalid(f"{path}.{name}", "must be a list that is not empty")
+        inner = [_parse(part, f"{path}.{name}[{at}]", depth + 1) for at, part in enumerate(content)]
         return Both(is_and=name == "and", parts=tuple(inner))
     if name == "not":
-        return Not(part=_parse(content, f"{place}.not", depth + 1))
-    return _parse_field(str(name), content, place)
+        return Not(part=_parse(content, f"{path}.not", depth + 1))
+    return _parse_field(str(name), content, path)
 
 
-def _parse_named(value: Mapping[str, object], place: str) -> Filter:
-    if value.keys() != {"field", "op", "value"} or not isinstance(value["field"], str):
-        raise _invalid(place, "with `op` has exactly field, op and value")
-    return _leaf(value["field"], str(value["op"]), value["value"], place)
-
-
-def _parse_field(field: str, content: object, place: str) -> Filter:
+def _parse_field(field: str, content: object, path: str) -> Filter:
     if not isinstance(content, Mapping):
-        return _leaf(field, "eq", content, place)
+        return _leaf(field, "eq", content, path)
     if not content:
-        raise _invalid(f"{place}.{field}", "names no comparison")
-    leaves = [_leaf(field, str(op), value, place) for op, value in content.items()]
+        raise _invalid(f"{path}.{field}", "names no comparison")
+    leaves = [_leaf(field, str(op), value, path) for op, value in content.items()]
     return leaves[0] if len(leaves) == 1 else Both(is_and=True, parts=tuple(leaves))
 
 
-def _leaf(field: str, op: str, value: object, place: str) -> Leaf:
-    where = f"{place}.{field}.{op}"
+def _leaf(field: str, op: str, value: object, path: str) -> Leaf:
+    where = f"{path}.{field}.{op}"
     known = next((name for name in OPS if name == op), None)
     if known is None:
-        raise _invalid(where, f"is no comparison; there are {' '.join(OPS)}")
+        raise _invalid(where, f"is no comparison; use one of {' '.join(OPS)}")
     _check_text(field, where)
     if known == "exists":
         if not isinstance(value, bool):
             raise _invalid(where, "must be true or false")
         return Leaf(field=field, op=known, values=(value,))
-    if known in _OF_LISTS:
+    if known in ("in", "any", "all"):
         if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MAX_VALUES:
             raise _invalid(where, f"must be a list of 1 to {MAX_VALUES} values")
         return Leaf(field=field, op=known, values=tuple(_scalar(one, where) for one in value))
     scalar = _scalar(value, where)
-    if known in _ORDERED and not (isinstance(scalar, str) or is_number(scalar)):
-        raise _invalid(where, "compares with a number or a string")
+    if known in COMPARE and not (isinstance(scalar, str) or is_number(scalar)):
+        raise _invalid(where, "must compare with a number or a string")
     return Leaf(field=field, op=known, values=(scalar,))
 
 
@@ -197,19 +178,20 @@ def _scalar(value: object, where: str) -> Scalar:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        if abs(value) > MAX_INTEGER:
+        if abs(value) > MAX_INTEGER:  # not the same number in every database
             raise _invalid(where, "holds an integer beyond 2^53 - 1")
         return value
-    if isinstance(value, float) and abs(value) < float("inf"):
+    if isinstance(value, float) and abs(value) < float("inf"):  # false for NaN too
         return value
     raise _invalid(where, "must be a string, a number, true, false or null")
 
 
 def _check_text(text: str, where: str) -> None:
+    # Neither database stores NUL or half a surrogate pair in text.
     if len(text) > MAX_TEXT or "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise _invalid(where, f"holds a text of more than {MAX_TEXT} characters, a NUL or half a surrogate pair")
 
 
 def _invalid(field: str, message: str) -> Invalid:
-    name = field[:200].encode("utf-8", "replace").decode()
+    name = field[:200].encode("utf-8", "replace").decode()  # a response must be valid UTF-8
     return Invalid(f"{name} {message}.", errors=[FieldError(field=name, message=message)])

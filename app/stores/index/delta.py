@@ -1,7 +1,7 @@
-"""Search over a gallery: an immutable FAISS base, a small exact delta and tombstones.
+"""The vector index of a gallery: an immutable base, a small exact delta, and tombstones.
 
-Searches read one snapshot reference; the writer builds the next snapshot and swaps it in, a merge builds the
-next base beside the present one. All of it is derived from SQL and can be rebuilt from there.
+A search reads one snapshot reference. A write builds the next snapshot and swaps it in; a merge builds the next base
+in the background. Everything here is derived from SQL and can be rebuilt from it.
 """
 
 import hashlib
@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from app.stores.index.base import NEAR_FACTOR, Base, IndexOptions, build_base, empty_base
+from app.stores.index.base import LOSSY_FACTOR, Base, IndexOptions, build_base, empty_base
 
-TIE = 1e-6
-"""Scores closer than this are ties: FAISS and NumPy may differ in the last bit."""
+TIE = 1e-6  # scores closer than this are ties: FAISS and NumPy may differ in the last bit
 MERGE_AT = 1024
-MAX_DELTA = 16_384
-"""Most vectors outside the base, which every search scans."""
+MAX_DELTA = 16_384  # most vectors outside the base; every search scans them
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]
@@ -26,7 +24,7 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One vector to add: `vector` [D] float32, unit length; `mark` from `mark_of`."""
+    """One vector to add or to remove: `vector` [D] float32, unit length; `mark` from `mark_of`."""
 
     item_id: int
     vector: NDArray[np.float32]
@@ -34,16 +32,8 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Removal:
-    """One vector to take away, with the mark it was added with."""
-
-    item_id: int
-    mark: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class IndexState:
-    """What `GET /galleries/{name}` tells of an index; `recall` at 10 as measured, None where it is exact."""
+    """An index as `GET /galleries/{name}` reports it; `recall` is recall@10 as measured, None for an exact index."""
 
     kind: str
     vectors: int
@@ -54,7 +44,7 @@ class IndexState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """One immutable state.
+    """One immutable state of an index.
 
     Attributes:
         base_dead: [n] bool, tombstones over the base's rows.
@@ -75,20 +65,20 @@ class Snapshot:
 
     @property
     def live(self) -> int:
-        """How many vectors can be found."""
-        return len(self.base.ids) + self.delta_count - self.base_dead_count - int(self.delta_dead.sum())
+        """Number of searchable vectors."""
+        return self.rows - self.base_dead_count - int(self.delta_dead.sum())
 
     @property
     def rows(self) -> int:
-        """How many vectors there are, those that are gone included."""
+        """Number of vectors, tombstoned ones included."""
         return len(self.base.ids) + self.delta_count
 
     def live_vectors(self) -> tuple[NDArray[np.float32], Ids]:
-        """All live vectors [N, D] float32 and their ids, ascending."""
-        kept, kept_delta = ~self.base_dead, ~self.delta_dead
-        vectors = [self.base.vectors(np.flatnonzero(kept)), self.delta[: self.delta_count][kept_delta]]
-        return np.concatenate(vectors), np.concatenate(
-            [self.base.ids[kept], self.delta_ids[: self.delta_count][kept_delta]]
+        """Return all live vectors, [N, D] float32, and their ids, ascending."""
+        base_rows, delta_rows = np.flatnonzero(~self.base_dead), np.flatnonzero(~self.delta_dead)
+        return (
+            np.concatenate([self.base.vectors(base_rows), self.delta[delta_rows]]),
+            np.concatenate([self.base.ids[base_rows], self.delta_ids[delta_rows]]),
         )
 
 
@@ -97,63 +87,59 @@ class VectorIndex:
 
     Args:
         dimension: D.
-        options: which kind of base to build at which size.
+        options: which kind of base is built at which size.
     """
 
     def __init__(self, dimension: int, options: IndexOptions | None = None) -> None:
-        self._dimension = dimension
         self._options = options or IndexOptions()
-        self._lock = threading.Lock()
-        self._merging = threading.Lock()
+        self._lock = threading.Lock()  # held while the snapshot is swapped
+        self._merging = threading.Lock()  # one merge at a time
         self.snapshot = _fresh(empty_base(dimension), 0)
 
     def __len__(self) -> int:
         return self.snapshot.live
 
     def load(self, vectors: NDArray[np.float32], ids: Ids, digest: int) -> None:
-        """Replace everything by [N, D] unit vectors under ascending ids; exact until the next merge."""
+        """Replace everything by [N, D] unit vectors under ascending ids; the index is exact until the next merge."""
         self.snapshot = _fresh(build_base(vectors, ids, replace(self._options, kind="flat")), digest)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a state that was saved."""
+        """Continue from a saved state."""
         self.snapshot = snapshot
 
-    def apply(self, added: Sequence[Entry], removed: Sequence[Removal]) -> None:
-        """Make one write visible; call it from one thread at a time.
+    def apply(self, added: Sequence[Entry], removed: Sequence[Entry]) -> None:
+        """Make one write visible. Repeating a write that failed half way is safe; writes come from one thread.
 
         Args:
-            added: new vectors, under ascending row ids; those the index holds are passed over, so that what failed
-                part way may be applied again.
-            removed: what is gone; ids the index does not hold are passed over.
+            added: new vectors under ascending ids; ids that the index holds already are skipped.
+            removed: vectors to tombstone; ids that the index does not hold are skipped.
         """
         with self._lock:
-            grown = _grown(self.snapshot, _unknown(self.snapshot, added))
-            self.snapshot = _buried(grown, removed)
+            self.snapshot = _tombstoned(_appended(self.snapshot, _unknown(self.snapshot, added)), removed)
 
     @property
     def wants_merge(self) -> bool:
-        """Whether the delta or the tombstones have grown past their share, or the base is of the wrong kind."""
+        """Whether delta or tombstones exceed their share, or the base is of the wrong kind for its size."""
         snapshot = self.snapshot
         rows = len(snapshot.base.ids)
-        delta_limit = max(MERGE_AT, min(rows // 10, MAX_DELTA))
         return (
-            snapshot.delta_count > delta_limit
+            snapshot.delta_count > max(MERGE_AT, min(rows // 10, MAX_DELTA))
             or snapshot.base_dead_count > max(MERGE_AT, rows // 5)
             or (rows > 0 and snapshot.base.kind != self._options.kind_for(snapshot.live))
         )
 
     def merge(self) -> None:
-        """Build the next base beside the present one, then swap; searches and writes go on meanwhile."""
+        """Build the next base, then swap it in; searches and writes continue meanwhile."""
         with self._merging:
-            before = self.snapshot
+            before = self.snapshot  # writes go on: what they change meanwhile is rebased
             base = self._next_base(before)
             with self._lock:
-                self.snapshot = _carried_over(before, self.snapshot, base)
+                self.snapshot = _rebased(before, self.snapshot, base)
 
     def search(
         self, query: NDArray[np.float32], k: int, allowed: Ids | None = None, *, snapshot: Snapshot | None = None
     ) -> tuple[Ids, Scores]:
-        """Candidates for the k nearest, in no order: the best k and, where the search is exact, all their ties.
+        """Return candidates for the k nearest, unordered: the best k and, where the search is exact, all ties.
 
         Args:
             query: [D] float32, unit length.
@@ -162,8 +148,8 @@ class VectorIndex:
             snapshot: the state to search; None for the present one.
 
         Returns:
-            Ids and cosine similarities; min(k, live allowed) of them or more, and four times as many from a base
-            that keeps vectors less than exactly, to be scored again.
+            Ids and cosine similarities, at least min(k, live allowed); `LOSSY_FACTOR` times as many from a base with
+            lossy storage, to be scored again.
         """
         snapshot = snapshot or self.snapshot
         query = np.ascontiguousarray(query, np.float32)
@@ -171,15 +157,15 @@ class VectorIndex:
         if allowed is not None or snapshot.base_dead_count:
             alive = _among(snapshot.base.ids, allowed) & ~snapshot.base_dead
         positions, base_scores = snapshot.base.search(query, k, alive, TIE)
-        wanted = k if snapshot.base.storage == "fp32" else NEAR_FACTOR * k
-        if snapshot.delta_count == 0:
+        wanted = k if snapshot.base.storage == "fp32" else LOSSY_FACTOR * k
+        if snapshot.delta_count == 0:  # the common case needs no scan and no copies
             return _with_ties(snapshot.base.ids[positions], base_scores, wanted)
         rows = np.flatnonzero(_among(snapshot.delta_ids[: snapshot.delta_count], allowed) & ~snapshot.delta_dead)
         ids = np.concatenate([snapshot.base.ids[positions], snapshot.delta_ids[rows]])
         return _with_ties(ids, np.concatenate([base_scores, snapshot.delta[rows] @ query]), wanted)
 
     def state(self, applied_seq: int) -> IndexState:
-        """Size, kind and a digest of the live (external id, vector) pairs, as of `applied_seq`."""
+        """Return size, kind and a digest of the live (external id, vector) pairs, as of `applied_seq`."""
         snapshot = self.snapshot
         return IndexState(
             kind=snapshot.base.kind,
@@ -192,34 +178,33 @@ class VectorIndex:
     def _next_base(self, before: Snapshot) -> Base:
         kind = self._options.kind_for(before.live)
         is_mostly_alive = before.base_dead_count <= len(before.base.ids) // 10
-        if kind != "flat" and kind == before.base.kind and is_mostly_alive:
-            fresh = ~before.delta_dead
-            rows = before.delta[: before.delta_count][fresh]
-            return before.base.extended(rows, before.delta_ids[: before.delta_count][fresh])
+        if kind == before.base.kind == "hnsw" and is_mostly_alive:
+            rows = np.flatnonzero(~before.delta_dead)
+            return before.base.extended(before.delta[rows], before.delta_ids[rows])
         vectors, ids = before.live_vectors()
         base = build_base(vectors, ids, replace(self._options, kind=kind))
-        # What a lossy base gives back is near the truth, whatever keeps it now: it is to be scored again.
+        # Vectors that a lossy base returned stay approximate, whatever stores them now: keep scoring them again.
         return base if base.storage != "fp32" else replace(base, storage=before.base.storage)
 
 
-def _with_ties(ids: Ids, scores: Scores, k: int) -> tuple[Ids, Scores]:
-    """The k best and all that tie with the last of them."""
-    if len(scores) <= k:
-        return ids, scores
-    kept = scores >= np.partition(scores, -k)[-k] - 2 * TIE
-    return ids[kept], scores[kept]
-
-
 def mark_of(external_id: str, vector: NDArray[np.float32]) -> int:
-    """A 128-bit number of one (external id, vector); the sum over a gallery is its digest, in whatever order."""
+    """Return a 128-bit hash of one (external id, vector); the sum over a gallery is its digest, in any order."""
     digest = hashlib.blake2b(external_id.encode() + b"\0", digest_size=16)
     digest.update(np.ascontiguousarray(vector, np.float32).tobytes())
     return int.from_bytes(digest.digest())
 
 
 def digest_text(total: int) -> str:
-    """The digest in hex, from a sum of marks."""
-    return f"{total % (1 << 128):032x}"
+    """Return a sum of marks as 32 hex digits."""
+    return f"{total % (1 << 128):032x}"  # a sum, so that adding and removing cancel out
+
+
+def _with_ties(ids: Ids, scores: Scores, k: int) -> tuple[Ids, Scores]:
+    """Return the k best and all that tie with the last of them."""
+    if len(scores) <= k:
+        return ids, scores
+    best = scores >= np.partition(scores, -k)[-k] - 2 * TIE
+    return ids[best], scores[best]
 
 
 def _fresh(base: Base, digest: int) -> Snapshot:
@@ -241,18 +226,14 @@ def _unknown(held: Snapshot, added: Sequence[Entry]) -> Sequence[Entry]:
     return added if not known.any() else [entry for entry, is_known in zip(added, known, strict=True) if not is_known]
 
 
-def _grown(old: Snapshot, added: Sequence[Entry]) -> Snapshot:
-    """The snapshot with more rows; readers of older ones never look past their own count."""
+def _appended(old: Snapshot, added: Sequence[Entry]) -> Snapshot:
+    """Return the snapshot with more rows; it shares its arrays with `old`, which never reads past its own count."""
     if not added:
         return old
     count = old.delta_count + len(added)
     delta, delta_ids = old.delta, old.delta_ids
-    if count > len(delta_ids):
-        capacity = max(count, 2 * len(delta_ids))
-        delta = np.empty((capacity, delta.shape[1]), np.float32)
-        delta_ids = np.empty(capacity, np.int64)
-        delta[: old.delta_count] = old.delta[: old.delta_count]
-        delta_ids[: old.delta_count] = old.delta_ids[: old.delta_count]
+    if count > len(delta_ids):  # doubled, so that an append costs O(1) on average
+        delta, delta_ids = _copied(delta, delta_ids, slice(old.delta_count), capacity=max(count, 2 * len(delta_ids)))
     delta[old.delta_count : count] = [entry.vector for entry in added]
     delta_ids[old.delta_count : count] = [entry.item_id for entry in added]
     return replace(
@@ -265,35 +246,30 @@ def _grown(old: Snapshot, added: Sequence[Entry]) -> Snapshot:
     )
 
 
-def _buried(old: Snapshot, removed: Sequence[Removal]) -> Snapshot:
+def _tombstoned(old: Snapshot, removed: Sequence[Entry]) -> Snapshot:
     if not removed:
         return old
+    # Copies: readers of the old snapshot must not see tombstones of the new one.
     base_dead, delta_dead, digest = old.base_dead.copy(), old.delta_dead.copy(), old.digest
-    delta_ids = old.delta_ids[: old.delta_count]
-    for removal in removed:
-        for ids, dead in ((old.base.ids, base_dead), (delta_ids, delta_dead)):
-            place = int(np.searchsorted(ids, removal.item_id))
-            if place < len(ids) and ids[place] == removal.item_id and not dead[place]:
-                dead[place] = True
-                digest -= removal.mark
+    for entry in removed:
+        for ids, dead in ((old.base.ids, base_dead), (old.delta_ids[: old.delta_count], delta_dead)):
+            at = int(np.searchsorted(ids, entry.item_id))
+            if at < len(ids) and ids[at] == entry.item_id and not dead[at]:  # held and not removed before
+                dead[at] = True
+                digest -= entry.mark
     return replace(old, base_dead=base_dead, base_dead_count=int(base_dead.sum()), delta_dead=delta_dead, digest=digest)
 
 
-def _carried_over(before: Snapshot, now: Snapshot, base: Base) -> Snapshot:
-    """A snapshot over the new base with what was added and buried while it was built."""
-    alive = np.concatenate(
-        [now.base.ids[~now.base_dead], now.delta_ids[: before.delta_count][~now.delta_dead[: before.delta_count]]]
-    )
+def _rebased(before: Snapshot, now: Snapshot, base: Base) -> Snapshot:
+    """Return a snapshot over the new base with what was appended and tombstoned while it was built."""
+    merged = slice(before.delta_count)
     later = slice(before.delta_count, now.delta_count)
-    fresh = _fresh(base, now.digest)
-    count = now.delta_count - before.delta_count
-    capacity = max(MERGE_AT, 2 * count)
-    delta = np.empty((capacity, base.dimension), np.float32)
-    delta_ids = np.empty(capacity, np.int64)
-    delta[:count], delta_ids[:count] = now.delta[later], now.delta_ids[later]
+    alive = np.concatenate([now.base.ids[~now.base_dead], now.delta_ids[merged][~now.delta_dead[merged]]])
     base_dead = ~_among(base.ids, alive)
+    count = now.delta_count - before.delta_count
+    delta, delta_ids = _copied(now.delta, now.delta_ids, later, capacity=max(MERGE_AT, 2 * count))
     return replace(
-        fresh,
+        _fresh(base, now.digest),
         base_dead=base_dead,
         base_dead_count=int(base_dead.sum()),
         delta=delta,
@@ -303,8 +279,16 @@ def _carried_over(before: Snapshot, now: Snapshot, base: Base) -> Snapshot:
     )
 
 
+def _copied(delta: NDArray[np.float32], ids: Ids, part: slice, *, capacity: int) -> tuple[NDArray[np.float32], Ids]:
+    """Return larger arrays that begin with a part of these."""
+    new_delta, new_ids = np.empty((capacity, delta.shape[1]), np.float32), np.empty(capacity, np.int64)
+    count = len(ids[part])
+    new_delta[:count], new_ids[:count] = delta[part], ids[part]
+    return new_delta, new_ids
+
+
 def _among(ids: Ids, allowed: Ids | None) -> NDArray[np.bool_]:
-    """Which of ascending `ids` are in ascending `allowed`: [n] bool."""
+    """Return which of ascending `ids` are in ascending `allowed`, [n] bool."""
     if allowed is None:
         return np.ones(len(ids), bool)
     found = np.zeros(len(ids), bool)
@@ -314,9 +298,8 @@ def _among(ids: Ids, allowed: Ids | None) -> NDArray[np.bool_]:
     start, end = np.searchsorted(allowed, (first, last + 1))
     allowed = allowed[start:end]
     if last - first + 1 == len(ids):
-        # Nothing was ever replaced: ids are places, and no search is needed.
-        found[allowed - first] = True
+        found[allowed - first] = True  # ids without gaps are positions: no search is needed
         return found
-    places = np.searchsorted(ids, allowed)
-    found[places[ids[places] == allowed]] = True
+    positions = np.searchsorted(ids, allowed)
+    found[positions[ids[positions] == allowed]] = True
     return found

@@ -1,4 +1,4 @@
-"""The vector indexes of all galleries; every process follows the change log with its own."""
+"""The vector indexes of all galleries; each process keeps its own in step with the change log."""
 
 import math
 import threading
@@ -23,9 +23,8 @@ from app.stores.sql.database import Database
 from app.stores.sql.tables import galleries, items
 
 CHANGES_AT_ONCE = 4096
-PATIENCE_S = 10.0
-MERGE_REST_S = 60.0
-"""How long an index whose merge failed goes on without."""
+FOLLOW_TIMEOUT_S = 10.0
+MERGE_BACKOFF_S = 60.0  # time after a failed merge before the next attempt
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,17 +34,17 @@ class _Followed:
 
 
 class Indexes:
-    """One index a gallery, in step with SQL.
+    """One index per gallery, in step with SQL.
 
-    Local and foreign writes take the same path: `catch_up` reads what was committed since and applies it, so
-    that two processes that have applied the same `seq` hold the same vectors.
+    Local and foreign writes take the same path: `catch_up` reads what was committed since and applies it, so two
+    processes that have applied the same `seq` hold the same vectors.
 
     Args:
-        database: the truth.
+        database: the source of truth.
         dimension: D of the bundle's vectors.
-        fingerprint: of the bundle; while another's vectors are the active ones nothing is served.
+        fingerprint: of the bundle; nothing is served while another bundle's vectors are active.
         options: which kind of index is built at which size.
-        snapshots: where indexes are kept over a restart; None keeps none.
+        snapshots: where indexes are saved for the next start; None saves nothing.
     """
 
     def __init__(
@@ -62,89 +61,69 @@ class Indexes:
         self._fingerprint = fingerprint
         self._options = options
         self._snapshots = snapshots
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one thread at a time applies changes
         self._by_id: dict[int, _Followed] = {}
         self.active_fingerprint = fingerprint
+        self.applied_seq = 0
+        self._head_seq = 0
+        # One thread: merges of several galleries must not take all cores from the encoder.
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="index-builder")
         self._building: set[int] = set()
-        self._resting: dict[int, float] = {}
+        self._retry_at_s: dict[int, float] = {}
+        self._follower: threading.Thread | None = None
         self._wake = threading.Event()
         self._is_closed = False
         self._followed_at_s = time.monotonic()
-        self._patience_s = math.inf
+        self._timeout_s = math.inf
         self._has_failed = False
-        self._follower: threading.Thread | None = None
-        self.applied_seq = 0
-        self._head_seq = 0
-
-    @property
-    def _is_active(self) -> bool:
-        return self.active_fingerprint == self._fingerprint
 
     @property
     def is_current(self) -> bool:
-        """Whether this process follows the log: False where the database has been away for a while, or on a fault."""
+        """Whether this process follows the log; False after a fault, or once the database was away too long."""
         is_alive = self._follower is not None and self._follower.is_alive()
-        is_in_time = time.monotonic() - self._followed_at_s <= self._patience_s
+        is_in_time = time.monotonic() - self._followed_at_s <= self._timeout_s
         return is_alive and is_in_time and not self._has_failed
 
     @property
     def lag(self) -> int:
-        """How many changes were seen in the log and are not applied yet."""
+        """Number of changes that were seen in the log and are not applied yet."""
         return max(0, self._head_seq - self.applied_seq)
 
     def load(self) -> None:
-        """Bring every index to the head of the log: from its snapshot where that is sound, else from SQL."""
+        """Bring every index to the head of the log, from its snapshot if that is sound, else from SQL."""
         with self._lock, self._database.read(limit_s=None) as connection:
             self._reload(connection)
 
     def follow(self, interval_s: float | None) -> None:
-        """Go on catching up in a thread of its own: when `nudge` says so, and every so often where others write."""
-
-        def run() -> None:
-            while not self._is_closed:
-                self._wake.wait(interval_s)
-                self._wake.clear()
-                try:
-                    self.catch_up()
-                    self._followed_at_s, self._has_failed = time.monotonic(), False
-                except Exception as err:  # noqa: BLE001  # the thread must go on, whatever it was
-                    # Whoever reads hears of it, and the next round tries again, nudged or not. A database that is
-                    # away has its patience; any other fault makes the process unready at once.
-                    if not isinstance(err, ServiceError) and not self._has_failed:
-                        self._has_failed = True
-                        get_logger().error("log_not_followed", exc_info=err)
-                    time.sleep(interval_s or 0.1)
-                    self._wake.set()
-
+        """Start the thread that catches up after every `nudge`, and every `interval_s` if other processes write."""
         if interval_s is not None:
-            self._patience_s = PATIENCE_S + 2 * interval_s
+            self._timeout_s = FOLLOW_TIMEOUT_S + 2 * interval_s
         self._followed_at_s = time.monotonic()
-        self._follower = threading.Thread(target=run, name="log-follower", daemon=True)
+        self._follower = threading.Thread(target=self._follow, args=(interval_s,), name="log-follower", daemon=True)
         self._follower.start()
 
     def nudge(self) -> None:
-        """Say that something was written that nobody waits for."""
+        """Wake the following thread: something was written whose writer does not wait for the index."""
         self._wake.set()
 
     def close(self) -> None:
-        """Wait for a merge that runs, then keep the indexes for the next start."""
+        """Stop following, wait for a running merge, and save all indexes for the next start."""
         self._is_closed = True
         self._wake.set()
         if self._follower is not None:
             self._follower.join()
-        self._builder.shutdown(wait=True, cancel_futures=True)
+        self.discard()
         self._save(list(self._by_id))
 
+    def discard(self) -> None:
+        """Wait for a running merge; saves nothing."""
+        self._builder.shutdown(wait=True, cancel_futures=True)
+
     def settle(self) -> None:
-        """Make every merge that is due now, in this thread."""
+        """Run all merges that are due, in the calling thread."""
         for followed in list(self._by_id.values()):
             while followed.index.wants_merge:
                 followed.index.merge()
-
-    def discard(self) -> None:
-        """End without keeping anything."""
-        self._builder.shutdown(wait=True, cancel_futures=True)
 
     def catch_up(self) -> int:
         """Apply every change committed so far; returns the `seq` reached."""
@@ -154,18 +133,18 @@ class Indexes:
                     head = self._head_seq = change_log.head(connection)
                     if self.applied_seq >= head:
                         return self.applied_seq
-                    if not self._follows(connection):
+                    if not self._can_follow(connection):
                         self._reload(connection)
                     else:
                         self._apply(connection, change_log.after(connection, self.applied_seq, CHANGES_AT_ONCE))
 
     def require_active(self) -> None:
-        """Raises FingerprintMismatch where another bundle's vectors are the active ones."""
+        """Raises FingerprintMismatch if another bundle's vectors are active."""
         if not self._is_active:
             raise metadata.mismatch()
 
     def require(self, name: str) -> None:
-        """Refuse what `search` would, before anything is spent on it; read from memory, safe on the event loop.
+        """Check, before anything is spent on a query, that `search` accepts it; reads memory only.
 
         Raises:
             NotFound, FingerprintMismatch: as `search`.
@@ -174,51 +153,50 @@ class Indexes:
         self._index(name)
 
     def is_small(self, name: str, max_numbers: int) -> bool:
-        """Whether a search of a gallery goes through at most so many numbers, and waits for no GPU. Raises NotFound."""
+        """Whether a search scans at most `max_numbers` numbers and waits for no GPU. Raises NotFound."""
         snapshot = self._index(name).snapshot
         return snapshot.base.on_device is None and snapshot.rows * self._dimension <= max_numbers
 
     def search(
         self, name: str, query: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
-        """Candidates as `VectorIndex.search`, and whether their scores are only near the true ones.
+        """Return candidates as `VectorIndex.search`, and whether their scores are approximate.
 
         Raises:
             NotFound: there is no such gallery.
-            FingerprintMismatch: another bundle's vectors are the active ones.
+            FingerprintMismatch: another bundle's vectors are active.
         """
         self.require_active()
         index = self._index(name)
-        # One state for both: a merge may swap it meanwhile.
-        snapshot = index.snapshot
+        snapshot = index.snapshot  # one state for candidates and storage: a merge may swap it meanwhile
         ids, scores = index.search(query, k, allowed, snapshot=snapshot)
         return ids, scores, snapshot.base.storage != "fp32"
 
     def state(self, name: str) -> IndexState:
-        """The index behind a gallery. Raises NotFound, FingerprintMismatch."""
+        """Return the state of a gallery's index. Raises NotFound, FingerprintMismatch."""
         self.require_active()
         with self._lock:
             return self._index(name).state(self.applied_seq)
 
     def counts(self) -> Mapping[str, int]:
-        """Searchable vectors of every gallery, read from memory; safe on the event loop."""
+        """Return the number of searchable vectors per gallery; reads memory only."""
         return {followed.name: len(followed.index) for followed in list(self._by_id.values())}
 
     def names(self) -> Sequence[str]:
-        """Galleries that have an index."""
+        """Return the names of the galleries that have an index."""
         return [followed.name for followed in self._by_id.values()]
 
     def true_digests(self) -> Mapping[str, str]:
-        """The digest every gallery's index must have, worked out from SQL alone."""
+        """Return the digest that each gallery's index must have, computed from SQL alone."""
         with self._database.read(limit_s=None) as connection:
-            names = connection.execute(sa.select(galleries.c.id, galleries.c.name)).all()
-            return {row.name: digest_text(read_all(connection, row.id, self._fingerprint, 0)[2]) for row in names}
+            rows = connection.execute(sa.select(galleries.c.id, galleries.c.name)).all()
+            return {row.name: digest_text(read_all(connection, row.id, self._fingerprint, 0)[2]) for row in rows}
 
     def differing(self) -> Sequence[str]:
-        """Galleries whose index would search other vectors than SQL holds; it reads all of both.
+        """Return galleries whose index holds other vectors than SQL; reads all of both.
 
-        The digest is carried along from write to write; this looks at what is searched. Vectors that are kept less
-        than exactly are compared by their ids alone.
+        A digest is updated from write to write, this compares what is searched. Vectors in lossy storage are compared
+        by id only.
         """
         found = []
         with self._database.read(limit_s=None) as connection:
@@ -231,14 +209,33 @@ class Indexes:
                     found.append(followed.name)
         return found
 
+    @property
+    def _is_active(self) -> bool:
+        return self.active_fingerprint == self._fingerprint
+
     def _index(self, name: str) -> VectorIndex:
-        for followed in list(self._by_id.values()):
+        for followed in list(self._by_id.values()):  # without the lock: the follower may replace it
             if followed.name == name:
                 return followed.index
         raise NotFound(f"There is no gallery {name!r}.")
 
-    def _follows(self, connection: sa.Connection) -> bool:
-        """Whether the log still holds all changes since `applied_seq`, of this bundle."""
+    def _follow(self, interval_s: float | None) -> None:
+        while not self._is_closed:
+            self._wake.wait(interval_s)
+            self._wake.clear()
+            try:
+                self.catch_up()
+                self._followed_at_s, self._has_failed = time.monotonic(), False
+            except Exception as err:  # noqa: BLE001  # the thread must outlive any fault, and retries
+                # An unreachable database is tolerated until the timeout; any other fault ends readiness at once.
+                if not isinstance(err, ServiceError) and not self._has_failed:
+                    self._has_failed = True
+                    get_logger().error("log_not_followed", exc_info=err)
+                time.sleep(interval_s or 0.1)
+                self._wake.set()
+
+    def _can_follow(self, connection: sa.Connection) -> bool:
+        """Whether this bundle is active and the log still holds every change since `applied_seq`."""
         is_active = metadata.read(connection, metadata.FINGERPRINT) == self._fingerprint
         return is_active and self._is_active and change_log.vacuumed(connection) <= self.applied_seq
 
@@ -251,70 +248,69 @@ class Indexes:
             if self._is_active and not self._restored(connection, row.id, index):
                 index.load(*read_all(connection, row.id, self._fingerprint, self._dimension))
             loaded[row.id] = _Followed(name=row.name, index=index)
-        self._by_id = loaded
+        self._by_id = loaded  # one swap: searches never see half of it
         self.applied_seq = head
         self._schedule_merges()
 
     def _restored(self, connection: sa.Connection, gallery_id: int, index: VectorIndex) -> bool:
-        """Whether the index came from its snapshot and the changes since, and holds as many as SQL."""
+        """Restore the index from its snapshot and the changes since; False if there is none or the count differs."""
         if self._snapshots is None:
             return False
-        key = self._key(connection, gallery_id)
-        saved = self._snapshots.read(key)
+        saved = self._snapshots.read(self._key(connection, gallery_id))
         if saved is None or not change_log.vacuumed(connection) <= saved.seq <= change_log.head(connection):
             return False
         index.restore(saved.snapshot)
-        added = read_added(connection, self._fingerprint, saved.seq, gallery_id)
-        removed = read_removed(connection, self._fingerprint, saved.seq, gallery_id)
+        added = read_added(connection, self._fingerprint, saved.seq, gallery_id=gallery_id)
+        removed = read_removed(connection, self._fingerprint, saved.seq, gallery_id=gallery_id)
         index.apply(added.get(gallery_id, []), removed.get(gallery_id, []))
         live = sa.select(sa.func.count()).where(items.c.gallery_id == gallery_id, items.c.deleted_seq.is_(None))
+        # A last check against SQL: whatever went wrong with the snapshot, the gallery is read again.
         return bool(len(index) == connection.execute(live).scalar_one())
 
     def _apply(self, connection: sa.Connection, found: Sequence[change_log.Change]) -> None:
         upto = found[-1].seq
         if any(change.kind.startswith("gallery.") for change in found):
-            self._follow_galleries(connection)
+            self._update_galleries(connection)
         added = read_added(connection, self._fingerprint, self.applied_seq, upto=upto)
         removed = read_removed(connection, self._fingerprint, self.applied_seq, upto=upto)
         for gallery_id in added.keys() | removed.keys():
             followed = self._by_id.get(gallery_id)
             if followed is not None:
                 followed.index.apply(added.get(gallery_id, []), removed.get(gallery_id, []))
-        self.applied_seq = upto
+        self.applied_seq = upto  # last: an answer is never older than the seq it reports
         self._schedule_merges()
 
-    def _follow_galleries(self, connection: sa.Connection) -> None:
+    def _update_galleries(self, connection: sa.Connection) -> None:
         names = {row.id: row.name for row in connection.execute(sa.select(galleries.c.id, galleries.c.name))}
         known = {key: followed for key, followed in self._by_id.items() if key in names}
         for key in names.keys() - known.keys():
             known[key] = _Followed(name=names[key], index=VectorIndex(self._dimension, self._options))
-        self._by_id = known
+        self._by_id = known  # replaced, never changed: searches read it without the lock
 
     def _schedule_merges(self) -> None:
         for key, followed in self._by_id.items():
-            is_rested = self._resting.get(key, 0.0) <= time.monotonic()
-            if key not in self._building and is_rested and followed.index.wants_merge:
+            may_retry = self._retry_at_s.get(key, 0.0) <= time.monotonic()
+            if key not in self._building and may_retry and followed.index.wants_merge:
                 self._building.add(key)
                 merging = self._builder.submit(self._merge, key, followed.index)
                 merging.add_done_callback(partial(self._merged, key))
 
     def _merge(self, key: int, index: VectorIndex) -> None:
         index.merge()
-        self._building.discard(key)
+        self._building.discard(key)  # before saving: the next merge need not wait for the disk
         self._save([key])
 
     def _merged(self, key: int, merging: Future[None]) -> None:
         self._building.discard(key)
         error = None if merging.cancelled() else merging.exception()
         if error is not None:
-            self._resting[key] = time.monotonic() + MERGE_REST_S
+            self._retry_at_s[key] = time.monotonic() + MERGE_BACKOFF_S
             get_logger().error("index_not_merged", exc_info=error)
 
     def _save(self, keys: Sequence[int]) -> None:
         if self._snapshots is None or not self._is_active:
             return
-        # The pair is taken under the lock, the writing may take seconds.
-        with self._lock:
+        with self._lock:  # only to take seq and states together: writing them may take seconds
             seq = self.applied_seq
             states = {key: self._by_id[key].index.snapshot for key in keys if key in self._by_id}
             present = list(self._by_id)
@@ -322,8 +318,7 @@ class Indexes:
             with self._database.read(limit_s=None) as connection:
                 named = {key: self._key(connection, key) for key in states}
         except ServiceError:
-            # The next start takes an older snapshot, or SQL.
-            return
+            return  # the next start uses an older snapshot, or SQL
         for key, snapshot in states.items():
             self._snapshots.write(named[key], snapshot, seq)
         self._snapshots.keep_only(present)

@@ -1,45 +1,23 @@
-"""What SQL holds for the vector indexes: all of a gallery, or what came and went after a `seq`."""
-
-from dataclasses import dataclass
+"""Reads vectors from SQL for the indexes: all of a gallery, or what was added and removed after a `seq`."""
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from app.stores.index.delta import Entry, Removal, mark_of
-from app.stores.sql.database import Database
-from app.stores.sql.tables import galleries, item_vectors, items, unpack
+from app.stores.index.delta import Entry, mark_of
+from app.stores.sql.tables import item_vectors, items, unpack
 
 ROWS_AT_ONCE = 8192
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exact:
-    """All vectors of a gallery, [N, D] float32, under ascending row ids."""
-
-    ids: NDArray[np.int64]
-    vectors: NDArray[np.float32]
-
-    def near(self, item_id: int, k: int) -> set[int]:
-        """Rows of the k items nearest to one of them, without itself."""
-        at = int(np.searchsorted(self.ids, item_id))
-        scores = self.vectors @ self.vectors[at]
-        scores[at] = -np.inf
-        return set(self.ids[np.argpartition(-scores, k)[:k]].tolist())
-
-
-def read_exact(database: Database, gallery: str, fingerprint: str) -> Exact:
-    """A gallery's vectors of a bundle, active or not; none where the gallery is gone."""
-    with database.read(limit_s=None) as connection:
-        key = connection.execute(sa.select(galleries.c.id).where(galleries.c.name == gallery)).scalar_one_or_none()
-        vectors, ids, _ = read_all(connection, key or 0, fingerprint, None)
-    return Exact(ids=ids, vectors=vectors)
 
 
 def read_all(
     connection: sa.Connection, gallery_id: int, fingerprint: str, dimension: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
-    """Vectors [N, D], ascending ids and the sum of marks of a gallery's live items; D 0 keeps no vectors."""
+    """Return vectors [N, D] float32, ascending ids and the sum of marks of a gallery's live items.
+
+    Args:
+        dimension: D; None if unknown, 0 to read ids and marks only.
+    """
     query = _vectors(fingerprint).where(items.c.gallery_id == gallery_id, items.c.deleted_seq.is_(None))
     parts, ids, digest = [np.empty((0, dimension), np.float32)] if dimension else [], list[int](), 0
     for rows in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}).partitions():
@@ -53,15 +31,30 @@ def read_all(
 
 
 def read_added(
-    connection: sa.Connection, fingerprint: str, after: int, gallery_id: int | None = None, upto: int | None = None
+    connection: sa.Connection, fingerprint: str, after: int, *, gallery_id: int | None = None, upto: int | None = None
 ) -> dict[int, list[Entry]]:
-    """Items written after a `seq` that are still there (as of `upto`), by gallery."""
-    found: dict[int, list[Entry]] = {}
+    """Return items written after a `seq` (up to `upto`) and still live then, by gallery."""
     is_live: sa.ColumnElement[bool] = items.c.deleted_seq.is_(None)
-    condition = _within(items.c.added_seq, after, upto)
     if upto is not None:
-        is_live = sa.or_(is_live, items.c.deleted_seq > upto)
-    query = _vectors(fingerprint).where(condition, is_live, _of(gallery_id))
+        is_live = sa.or_(is_live, items.c.deleted_seq > upto)  # removed by a later batch of changes
+    return _entries(connection, fingerprint, gallery_id, sa.and_(_within(items.c.added_seq, after, upto), is_live))
+
+
+def read_removed(
+    connection: sa.Connection, fingerprint: str, after: int, *, gallery_id: int | None = None, upto: int | None = None
+) -> dict[int, list[Entry]]:
+    """Return items live at a `seq` that were deleted or replaced since (up to `upto`), by gallery."""
+    was_live = items.c.added_seq <= after  # added and removed in between: the index never held it
+    return _entries(connection, fingerprint, gallery_id, sa.and_(_within(items.c.deleted_seq, after, upto), was_live))
+
+
+def _entries(
+    connection: sa.Connection, fingerprint: str, gallery_id: int | None, condition: sa.ColumnElement[bool]
+) -> dict[int, list[Entry]]:
+    query = _vectors(fingerprint).where(condition)
+    if gallery_id is not None:
+        query = query.where(items.c.gallery_id == gallery_id)
+    found: dict[int, list[Entry]] = {}
     for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
         vector = unpack(row.vector, row.dtype)
         entry = Entry(item_id=row.id, vector=vector, mark=mark_of(row.external_id, vector))
@@ -69,30 +62,12 @@ def read_added(
     return found
 
 
-def read_removed(
-    connection: sa.Connection, fingerprint: str, after: int, gallery_id: int | None = None, upto: int | None = None
-) -> dict[int, list[Removal]]:
-    """Items that were there at a `seq` and were deleted or replaced since (up to `upto`), by gallery."""
-    found: dict[int, list[Removal]] = {}
-    condition = sa.and_(_within(items.c.deleted_seq, after, upto), items.c.added_seq <= after, _of(gallery_id))
-    query = _vectors(fingerprint).where(condition)
-    for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
-        mark = mark_of(row.external_id, unpack(row.vector, row.dtype))
-        found.setdefault(row.gallery_id, []).append(Removal(item_id=row.id, mark=mark))
-    return found
-
-
 def _vectors(fingerprint: str) -> sa.Select[tuple[int, int, str, str, bytes]]:
-    joined = items.join(
-        item_vectors, sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == fingerprint)
-    )
+    own = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == fingerprint)
     columns = (items.c.id, items.c.gallery_id, items.c.external_id, item_vectors.c.dtype, item_vectors.c.vector)
-    return sa.select(*columns).select_from(joined).order_by(items.c.id)
+    # Ordered: an index holds ascending ids.
+    return sa.select(*columns).select_from(items.join(item_vectors, own)).order_by(items.c.id)
 
 
 def _within(column: sa.Column[int], after: int, upto: int | None) -> sa.ColumnElement[bool]:
     return column > after if upto is None else sa.and_(column > after, column <= upto)
-
-
-def _of(gallery_id: int | None) -> sa.ColumnElement[bool]:
-    return sa.true() if gallery_id is None else items.c.gallery_id == gallery_id

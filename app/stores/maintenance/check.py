@@ -1,4 +1,4 @@
-"""Looking after a store: is it sound, what can be thrown away, how are indexes made anew."""
+"""Checks a store for faults, removes what nothing needs, rebuilds indexes."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,13 +13,14 @@ from app.stores.blobs import BLOBS_AT_ONCE, Blobs, collect_garbage
 from app.stores.index.base import IndexOptions
 from app.stores.index.follower import Indexes
 from app.stores.index.snapshots import IndexSnapshots
-from app.stores.sql import change_log, metadata, tables
+from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
 from app.stores.sql.tables import (
     changes,
     class_set_vectors,
     class_sets,
     counters,
+    database_metadata,
     episodes,
     idempotency_keys,
     item_vectors,
@@ -30,24 +31,23 @@ from app.stores.sql.tables import (
     unpack,
 )
 
-JOBS_KEPT_S = 30 * 24 * 3600.0
-LOG_KEPT_S = 3600.0
-"""The last hour of the log outlives a vacuum, for exports that run and replicas that are behind."""
+JOBS_RETAINED_S = 30 * 24 * 3600.0
+LOG_RETAINED_S = 3600.0  # the last hour of the log outlives a vacuum, for running exports and replicas that are behind
 ROWS_AT_ONCE = 1000
-# Read in each transaction: the active bundle may be switched during a vacuum.
-_KEPT_FINGERPRINTS = sa.select(tables.database_metadata.c.value).where(
-    tables.database_metadata.c.name.in_([metadata.FINGERPRINT, metadata.PREVIOUS_FINGERPRINT])
+# A subquery, read again in each transaction: the active bundle may be switched during a vacuum.
+_RETAINED_FINGERPRINTS = sa.select(database_metadata.c.value).where(
+    database_metadata.c.name.in_([metadata.FINGERPRINT, metadata.PREVIOUS_FINGERPRINT])
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vacuumed:
-    """What a vacuum threw away."""
+    """How many rows and images a vacuum removed."""
 
     items: int
     changes: int
     episodes: int
-    pictures: int
+    images: int
 
 
 class Maintenance:
@@ -55,7 +55,7 @@ class Maintenance:
 
     Args:
         snapshots: of the indexes.
-        options: which kind of index `rebuild` makes.
+        options: which kind of index `rebuild` builds.
     """
 
     def __init__(
@@ -67,20 +67,20 @@ class Maintenance:
         self._options = options or IndexOptions()
 
     def check(self, *, deep: bool = False) -> Sequence[str]:
-        """A sentence for every fault found; none for a sound store.
+        """Return one sentence per fault; none for a sound store.
 
         Args:
-            deep: read every picture and compare it with its name.
+            deep: read every image and compare it with its SHA-256.
         """
         with self._database.read(limit_s=None) as connection:
             found = [*_sql_faults(connection), *_log_faults(connection), *_vector_faults(connection)]
-        found.extend(self._picture_faults(deep))
-        if not found:
+        found.extend(self._image_faults(deep))
+        if not found:  # indexes built from faulty rows would only repeat the faults
             found.extend(self._index_faults())
         return found
 
     def true_digests(self) -> Mapping[str, str]:
-        """The digest that every gallery's index must have."""
+        """Return the digest that each gallery's index must have."""
         indexes = self._indexes()
         try:
             return indexes.true_digests()
@@ -88,81 +88,80 @@ class Maintenance:
             indexes.discard()
 
     def rebuild(self) -> int:
-        """Throw the indexes away and make them from SQL; returns how many vectors they hold."""
+        """Remove the saved indexes and build them from SQL; returns how many vectors they hold."""
         self._snapshots.clear()
         indexes = self._indexes()
         indexes.load()
-        indexes.settle()
+        indexes.settle()  # graphs are built now, not after the next start
         count = sum(indexes.counts().values())
         indexes.close()
         return count
 
-    def vacuum(self, *, log_kept_s: float = LOG_KEPT_S) -> Vacuumed:
-        """Throw away what nobody needs: dead rows, the log behind them, expired episodes, unnamed pictures.
+    def vacuum(self, *, log_retained_s: float = LOG_RETAINED_S) -> Vacuumed:
+        """Remove deleted items' rows, old log entries, expired episodes and unreferenced images.
 
-        A transaction for every thousand rows, so that no writer waits long. Replicas that are behind the log's new
-        beginning read their indexes anew from SQL.
+        Each transaction deletes a thousand rows, so that no writer waits long. Replicas that are behind the new
+        beginning of the log read their indexes from SQL.
 
         Args:
-            log_kept_s: how much of the log stays, with the rows that died in it.
+            log_retained_s: how much of the log stays, with the rows that died in it.
         """
         now = time.time()
-        horizon, logged = self._cut_log(now - log_kept_s)
+        horizon, logged = self._cut_log(now - log_retained_s)
         dead = self._delete(items.c.id, items.c.deleted_seq <= horizon)
-        gone = self._delete(episodes.c.id, episodes.c.expires_at <= now)
+        expired = self._delete(episodes.c.id, episodes.c.expires_at <= now)
         self._delete(idempotency_keys.c.key, idempotency_keys.c.expires_at <= now)
-        self._delete(jobs.c.id, jobs.c.updated_at <= now - JOBS_KEPT_S)
+        self._delete(jobs.c.id, jobs.c.updated_at <= now - JOBS_RETAINED_S)
+        # Vectors of bundles before the previous one; that one's stay for `vermouth reembed --rollback`.
         for key in (item_vectors.c.item_id, support_vectors.c.support_id, class_set_vectors.c.name):
-            self._delete(key, key.table.c.fingerprint.not_in(_KEPT_FINGERPRINTS))
-        pictures = 0
+            self._delete(key, key.table.c.fingerprint.not_in(_RETAINED_FINGERPRINTS))
+        images = 0
         names = self._blobs.names()
         while part := set(islice(names, BLOBS_AT_ONCE)):
-            pictures += collect_garbage(self._database, self._blobs, part)
+            images += collect_garbage(self._database, self._blobs, part)
         self._blobs.remove_temporary()
-        self._database.compact()
-        return Vacuumed(items=dead, changes=logged, episodes=gone, pictures=pictures)
+        self._database.compact()  # last, when most space is free
+        return Vacuumed(items=dead, changes=logged, episodes=expired, images=images)
 
     def _cut_log(self, until: float) -> tuple[int, int]:
-        """Delete the changes before a time. Returns the last `seq` that is gone, and how many went now.
-
-        The log says how far it is cut before any row it names goes: exports and replicas look there.
-        """
+        """Delete the changes before a time; returns the last deleted `seq`, and how many were deleted now."""
         count = 0
         while True:
             with self._database.write() as connection:
-                first_kept = connection.execute(sa.select(sa.func.min(changes.c.seq)).where(changes.c.at > until))
-                last = (first_kept.scalar_one() or change_log.head(connection) + 1) - 1
+                first_retained = connection.execute(sa.select(sa.func.min(changes.c.seq)).where(changes.c.at > until))
+                last = (first_retained.scalar_one() or change_log.head(connection) + 1) - 1
                 begin = change_log.vacuumed(connection)
                 end = min(begin + ROWS_AT_ONCE, last)
                 if end <= begin:
                     return begin, count
                 count += connection.execute(sa.delete(changes).where(changes.c.seq <= end)).rowcount
+                # Recorded before any row that the log named is deleted: exports and replicas rely on it.
                 note = sa.update(counters).where(counters.c.name == "vacuumed")
                 connection.execute(note.values(value=end))
 
     def _delete(self, key: sa.Column[Any], condition: sa.ColumnElement[bool]) -> int:
-        """Delete the rows of a condition, some in a transaction; returns how many."""
+        """Delete the rows of a condition, a limited number per transaction; returns how many."""
         some = sa.select(key).where(condition).limit(ROWS_AT_ONCE)
         count = 0
         while True:
             with self._database.write() as connection:
-                gone = connection.execute(sa.delete(key.table).where(key.in_(some), condition)).rowcount
-            if gone == 0:
+                deleted = connection.execute(sa.delete(key.table).where(key.in_(some), condition)).rowcount
+            if deleted == 0:
                 return count
-            count += gone
+            count += deleted
 
-    def _picture_faults(self, deep: bool) -> Iterator[str]:
+    def _image_faults(self, deep: bool) -> Iterator[str]:
         live = sa.select(items.c.sha256).where(items.c.deleted_seq.is_(None))
         with self._database.read(limit_s=None) as connection:
             named = list(connection.execute(live.union(sa.select(supports.c.sha256))).scalars())
         for sha256 in named:
             if not self._blobs.has(sha256):
-                yield f"The picture {sha256} is named but not stored."
+                yield f"The image {sha256} is named but not stored."
             elif deep:
                 try:
                     self._blobs.get(sha256)
                 except ServiceError:
-                    yield f"The picture {sha256} is damaged."
+                    yield f"The image {sha256} is damaged."
 
     def _index_faults(self) -> Iterator[str]:
         indexes = self._indexes()
@@ -178,6 +177,7 @@ class Maintenance:
             fingerprint = metadata.read(connection, metadata.FINGERPRINT) or ""
             own = item_vectors.c.fingerprint == fingerprint
             row = connection.execute(sa.select(item_vectors).where(own).limit(1)).one_or_none()
+        # The bundle is not loaded here: its dimension is that of any stored vector.
         dimension = 1 if row is None else len(unpack(row.vector, row.dtype))
         return Indexes(
             self._database,
@@ -195,7 +195,7 @@ def _sql_faults(connection: sa.Connection) -> Iterator[str]:
         if row[0] != "ok":
             yield f"SQLite: {row[0]}"
     for row in connection.exec_driver_sql("PRAGMA foreign_key_check"):
-        yield f"A row of {row[0]} names a row of {row[2]} that is not there."
+        yield f"A row of {row[0]} names a row of {row[2]} that does not exist."
 
 
 def _log_faults(connection: sa.Connection) -> Iterator[str]:
@@ -208,14 +208,12 @@ def _log_faults(connection: sa.Connection) -> Iterator[str]:
 
 def _vector_faults(connection: sa.Connection) -> Iterator[str]:
     active = metadata.read(connection, metadata.FINGERPRINT) or ""
-    lacking = {
-        "items": _lacking(items.c.id, item_vectors.c.item_id, item_vectors.c.fingerprint == active).where(
-            items.c.deleted_seq.is_(None)
-        ),
-        "supports": _lacking(supports.c.id, support_vectors.c.support_id, support_vectors.c.fingerprint == active),
-        "class sets": _lacking(class_sets.c.name, class_set_vectors.c.name, class_set_vectors.c.fingerprint == active),
+    missing = {
+        "items": _without(items.c.id, item_vectors.c.item_id, active).where(items.c.deleted_seq.is_(None)),
+        "supports": _without(supports.c.id, support_vectors.c.support_id, active),
+        "class sets": _without(class_sets.c.name, class_set_vectors.c.name, active),
     }
-    for kind, query in lacking.items():
+    for kind, query in missing.items():
         count = connection.execute(sa.select(sa.func.count()).select_from(query.subquery())).scalar_one()
         if count:
             yield f"{count} {kind} have no vector of the active bundle."
@@ -227,8 +225,7 @@ def _vector_faults(connection: sa.Connection) -> Iterator[str]:
         yield f"Vectors of the active bundle have {len(found)} different lengths."
 
 
-def _lacking(owner: sa.Column[object], key: sa.Column[object], own: sa.ColumnElement[bool]) -> sa.Select[object]:
-    """Owners without a vector of their own."""
-    return (
-        sa.select(owner).select_from(owner.table.outerjoin(key.table, sa.and_(key == owner, own))).where(key.is_(None))
-    )
+def _without(owner: sa.Column[object], key: sa.Column[object], fingerprint: str) -> sa.Select[object]:
+    """Return the query for owners without a vector of a bundle."""
+    own = sa.and_(key == owner, key.table.c.fingerprint == fingerprint)
+    return sa.select(owner).select_from(owner.table.outerjoin(key.table, own)).where(key.is_(None))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import sqlalchemy as sa
@@ -14,14 +14,16 @@ from app.stores.sql.database import Database
 from app.stores.sql.failpoints import failpoint
 from app.stores.sql.tables import class_set_vectors, class_sets, pack, unpack
 
+_Row = sa.Row[*tuple[object, ...]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredClass:
-    """A class by its name, other words for it, and templates with one `{}` each (empty: the bundle's)."""
+class ClassPrompt:
+    """A class: its name, other words for it, and templates with one `{}` each (none: the bundle's)."""
 
     name: str
-    synonyms: Sequence[str]
-    templates: Sequence[str]
+    synonyms: Sequence[str] = ()
+    templates: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,7 @@ class ClassSet:
 
     name: str
     version: int
-    classes: Sequence[StoredClass]
+    classes: Sequence[ClassPrompt]
     created_at: float
     updated_at: float
 
@@ -51,7 +53,7 @@ class ClassSets:
     def put(
         self,
         name: str,
-        classes: Sequence[StoredClass],
+        classes: Sequence[ClassPrompt],
         vectors: NDArray[np.float32],
         *,
         if_match: Sequence[int] | None = None,
@@ -62,21 +64,21 @@ class ClassSets:
             The write's `seq`, the class set, and whether it is new.
 
         Raises:
-            FingerprintMismatch: another bundle's embeddings are the active ones.
+            FingerprintMismatch: another bundle's embeddings are active.
             PreconditionFailed: its version is none of `if_match`.
         """
         now = time.time()
         with self._database.write() as connection:
             metadata.require_fingerprint(connection, self._fingerprint)
             old = _row(connection, name)
-            _check(old, if_match)
-            listed = [{"name": c.name, "synonyms": [*c.synonyms], "templates": [*c.templates]} for c in classes]
+            _check_version(old, if_match)
+            values = {"version": 1, "classes": [asdict(one) for one in classes], "updated_at": now}
             if old is None:
-                row = {"name": name, "version": 1, "classes": listed, "created_at": now, "updated_at": now}
-                connection.execute(sa.insert(class_sets), row)
+                connection.execute(sa.insert(class_sets), {**values, "name": name, "created_at": now})
             else:
-                values = {"version": old.version + 1, "classes": listed, "updated_at": now}
+                values["version"] = old.version + 1
                 connection.execute(sa.update(class_sets).where(class_sets.c.name == name).values(values))
+                # Of every bundle: they belong to the old classes.
                 connection.execute(sa.delete(class_set_vectors).where(class_set_vectors.c.name == name))
             embedded = {"name": name, "fingerprint": self._fingerprint, "vectors": pack(vectors)}
             connection.execute(sa.insert(class_set_vectors), embedded)
@@ -87,58 +89,62 @@ class ClassSets:
         return seq, stored, old is None
 
     def get(self, name: str) -> ClassSet:
-        """One class set. Raises NotFound."""
+        """Return one class set. Raises NotFound."""
         with self._database.read() as connection:
             return _class_set(_required(connection, name))
 
     def embedded(self, name: str) -> tuple[ClassSet, NDArray[np.float32]]:
-        """One class set and its embeddings, [N, D] float32. Raises NotFound, FingerprintMismatch."""
+        """Return one class set and its embeddings, [N, D] float32. Raises NotFound, FingerprintMismatch."""
         with self._database.read() as connection:
             row = _required(connection, name)
             query = sa.select(class_set_vectors.c.vectors).where(
                 class_set_vectors.c.name == name, class_set_vectors.c.fingerprint == self._fingerprint
             )
             data = connection.execute(query).scalar_one_or_none()
-        if data is None:
+        if data is None:  # embedded by another bundle
             raise metadata.mismatch()
         return _class_set(row), unpack(data).reshape(-1, self._dimension)
 
     def all(self) -> Sequence[ClassSet]:
-        """Every class set, by name."""
+        """Return every class set, by name."""
         with self._database.read() as connection:
             return [_class_set(row) for row in connection.execute(sa.select(class_sets).order_by(class_sets.c.name))]
 
     def delete(self, name: str, *, if_match: Sequence[int] | None = None) -> int:
         """Delete one. Returns the write's `seq`. Raises NotFound, PreconditionFailed."""
         with self._database.write() as connection:
-            _check(_required(connection, name), if_match)
+            _check_version(_required(connection, name), if_match)
             connection.execute(sa.delete(class_set_vectors).where(class_set_vectors.c.name == name))
             connection.execute(sa.delete(class_sets).where(class_sets.c.name == name))
             return change_log.append(connection, "class_set.delete", name)
 
 
-def _row(connection: sa.Connection, name: str) -> sa.Row[*tuple[object, ...]] | None:
+def read_classes(row: _Row) -> Sequence[ClassPrompt]:
+    """Return the classes of a row of the table `class_sets`."""
+    return [ClassPrompt(**one) for one in row.classes]
+
+
+def _row(connection: sa.Connection, name: str) -> _Row | None:
     return connection.execute(sa.select(class_sets).where(class_sets.c.name == name)).one_or_none()
 
 
-def _required(connection: sa.Connection, name: str) -> sa.Row[*tuple[object, ...]]:
+def _required(connection: sa.Connection, name: str) -> _Row:
     row = _row(connection, name)
     if row is None:
         raise NotFound(f"There is no class set {name!r}.")
     return row
 
 
-def _check(row: sa.Row[*tuple[object, ...]] | None, if_match: Sequence[int] | None) -> None:
+def _check_version(row: _Row | None, if_match: Sequence[int] | None) -> None:
     if if_match is not None and (row is None or row.version not in if_match):
         raise PreconditionFailed("The class set is at another version.")
 
 
-def _class_set(row: sa.Row[*tuple[object, ...]]) -> ClassSet:
-    classes = [StoredClass(name=c["name"], synonyms=c["synonyms"], templates=c["templates"]) for c in row.classes]
+def _class_set(row: _Row) -> ClassSet:
     return ClassSet(
         name=row.name,
         version=row.version,
-        classes=classes,
+        classes=read_classes(row),
         created_at=row.created_at,
         updated_at=row.updated_at,
     )

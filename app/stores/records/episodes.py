@@ -1,9 +1,9 @@
-"""Few-shot episodes: ways, their support pictures and features, persisted and versioned."""
+"""Few-shot episodes: ways, their support images and features, persisted and versioned."""
 
 import hashlib
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.domain import Limits
 from app.errors import Conflict, Invalid, NotFound, PreconditionFailed
-from app.runtime.lru import BoundedLru
+from app.runtime.lru import ByteLru
 from app.stores.blobs import Blobs, collect_garbage_later, stored_images
 from app.stores.records.idempotency import note_done, require_undone
 from app.stores.sql import change_log, metadata
@@ -20,10 +20,11 @@ from app.stores.sql.database import Database
 from app.stores.sql.failpoints import failpoint
 from app.stores.sql.tables import episodes, pack, support_vectors, supports, unpack
 
-DROPPED_AT_ONCE = 100
-"""Most expired episodes that a new one clears away, so that no caller pays for all of them."""
-KEPT_BYTES = 128 << 20
-"""Of episodes read lately; the largest there may be takes 83 MB (512 ways of 64)."""
+EXPIRED_AT_ONCE = 100  # most expired episodes that a new one removes, so that no caller pays for all of them
+CACHE_BYTES = 128 << 20  # bound on cached episodes; the largest possible one takes 83 MB (512 ways of 64)
+_ROW_BYTES = 1024  # a cached example besides its vector
+
+_Row = sa.Row[*tuple[object, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class NewWay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """One stored example; `vector` is [D] float32, unit length, empty where another bundle made it."""
+    """One stored example; `vector` is [D] float32, unit length, empty if another bundle made it."""
 
     id: str
     sha256: str
@@ -55,7 +56,7 @@ class Support:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
-    """The picture of an example as it was sent."""
+    """The image of an example as it was sent."""
 
     sha256: str
     media_type: str
@@ -64,15 +65,16 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One class and its examples."""
+    """One class and its `shots` examples; `support` is empty in lists of episodes."""
 
     label: str
-    support: Sequence[Support]
+    shots: int
+    support: Sequence[Support] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """A stored episode; `expires_at` in seconds since 1970, None for never."""
+    """A stored episode; `fingerprint` is the active bundle's, `expires_at` in seconds since 1970, None for never."""
 
     id: str
     name: str | None
@@ -83,91 +85,15 @@ class Episode:
     ways: Sequence[Way]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaySummary:
-    """One class and how many examples it has."""
-
-    label: str
-    shots: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeSummary:
-    """An episode as lists tell it: without its examples."""
-
-    id: str
-    name: str | None
-    version: int
-    method: str
-    fingerprint: str
-    expires_at: float | None
-    ways: Sequence[WaySummary]
-
-
-_ROW_BYTES = 1024
-"""Of an example besides its vector."""
-
-
 @dataclass(slots=True)
-class _Kept:
-    """What was read last: an episode, and `Database.written` when it was as the database has it; None before the first.
-
-    One value, so that who reads it without a lock never sees one's episode under another's number.
-    """
-
-    read: tuple[Episode, int | None] | None = None
-
-
-class EpisodeCache:
-    """The least recently used are dropped first. A version says which examples there are, and ids are given once."""
-
-    def __init__(self, *, max_bytes: int) -> None:
-        self._kept = BoundedLru(_Kept, max_bytes=max_bytes)
-
-    def unchanged(self, episode_id: str, written: int | None) -> Episode | None:
-        """The episode where nothing was written since it was read and it has not expired; None: it must be asked for.
-
-        Args:
-            written: `Database.written` now.
-        """
-        kept = self._kept.known(episode_id)
-        if kept is None or kept.read is None:
-            return None
-        episode, read_at = kept.read
-        if written is None or read_at != written:
-            return None
-        return episode if episode.expires_at is None or episode.expires_at > time.time() else None
-
-    def get(self, episode_id: str, version: int, fingerprint: str, read_at: int | None) -> Episode | None:
-        """The episode in just this version with features of this bundle, as it was read now; None where it is not kept.
-
-        Args:
-            read_at: as `keep`.
-        """
-        kept = self._kept.known(episode_id)
-        if kept is None or kept.read is None:
-            return None
-        episode, _ = kept.read
-        if (episode.version, episode.fingerprint) != (version, fingerprint):
-            return None
-        kept.read = episode, read_at
-        return episode
-
-    def keep(self, episode: Episode, read_at: int | None) -> None:
-        """Keep an episode, unless an example lacks its features: they may be made without a new version.
-
-        Args:
-            read_at: `Database.written` before it was read.
-        """
-        examples = [one for way in episode.ways for one in way.support]
-        if all(one.vector.size for one in examples):
-            entry = self._kept.entry(episode.id)
-            entry.read = episode, read_at
-            self._kept.weigh(episode.id, entry, sum(one.vector.nbytes + _ROW_BYTES for one in examples))
+class _Cached:
+    episode: Episode
+    read_at: int | None
+    """`Database.written` before the episode was last found unchanged."""
 
 
 class Episodes:
-    """All episodes; every method blocks, call them through `Database.run`.
+    """All episodes; every method but `get_cached` blocks, call them through `Database.run`.
 
     Args:
         fingerprint: of the bundle that makes the features.
@@ -177,7 +103,7 @@ class Episodes:
         self._database = database
         self._blobs = blobs
         self._fingerprint = fingerprint
-        self._kept = EpisodeCache(max_bytes=KEPT_BYTES)
+        self._cache = ByteLru[str, _Cached](CACHE_BYTES)
 
     def create(
         self,
@@ -188,27 +114,26 @@ class Episodes:
         ttl_s: float | None,
         token: str | None = None,
     ) -> tuple[int, Episode]:
-        """Store an episode: pictures first, then its rows in one transaction.
+        """Store an episode: images first, then its rows in one transaction.
 
         Args:
-            token: ids follow from it, and an episode it made before is answered, not made again.
-                A write of it whose rows are gone is refused.
+            token: ids derive from it. If its episode exists already, that one is returned and nothing is written.
 
         Returns:
             The write's `seq`, and the episode.
 
         Raises:
-            FingerprintMismatch: another bundle's features are the active ones.
-            Conflict: the token's episode was made before, and deleted.
+            FingerprintMismatch: another bundle's features are active.
+            Conflict: the token's episode was created before, and deleted.
             DiskFull: nothing was stored.
         """
         token = token or secrets.token_hex(16)
         episode_id = f"ep_{_derived(token, 'episode', 24)}"
         now = time.time()
-        self._drop_expired(now)
-        with stored_images(self._database, self._blobs, _pictures_of(ways)), self._database.write() as connection:
+        self._remove_expired(now)  # there is no sweeper: creating pays for expiring
+        with stored_images(self._database, self._blobs, _images_of(ways)), self._database.write() as connection:
             metadata.require_fingerprint(connection, self._fingerprint)
-            if self._read(connection, episodes.c.id == episode_id, limit=1):
+            if self._read(connection, episode_id):  # a repeated request
                 seq = change_log.head(connection)
             else:
                 require_undone(connection, token)
@@ -240,32 +165,32 @@ class Episodes:
         limits: Limits,
         token: str | None = None,
     ) -> tuple[int, Episode]:
-        """Add examples; a new label adds a way. The episode has its next version then.
+        """Add examples; a new label adds a way. Increments the episode's version.
 
         Args:
             if_match: the episode's version must be one of these; None for any.
+            limits: bound ways and examples per way.
             token: as in `create`.
 
         Raises:
             NotFound, PreconditionFailed, FingerprintMismatch, DiskFull: nothing was stored.
-            Invalid: it would have more ways or examples than `limits`.
+            Invalid: the episode would exceed `limits`.
         """
         token = token or secrets.token_hex(16)
-        with stored_images(self._database, self._blobs, _pictures_of(ways)), self._database.write() as connection:
+        with stored_images(self._database, self._blobs, _images_of(ways)), self._database.write() as connection:
             metadata.require_fingerprint(connection, self._fingerprint)
             episode = self._required(connection, episode_id)
-            numbers = range(sum(len(way.support) for way in ways))
-            made = {f"s_{_derived(token, str(number), 16)}" for number in numbers}
-            # Any of them: the first may have been taken away since.
+            made = {_support_id(token, number) for number in range(sum(len(way.support) for way in ways))}
+            # Any of them proves a repeat: the first may have been removed since.
             if any(one.id in made for way in episode.ways for one in way.support):
                 return change_log.head(connection), episode
             require_undone(connection, token)
             _check_version(episode, if_match)
             labels = [way.label for way in episode.ways]
             labels += [way.label for way in ways if way.label not in labels]
+            _check_size(episode, labels, ways, limits)
             placed = _placed(connection, episode_id, labels, ways)
             self._insert(connection, episode_id, placed, token)
-            _check_size(episode, labels, ways, limits)
             seq = self._bump(connection, episode, labels)
             note_done(connection, token, seq)
             failpoint("rows.written")
@@ -274,7 +199,7 @@ class Episodes:
         return seq, episode
 
     def remove(self, episode_id: str, support_id: str, *, if_match: Sequence[int] | None) -> tuple[int, Episode]:
-        """Take one example away. The episode has its next version then.
+        """Remove one example. Increments the episode's version.
 
         Raises:
             NotFound: no such episode or example.
@@ -283,46 +208,53 @@ class Episodes:
         """
         with self._database.write() as connection:
             episode = self._required(connection, episode_id)
-            way = next((way for way in episode.ways if any(s.id == support_id for s in way.support)), None)
-            if way is None:
-                raise NotFound(f"There is no support {support_id!r} in this episode.")
+            found = [(way, one) for way in episode.ways for one in way.support if one.id == support_id]
+            if not found:
+                raise _no_support(support_id)
+            ((way, support),) = found
             _check_version(episode, if_match)
-            if len(way.support) == 1:
+            if way.shots == 1:
                 raise Conflict(f"It is the last support of the way {way.label!r}.")
             connection.execute(sa.delete(supports).where(supports.c.id == support_id))
             seq = self._bump(connection, episode, [one.label for one in episode.ways])
             changed = self._required(connection, episode_id)
-        digest = next(one.sha256 for one in way.support if one.id == support_id)
-        collect_garbage_later(self._database, self._blobs, {digest})
+        collect_garbage_later(self._database, self._blobs, {support.sha256})
         return seq, changed
 
     def get_cached(self, episode_id: str) -> Episode | None:
-        """What `get` would answer, where that needs no question to the database; else None. Does not block."""
-        return self._kept.unchanged(episode_id, self._database.written)
+        """Answer as `get`, from memory and without blocking; None if SQL must be asked."""
+        cached, written = self._cache.get(episode_id), self._database.written
+        if cached is None or written is None or cached.read_at != written:
+            return None
+        expires_at = cached.episode.expires_at
+        return cached.episode if expires_at is None or expires_at > time.time() else None
 
     def get(self, episode_id: str) -> Episode:
-        """One episode that has not expired, as the database has it now; examples are read once a version.
-
-        Raises:
-            NotFound.
-        """
+        """Return one episode that has not expired; its examples are read once per version. Raises NotFound."""
         active = metadata.query(metadata.FINGERPRINT).scalar_subquery().label("active")
-        query = sa.select(episodes.c.version, active).where(episodes.c.id == episode_id, _alive())
-        # Before the snapshot: what is written meanwhile is asked for again.
-        read_at = self._database.written
+        query = sa.select(episodes.c.version, active).where(episodes.c.id == episode_id, _unexpired())
+        read_at = self._database.written  # before the snapshot: what is written meanwhile invalidates the episode
         with self._database.read() as connection:
             now = connection.execute(query).one_or_none()
             if now is None:
                 raise _not_found(episode_id)
-            known = self._kept.get(episode_id, now.version, now.active or self._fingerprint, read_at)
-            if known is None:
-                known = self._required(connection, episode_id)
-                self._kept.keep(known, read_at)
-        return known
+            cached = self._cache.get(episode_id)
+            # A version identifies the examples; ids are never reused.
+            found = None if cached is None else (cached.episode.version, cached.episode.fingerprint)
+            if cached is not None and found == (now.version, now.active or self._fingerprint):
+                cached.read_at = read_at
+                return cached.episode
+            episode = self._required(connection, episode_id)
+        examples = [one for way in episode.ways for one in way.support]
+        # Features that are missing may be added without a new version.
+        if all(one.vector.size for one in examples):
+            size_bytes = sum(one.vector.nbytes + _ROW_BYTES for one in examples)
+            self._cache.put(episode_id, _Cached(episode, read_at), size_bytes)
+        return episode
 
-    def all(self, *, after: str | None, limit: int) -> Sequence[EpisodeSummary]:
-        """A page of episodes by id, those that follow `after`; examples are counted, not read."""
-        query = sa.select(episodes).where(sa.true() if after is None else episodes.c.id > after, _alive())
+    def all(self, *, after: str | None, limit: int) -> Sequence[Episode]:
+        """Return a page of episodes by id, those that follow `after`; examples are counted, not read."""
+        query = sa.select(episodes).where(sa.true() if after is None else episodes.c.id > after, _unexpired())
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(episodes.c.id).limit(limit)).all()
             counted = (
@@ -332,10 +264,15 @@ class Episodes:
             )
             shots = {(owner, way): count for owner, way, count in connection.execute(counted)}
             active = metadata.read(connection, metadata.FINGERPRINT) or self._fingerprint
-        return [_summary(row, shots, active) for row in rows]
+        return [
+            _episode(
+                row, [Way(label=one, shots=shots.get((row.id, at), 0)) for at, one in enumerate(row.labels)], active
+            )
+            for row in rows
+        ]
 
     def delete(self, episode_id: str) -> int:
-        """Delete an episode and its pictures. Returns the write's `seq`. Raises NotFound."""
+        """Delete an episode and its images. Returns the write's `seq`. Raises NotFound."""
         with self._database.write() as connection:
             self._required(connection, episode_id)
             seq, digests = _delete(connection, [episode_id])
@@ -343,39 +280,33 @@ class Episodes:
         return seq
 
     def image(self, episode_id: str, support_id: str) -> StoredImage:
-        """One support's stored picture. Raises NotFound."""
+        """Return the stored image of one support. Raises NotFound."""
+        # An outer join: one query distinguishes a missing episode from a missing support.
+        own = sa.and_(supports.c.episode_id == episodes.c.id, supports.c.id == support_id)
         query = (
-            sa.select(episodes.c.id, supports.c.id.label("support_id"), supports.c.sha256, supports.c.media_type)
-            .select_from(
-                episodes.outerjoin(
-                    supports, sa.and_(supports.c.episode_id == episodes.c.id, supports.c.id == support_id)
-                )
-            )
-            .where(episodes.c.id == episode_id, _alive())
+            sa.select(supports.c.id, supports.c.sha256, supports.c.media_type)
+            .select_from(episodes.outerjoin(supports, own))
+            .where(episodes.c.id == episode_id, _unexpired())
         )
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
             raise _not_found(episode_id)
-        if row.support_id is None:
-            raise NotFound(f"There is no support {support_id!r} in this episode.")
-        data = self._blobs.get(row.sha256)
-        return StoredImage(sha256=row.sha256, media_type=row.media_type, data=data)
+        if row.id is None:
+            raise _no_support(support_id)
+        return StoredImage(sha256=row.sha256, media_type=row.media_type, data=self._blobs.get(row.sha256))
 
     def _insert(
-        self,
-        connection: sa.Connection,
-        episode_id: str,
-        placed: Sequence[tuple[int, int, NewSupport]],
-        token: str,
+        self, connection: sa.Connection, episode_id: str, placed: Sequence[tuple[int, int, NewSupport]], token: str
     ) -> None:
-        """Write examples as (way, position, example); their pictures once more, in the writer's turn."""
+        """Insert examples given as (way, position, example)."""
         rows = [
             {
-                "id": f"s_{_derived(token, str(number), 16)}",
+                "id": _support_id(token, number),
                 "episode_id": episode_id,
                 "way": way,
                 "position": position,
+                # Put again inside the transaction: another process may have collected it since.
                 "sha256": self._blobs.put(support.data, was_just_put=True),
                 "media_type": support.media_type,
             }
@@ -393,51 +324,60 @@ class Episodes:
         connection.execute(sa.update(episodes).where(episodes.c.id == episode.id).values(values))
         return change_log.append(connection, "episode.put", episode.id)
 
-    def _drop_expired(self, now: float) -> None:
+    def _remove_expired(self, now: float) -> None:
         with self._database.read() as connection:
-            old = sa.select(episodes.c.id).where(episodes.c.expires_at <= now).limit(DROPPED_AT_ONCE)
-            gone = list(connection.execute(old).scalars())
-        if gone:
+            old = sa.select(episodes.c.id).where(episodes.c.expires_at <= now).limit(EXPIRED_AT_ONCE)
+            expired = list(connection.execute(old).scalars())
+        if expired:
             with self._database.write() as connection:
-                _, digests = _delete(connection, gone)
+                _, digests = _delete(connection, expired)
             collect_garbage_later(self._database, self._blobs, digests)
 
     def _required(self, connection: sa.Connection, episode_id: str) -> Episode:
-        found = self._read(connection, episodes.c.id == episode_id, limit=1)
-        if not found:
+        found = self._read(connection, episode_id)
+        if found is None:
             raise _not_found(episode_id)
-        return found[0]
+        return found
 
-    def _read(self, connection: sa.Connection, condition: sa.ColumnElement[bool], *, limit: int) -> Sequence[Episode]:
-        query = sa.select(episodes).where(condition, _alive()).order_by(episodes.c.id).limit(limit)
-        rows = connection.execute(query).all()
+    def _read(self, connection: sa.Connection, episode_id: str) -> Episode | None:
+        query = sa.select(episodes).where(episodes.c.id == episode_id, _unexpired())
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            return None
         own = sa.and_(support_vectors.c.support_id == supports.c.id, support_vectors.c.fingerprint == self._fingerprint)
         joined = (
             sa.select(supports, support_vectors.c.vector)
             .select_from(supports.outerjoin(support_vectors, own))
-            .where(supports.c.episode_id.in_([row.id for row in rows]))
+            .where(supports.c.episode_id == episode_id)
             .order_by(supports.c.way, supports.c.position)
         )
-        by_way: dict[tuple[str, int], list[Support]] = {}
-        for row in connection.execute(joined):
-            support = Support(id=row.id, sha256=row.sha256, media_type=row.media_type, vector=unpack(row.vector or b""))
-            by_way.setdefault((row.episode_id, row.way), []).append(support)
-        active = metadata.read(connection, metadata.FINGERPRINT) or self._fingerprint
-        return [_episode(row, by_way, active) for row in rows]
+        by_way: dict[int, list[Support]] = {}
+        for one in connection.execute(joined):
+            support = Support(id=one.id, sha256=one.sha256, media_type=one.media_type, vector=unpack(one.vector or b""))
+            by_way.setdefault(one.way, []).append(support)
+        ways = [
+            Way(label=label, shots=len(by_way.get(at, ())), support=by_way.get(at, []))
+            for at, label in enumerate(row.labels)
+        ]
+        return _episode(row, ways, metadata.read(connection, metadata.FINGERPRINT) or self._fingerprint)
 
 
 def _not_found(episode_id: str) -> NotFound:
     return NotFound(f"There is no episode {episode_id!r}.")
 
 
-def _alive() -> sa.ColumnElement[bool]:
+def _no_support(support_id: str) -> NotFound:
+    return NotFound(f"There is no support {support_id!r} in this episode.")
+
+
+def _unexpired() -> sa.ColumnElement[bool]:
     return sa.or_(episodes.c.expires_at.is_(None), episodes.c.expires_at > time.time())
 
 
 def _placed(
     connection: sa.Connection, episode_id: str, labels: Sequence[str], ways: Sequence[NewWay]
 ) -> list[tuple[int, int, NewSupport]]:
-    """New examples after the last position of their ways."""
+    """Return new examples as (way, position, example), after the last position of their ways."""
     ends = sa.select(supports.c.way, sa.func.max(supports.c.position)).where(supports.c.episode_id == episode_id)
     next_at = {way: end + 1 for way, end in connection.execute(ends.group_by(supports.c.way))}
     placed: list[tuple[int, int, NewSupport]] = []
@@ -455,7 +395,7 @@ def _check_version(episode: Episode, if_match: Sequence[int] | None) -> None:
 
 
 def _check_size(episode: Episode, labels: Sequence[str], ways: Sequence[NewWay], limits: Limits) -> None:
-    shots = {way.label: len(way.support) for way in episode.ways}
+    shots = {way.label: way.shots for way in episode.ways}
     for way in ways:
         shots[way.label] = shots.get(way.label, 0) + len(way.support)
     if len(labels) > limits.max_ways:
@@ -465,7 +405,7 @@ def _check_size(episode: Episode, labels: Sequence[str], ways: Sequence[NewWay],
 
 
 def _delete(connection: sa.Connection, episode_ids: Sequence[str]) -> tuple[int, set[str]]:
-    """Delete episodes in the caller's transaction: the last `seq`, and the pictures they named."""
+    """Delete episodes in the caller's transaction; returns the last `seq` and the images they named."""
     belongs = supports.c.episode_id.in_(episode_ids)
     digests = set(connection.execute(sa.select(supports.c.sha256).where(belongs)).scalars())
     connection.execute(sa.delete(supports).where(belongs))
@@ -480,8 +420,11 @@ def _derived(token: str, what: str, length: int) -> str:
     return hashlib.sha256(f"{token}:{what}".encode()).hexdigest()[:length]
 
 
-def _episode(row: sa.Row[*tuple[object, ...]], by_way: dict[tuple[str, int], list[Support]], active: str) -> Episode:
-    ways = [Way(label=label, support=by_way.get((row.id, way), [])) for way, label in enumerate(row.labels)]
+def _support_id(token: str, number: int) -> str:
+    return f"s_{_derived(token, str(number), 16)}"
+
+
+def _episode(row: _Row, ways: Sequence[Way], active: str) -> Episode:
     return Episode(
         id=row.id,
         name=row.name,
@@ -493,18 +436,5 @@ def _episode(row: sa.Row[*tuple[object, ...]], by_way: dict[tuple[str, int], lis
     )
 
 
-def _summary(row: sa.Row[*tuple[object, ...]], shots: Mapping[tuple[str, int], int], active: str) -> EpisodeSummary:
-    ways = [WaySummary(label=label, shots=shots.get((row.id, way), 0)) for way, label in enumerate(row.labels)]
-    return EpisodeSummary(
-        id=row.id,
-        name=row.name,
-        version=row.version,
-        method=row.method,
-        fingerprint=active,
-        expires_at=row.expires_at,
-        ways=ways,
-    )
-
-
-def _pictures_of(ways: Sequence[NewWay]) -> Iterator[bytes]:
+def _images_of(ways: Sequence[NewWay]) -> Iterator[bytes]:
     return (support.data for way in ways for support in way.support)

@@ -1,4 +1,4 @@
-"""Answers of writes by their `Idempotency-Key`, so that a client may repeat a request it lost sight of."""
+"""Responses of writes by their `Idempotency-Key`, so that a client may repeat a request whose response it lost."""
 
 import secrets
 import time
@@ -11,13 +11,13 @@ from app.errors import Conflict
 from app.stores.sql.database import Database
 from app.stores.sql.tables import idempotency_keys
 
-KEPT_S = 24 * 3600.0
-CLEARED_AT_ONCE = 100
+RETAINED_S = 24 * 3600.0
+EXPIRED_AT_ONCE = 100  # most expired keys that one request removes, so that no caller pays for all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A response as it was given."""
+    """A response as it was sent."""
 
     status: int
     headers: Mapping[str, str]
@@ -26,11 +26,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A key as this request finds it.
+    """The state of a key for the request that claims it.
 
     Attributes:
-        token: made-up ids follow from it, so that a repeat after a crash writes the same rows.
-        answer: what was answered before; None where the request must be worked on.
+        token: generated ids derive from it, so that a repeat after a crash writes the same rows.
+        answer: the stored response; None if the request must be processed.
     """
 
     token: str
@@ -38,10 +38,10 @@ class Claim:
 
 
 class IdempotencyKeys:
-    """All keys of a day; every method blocks, call them through `Database.run_write`.
+    """The keys of the last day; every method blocks, call them through `Database.run_write`.
 
     Args:
-        hold_s: how long a request may work before its key may be taken over; longer than any deadline.
+        hold_s: how long a request may take before its key can be claimed again; longer than any deadline.
     """
 
     def __init__(self, database: Database, *, hold_s: float) -> None:
@@ -49,78 +49,80 @@ class IdempotencyKeys:
         self._hold_s = hold_s
 
     def release_all(self) -> None:
-        """At start, where this process is the only one: whoever held a key is gone."""
-        held = idempotency_keys.c.status.is_(None)
-        with self._database.write() as connection:
-            connection.execute(sa.update(idempotency_keys).where(held).values(held_until=0.0))
+        """Release all held keys, at the start of the only process: their requests died with the one before."""
+        self._release(sa.true())
 
     def claim(self, key: str, request: str) -> Claim:
-        """Take a key, or find what it was answered with.
+        """Hold a key for a request, or return the stored response.
 
         Args:
             key: digest of the client's key and the caller.
             request: digest of method, address and body.
 
         Raises:
-            Conflict: the key came with another request, or its request is at work just now.
+            Conflict: the key was used for a different request, or its request is still being processed.
         """
         now = time.time()
         with self._database.write() as connection:
-            _clear_expired(connection, now)
+            _remove_expired(connection, now)
             known = sa.select(idempotency_keys).where(idempotency_keys.c.key == key)
             row = connection.execute(known).one_or_none()
             if row is None:
                 token = secrets.token_hex(16)
                 values = {"key": key, "request": request, "token": token}
-                times = {"held_until": now + self._hold_s, "expires_at": now + KEPT_S}
+                times = {"held_until": now + self._hold_s, "expires_at": now + RETAINED_S}
                 connection.execute(sa.insert(idempotency_keys), {**values, **times})
                 return Claim(token=token, answer=None)
-            if row.request != request:
-                raise Conflict("The Idempotency-Key came with another request before.")
-            if row.status is not None:
+            if row.request != request:  # a client's mistake, never answered with another request's response
+                raise Conflict("The Idempotency-Key was already used for a different request: choose another key.")
+            if row.status is not None:  # answered: the response is repeated
                 return Claim(token=row.token, answer=Answer(status=row.status, headers=row.headers, body=row.body))
             if row.held_until > now:
-                raise Conflict("The request of this Idempotency-Key is at work.", retry_after_s=1.0)
+                raise Conflict("The request of this Idempotency-Key is still being processed.", retry_after_s=1.0)
+            # Its process died or gave up: this request takes over with the same token.
             change = sa.update(idempotency_keys).where(idempotency_keys.c.key == key)
             connection.execute(change.values(held_until=now + self._hold_s))
             return Claim(token=row.token, answer=None)
 
-    def keep(self, key: str, answer: Answer) -> None:
-        """Remember what the request was answered with."""
+    def store(self, key: str, answer: Answer) -> None:
+        """Store the response to the request that holds a key."""
         values = {"status": answer.status, "headers": dict(answer.headers), "body": answer.body}
         with self._database.write() as connection:
             connection.execute(sa.update(idempotency_keys).where(idempotency_keys.c.key == key).values(values))
 
     def release(self, key: str) -> None:
-        """Let the next request with this key work: this one failed."""
-        open_key = sa.and_(idempotency_keys.c.key == key, idempotency_keys.c.status.is_(None))
+        """Release a key whose request failed, for the next request with it."""
+        self._release(idempotency_keys.c.key == key)
+
+    def _release(self, condition: sa.ColumnElement[bool]) -> None:
+        held = sa.update(idempotency_keys).where(condition, idempotency_keys.c.status.is_(None))
         with self._database.write() as connection:
-            connection.execute(sa.update(idempotency_keys).where(open_key).values(held_until=0.0))
+            connection.execute(held.values(held_until=0.0))
 
 
 def require_undone(connection: sa.Connection, token: str | None) -> None:
-    """Let the write of a token run once: to be called in its transaction, before anything is written.
+    """Check, in a write's transaction and before anything is written, that a token's write is not done yet.
 
     Raises:
-        Conflict: the write was committed before, and only its answer was lost.
+        Conflict: the write was committed before, and only its response was lost.
     """
     if token is None:
         return
     known = sa.select(idempotency_keys.c.done_seq).where(idempotency_keys.c.token == token)
     done = connection.execute(known).scalar_one_or_none()
     if done is not None:
-        raise Conflict(f"The write of this Idempotency-Key was done at seq {done}; its answer was lost.")
+        raise Conflict(f"The write of this Idempotency-Key was committed at seq {done}; its response was lost.")
 
 
 def note_done(connection: sa.Connection, token: str | None, seq: int) -> None:
-    """Say, in the write's own transaction, that it is done."""
+    """Record, in a write's transaction, that a token's write is done."""
     if token is not None:
         own = sa.update(idempotency_keys).where(idempotency_keys.c.token == token)
         connection.execute(own.values(done_seq=seq))
 
 
-def _clear_expired(connection: sa.Connection, now: float) -> None:
-    old = sa.select(idempotency_keys.c.key).where(idempotency_keys.c.expires_at <= now).limit(CLEARED_AT_ONCE)
+def _remove_expired(connection: sa.Connection, now: float) -> None:
+    old = sa.select(idempotency_keys.c.key).where(idempotency_keys.c.expires_at <= now).limit(EXPIRED_AT_ONCE)
     found = list(connection.execute(old).scalars())
     if found:
         connection.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.key.in_(found)))

@@ -1,4 +1,4 @@
-"""Items of galleries: rows are the truth, pictures are on disk before them, indexes follow."""
+"""Items of galleries: rows are the source of truth, images are stored before them, indexes follow."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from app.stores.sql.failpoints import failpoint
 from app.stores.sql.tables import VectorDtype, galleries, item_vectors, items, pack, unpack
 
 EXPORTED_AT_ONCE = 256
-IDS_AT_ONCE = 500
+IDS_AT_ONCE = 500  # bound parameters per statement
 
 Change = Callable[[Mapping[str, object]], Mapping[str, object]]
 _Live = sa.Row[int, str, str, int]
@@ -29,7 +29,7 @@ _Live = sa.Row[int, str, str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One stored picture: `id` is the caller's, `sha256` names its blob, `seq` its last write."""
+    """One stored image: `id` is the caller's, `sha256` names its blob, `seq` its last write."""
 
     id: str
     sha256: str
@@ -44,7 +44,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewItem:
-    """An item to write: the picture as stored bytes, and `vector` [D] float32, unit length."""
+    """An item to write: the image's bytes, and `vector` [D] float32, unit length."""
 
     id: str
     data: bytes
@@ -67,7 +67,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What a write did: the last `seq`, the items as they were written, and whether each replaced one."""
+    """The result of a write: the last `seq`, the items as written, and whether each replaced one."""
 
     seq: int
     items: Sequence[Item]
@@ -76,7 +76,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """What a bulk delete did: `missing` are ids that were not there."""
+    """The result of a bulk delete; `missing` are ids that did not exist."""
 
     seq: int
     count: int
@@ -87,21 +87,15 @@ class Items:
     """All items of one service; every method blocks, call them through `Database.run`.
 
     Args:
-        database: the truth.
-        blobs: where pictures lie.
-        indexes: follow what is written here.
+        database: the source of truth.
+        blobs: where images are stored.
+        indexes: they follow what is written here.
         fingerprint: of the bundle that made the vectors.
         dtype: how vectors are stored.
     """
 
     def __init__(
-        self,
-        database: Database,
-        blobs: Blobs,
-        indexes: Indexes,
-        *,
-        fingerprint: str,
-        dtype: VectorDtype = "fp32",
+        self, database: Database, blobs: Blobs, indexes: Indexes, *, fingerprint: str, dtype: VectorDtype = "fp32"
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -118,17 +112,17 @@ class Items:
         if_match: Sequence[int] | None = None,
         token: str | None = None,
     ) -> Written:
-        """Write items of distinct ids, replacing those there are: pictures, then one transaction, then the index.
+        """Write items of distinct ids, replacing existing ones: images, then one transaction, then the index.
 
         Args:
-            wait: until they are searchable here, not only durable.
-            if_match: every item must be there at one of these `seq`.
+            wait: until they are searchable in this process, not only durable.
+            if_match: every item must exist at one of these `seq`.
             token: of the request's idempotency key.
 
         Raises:
             NotFound: there is no such gallery.
             Conflict: the token's write was done before.
-            FingerprintMismatch: another bundle's vectors are the active ones.
+            FingerprintMismatch: another bundle's vectors are active.
             PreconditionFailed: `if_match` does not hold.
             DiskFull: nothing was written.
         """
@@ -139,32 +133,29 @@ class Items:
                 require_undone(connection, token)
                 metadata.require_fingerprint(connection, self._fingerprint)
                 key = gallery_id(connection, name)
-                # In the writer's turn nobody collects pictures: those put above may have been, by another process.
+                # Put again inside the transaction: another process may have collected them since.
                 for item in new:
                     self._blobs.put(item.data, was_just_put=True)
                 old = {row.external_id: row for row in self._candidates(connection, key, [one.id for one in new], None)}
                 if if_match is not None and any(one.id not in old or old[one.id].seq not in if_match for one in new):
                     raise PreconditionFailed("The item is at another version.")
-                written = self._write_rows(connection, key, name, new, digests, old)
+                written = self._write_rows(connection, key, name, new=new, digests=digests, old=old)
                 note_done(connection, token, written[-1].seq)
                 failpoint("rows.written")
-        failpoint("rows.committed")
-        if wait:
-            self._indexes.catch_up()
-            failpoint("index.applied")
-        else:
-            self._indexes.nudge()
-        collect_garbage_later(self._database, self._blobs, {row.sha256 for row in old.values()} - set(digests))
+        self._after_commit({row.sha256 for row in old.values()} - set(digests), wait=wait)
         return Written(seq=written[-1].seq, items=written, replaced=[item.id in old for item in new])
 
     def change(
         self, name: str, item_id: str, change: Change | None, *, if_match: Sequence[int] | None = None
     ) -> tuple[int, Item]:
-        """Change an item's metadata only; None keeps it.
+        """Change an item's metadata only.
 
         Args:
-            change: from the present metadata to the next; runs in the transaction.
+            change: a function from the present metadata to the next, called in the transaction; None changes nothing.
             if_match: the item's `seq` must be one of these.
+
+        Returns:
+            The write's `seq`, and the item.
 
         Raises:
             NotFound: no such gallery or item.
@@ -178,7 +169,7 @@ class Items:
             if change is not None:
                 values["metadata"] = dict(change(row.metadata))
             updated = sa.update(items).where(items.c.id == row.id).values(values).returning(items)
-            item = item_of(connection.execute(updated).one())
+            item = _item(connection.execute(updated).one())
             failpoint("rows.written")
         failpoint("rows.committed")
         return seq, item
@@ -189,7 +180,7 @@ class Items:
             row = _required(connection, gallery_id(connection, name), name, item_id, if_match)
             seq = change_log.append(connection, "item.delete", name, row.id)
             connection.execute(sa.update(items).where(items.c.id == row.id).values(deleted_seq=seq))
-        self._after_removal({row.sha256}, wait=wait)
+        self._after_commit({row.sha256}, wait=wait)
         return seq
 
     def remove_many(
@@ -201,17 +192,17 @@ class Items:
         wait: bool = True,
         token: str | None = None,
     ) -> Removed:
-        """Delete the items of some ids, or all whose metadata passes, in one transaction under one `seq`.
+        """Delete the items of `ids`, or all whose metadata passes `where`, in one transaction under one `seq`.
 
         Raises:
-            NotFound: there is no such gallery. Ids that are not there are told, not refused.
+            NotFound: there is no such gallery; missing ids are reported in the result.
             Conflict: the token's write was done before.
         """
         with self._database.write() as connection:
             require_undone(connection, token)
             key = gallery_id(connection, name)
             found = {row.id: row for row in self._candidates(connection, key, ids, where)}
-            seq = change_log.head(connection)
+            seq = change_log.head(connection)  # reported if nothing is deleted
             if found:
                 seq = change_log.append(connection, "items.delete", name)
                 rows = list(found)
@@ -219,50 +210,48 @@ class Items:
                     part = items.c.id.in_(rows[start : start + IDS_AT_ONCE])
                     connection.execute(sa.update(items).where(part).values(deleted_seq=seq))
             note_done(connection, token, seq)
-        self._after_removal({row.sha256 for row in found.values()}, wait=wait)
-        there = {row.external_id for row in found.values()}
-        return Removed(seq=seq, count=len(found), missing=[one for one in ids or () if one not in there])
+        self._after_commit({row.sha256 for row in found.values()}, wait=wait)
+        removed = {row.external_id for row in found.values()}
+        return Removed(seq=seq, count=len(found), missing=[one for one in ids or () if one not in removed])
 
     def item(self, name: str, item_id: str) -> Item:
-        """One live item. Raises NotFound for the gallery or the item."""
+        """Return one live item. Raises NotFound for the gallery or the item."""
         with self._database.read() as connection:
-            return item_of(_required(connection, gallery_id(connection, name), name, item_id, None))
+            return _item(_required(connection, gallery_id(connection, name), name, item_id, None))
 
     def page(self, name: str, *, after: str | None, limit: int, where: Filter | None = None) -> Sequence[Item]:
-        """A page of live items by id, those that follow `after`. Raises NotFound."""
+        """Return a page of live items by id, those that follow `after`. Raises NotFound."""
         with self._database.read() as connection:
-            query = sa.select(items).where(
-                items.c.gallery_id == gallery_id(connection, name), items.c.deleted_seq.is_(None)
-            )
+            query = _live(gallery_id(connection, name))
             if where is not None:
                 query = query.where(filter_condition(where, items.c.metadata, connection.dialect.name))
             if after is not None:
                 query = query.where(items.c.external_id > after)
             rows = connection.execute(query.order_by(items.c.external_id).limit(limit)).all()
-        return [item_of(row) for row in rows]
+        return [_item(row) for row in rows]
 
     def image(self, name: str, item_id: str) -> tuple[Item, bytes]:
-        """One item and its stored bytes. Raises NotFound."""
+        """Return one item and its image's bytes. Raises NotFound."""
         item = self.item(name, item_id)
         while True:
             try:
                 return item, self._blobs.get(item.sha256)
             except NotFound:
-                # Replaced since the row was read, and collected: the row now names another.
+                # Replaced and collected since the row was read: read the row again, it names another image now.
                 read, item = item, self.item(name, item_id)
                 if item.sha256 == read.sha256:
                     raise
 
     def export(self, name: str) -> tuple[int, Iterator[Sequence[Exported]]]:
-        """All items with their vectors, in parts.
+        """Return all items with their vectors, in parts.
 
         Returns:
-            The `seq` they are of (writes after it are not seen, but for changed metadata), and the parts; those
-            raise EngineUnavailable where a vacuum or the gallery's end took rows away meanwhile.
+            The `seq` they belong to (later writes are not seen, except changed metadata), and the parts. Reading the
+            parts raises EngineUnavailable if the gallery is vacuumed or deleted meanwhile.
 
         Raises:
             NotFound: there is no such gallery.
-            FingerprintMismatch: another bundle's vectors are the active ones.
+            FingerprintMismatch: another bundle's vectors are active.
         """
         with self._database.read() as connection:
             metadata.require_fingerprint(connection, self._fingerprint)
@@ -270,21 +259,22 @@ class Items:
         return seq, self._exported(key, seq)
 
     def _exported(self, key: int, seq: int) -> Iterator[Sequence[Exported]]:
-        joined = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == self._fingerprint)
+        own = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == self._fingerprint)
         columns = (items.c.id, items.c.external_id, items.c.metadata, item_vectors.c.dtype, item_vectors.c.vector)
-        there = sa.or_(items.c.deleted_seq.is_(None), items.c.deleted_seq > seq)
+        was_live = sa.or_(items.c.deleted_seq.is_(None), items.c.deleted_seq > seq)
         query = (
             sa.select(*columns)
-            .select_from(items.join(item_vectors, joined))
-            .where(items.c.gallery_id == key, items.c.added_seq <= seq, there)
+            .select_from(items.join(item_vectors, own))
+            .where(items.c.gallery_id == key, items.c.added_seq <= seq, was_live)
             .order_by(items.c.id)
             .limit(EXPORTED_AT_ONCE)
         )
+        gallery = sa.select(galleries.c.id).where(galleries.c.id == key)
         last = 0
         while True:
-            # A transaction a part: a slow reader must not hold one open.
+            # One transaction per part: a slow client must not hold one open.
             with self._database.read() as connection:
-                if change_log.vacuumed(connection) > seq or not _is_there(connection, key):
+                if change_log.vacuumed(connection) > seq or connection.execute(gallery).first() is None:
                     raise EngineUnavailable("The gallery was vacuumed or deleted during the export.")
                 rows = connection.execute(query.where(items.c.id > last)).all()
             if not rows:
@@ -295,14 +285,14 @@ class Items:
                 for row in rows
             ]
 
-    def _after_removal(self, digests: set[str], *, wait: bool) -> None:
+    def _after_commit(self, unused: set[str], *, wait: bool) -> None:
         failpoint("rows.committed")
         if wait:
             self._indexes.catch_up()
             failpoint("index.applied")
         else:
-            self._indexes.nudge()
-        collect_garbage_later(self._database, self._blobs, digests)
+            self._indexes.nudge()  # the following thread applies it soon
+        collect_garbage_later(self._database, self._blobs, unused)
 
     def _candidates(
         self, connection: sa.Connection, key: int, ids: Sequence[str] | None, where: Filter | None
@@ -311,9 +301,8 @@ class Items:
             items.c.gallery_id == key, items.c.deleted_seq.is_(None)
         )
         if ids is None and where is not None:
-            yield from connection.execute(
-                live.where(filter_condition(where, items.c.metadata, connection.dialect.name))
-            )
+            passing = filter_condition(where, items.c.metadata, connection.dialect.name)
+            yield from connection.execute(live.where(passing))
         for start in range(0, len(ids or ()), IDS_AT_ONCE):
             part = list(ids or ())[start : start + IDS_AT_ONCE]
             yield from connection.execute(live.where(items.c.external_id.in_(part)))
@@ -323,16 +312,18 @@ class Items:
         connection: sa.Connection,
         key: int,
         name: str,
+        *,
         new: Sequence[NewItem],
         digests: Sequence[str],
         old: Mapping[str, _Live],
     ) -> Sequence[Item]:
-        """Bury the live rows of the same ids and insert the new ones; returns these."""
+        """Tombstone the live rows of the same ids and insert the new ones; returns these."""
         seqs = change_log.take(connection, len(new))
+        # A replaced row dies at the seq of its successor.
         by_id = {item.id: seq for item, seq in zip(new, seqs, strict=True)}
         for external_id, row in old.items():
-            buried = sa.update(items).where(items.c.id == row.id)
-            connection.execute(buried.values(deleted_seq=by_id[external_id]))
+            replaced = sa.update(items).where(items.c.id == row.id)
+            connection.execute(replaced.values(deleted_seq=by_id[external_id]))
         now = time.time()
         rows = [
             {
@@ -350,6 +341,7 @@ class Items:
             }
             for item, sha256, seq in zip(new, digests, seqs, strict=True)
         ]
+        # In the order of `rows`: the ids are matched with vectors below.
         inserted = sa.insert(items).returning(items, sort_by_parameter_order=True)
         stored = connection.execute(inserted, rows).all()
         vectors = [
@@ -363,21 +355,18 @@ class Items:
         ]
         connection.execute(sa.insert(item_vectors), vectors)
         change_log.note(connection, seqs, "item.put", name, [row.id for row in stored])
-        return [item_of(row) for row in stored]
+        return [_item(row) for row in stored]
 
 
-def _is_there(connection: sa.Connection, key: int) -> bool:
-    return connection.execute(sa.select(galleries.c.id).where(galleries.c.id == key)).first() is not None
+def _live(key: int) -> sa.Select[*tuple[object, ...]]:
+    return sa.select(items).where(items.c.gallery_id == key, items.c.deleted_seq.is_(None))
 
 
 def _required(
     connection: sa.Connection, key: int, name: str, item_id: str, if_match: Sequence[int] | None
 ) -> sa.Row[*tuple[object, ...]]:
-    """The live row of an item. Raises NotFound, PreconditionFailed."""
-    query = sa.select(items).where(
-        items.c.gallery_id == key, items.c.external_id == item_id, items.c.deleted_seq.is_(None)
-    )
-    row = connection.execute(query).one_or_none()
+    """Return the live row of an item. Raises NotFound, PreconditionFailed."""
+    row = connection.execute(_live(key).where(items.c.external_id == item_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no item {item_id!r} in gallery {name!r}.")
     if if_match is not None and row.seq not in if_match:
@@ -385,8 +374,7 @@ def _required(
     return row
 
 
-def item_of(row: sa.Row[*tuple[object, ...]]) -> Item:
-    """An item from its row of the `items` table."""
+def _item(row: sa.Row[*tuple[object, ...]]) -> Item:
     return Item(
         id=row.external_id,
         sha256=row.sha256,

@@ -1,4 +1,4 @@
-"""Long work and how far it is; any process that shares the database can ask or cancel."""
+"""Long-running jobs and their progress; any process that shares the database can query or cancel them."""
 
 import secrets
 import time
@@ -12,7 +12,7 @@ from app.errors import NotFound
 from app.stores.sql.database import Database
 from app.stores.sql.tables import jobs
 
-STALE_S = 3600.0
+STALE_S = 3600.0  # A job without progress for this long has lost its process
 
 
 class JobState(StrEnum):
@@ -24,7 +24,7 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One piece of long work: `done` of `total` steps; times in seconds since 1970."""
+    """One job: `done` of `total` steps; times in seconds since 1970."""
 
     id: str
     kind: str
@@ -44,16 +44,12 @@ class Jobs:
         self._database = database
 
     def end_abandoned(self) -> None:
-        """At start: note what a killed process left running as failed.
-
-        Where the data folder is this process's alone all of it is; where others share the database, what made no
-        step for long.
-        """
+        """At start, mark the jobs of a killed process as failed: all that run, or on a shared database stale ones."""
         with self._database.write() as connection:
             _end(connection, time.time() - (STALE_S if self._database.is_shared else 0.0))
 
     def begin(self, kind: str, total: int) -> Job:
-        """Note that work begins; what made no step for long is noted as ended."""
+        """Create a running job; stale ones are marked as failed."""
         now = time.time()
         row = {"id": f"job_{secrets.token_hex(12)}", "kind": kind, "state": JobState.RUNNING.value}
         counts = {"done": 0, "total": total, "report": {}, "created_at": now, "updated_at": now}
@@ -63,40 +59,31 @@ class Jobs:
         return self.get(row["id"])
 
     def advance(self, job_id: str, done: int) -> bool:
-        """Note progress; returns whether the work should go on; forgotten and cancelled work should not."""
+        """Record progress; returns False if the job was cancelled or deleted, and its work should stop."""
         with self._database.write() as connection:
             change = sa.update(jobs).where(jobs.c.id == job_id).values(done=done, updated_at=time.time())
             state = connection.execute(change.returning(jobs.c.state)).scalar_one_or_none()
-        return bool(state == JobState.RUNNING)
+        return bool(state == JobState.RUNNING)  # None: deleted
 
     def finish(self, job_id: str, *, report: Mapping[str, object], error: str | None = None) -> None:
-        """Note the end; one that was cancelled stays so."""
+        """Mark a running job as succeeded, or as failed with an error."""
         state = JobState.FAILED if error else JobState.SUCCEEDED
+        # Only while it runs: a cancelled job stays cancelled.
         running = sa.and_(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING.value)
         values = {"state": state.value, "report": dict(report), "error": error, "updated_at": time.time()}
         with self._database.write() as connection:
             connection.execute(sa.update(jobs).where(running).values(values))
 
     def get(self, job_id: str) -> Job:
-        """One job. Raises NotFound."""
+        """Return one job. Raises NotFound."""
         with self._database.read() as connection:
-            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
+            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().one_or_none()
         if row is None:
             raise NotFound(f"There is no job {job_id!r}.")
-        return Job(
-            id=row.id,
-            kind=row.kind,
-            state=JobState(row.state),
-            done=row.done,
-            total=row.total,
-            report=row.report,
-            error=row.error,
-            created_at=row.created_at,
-            updated_at=row.updated_at,
-        )
+        return Job(**{**row, "state": JobState(row["state"])})
 
     def delete(self, job_id: str) -> None:
-        """Cancel a job that runs, forget one that ended. Raises NotFound."""
+        """Cancel a running job, or delete one that ended. Raises NotFound."""
         with self._database.write() as connection:
             state = connection.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one_or_none()
             if state is None:
@@ -109,7 +96,7 @@ class Jobs:
 
 
 def _end(connection: sa.Connection, before: float) -> None:
-    """Note jobs that run, and made their last step before a time, as failed."""
+    """Mark running jobs whose last progress was before a time as failed."""
     stale = sa.and_(jobs.c.state == JobState.RUNNING.value, jobs.c.updated_at <= before)
     ended = {"state": JobState.FAILED.value, "error": "The process ended.", "updated_at": time.time()}
     connection.execute(sa.update(jobs).where(stale).values(ended))

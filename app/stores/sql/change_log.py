@@ -21,11 +21,8 @@ class Change:
 
 
 def take(connection: sa.Connection, count: int = 1) -> range:
-    """The next numbers, for the caller's transaction alone.
-
-    The counter row stays locked until the commit, so a change with a lower number can never
-    become visible after one with a higher.
-    """
+    """Return the next numbers, for the caller's transaction alone."""
+    # The row stays locked until the commit: no change becomes visible after one with a higher number.
     bump = sa.update(counters).where(counters.c.name == "seq").values(value=counters.c.value + count)
     last: int = connection.execute(bump.returning(counters.c.value)).scalar_one()
     return range(last - count + 1, last + 1)
@@ -34,7 +31,7 @@ def take(connection: sa.Connection, count: int = 1) -> range:
 def note(
     connection: sa.Connection, seqs: Sequence[int], kind: str, subject: str, item_ids: Sequence[int] | None = None
 ) -> None:
-    """Write one change under each of the numbers taken; `item_ids` are the rows they are about, if any."""
+    """Write one change under each number of `take`; `item_ids` are the rows they are about, if any."""
     now = time.time()
     rows = [
         {"seq": seq, "kind": kind, "subject": subject, "item_id": item_id, "at": now}
@@ -51,22 +48,22 @@ def append(connection: sa.Connection, kind: str, subject: str, item_id: int | No
 
 
 def head(connection: sa.Connection) -> int:
-    """The last `seq` given out; 0 for an empty log."""
-    seq: int = connection.execute(sa.select(counters.c.value).where(counters.c.name == "seq")).scalar_one()
-    return seq
+    """Return the last `seq` taken; 0 for an empty log."""
+    return _counter(connection, "seq")
 
 
 def vacuumed(connection: sa.Connection) -> int:
-    """The `seq` up to which the log and the rows it made dead were thrown away."""
-    seq: int = connection.execute(sa.select(counters.c.value).where(counters.c.name == "vacuumed")).scalar_one()
-    return seq
+    """Return the `seq` up to which the log and the rows that died by then were removed."""
+    return _counter(connection, "vacuumed")
 
 
 def after(connection: sa.Connection, seq: int, limit: int = 1000) -> Sequence[Change]:
-    """The changes that follow `seq`, oldest first."""
+    """Return the changes that follow `seq`, oldest first."""
     columns = (changes.c.seq, changes.c.kind, changes.c.subject, changes.c.item_id)
     query = sa.select(*columns).where(changes.c.seq > seq).order_by(changes.c.seq).limit(limit)
-    return [
-        Change(seq=row.seq, kind=row.kind, subject=row.subject, item_id=row.item_id)
-        for row in connection.execute(query)
-    ]
+    return [Change(**row) for row in connection.execute(query).mappings()]
+
+
+def _counter(connection: sa.Connection, name: str) -> int:
+    value: int = connection.execute(sa.select(counters.c.value).where(counters.c.name == name)).scalar_one()
+    return value

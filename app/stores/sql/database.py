@@ -1,4 +1,4 @@
-"""The SQL database: one writer, short readers, all off the event loop in a bounded pool."""
+"""The SQL database: one writer, short readers, all run off the event loop in a bounded pool."""
 
 import asyncio
 import contextlib
@@ -30,11 +30,10 @@ from app.stores.sql.tables import counters
 SQLITE_FILE = "vermouth.sqlite3"
 MAX_PENDING = 512
 MAX_LATER = 1024
-DISK_FULL_STATE = "53100"
+DISK_FULL_STATE = "53100"  # PostgreSQL's SQLSTATE
 READ_ONLY_STATE = "25006"
 CANCELLED_STATE = "57014"
-STEPS_A_LOOK = 10_000
-"""How many of SQLite's steps, about a millisecond, go by between looks at the clock."""
+STEPS_PER_CHECK = 10_000  # SQLite steps between two looks at the clock: about a millisecond
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,33 +48,33 @@ class Database:
 
     Attributes:
         is_shared: other processes may write to it too (PostgreSQL).
-        write_lock: held by every writer of this process from its first file to its last derived value.
+        write_lock: a writer of this process holds it for its transaction; take it to keep writers out for longer.
     """
 
     def __init__(self, engine: sa.Engine, pool: ThreadPoolExecutor, lock_file: IO[str] | None) -> None:
         self.engine = engine
         self.is_shared = engine.dialect.name == "postgresql"
         self.write_lock = threading.RLock()
-        self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if self.is_shared else None
+        self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if self.is_shared else engine
         self._pool = pool
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
-        self._later = ThreadPoolExecutor(1, thread_name_prefix="store-later")
-        self._waiting: set[Future[object]] = set()
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="store-later")
+        self._waiting: set[Future[object]] = set()  # of the background thread
         self._lock_file = lock_file
-        self._pending = 0
+        self._pending = 0  # calls in `run` and `run_write`; only the event loop touches it
         self._written = 0
 
     @property
     def written(self) -> int | None:
-        """How often this process has written; None where others may write too, and it tells nothing.
+        """Number of writes of this process; None if others may write too.
 
-        Two reads without a write between them, by this number, find the same.
+        Two reads at the same number return the same.
         """
         return None if self.is_shared else self._written
 
     @contextlib.contextmanager
     def read(self, *, limit_s: float | None = READ_LIMIT_S) -> Iterator[sa.Connection]:
-        """One consistent snapshot to read from.
+        """Open one consistent snapshot to read from.
 
         Args:
             limit_s: longest that a statement may take (on SQLite: the block); None for maintenance.
@@ -83,16 +82,15 @@ class Database:
         Raises:
             DeadlineExceeded: a query took longer.
         """
-        readers = self._readers or self.engine
-        with sql_errors(), readers.connect() as connection, self._limited(connection, limit_s):
+        with sql_errors(), self._readers.connect() as connection, self._limited(connection, limit_s):
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One transaction of the only writer; committed and on disk when the block ends.
+        """Open one write transaction; it is committed and on disk when the block ends.
 
-        The writers of all processes take turns: SQLite by its own lock, PostgreSQL by the counter row that
-        `seq` is taken from. So what a transaction reads first is still true when it commits.
+        Writers of all processes take turns: SQLite by its own lock, PostgreSQL by the counter row of `seq`. What a
+        transaction reads first is therefore still true when it commits.
 
         Raises:
             DiskFull: no space for the transaction.
@@ -106,27 +104,25 @@ class Database:
                         writer.execute(sa.select(counters.c.value).where(counters.c.name == "seq").with_for_update())
                     yield writer
             finally:
-                # After the commit, and before anyone is told of it: who reads the old state has the old number.
+                # After the commit and before the write is acknowledged: a read of the old state has the old number.
                 self._written += 1
 
     @contextlib.contextmanager
     def _limited(self, connection: sa.Connection, limit_s: float | None) -> Iterator[None]:
-        if self.is_shared:
-            if limit_s != READ_LIMIT_S:
-                limit_statements(connection, limit_s)
-            yield
-            return
-        if limit_s is None:
+        if self.is_shared and limit_s != READ_LIMIT_S:  # the default is set when the connection is opened
+            limit_statements(connection, limit_s)
+        if self.is_shared or limit_s is None:
             yield
             return
         until_s, driver = time.monotonic() + limit_s, connection.connection.driver_connection
         if driver is None:
             raise EngineUnavailable("The store cannot be reached.", retry_after_s=1.0)
-        driver.set_progress_handler(lambda: time.monotonic() > until_s, STEPS_A_LOOK)
+        # SQLite has no statement timeout: a handler that returns true interrupts the query.
+        driver.set_progress_handler(lambda: time.monotonic() > until_s, STEPS_PER_CHECK)
         try:
             yield
         finally:
-            driver.set_progress_handler(None, 0)
+            driver.set_progress_handler(None, 0)  # the connection goes back to the pool
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking reads in the pool.
@@ -140,19 +136,27 @@ class Database:
         """Run blocking writes in their own thread, so that reads never queue behind them. Raises as `run`."""
         return await self._run(self._writer, lambda: function(*args, **kwargs))
 
+    async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        if self._pending >= MAX_PENDING:
+            raise QueueFull("The store has too many requests waiting.", retry_after_s=1.0)
+        self._pending += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, call)
+        finally:
+            self._pending -= 1
+
     def later(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Run in the background what nobody waits for and a vacuum can make up for; failures are logged."""
+        """Run in the background what a vacuum can make up for; failures and an overflow are logged."""
         if len(self._waiting) >= MAX_LATER:
             get_logger().warning("store_left_to_vacuum")
             return
-        future: Future[object] = self._later.submit(function, *args, **kwargs)
+        future: Future[object] = self._background.submit(function, *args, **kwargs)
         self._waiting.add(future)
         future.add_done_callback(self._done_later)
 
     def settle(self) -> None:
         """Wait for all that runs in the background."""
-        # One thread: what was handed in before is done, and told, when this is.
-        self._later.submit(int).result()
+        self._background.submit(int).result()  # one thread: earlier work is done when this is
 
     def _done_later(self, future: Future[object]) -> None:
         self._waiting.discard(future)
@@ -160,27 +164,17 @@ class Database:
         if error is not None:
             get_logger().warning("store_left_to_vacuum", exc_info=error)
 
-    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        if self._pending >= MAX_PENDING:
-            raise QueueFull("The store has too many requests waiting.", retry_after_s=1.0)
-        self._pending += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(pool, work)
-        finally:
-            self._pending -= 1
-
     def compact(self) -> None:
-        """Give the room of deleted rows back to the disk."""
+        """Return the space of deleted rows to the disk."""
         if not self.is_shared:
             with sql_errors(), self.engine.connect() as connection:
-                # It begins a transaction by itself; the connection's own is empty.
-                connection.exec_driver_sql("COMMIT")
+                connection.exec_driver_sql("COMMIT")  # VACUUM begins its own transaction
                 connection.exec_driver_sql("VACUUM")
 
     def close(self) -> None:
-        """Finish what runs, close the connections and let go of the data folder."""
+        """Finish running calls, close all connections and unlock the data folder."""
         self._writer.shutdown(wait=True)
-        self._later.shutdown(wait=True, cancel_futures=True)
+        self._background.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True)
         self.engine.dispose()
         if self._lock_file is not None:
@@ -191,13 +185,13 @@ def open_database(*, data_dir: Path, url: str | None = None, threads: int = 4) -
     """Lock the data folder, open the database in it (or at `url`) and migrate it.
 
     Args:
-        data_dir: the state's folder, made when absent.
+        data_dir: the state's folder, created if absent.
         url: a PostgreSQL URL; None for SQLite in `data_dir`.
         threads: size of the pool that runs SQL.
 
     Raises:
         DataFolderLocked: another process holds the folder.
-        UnusableDatabase: the URL is no PostgreSQL URL, or nothing answers there.
+        UnusableDatabase: the URL is no PostgreSQL URL, or no server answers there.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     lock_file = _lock_folder(data_dir)
@@ -211,10 +205,10 @@ def open_database(*, data_dir: Path, url: str | None = None, threads: int = 4) -
 
 
 def attach_database(*, data_dir: Path, url: str | None = None) -> Database:
-    """A database that another process may be serving: neither locked nor migrated.
+    """Open a database that another process may be serving: it is neither locked nor migrated.
 
     Raises:
-        UnusableDatabase: there is none, or it is of another release.
+        UnusableDatabase: there is none, or it was written by another release.
     """
     path = data_dir / SQLITE_FILE
     if url is None and not path.exists():
@@ -222,7 +216,7 @@ def attach_database(*, data_dir: Path, url: str | None = None) -> Database:
     engine = sqlite_engine(path) if url is None else postgres_engine(url, 1)
     if not has_present_schema(engine):
         engine.dispose()
-        raise UnusableDatabase("The database is of another release: start this one once, it will migrate it.")
+        raise UnusableDatabase("The database has another release's schema: start this release once to migrate it.")
     return Database(engine, ThreadPoolExecutor(1, thread_name_prefix="store"), None)
 
 
@@ -234,14 +228,14 @@ def _lock_folder(data_dir: Path) -> IO[str]:
         lock_file.close()
         raise DataFolderLocked(f"The data folder {data_dir} is in use by another process.") from err
     lock_file.truncate(0)
-    lock_file.write(f"{os.getpid()}\n")
+    lock_file.write(f"{os.getpid()}\n")  # for operators; the lock itself ends with the process
     lock_file.flush()
     return lock_file
 
 
 @contextlib.contextmanager
 def sql_errors() -> Iterator[None]:
-    """Turn what a database says of disks and connections into the service's errors."""
+    """Turn a driver's errors about disks, damage and connections into the service's."""
     try:
         yield
     except sa.exc.DBAPIError as err:
@@ -253,7 +247,7 @@ def sql_errors() -> Iterator[None]:
         if state == CANCELLED_STATE or str(err.orig) == "interrupted":
             raise DeadlineExceeded("The query took longer than the store allows.") from err
         is_away = isinstance(err, sa.exc.OperationalError | sa.exc.InterfaceError) or err.connection_invalidated
-        if is_away or state == READ_ONLY_STATE:
+        if is_away or state == READ_ONLY_STATE:  # read-only: a standby after a failover
             raise EngineUnavailable("The store cannot be reached.", retry_after_s=1.0) from err
         raise
     except sa.exc.TimeoutError as err:

@@ -1,4 +1,4 @@
-"""How SQLite and PostgreSQL are opened, and brought to the present schema."""
+"""Opens SQLite and PostgreSQL, and migrates them to the present schema."""
 
 import json
 from pathlib import Path
@@ -10,36 +10,32 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-MIN_SQLITE = (3, 51, 3)
-MIGRATION_LOCK = 0x7665726D
-READ_LIMIT_S = 30.0
-"""Longest a read of a request may take, so that no query holds a thread of the pool for ever."""
+MIN_SQLITE = (3, 51, 3)  # older ones may corrupt a database in WAL mode
+MIGRATION_LOCK = 0x7665726D  # "verm"
+READ_LIMIT_S = 30.0  # longest a read of a request may take, so that no query occupies a thread of the pool for ever
 
 
 class UnusableDatabase(RuntimeError):
-    """The database's URL cannot be used; the message does not repeat it, for it holds a password."""
+    """The database cannot be used; the message does not repeat its URL, which holds a password."""
 
 
 def sqlite_engine(path: Path) -> sa.Engine:
-    """An engine over an SQLite file: WAL, every commit on disk, foreign keys checked.
+    """Return an engine over an SQLite file: WAL, every commit on disk, foreign keys checked.
 
     Raises:
-        RuntimeError: the only SQLite at hand has the WAL-reset bug.
+        RuntimeError: the only SQLite installed has the WAL-reset bug.
     """
-    module = _sqlite_module()
     engine = sa.create_engine(
         f"sqlite+pysqlite:///{path}",
-        module=module,
+        module=_sqlite_module(),
         connect_args={"timeout": 30},
         json_serializer=_json,
-        # Metadata and vectors do not belong in the log beside an error.
-        hide_parameters=True,
+        hide_parameters=True,  # errors are logged; metadata and vectors are not
     )
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
-        # The driver opens no transaction of its own: `begin` below says which kind.
-        connection.isolation_level = None
+        connection.isolation_level = None  # the driver opens no transaction of its own: `begin` says which kind
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -52,27 +48,27 @@ def sqlite_engine(path: Path) -> sa.Engine:
 
 
 def postgres_engine(url: str, threads: int) -> sa.Engine:
-    """An engine over a PostgreSQL database.
+    """Return an engine over a PostgreSQL database.
 
     Raises:
-        UnusableDatabase: the URL is no PostgreSQL URL, or nothing answers there.
+        UnusableDatabase: the URL is no PostgreSQL URL, or no server answers there.
     """
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError) as err:
-        raise UnusableDatabase("The database URL cannot be read.") from err
+        raise UnusableDatabase("The database URL cannot be parsed.") from err
     if parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
         raise UnusableDatabase("The database URL must begin with postgresql://.")
     try:
         engine = sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"),
-            pool_size=threads + 4,
-            pool_pre_ping=True,
+            pool_size=threads + 4,  # writer, background, follower, builder
+            pool_pre_ping=True,  # a connection that the server closed is replaced
             json_serializer=_json,
             hide_parameters=True,
             connect_args={
                 "connect_timeout": 10,
-                # A writer that hangs or a connection that was cut must not hold the others up for ever.
+                # A hanging writer or a cut connection must not block the others for ever.
                 "options": "-c lock_timeout=30000 -c idle_in_transaction_session_timeout=60000"
                 f" -c statement_timeout={int(READ_LIMIT_S * 1000)}",
             },
@@ -88,25 +84,8 @@ def postgres_engine(url: str, threads: int) -> sa.Engine:
     return engine
 
 
-def _json(value: object) -> str:
-    # As it is, not escaped: keys are compared as text.
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _sqlite_module() -> Any:
-    """The SQLite driver without the WAL-reset bug: pysqlite3's, or Python's own where new enough."""
-    try:
-        import pysqlite3 as module
-    except ImportError:
-        import sqlite3 as module
-    if module.sqlite_version_info < MIN_SQLITE:
-        wanted = ".".join(map(str, MIN_SQLITE))
-        raise RuntimeError(f"SQLite {module.sqlite_version} has a WAL bug; {wanted} or newer is needed.")
-    return module
-
-
 def migrate(engine: sa.Engine, to: str = "head") -> None:
-    """Bring a database to the present schema, one process at a time; all of it or nothing."""
+    """Upgrade a database to a schema revision, one process at a time, in one transaction."""
     config = _config()
     with engine.connect() as connection:
         writer = connection.execution_options(vermouth_writes=True)
@@ -119,15 +98,31 @@ def migrate(engine: sa.Engine, to: str = "head") -> None:
 
 
 def has_present_schema(engine: sa.Engine) -> bool:
-    """Whether a database is of this release."""
+    """Whether a database has this release's schema."""
     with engine.connect() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
     return found == ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def limit_statements(connection: sa.Connection, limit_s: float | None) -> None:
-    """On PostgreSQL: the longest a statement of this transaction may take; None for any time."""
+    """Limit how long a statement of this PostgreSQL transaction may take; None removes the limit."""
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {int((limit_s or 0) * 1000)}")
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)  # not escaped: keys are compared as text
+
+
+def _sqlite_module() -> Any:
+    """Return an SQLite driver without the WAL-reset bug: pysqlite3, or Python's own where new enough."""
+    try:
+        import pysqlite3 as module
+    except ImportError:
+        import sqlite3 as module
+    if module.sqlite_version_info < MIN_SQLITE:
+        wanted = ".".join(map(str, MIN_SQLITE))
+        raise RuntimeError(f"SQLite {module.sqlite_version} has a WAL bug; {wanted} or newer is needed.")
+    return module
 
 
 def _config() -> Config:

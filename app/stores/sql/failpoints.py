@@ -1,9 +1,6 @@
-"""The named moments of a write, for tests that end the process at each of them.
+"""Failpoints: named moments of a write at which tests end the process. Without a listener a failpoint does nothing."""
 
-In service nobody listens and a point costs one comparison.
-"""
-
-from collections.abc import Callable
+from typing import Protocol
 
 POINTS = (
     "blobs.before",
@@ -18,15 +15,22 @@ POINTS = (
     "snapshot.renamed",
 )
 
-_listeners: list[Callable[[str], None]] = []
+
+class FailpointListener(Protocol):
+    """Called at every failpoint, in the thread that passes it."""
+
+    def __call__(self, point: str) -> None: ...
 
 
-def listen(listener: Callable[[str], None]) -> None:
-    """Be told of every point that is reached, in the thread that reaches it."""
+_listeners: list[FailpointListener] = []
+
+
+def listen(listener: FailpointListener) -> None:
+    """Add a listener to all failpoints."""
     _listeners.append(listener)
 
 
 def failpoint(point: str) -> None:
-    """Say that a write has come so far."""
+    """Call the listeners with one of `POINTS`."""
     for listener in _listeners:
         listener(point)

@@ -1,4 +1,4 @@
-"""The SQL schema, in SQLAlchemy Core; `migrations/` brings a database to it."""
+"""The SQL schema, in SQLAlchemy Core, and the encoding of vectors; `migrations/` upgrades a database to it."""
 
 from typing import Literal
 
@@ -25,7 +25,7 @@ counters = sa.Table(
     sa.Column("value", sa.BigInteger, nullable=False),
 )
 
-# Single facts of the whole database: its identity, the active fingerprint, who holds pictures back.
+# Single values of the whole database, see `metadata.py`.
 database_metadata = sa.Table(
     "facts",
     schema,
@@ -70,7 +70,7 @@ items = sa.Table(
     sa.Column("deleted_seq", sa.BigInteger, index=True),
     sqlite_autoincrement=True,
 )
-# One live row an external id; replaced and deleted rows stay until a vacuum.
+# One live row per external id; replaced and deleted rows stay until a vacuum.
 sa.Index(
     "items_live",
     items.c.gallery_id,
@@ -80,7 +80,7 @@ sa.Index(
     postgresql_where=items.c.deleted_seq.is_(None),
 )
 
-# One vector an item and bundle, so that a new bundle's are made beside the old ones. `dtype` is fp32 or fp16.
+# One vector per item and bundle, so that a new bundle's are made beside the old ones; `dtype` is fp32 or fp16.
 item_vectors = sa.Table(
     "item_vectors",
     schema,
@@ -131,7 +131,7 @@ class_sets = sa.Table(
     sa.Column("updated_at", sa.Float, nullable=False),
 )
 
-# [N, D] float32 of a class set's N classes, one row a bundle.
+# [N, D] float32 of a class set's N classes, one row per bundle.
 class_set_vectors = sa.Table(
     "class_set_vectors",
     schema,
@@ -140,7 +140,7 @@ class_set_vectors = sa.Table(
     sa.Column("vectors", sa.LargeBinary, nullable=False),
 )
 
-# `status` is null while the request that holds the key is at work; `done_seq` is set by its write's own transaction.
+# `status` is null while the key's request is processed; `done_seq` is set in its write's own transaction.
 idempotency_keys = sa.Table(
     "idempotency_keys",
     schema,

@@ -14,7 +14,7 @@ from app.domain import BundleInfo, FeatureEngine, Features, Limits, Reservation,
 from app.errors import Invalid, TooMuchWork
 from app.imaging.raster import TiledImage
 from app.imaging.sources import PixelBudget
-from app.stores.records.class_sets import ClassSet, ClassSets, StoredClass
+from app.stores.records.class_sets import ClassPrompt, ClassSet, ClassSets
 from app.stores.sql.database import Database
 from app.tasks.features import Timings, pooled_texts, view_of
 from app.tasks.inputs import ImageInputs, Source
@@ -32,15 +32,6 @@ class SegmentationHead(Protocol):
     def probabilities(self, dense: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float32]:
         """[D, h, w] and [N, D] float32 → [N + 1, h, w] float32, background first, summing to one."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassPrompt:
-    """A class by its name, other words for it, and templates with one `{}` each (empty: the bundle's)."""
-
-    name: str
-    synonyms: Sequence[str] = ()
-    templates: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +192,7 @@ class Segmentation:
             As `segment`, and PreconditionFailed: its version is none of `if_match`.
         """
         vectors = await self.embed_classes(classes, timeout_s=timeout_s)
-        stored = [StoredClass(name=one.name, synonyms=one.synonyms, templates=one.templates) for one in classes]
-        return await self._database.run_write(self._class_sets.put, name, stored, vectors, if_match=if_match)
+        return await self._database.run_write(self._class_sets.put, name, classes, vectors, if_match=if_match)
 
     async def class_sets(self) -> Sequence[ClassSet]:
         """Every class set, sorted by name."""

@@ -263,7 +263,7 @@ async def test_an_answer_is_kept_though_the_request_ends_first(
     gate, waits, original = threading.Event(), asyncio.Event(), tasks.stores.database.run_write
 
     async def run_write(function: Any, *args: Any, **options: Any) -> Any:
-        if function == tasks.stores.idempotency_keys.keep:
+        if function == tasks.stores.idempotency_keys.store:
             tasks.stores.database._writer.submit(gate.wait, 30)
             waits.set()
         return await original(function, *args, **options)

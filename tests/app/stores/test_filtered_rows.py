@@ -79,7 +79,7 @@ def test_all_is_asked_anew_where_the_changes_cannot_be_told(
         monkeypatch.setattr(filtered_rows, "MAX_CHANGED", 1)
     stores.items.upsert("default", [new_item(f"i{n}", unit(1, n), metadata={"even": True}) for n in (1, 3)])
     if how == "vacuum":
-        Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes")).vacuum(log_kept_s=0)
+        Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes")).vacuum(log_retained_s=0)
     assert found(stores) == ["i0", "i1", "i2", "i3", "i4"]
     assert asked == [None, None]
 

@@ -207,7 +207,7 @@ def test_an_export_that_lost_rows_to_a_vacuum_says_so(
     _, parts = stores.items.export("default")
     next(parts)
     stores.items.remove("default", "i299")
-    Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes")).vacuum(log_kept_s=0)
+    Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes")).vacuum(log_retained_s=0)
     with pytest.raises(EngineUnavailable):
         next(parts)
 
@@ -346,8 +346,8 @@ def test_a_merge_that_fails_is_logged_and_rests(stores: Stores, monkeypatch: pyt
         stores.indexes._builder.submit(int).result()
     assert calls == [1]
     assert [one["event"] for one in logs] == ["index_not_merged"]
-    monkeypatch.setattr("app.stores.index.follower.MERGE_REST_S", 0.0)
-    stores.indexes._resting.clear()
+    monkeypatch.setattr("app.stores.index.follower.MERGE_BACKOFF_S", 0.0)
+    stores.indexes._retry_at_s.clear()
     stores.items.remove("default", "b")
     stores.indexes._builder.submit(int).result()
     assert calls == [1, 1]
@@ -393,7 +393,7 @@ def test_a_picture_that_cannot_be_removed_costs_no_write(
     assert stores.galleries.head_seq() == removed
     assert [one["event"] for one in logs] == ["store_left_to_vacuum"]
     maintenance = Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes"))
-    assert (blobs.count(), maintenance.vacuum().pictures, blobs.count()) == (2, 1, 1)
+    assert (blobs.count(), maintenance.vacuum().images, blobs.count()) == (2, 1, 1)
 
 
 def test_a_flipped_byte_of_a_picture_is_told(stores: Stores, tmp_path: Path) -> None:

@@ -110,7 +110,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def vacuum(self) -> None:
-        Maintenance(self.database, self.blobs, IndexSnapshots(Path(self.folder.name) / "indexes")).vacuum(log_kept_s=0)
+        Maintenance(self.database, self.blobs, IndexSnapshots(Path(self.folder.name) / "indexes")).vacuum(
+            log_retained_s=0
+        )
 
     @rule()
     def merge(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import NotFound
 from app.stores.blobs import Blobs
-from app.stores.records.galleries import FEW_FOUND, FEW_NUMBERS, CachedRows, Hit, ItemRow
+from app.stores.records.galleries import FEW_HITS, FEW_NUMBERS, CachedRows, Hit, ItemRow
 from app.stores.sql.database import Database
 from tests.app.stores.stores import D, Stores, new_item, open_stores, unit
 
@@ -20,22 +20,22 @@ def stores(database: Database, blobs: Blobs) -> Stores:
     return open_stores(database, blobs)
 
 
-def test_rows_are_kept_as_of_one_number() -> None:
-    kept = CachedRows(max_rows=3)
-    assert kept.get([], 0) is None, "nothing was read yet"
-    kept.keep(ROWS, 5)
-    assert kept.get([2, 1], 5) == ROWS
-    assert kept.get([1, 3], 5) is None
-    assert kept.get([1], 6) is None
-    assert kept.get([1], None) is None
-    kept.keep({3: ItemRow("c", {})}, 4)
-    assert kept.get([1], 5) is not None, "what was read before tells nothing of now"
-    assert kept.get([3], 4) is None
-    kept.keep({3: ItemRow("c", {}), 4: ItemRow("d", {})}, 5)
-    assert kept.get([1], 5) is None, "too many"
-    assert kept.get([3, 4], 5) is not None
-    kept.keep(ROWS, None)
-    assert kept.get([1], 5) is None
+def test_rows_are_cached_as_of_one_number() -> None:
+    cached = CachedRows(max_rows=3)
+    assert cached.get([], 0) is None, "nothing was read yet"
+    cached.put(ROWS, 5)
+    assert cached.get([2, 1], 5) == ROWS
+    assert cached.get([1, 3], 5) is None
+    assert cached.get([1], 6) is None
+    assert cached.get([1], None) is None
+    cached.put({3: ItemRow("c", {})}, 4)
+    assert cached.get([1], 5) is not None, "what was read before tells nothing of now"
+    assert cached.get([3], 4) is None
+    cached.put({3: ItemRow("c", {}), 4: ItemRow("d", {})}, 5)
+    assert cached.get([1], 5) is None, "too many"
+    assert cached.get([3, 4], 5) is not None
+    cached.put(ROWS, None)
+    assert cached.get([1], 5) is None
 
 
 def test_a_search_is_at_hand_until_something_is_written(stores: Stores, database: Database) -> None:
@@ -71,7 +71,7 @@ def test_a_search_is_at_hand_until_something_is_written(stores: Stores, database
 def test_what_takes_long_is_not_at_hand(stores: Stores) -> None:
     stores.items.upsert("default", [new_item("a", unit(1))])
     stores.galleries.search("default", unit(1), k=9, min_score=None)
-    assert stores.galleries.search_cached("default", unit(1), k=FEW_FOUND + 1, min_score=None) is None
+    assert stores.galleries.search_cached("default", unit(1), k=FEW_HITS + 1, min_score=None) is None
     many = FEW_NUMBERS // D + 1
     vectors = np.random.default_rng(0).normal(size=(many, D)).astype(np.float32)
     stores.indexes._index("default").load(vectors, np.arange(many, dtype=np.int64), 0)
