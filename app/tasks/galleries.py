@@ -80,7 +80,7 @@ class GalleryTask:
 
     def vector_counts(self) -> Mapping[str, int]:
         """Searchable vectors by gallery; read from memory."""
-        return self._galleries.vector_counts()
+        return self._indexes.counts()
 
     def _state(self, name: str) -> GalleryState:
         return GalleryState(

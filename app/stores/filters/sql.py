@@ -181,6 +181,7 @@ def _postgresql_leaf(leaf: Leaf, metadata: Column) -> Condition:
     if leaf.op == "exists":
         return sa.func.jsonb_exists(document, leaf.field)
     if leaf.op in ("eq", "in"):
+        # NULL where the field is missing: `not` would turn that into NULL, not into true.
         return sa.func.coalesce(sa.or_(*(member == _jsonb(value) for value in leaf.values)), sa.false())
     if leaf.op in ("any", "all"):
         inner = [member.op("@>", return_type=sa.Boolean)(_jsonb([value])) for value in leaf.values]
@@ -194,6 +195,7 @@ def _postgresql_leaf(leaf: Leaf, metadata: Column) -> Condition:
     else:
         compared = COMPARE[leaf.op](sa.collate(text, "C"), sa.literal(wanted, sa.Text))  # "C": by code points
         kind = "string"
+    # CASE guards the cast: PostgreSQL may evaluate both sides of AND.
     return sa.case((sa.func.jsonb_typeof(member) == kind, compared), else_=sa.false())
 
 

@@ -20,7 +20,7 @@ MAX_LEAVES = 64
 MAX_VALUES = 256
 MAX_ALL_VALUES = 2048  # over all lists of a filter: SQLite takes 32,766 parameters per statement
 MAX_TEXT = 1024
-MAX_INTEGER = 2**53 - 1  # A greater integer is not the same number in every JSON parser
+MAX_INTEGER = 2**53 - 1  # a greater integer is not the same number in every JSON parser
 OPS: tuple[Op, ...] = get_args(Op)
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "lt": operator.lt,
@@ -81,7 +81,7 @@ def matches(found: Filter, metadata: Mapping[str, object]) -> bool:
     if found.op == "exists":
         return (found.field in metadata) is found.values[0]
     if found.field not in metadata:
-        return found.op == "ne"
+        return found.op == "ne"  # a missing field equals nothing
     value = metadata[found.field]
     if found.op == "ne":
         return not is_equal(value, found.values[0])
@@ -115,6 +115,7 @@ def is_equal(one: object, other: object) -> bool:
     """Whether two JSON scalars are of one type and equal."""
     if is_number(one) and is_number(other):
         return one == other
+    # Types first: in Python True == 1.
     return type(one) is type(other) and isinstance(one, (str, bool, type(None))) and one == other
 
 

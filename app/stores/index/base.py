@@ -13,7 +13,7 @@ Kind = Literal["flat", "hnsw"]
 Storage = Literal["fp32", "fp16", "sq8"]
 
 EXACT_ROWS = 20_000  # up to this many candidates are scanned whatever the kind: a scan takes a few milliseconds
-EXACT_SHARE = 0.1  # A filter that leaves a smaller share is answered by a scan: a graph would find too few
+EXACT_SHARE = 0.1  # a filter that leaves a smaller share is answered by a scan: a graph would find too few
 HNSW_LINKS = 32
 HNSW_CONSTRUCTION_WIDTH = 64
 TARGET_RECALL = 0.985
@@ -21,7 +21,7 @@ RECALL_QUERIES = 100
 # Length of the noise added to a unit vector: a cosine of about 0.45 to the original, as between text and image.
 NOISE = 2.0
 MIN_WIDTH, MAX_WIDTH = 32, 2048
-LOSSY_FACTOR = 4  # A base with lossy storage returns this many times more candidates
+LOSSY_FACTOR = 4  # a base with lossy storage returns this many times more candidates
 TRAINING_ROWS = 50_000
 MAX_DEVICE_K = 2048  # FAISS's limit on a GPU
 
@@ -45,7 +45,7 @@ class IndexOptions:
 
     def kind_for(self, rows: int) -> Kind:
         """Return the kind of a base of `rows` vectors."""
-        if self.kind is not None and rows > 0:
+        if self.kind is not None and rows > 0:  # nothing to train a graph on: empty bases are flat
             return self.kind
         return "flat" if rows <= self.flat_rows else "hnsw"
 
@@ -129,7 +129,7 @@ class Base:
 
     def extended(self, vectors: Vectors, ids: Ids) -> "Base":
         """Return a copy of a graph with more rows; `ids` are greater than those it holds."""
-        index = faiss.clone_index(self.index)
+        index = faiss.clone_index(self.index)  # searches go on in the old one
         index.add(np.ascontiguousarray(vectors, np.float32))
         return _tuned(replace(self, index=index, ids=np.concatenate([self.ids, ids]), on_device=None))
 
@@ -190,6 +190,7 @@ def build_base(vectors: Vectors, ids: Ids, options: IndexOptions) -> Base:
 
 def copy_to_device(index: faiss.Index) -> DeviceIndex | None:
     """Copy an exact index to the first GPU; None if FAISS has no GPU support, or the GPU is absent or full."""
+    # The extra `cpu` installs a FAISS without these names.
     if index.ntotal == 0 or not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
         return None
     resources = faiss.StandardGpuResources()
@@ -206,6 +207,7 @@ def _empty_graph(vectors: Vectors, storage: Storage) -> faiss.Index:
     else:
         quantizers = {"fp16": faiss.ScalarQuantizer.QT_fp16, "sq8": faiss.ScalarQuantizer.QT_8bit}
         index = faiss.IndexHNSWSQ(dimension, int(quantizers[storage]), HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        # Ranges of the quantizer: a sample is enough.
         index.train(vectors[:: max(1, len(vectors) // TRAINING_ROWS)])
     index.hnsw.efConstruction = HNSW_CONSTRUCTION_WIDTH
     return index
@@ -230,7 +232,7 @@ def _tuned(base: Base) -> Base:
     Queries are stored vectors with noise added: a sketch or text is farther from every image than images are from
     each other, so stored vectors alone would overstate the recall.
     """
-    generator = np.random.default_rng(1)
+    generator = np.random.default_rng(1)  # two replicas tune alike
     queries = base.vectors(generator.integers(len(base.ids), size=RECALL_QUERIES))
     noise = generator.standard_normal(queries.shape, dtype=np.float32)
     queries = queries + NOISE * noise / base.dimension**0.5

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from app.stores.index.base import LOSSY_FACTOR, Base, IndexOptions, build_base, empty_base
 
 TIE = 1e-6  # scores closer than this are ties: FAISS and NumPy may differ in the last bit
-MERGE_AT = 1024
+MERGE_AT = 1024  # vectors or tombstones that are always tolerated
 MAX_DELTA = 16_384  # most vectors outside the base; every search scans them
 
 Ids = NDArray[np.int64]
@@ -155,7 +155,7 @@ class VectorIndex:
         query = np.ascontiguousarray(query, np.float32)
         alive = None
         if allowed is not None or snapshot.base_dead_count:
-            alive = _among(snapshot.base.ids, allowed) & ~snapshot.base_dead
+            alive = _among(snapshot.base.ids, allowed) & ~snapshot.base_dead  # None is faster: no selector
         positions, base_scores = snapshot.base.search(query, k, alive, TIE)
         wanted = k if snapshot.base.storage == "fp32" else LOSSY_FACTOR * k
         if snapshot.delta_count == 0:  # the common case needs no scan and no copies
@@ -222,6 +222,7 @@ def _fresh(base: Base, digest: int) -> Snapshot:
 
 def _unknown(held: Snapshot, added: Sequence[Entry]) -> Sequence[Entry]:
     ids = np.array([entry.item_id for entry in added], np.int64)
+    # Both are ascending: row ids only grow.
     known = _among(ids, held.base.ids) | _among(ids, held.delta_ids[: held.delta_count])
     return added if not known.any() else [entry for entry, is_known in zip(added, known, strict=True) if not is_known]
 

@@ -66,7 +66,7 @@ class Indexes:
         self.active_fingerprint = fingerprint
         self.applied_seq = 0
         self._head_seq = 0
-        # One thread: merges of several galleries must not take all cores from the encoder.
+        # One thread: merges queue here, away from the threads that search and write.
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="index-builder")
         self._building: set[int] = set()
         self._retry_at_s: dict[int, float] = {}
@@ -182,10 +182,6 @@ class Indexes:
         """Return the number of searchable vectors per gallery; reads memory only."""
         return {followed.name: len(followed.index) for followed in list(self._by_id.values())}
 
-    def names(self) -> Sequence[str]:
-        """Return the names of the galleries that have an index."""
-        return [followed.name for followed in self._by_id.values()]
-
     def true_digests(self) -> Mapping[str, str]:
         """Return the digest that each gallery's index must have, computed from SQL alone."""
         with self._database.read(limit_s=None) as connection:
@@ -240,7 +236,7 @@ class Indexes:
         return is_active and self._is_active and change_log.vacuumed(connection) <= self.applied_seq
 
     def _reload(self, connection: sa.Connection) -> None:
-        head = change_log.head(connection)
+        head = change_log.head(connection)  # in the same snapshot as the rows below
         self.active_fingerprint = metadata.read(connection, metadata.FINGERPRINT) or self._fingerprint
         loaded: dict[int, _Followed] = {}
         for row in connection.execute(sa.select(galleries.c.id, galleries.c.name)).all():
@@ -309,7 +305,7 @@ class Indexes:
 
     def _save(self, keys: Sequence[int]) -> None:
         if self._snapshots is None or not self._is_active:
-            return
+            return  # another bundle's vectors are active: nothing is loaded here
         with self._lock:  # only to take seq and states together: writing them may take seconds
             seq = self.applied_seq
             states = {key: self._by_id[key].index.snapshot for key in keys if key in self._by_id}

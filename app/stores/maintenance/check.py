@@ -1,7 +1,7 @@
 """Checks a store for faults, removes what nothing needs, rebuilds indexes."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -79,14 +79,6 @@ class Maintenance:
             found.extend(self._index_faults())
         return found
 
-    def true_digests(self) -> Mapping[str, str]:
-        """Return the digest that each gallery's index must have."""
-        indexes = self._indexes()
-        try:
-            return indexes.true_digests()
-        finally:
-            indexes.discard()
-
     def rebuild(self) -> int:
         """Remove the saved indexes and build them from SQL; returns how many vectors they hold."""
         self._snapshots.clear()
@@ -141,7 +133,7 @@ class Maintenance:
 
     def _delete(self, key: sa.Column[Any], condition: sa.ColumnElement[bool]) -> int:
         """Delete the rows of a condition, a limited number per transaction; returns how many."""
-        some = sa.select(key).where(condition).limit(ROWS_AT_ONCE)
+        some = sa.select(key).where(condition).limit(ROWS_AT_ONCE)  # DELETE has no LIMIT in PostgreSQL
         count = 0
         while True:
             with self._database.write() as connection:
@@ -202,7 +194,7 @@ def _log_faults(connection: sa.Connection) -> Iterator[str]:
     head = change_log.head(connection)
     vacuumed = change_log.vacuumed(connection)
     count = connection.execute(sa.select(sa.func.count()).select_from(changes)).scalar_one()
-    if count != head - vacuumed:
+    if count != head - vacuumed:  # numbers without gaps, so the count proves that none is missing
         yield f"The change log holds {count} changes between {vacuumed} and {head}."
 
 

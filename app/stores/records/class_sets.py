@@ -76,7 +76,7 @@ class ClassSets:
             if old is None:
                 connection.execute(sa.insert(class_sets), {**values, "name": name, "created_at": now})
             else:
-                values["version"] = old.version + 1
+                values["version"] = old.version + 1  # the ETag of the next `If-Match`
                 connection.execute(sa.update(class_sets).where(class_sets.c.name == name).values(values))
                 # Of every bundle: they belong to the old classes.
                 connection.execute(sa.delete(class_set_vectors).where(class_set_vectors.c.name == name))

@@ -312,7 +312,7 @@ class Episodes:
             }
             for number, (way, position, support) in enumerate(placed)
         ]
-        connection.execute(sa.insert(supports), rows)
+        connection.execute(sa.insert(supports), rows)  # vectors reference them
         vectors = [
             {"support_id": row["id"], "fingerprint": self._fingerprint, "vector": pack(support.vector)}
             for row, (_, _, support) in zip(rows, placed, strict=True)
@@ -408,7 +408,7 @@ def _delete(connection: sa.Connection, episode_ids: Sequence[str]) -> tuple[int,
     """Delete episodes in the caller's transaction; returns the last `seq` and the images they named."""
     belongs = supports.c.episode_id.in_(episode_ids)
     digests = set(connection.execute(sa.select(supports.c.sha256).where(belongs)).scalars())
-    connection.execute(sa.delete(supports).where(belongs))
+    connection.execute(sa.delete(supports).where(belongs))  # with their vectors, by cascade
     connection.execute(sa.delete(episodes).where(episodes.c.id.in_(episode_ids)))
     seq = 0
     for episode_id in episode_ids:
@@ -417,6 +417,7 @@ def _delete(connection: sa.Connection, episode_ids: Sequence[str]) -> tuple[int,
 
 
 def _derived(token: str, what: str, length: int) -> str:
+    # Derived, so that a repeat of the request after a crash finds what it wrote.
     return hashlib.sha256(f"{token}:{what}".encode()).hexdigest()[:length]
 
 

@@ -66,7 +66,7 @@ class CachedRows:
 
     def __init__(self, *, max_rows: int) -> None:
         self._max_rows = max_rows
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # the event loop reads, pool threads write
         self._rows: dict[int, ItemRow] = {}
         self._read_at = -1
 
@@ -164,10 +164,6 @@ class Galleries:
         self._indexes.catch_up()
         return self._indexes.state(name)
 
-    def vector_counts(self) -> Mapping[str, int]:
-        """Return the number of searchable vectors per gallery; reads memory only."""
-        return self._indexes.counts()
-
     def head_seq(self) -> int:
         """Return the last `seq` of the change log."""
         with self._database.read() as connection:
@@ -191,7 +187,9 @@ class Galleries:
             digests = connection.execute(sa.select(items.c.sha256).where(live)).scalars().all()
             if digests and not confirmed:
                 raise Conflict(f"The gallery holds {len(digests)} items: repeat with ?confirm={name}.")
-            connection.execute(sa.delete(items).where(items.c.gallery_id == key))
+            connection.execute(
+                sa.delete(items).where(items.c.gallery_id == key)
+            )  # rows, not tombstones: the index goes
             connection.execute(sa.delete(galleries).where(galleries.c.id == key))
             seq = change_log.append(connection, "gallery.delete", name)
         failpoint("rows.committed")

@@ -68,7 +68,7 @@ class IdempotencyKeys:
             known = sa.select(idempotency_keys).where(idempotency_keys.c.key == key)
             row = connection.execute(known).one_or_none()
             if row is None:
-                token = secrets.token_hex(16)
+                token = secrets.token_hex(16)  # stored before the work begins: a repeat after a crash has it too
                 values = {"key": key, "request": request, "token": token}
                 times = {"held_until": now + self._hold_s, "expires_at": now + RETAINED_S}
                 connection.execute(sa.insert(idempotency_keys), {**values, **times})

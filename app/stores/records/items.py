@@ -165,7 +165,7 @@ class Items:
         with self._database.write() as connection:
             row = _required(connection, gallery_id(connection, name), name, item_id, if_match)
             seq = change_log.append(connection, "item.patch", name, row.id)
-            values: dict[str, object] = {"seq": seq}
+            values: dict[str, object] = {"seq": seq}  # `added_seq` stays: the vector did not change
             if change is not None:
                 values["metadata"] = dict(change(row.metadata))
             updated = sa.update(items).where(items.c.id == row.id).values(values).returning(items)

@@ -12,7 +12,7 @@ from app.errors import NotFound
 from app.stores.sql.database import Database
 from app.stores.sql.tables import jobs
 
-STALE_S = 3600.0  # A job without progress for this long has lost its process
+STALE_S = 3600.0  # a job without progress for this long has lost its process
 
 
 class JobState(StrEnum):

@@ -48,13 +48,12 @@ class Database:
 
     Attributes:
         is_shared: other processes may write to it too (PostgreSQL).
-        write_lock: a writer of this process holds it for its transaction; take it to keep writers out for longer.
     """
 
     def __init__(self, engine: sa.Engine, pool: ThreadPoolExecutor, lock_file: IO[str] | None) -> None:
         self.engine = engine
         self.is_shared = engine.dialect.name == "postgresql"
-        self.write_lock = threading.RLock()
+        self._write_lock = threading.RLock()
         self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if self.is_shared else engine
         self._pool = pool
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
@@ -95,8 +94,8 @@ class Database:
         Raises:
             DiskFull: no space for the transaction.
         """
-        with self.write_lock, sql_errors(), self.engine.connect() as connection:
-            writer = connection.execution_options(vermouth_writes=True)
+        with self._write_lock, sql_errors(), self.engine.connect() as connection:
+            writer = connection.execution_options(vermouth_writes=True)  # BEGIN IMMEDIATE on SQLite
             try:
                 with writer.begin():
                     if self.is_shared:
@@ -173,7 +172,7 @@ class Database:
 
     def close(self) -> None:
         """Finish running calls, close all connections and unlock the data folder."""
-        self._writer.shutdown(wait=True)
+        self._writer.shutdown(wait=True)  # first: writes schedule background work
         self._background.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True)
         self.engine.dispose()

@@ -251,7 +251,7 @@ async def test_a_write_that_lost_its_hold_is_not_done_twice(client: httpx.AsyncC
     token = tasks.stores.idempotency_keys.claim("key", "request").token
     await add(client, bar={})
     assert tasks.stores.items.remove_many("default", ids=["bar"], token=token).count == 1
-    with pytest.raises(Conflict, match="was done at seq"):
+    with pytest.raises(Conflict, match="was committed at seq"):
         tasks.stores.items.remove_many("default", ids=["bar"], token=token)
 
 

@@ -43,7 +43,7 @@ def test_a_fault_is_reported_and_exits_with_one(state: Path) -> None:
     image.write_bytes(b"x")
     assert run("db", "check")[0] == 0
     code, output = run("db", "check", "--deep")
-    assert (code, output) == (1, f"The picture {image.name} is damaged.\n")
+    assert (code, output) == (1, f"The image {image.name} is damaged.\n")
 
 
 def test_a_state_in_use_is_reported_in_a_line(state: Path) -> None:

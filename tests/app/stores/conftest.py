@@ -13,24 +13,24 @@ from benchmarks.header import header
 from tests.app.postgres import PostgresServer
 
 OpenReplica = Callable[[], Database]
-Tell = Callable[[str], None]
-_TOLD = pytest.StashKey[list[str]]()
+Report = Callable[[str], None]
+_REPORTED = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Tell:
-    """Say what was proven: lines at the end of the run, and in the file that `STATE_REPORT` names."""
-    return request.config.stash.setdefault(_TOLD, []).append
+def report(request: pytest.FixtureRequest) -> Report:
+    """Report what was proven: lines at the end of the run, and in the file that `STATE_REPORT` names."""
+    return request.config.stash.setdefault(_REPORTED, []).append
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    told = terminalreporter.config.stash.get(_TOLD, [])
-    for line in told:
+    reported = terminalreporter.config.stash.get(_REPORTED, [])
+    for line in reported:
         terminalreporter.write_line(line)
     path = os.environ.get("STATE_REPORT")
     if path and exitstatus == 0:
         title = ["# What the state withstands", "", header("make prove-state"), ""]
-        Path(path).write_text("\n".join([*title, *(f"- {line}." for line in told)]) + "\n", encoding="utf-8")
+        Path(path).write_text("\n".join([*title, *(f"- {line}." for line in reported)]) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

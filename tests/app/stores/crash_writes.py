@@ -1,4 +1,4 @@
-"""Mixed writes of several clients, what they were told, and what must therefore be there after a crash."""
+"""Mixed writes of several clients, what was acknowledged to them, and what must exist after a crash."""
 
 import base64
 import contextlib
@@ -16,12 +16,12 @@ IDS = 8
 WRITES = 60
 ITEMS = "/galleries/default/items"
 Content = object
-"""What a name stands for, as it is compared: (picture, number) of an item, names of a class set; None: not there."""
+"""What a name stands for, as it is compared: (image, number) of an item, names of a class set; None: not there."""
 
 
 @dataclass(slots=True)
-class Told:
-    """What clients were told of one name: the last acknowledged content, and what may be in doubt.
+class Known:
+    """What clients know of one name: the last acknowledged content, and what may be in doubt.
 
     A write that got no answer is absent or whole, so until the next answer both are right.
     """
@@ -45,7 +45,7 @@ class Counts:
     """How much was acknowledged, and what became of writes without an answer."""
 
     acknowledged: int = 0
-    kept: int = 0
+    stored: int = 0
     gone: int = 0
 
 
@@ -54,9 +54,9 @@ class Writer:
     """One client; its items, class sets and episodes are nobody else's."""
 
     number: int
-    items: dict[str, Told] = field(default_factory=dict)
-    class_sets: dict[str, Told] = field(default_factory=dict)
-    episodes: dict[str, Told] = field(default_factory=dict)
+    items: dict[str, Known] = field(default_factory=dict)
+    class_sets: dict[str, Known] = field(default_factory=dict)
+    episodes: dict[str, Known] = field(default_factory=dict)
     together: dict[str, Content] = field(default_factory=dict)
     """What one unanswered call writes: all of it or nothing."""
     counts: Counts = field(default_factory=Counts)
@@ -75,7 +75,7 @@ class Writer:
                 self.counts.acknowledged += 1
 
     def check(self, client: httpx.Client) -> None:
-        """Compare what is there with what was told; what was in doubt is settled by it."""
+        """Compare what is stored with what was acknowledged; this settles what was in doubt."""
         found = _found_items(client, f"w{self.number}-")
         arrived = {found.get(name) == content for name, content in self.together.items()}
         assert len(arrived) <= 1, f"half of one call is there: {list(self.together)}"
@@ -84,47 +84,47 @@ class Writer:
         self._settle(self.class_sets, _found_class_sets(client, f"w{self.number}-"))
         self._settle(self.episodes, _found_episodes(client, f"w{self.number}-"))
 
-    def _settle(self, told: dict[str, Told], found: dict[str, Any]) -> None:
-        assert found.keys() <= told.keys(), "something is there that nobody wrote"
-        for name, one in told.items():
+    def _settle(self, known: dict[str, Known], found: dict[str, Any]) -> None:
+        assert found.keys() <= known.keys(), "something is there that nobody wrote"
+        for name, one in known.items():
             content = found.get(name)
             assert one.allows(content), f"{name} is not what was acknowledged"
             if one.doubtful:
-                is_kept = content in one.doubtful
-                self.counts.kept += is_kept
-                self.counts.gone += not is_kept
+                is_stored = content in one.doubtful
+                self.counts.stored += is_stored
+                self.counts.gone += not is_stored
             one.acknowledge(content)
 
-    def _some(self, chance: random.Random) -> tuple[str, Told]:
+    def _some(self, chance: random.Random) -> tuple[str, Known]:
         name = f"w{self.number}-{chance.randrange(IDS)}"
-        return name, self.items.setdefault(name, Told())
+        return name, self.items.setdefault(name, Known())
 
     def _put(self, client: httpx.Client, chance: random.Random) -> None:
-        name, told = self._some(chance)
-        content = (picture(chance), chance.getrandbits(40))
-        told.begin(content)
+        name, known = self._some(chance)
+        content = (image(chance), chance.getrandbits(40))
+        known.begin(content)
         body = {"image": wire(content[0]), "metadata": {"n": content[1]}}
         assert client.put(f"{ITEMS}/{name}", json=body).status_code in (200, 201)
-        told.acknowledge(content)
+        known.acknowledge(content)
 
     def _delete(self, client: httpx.Client, chance: random.Random) -> None:
-        name, told = self._some(chance)
-        told.begin(None)
+        name, known = self._some(chance)
+        known.begin(None)
         assert client.delete(f"{ITEMS}/{name}").status_code in (204, 404)
-        told.acknowledge(None)
+        known.acknowledge(None)
 
     def _patch(self, client: httpx.Client, chance: random.Random) -> None:
-        name, told = self._some(chance)
+        name, known = self._some(chance)
         content = None
-        if isinstance(told.sure, tuple):
-            content = (told.sure[0], chance.getrandbits(40))
-            told.begin(content)
+        if isinstance(known.sure, tuple):
+            content = (known.sure[0], chance.getrandbits(40))
+            known.begin(content)
         body = {"metadata": {"n": content and content[1]}}
         assert client.patch(f"{ITEMS}/{name}", json=body).status_code == (200 if content else 404)
-        told.acknowledge(content)
+        known.acknowledge(content)
 
     def _put_many(self, client: httpx.Client, chance: random.Random) -> None:
-        new = {self._some(chance)[0]: (picture(chance), chance.getrandbits(40)) for _ in range(3)}
+        new = {self._some(chance)[0]: (image(chance), chance.getrandbits(40)) for _ in range(3)}
         body = [{"id": name, "image": wire(one), "metadata": {"n": n}} for name, (one, n) in new.items()]
         self.together = dict(new)
         for name, content in new.items():
@@ -136,36 +136,36 @@ class Writer:
 
     def _class_set(self, client: httpx.Client, chance: random.Random) -> None:
         name = f"w{self.number}-{chance.randrange(2)}"
-        told = self.class_sets.setdefault(name, Told())
+        known = self.class_sets.setdefault(name, Known())
         content = None if chance.random() < 0.3 else (f"a{chance.getrandbits(40)}", "b")
-        told.begin(content)
+        known.begin(content)
         if content is None:
             answer = client.delete(f"/class-sets/{name}")
         else:
             answer = client.put(f"/class-sets/{name}", json={"classes": list(content)})
         assert answer.status_code in (200, 201, 204, 404)
-        told.acknowledge(content)
+        known.acknowledge(content)
 
     def _episode(self, client: httpx.Client, chance: random.Random) -> None:
-        """Create one, or delete one; they are told apart by their names."""
-        old = next((name for name, told in self.episodes.items() if told.sure is not None), None)
+        """Create one, or delete one; they are known apart by their names."""
+        old = next((name for name, known in self.episodes.items() if known.sure is not None), None)
         if old is not None and chance.random() < 0.5:
-            told = self.episodes[old]
+            known = self.episodes[old]
             (episode_id,) = (one["id"] for one in _episodes(client) if one["name"] == old)
-            told.begin(None)
+            known.begin(None)
             assert client.delete(f"/fewshot/episodes/{episode_id}").status_code == 204
-            told.acknowledge(None)
+            known.acknowledge(None)
             return
         name = f"w{self.number}-{chance.getrandbits(40)}"
-        content = tuple(picture(chance) for _ in range(2))
-        told = self.episodes[name] = Told()
-        told.begin(content)
+        content = tuple(image(chance) for _ in range(2))
+        known = self.episodes[name] = Known()
+        known.begin(content)
         ways = [{"label": f"way {at}", "support": [wire(one)]} for at, one in enumerate(content)]
         assert client.post("/fewshot/episodes", json={"name": name, "ways": ways}).status_code == 201
-        told.acknowledge(content)
+        known.acknowledge(content)
 
 
-def picture(chance: random.Random) -> bytes:
+def image(chance: random.Random) -> bytes:
     pixels = np.frombuffer(chance.randbytes(12 * 12 * 3), np.uint8).reshape(12, 12, 3)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")

@@ -22,7 +22,7 @@ from app.stores.sql.database import attach_database
 from app.stores.sql.failpoints import POINTS
 from tests.app.crash_process import KILL
 from tests.app.postgres import PostgresServer
-from tests.app.stores.conftest import Tell
+from tests.app.stores.conftest import Report
 from tests.app.stores.crash_writes import Writer
 from tests.app.test_server import Process, started
 
@@ -47,7 +47,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str | None]:
     server.drop(url)
 
 
-def test_kills_at_random_points_lose_nothing_acknowledged(tmp_path: Path, url: str | None, tell: Tell) -> None:
+def test_kills_at_random_points_lose_nothing_acknowledged(tmp_path: Path, url: str | None, report: Report) -> None:
     """Each process checks what the one before left, then writes until it is killed itself."""
     kind = "sqlite" if url is None else "postgresql"
     writers = [Writer(number) for number in range(WRITERS)]
@@ -59,9 +59,9 @@ def test_kills_at_random_points_lose_nothing_acknowledged(tmp_path: Path, url: s
         check_at_rest(tmp_path, url)
     check_running(tmp_path, url, writers)
     counts = [writer.counts for writer in writers]
-    tell(
+    report(
         f"{kind}: {kills} kills at random points among {sum(one.acknowledged for one in counts)} acknowledged writes:"
-        f" none lost, none half there; of the unanswered {sum(one.kept for one in counts)} were whole and"
+        f" none lost, none half there; of the unanswered {sum(one.stored for one in counts)} were whole and"
         f" {sum(one.gone for one in counts)} absent; the index equalled the truth after each start;"
         f" {time.monotonic() - began_s:.0f} s"
     )
@@ -69,7 +69,7 @@ def test_kills_at_random_points_lose_nothing_acknowledged(tmp_path: Path, url: s
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_every_named_point_loses_nothing_acknowledged(
-    tmp_path: Path, url: str | None, point: str, tell: Tell
+    tmp_path: Path, url: str | None, point: str, report: Report
 ) -> None:
     if url is not None and CRASHES["postgresql"] < len(POINTS):
         pytest.skip("a few in every run: the points on PostgreSQL come with `make prove-state`")
@@ -78,7 +78,7 @@ def test_a_kill_at_every_named_point_loses_nothing_acknowledged(
     assert run_until_killed(tmp_path, url, writers, f"{point}:{count}") == -signal.SIGKILL
     check_at_rest(tmp_path, url)
     check_running(tmp_path, url, writers)
-    tell(f"{'sqlite' if url is None else 'postgresql'}: killed at {point}: nothing acknowledged lost")
+    report(f"{'sqlite' if url is None else 'postgresql'}: killed at {point}: nothing acknowledged lost")
 
 
 def run_until_killed(folder: Path, url: str | None, writers: list[Writer], kill: str) -> int:
@@ -111,15 +111,15 @@ def check(process: Process, folder: Path, url: str | None, writers: list[Writer]
         listed = client.get("/galleries/default/items?limit=1000").json()["items"]
         assert {one["id"] for one in searched} == {one["id"] for one in listed}
         digest = client.get("/galleries/default").json()["index"]["digest"]
-        with maintenance(folder, url) as kept:
-            assert kept.true_digests()["default"] == digest
+        with maintenance(folder, url) as store:
+            assert store._indexes().true_digests()["default"] == digest
         return str(client.base_url)
 
 
 def check_at_rest(folder: Path, url: str | None) -> None:
     """The store with itself, as the kill left it."""
-    with maintenance(folder, url) as kept:
-        assert kept.check(deep=True) == []
+    with maintenance(folder, url) as store:
+        assert store.check(deep=True) == []
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from app.stores.sql import engines as sql_engines
 from app.stores.sql.database import SQLITE_FILE, Database, DataFolderLocked, open_database
 from app.stores.sql.engines import READ_LIMIT_S, UnusableDatabase, migrate, sqlite_engine
 from app.stores.sql.tables import schema
-from tests.app.stores.conftest import OpenReplica, Tell
+from tests.app.stores.conftest import OpenReplica, Report
 from tests.app.stores.stores import open_stores, unit
 
 WRITERS = 10
@@ -65,10 +65,10 @@ def test_a_database_of_the_first_schema_keeps_its_items_and_episodes(
     engine = engine or sqlite_engine(folder / SQLITE_FILE)
     migrate(engine, "0001")
     vector = unit(1, 2).tobytes()
-    picture = {"sha": blobs.put(b"picture"), "vector": vector}
+    image = {"sha": blobs.put(b"image"), "vector": vector}
     with engine.connect() as connection, connection.execution_options(vermouth_writes=True).begin():
         for statement in FIRST_SCHEMA_ROWS:
-            connection.execute(sa.text(statement), picture)
+            connection.execute(sa.text(statement), image)
     engine.dispose()
     database = open_database(data_dir=folder, url=database_url)
     stores = open_stores(database, blobs)
@@ -92,11 +92,11 @@ def test_a_second_opener_of_the_folder_is_refused(tmp_path: Path) -> None:
     [
         ("mysql://root@127.0.0.1/x", "begin with postgresql"),
         ("sqlite:///x.db", "begin with postgresql"),
-        ("nonsense", "cannot be read"),
+        ("nonsense", "cannot be parsed"),
         ("postgresql://nobody:secret@127.0.0.1:1/x", "No PostgreSQL answers"),
     ],
 )
-def test_an_unusable_url_is_told_without_its_password(tmp_path: Path, url: str, words: str) -> None:
+def test_an_unusable_url_is_reported_without_its_password(tmp_path: Path, url: str, words: str) -> None:
     with pytest.raises(UnusableDatabase, match=words) as caught:
         open_database(data_dir=tmp_path, url=url)
     assert "secret" not in str(caught.value)
@@ -114,7 +114,7 @@ def test_a_closed_folder_opens_again_with_its_content(tmp_path: Path, database_u
     second.close()
 
 
-def test_ten_writers_leave_no_gap_a_reader_could_skip(open_another: OpenReplica, tell: Tell) -> None:
+def test_ten_writers_leave_no_gap_a_reader_could_skip(open_another: OpenReplica, report: Report) -> None:
     """Three processes' worth of one database: one writer holds its transactions open over looks at the log."""
     quick, slow, reader = open_another(), open_another(), open_another()
     with pytest.raises(ZeroDivisionError):
@@ -136,7 +136,7 @@ def test_ten_writers_leave_no_gap_a_reader_could_skip(open_another: OpenReplica,
         seen += new
     assert seen == holds + count * (WRITERS - 1)
     kind = "postgresql" if reader.is_shared else "sqlite"
-    tell(
+    report(
         f"{kind}: {seen} changes of {WRITERS} writers, {holds} transactions held open over a look at the log:"
         f" {looks} looks skipped none"
     )
@@ -179,7 +179,7 @@ def test_the_pool_runs_blocking_work_off_the_loop(database: Database) -> None:
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
 
 
-def test_a_read_that_takes_too_long_is_ended_and_told(database: Database) -> None:
+def test_a_read_that_takes_too_long_is_ended_and_reported(database: Database) -> None:
     with pytest.raises(DeadlineExceeded, match="longer than the store allows"), database.read(limit_s=0.2) as reader:
         reader.exec_driver_sql(ENDLESS)
     # The connection is as good as before, and what comes after has its own time.

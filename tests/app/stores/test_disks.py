@@ -56,7 +56,7 @@ def test_a_full_disk_is_507_and_loses_nothing(mounted: Path, remount: Callable[[
     database.close()
 
 
-def test_a_read_only_disk_is_told_and_still_read(mounted: Path, remount: Callable[[str], None]) -> None:
+def test_a_read_only_disk_is_reported_and_still_read(mounted: Path, remount: Callable[[str], None]) -> None:
     database, blobs = open_database(data_dir=mounted), Blobs(str(mounted / "blobs"))
     stores = open_stores(database, blobs)
     stores.items.upsert("default", [new_item("a", unit(1))])

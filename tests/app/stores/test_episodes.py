@@ -51,8 +51,8 @@ def test_an_episode_is_read_back_whole_and_in_order(store: Episodes) -> None:
     read = store.get(episode.id)
     assert shots(read) == [("apple", 1), ("Birne é", 2)]
     assert read.ways[1].support[1].vector.tolist() == [0, 0, 1, 0]
-    picture = store.image(episode.id, read.ways[1].support[0].id)
-    assert (picture.data, picture.media_type) == (b"b", "image/png")
+    image = store.image(episode.id, read.ways[1].support[0].id)
+    assert (image.data, image.media_type) == (b"b", "image/png")
     for wrong in (
         (episode.id, "s_0"),
         ("ep_0", read.ways[0].support[0].id),
@@ -67,7 +67,7 @@ def test_an_episode_is_read_back_whole_and_in_order(store: Episodes) -> None:
     assert [(way.label, way.shots) for way in listed.ways] == shots(read)
 
 
-def test_a_picture_and_a_list_read_no_features(
+def test_an_image_and_a_list_read_no_features(
     store: Episodes, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     episode, read = create(store), list[str]()
@@ -135,7 +135,7 @@ def test_a_repeat_with_the_same_token_makes_nothing_new(store: Episodes) -> None
     assert len(store.all(after=None, limit=10)) == 1
 
 
-def test_deleting_the_last_episode_leaves_no_picture(store: Episodes, blobs: Blobs, database: Database) -> None:
+def test_deleting_the_last_episode_leaves_no_image(store: Episodes, blobs: Blobs, database: Database) -> None:
     one, two = create(store), create(store)
     store.delete(one.id)
     database.settle()
@@ -185,7 +185,7 @@ def test_a_repeated_add_is_known_though_its_first_example_was_taken_away(store: 
     assert content(store.add(episode.id, more, if_match=None, limits=LIMITS, token="t")[1]) == content(fewer)
 
 
-def test_an_episode_that_another_process_changes_is_read_anew(
+def test_an_episode_that_another_process_changes_is_read_again(
     store: Episodes, database: Database, blobs: Blobs
 ) -> None:
     other = Episodes(database, blobs, fingerprint="f")
@@ -200,7 +200,7 @@ def test_an_episode_that_another_process_changes_is_read_anew(
         store.get(episode.id)
 
 
-def test_an_episode_kept_in_memory_expires_too(store: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_episode_expires_too(store: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
     episode = create(store, ttl_s=60)
     assert store.get(episode.id) is store.get(episode.id)
     now = time.time()
@@ -209,7 +209,7 @@ def test_an_episode_kept_in_memory_expires_too(store: Episodes, monkeypatch: pyt
         store.get(episode.id)
 
 
-def test_an_episode_kept_in_memory_tells_when_another_bundle_took_over(store: Episodes, database: Database) -> None:
+def test_a_cached_episode_shows_when_another_bundle_took_over(store: Episodes, database: Database) -> None:
     episode = create(store)
     assert store.get(episode.id).fingerprint == "f"
     with database.write() as connection:
@@ -217,14 +217,14 @@ def test_an_episode_kept_in_memory_tells_when_another_bundle_took_over(store: Ep
     assert store.get(episode.id).fingerprint == "g"
 
 
-def test_an_episode_is_known_without_a_question_until_something_is_written(
+def test_an_episode_is_known_without_a_query_until_something_is_written(
     store: Episodes, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     episode = create(store, ttl_s=60)
     assert store.get_cached(episode.id) is None
     for _ in range(2):
         read = store.get(episode.id)
-        # Where other processes write too, nothing is known unasked.
+        # Where other processes write too, nothing is known without a query.
         assert store.get_cached(episode.id) is (None if database.is_shared else read)
         create(store)
         assert store.get_cached(episode.id) is None

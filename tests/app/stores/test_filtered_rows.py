@@ -1,4 +1,4 @@
-"""What passed a filter is kept, and only what changed is asked for again; `test_model.py` holds it to the truth."""
+"""The rows that pass a filter are cached, and only changed ones are queried again; see also `test_model.py`."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_values_that_python_takes_for_equal_are_different_filters(stores: Stores
 
 
 @pytest.mark.parametrize("how", ["many-changes", "vacuum"])
-def test_all_is_asked_anew_where_the_changes_cannot_be_told(
+def test_everything_is_queried_again_where_the_log_cannot_name_the_changes(
     stores: Stores, asked: Asked, database: Database, blobs: Blobs, tmp_path: Path, how: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

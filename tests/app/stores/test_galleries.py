@@ -78,7 +78,7 @@ def test_a_filtered_search_returns_what_matches(stores: Stores) -> None:
     assert [item.id for item in stores.items.page("default", after="i15", limit=10, where=where)] == ["i17", "i19"]
 
 
-def test_replacing_an_item_changes_its_vector_and_collects_its_old_picture(
+def test_replacing_an_item_changes_its_vector_and_collects_its_old_image(
     stores: Stores, blobs: Blobs, database: Database
 ) -> None:
     stores.items.upsert("default", [new_item("a", unit(1), b"old")])
@@ -100,7 +100,7 @@ def test_a_write_that_is_not_waited_for_is_seen_after_catching_up(stores: Stores
     assert stores.found(unit(1)) == []
 
 
-def test_a_picture_shared_by_two_items_outlives_one(stores: Stores, blobs: Blobs, database: Database) -> None:
+def test_an_image_shared_by_two_items_outlives_one(stores: Stores, blobs: Blobs, database: Database) -> None:
     stores.items.upsert("default", [new_item("a", unit(1), b"same"), new_item("b", unit(1), b"same")])
     stores.items.remove("default", "a")
     assert stores.items.image("default", "b")[1] == b"same"
@@ -220,15 +220,15 @@ def test_if_match_of_any_version_needs_an_item(stores: Stores) -> None:
 
 
 @pytest.mark.parametrize("damaged", [b"a whole", b"a whole PICTURE"], ids=["cut short", "other bytes"])
-def test_a_damaged_picture_is_written_again(stores: Stores, tmp_path: Path, damaged: bytes) -> None:
-    stores.items.upsert("default", [new_item("a", unit(1), b"a whole picture")])
+def test_a_damaged_image_is_written_again(stores: Stores, tmp_path: Path, damaged: bytes) -> None:
+    stores.items.upsert("default", [new_item("a", unit(1), b"a whole image")])
     (path,) = (path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file())
     path.write_bytes(damaged)
     with pytest.raises(Damaged):
         stores.items.image("default", "a")
     # Whoever sends it again mends it, under any name.
-    stores.items.upsert("default", [new_item("b", unit(1), b"a whole picture")])
-    assert stores.items.image("default", "a")[1] == b"a whole picture"
+    stores.items.upsert("default", [new_item("b", unit(1), b"a whole image")])
+    assert stores.items.image("default", "a")[1] == b"a whole image"
 
 
 def test_a_search_beside_unseen_deletes_still_fills_k(
@@ -265,7 +265,7 @@ def test_what_no_longer_passes_the_filter_is_not_answered(stores: Stores, monkey
     assert [(one.external_id, one.metadata) for one in found] == [("i1", {"n": 1}), ("i2", {"n": 1})]
 
 
-def test_a_picture_replaced_while_it_is_read_is_the_new_one(
+def test_an_image_replaced_while_it_is_read_is_the_new_one(
     stores: Stores, blobs: Blobs, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores.items.upsert("default", [new_item("a", unit(1), b"old")])
@@ -373,7 +373,7 @@ def test_a_full_disk_leaves_nothing_behind(
     assert not [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()]
 
 
-def test_a_picture_that_cannot_be_removed_costs_no_write(
+def test_an_image_that_cannot_be_removed_costs_no_write(
     stores: Stores, blobs: Blobs, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It is removed after the answer; what fails is logged, and a vacuum finds it."""
@@ -396,15 +396,15 @@ def test_a_picture_that_cannot_be_removed_costs_no_write(
     assert (blobs.count(), maintenance.vacuum().images, blobs.count()) == (2, 1, 1)
 
 
-def test_a_flipped_byte_of_a_picture_is_told(stores: Stores, tmp_path: Path) -> None:
-    stores.items.upsert("default", [new_item("a", unit(1), b"picture")])
+def test_a_flipped_byte_of_an_image_is_reported(stores: Stores, tmp_path: Path) -> None:
+    stores.items.upsert("default", [new_item("a", unit(1), b"image")])
     (path,) = [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()]
     path.write_bytes(b"pictura")
     with pytest.raises(Damaged):
         stores.items.image("default", "a")
     # Whoever sends it again mends it.
-    stores.items.upsert("default", [new_item("b", unit(1), b"picture")])
-    assert stores.items.image("default", "a")[1] == b"picture"
+    stores.items.upsert("default", [new_item("b", unit(1), b"image")])
+    assert stores.items.image("default", "a")[1] == b"image"
 
 
 def test_a_merge_during_a_search_does_not_pass_near_scores_for_true_ones(

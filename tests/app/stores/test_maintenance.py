@@ -163,7 +163,7 @@ def test_what_a_killed_writer_left_unfinished_is_removed(database: Database, blo
     assert again.indexes.state("default").digest == stores.indexes.state("default").digest
 
 
-def test_only_the_last_two_snapshots_are_kept(database: Database, blobs: Blobs, folder: Path) -> None:
+def test_only_the_last_two_snapshots_are_retained(database: Database, blobs: Blobs, folder: Path) -> None:
     for n in range(4):
         stores = open_stores(database, blobs, snapshots=folder)
         stores.items.upsert("default", [new_item(f"i{n}", unit(1))])
@@ -179,7 +179,7 @@ def test_a_sound_store_is_sound(database: Database, blobs: Blobs, folder: Path, 
     assert maintenance.check(deep=True) == []
 
 
-def test_faults_are_told(database: Database, blobs: Blobs, maintenance: Maintenance) -> None:
+def test_faults_are_reported(database: Database, blobs: Blobs, maintenance: Maintenance) -> None:
     stores = open_stores(database, blobs)
     fill(stores)
     blobs.delete(stores.items.item("default", "i1").sha256)
@@ -193,7 +193,7 @@ def test_faults_are_told(database: Database, blobs: Blobs, maintenance: Maintena
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
-def test_vectors_of_an_index_that_are_not_the_stored_ones_are_told(tmp_path: Path, kind: Kind) -> None:
+def test_vectors_of_an_index_that_are_not_the_stored_ones_are_reported(tmp_path: Path, kind: Kind) -> None:
     database, blobs = open_database(data_dir=tmp_path / "data"), Blobs(str(tmp_path / "data" / "blobs"))
     stores = open_stores(database, blobs, options=IndexOptions(kind=kind))
     fill(stores)
@@ -216,7 +216,7 @@ def test_a_rebuild_makes_what_the_truth_says(
     assert open_stores(database, blobs, snapshots=folder).galleries.index_state("default").digest == digest
 
 
-def test_a_vacuum_leaves_only_what_lives_and_replicas_read_anew(
+def test_a_vacuum_leaves_only_what_lives_and_replicas_read_again(
     database: Database, blobs: Blobs, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores, behind = open_stores(database, blobs), open_stores(database, blobs)
@@ -266,18 +266,18 @@ def test_a_backup_is_restored_whole(
     assert (done.seq, done.items) == (stores.galleries.head_seq(), 29)
     stores.items.remove("default", "i1")
     url = postgres.new_database() if target == "postgresql" else None
-    other, kept = open_database(data_dir=tmp_path / "other", url=url), Blobs(str(tmp_path / "other" / "blobs"))
-    # A picture that lies there already, damaged, is not taken for sound.
-    damage_bit(tmp_path / "other" / "blobs" / kept.put(b"i1")[:2] / kept.put(b"i1"))
-    assert restore_backup(tmp_path / "backup", other, kept) == done
-    again = open_stores(other, kept)
+    other, other_blobs = open_database(data_dir=tmp_path / "other", url=url), Blobs(str(tmp_path / "other" / "blobs"))
+    # A image that lies there already, damaged, is not taken for sound.
+    damage_bit(tmp_path / "other" / "blobs" / other_blobs.put(b"i1")[:2] / other_blobs.put(b"i1"))
+    assert restore_backup(tmp_path / "backup", other, other_blobs) == done
+    again = open_stores(other, other_blobs)
     assert len(again.found(unit(1))) == 29
     assert again.items.image("default", "i1")[1] == b"i1"
-    assert Episodes(other, kept, fingerprint=FINGERPRINT).get(episode.id).method == "ridge"
+    assert Episodes(other, other_blobs, fingerprint=FINGERPRINT).get(episode.id).method == "ridge"
     assert again.items.upsert("default", [new_item("next", unit(1))]).seq == done.seq + 1
-    assert Maintenance(other, kept, IndexSnapshots(tmp_path / "x")).check(deep=True) == []
+    assert Maintenance(other, other_blobs, IndexSnapshots(tmp_path / "x")).check(deep=True) == []
     with pytest.raises(BackupRefused, match="not empty"):
-        restore_backup(tmp_path / "backup", other, kept)
+        restore_backup(tmp_path / "backup", other, other_blobs)
     other.close()
     if url is not None:
         postgres.drop(url)
@@ -288,15 +288,15 @@ def test_a_restore_leaves_the_backup_as_it_was_and_a_store_that_was_begun_meanwh
     fill(open_stores(database, blobs))
     write_backup(database, blobs, tmp_path / "backup")
     before = {path: path.stat().st_mtime_ns for path in files(tmp_path / "backup")}
-    other, kept = open_database(data_dir=tmp_path / "other"), Blobs(str(tmp_path / "other" / "blobs"))
+    other, other_blobs = open_database(data_dir=tmp_path / "other"), Blobs(str(tmp_path / "other" / "blobs"))
 
     def begin(done: int, _: int) -> None:
         if done == 3:
-            open_stores(other, kept).items.upsert("default", [new_item("acknowledged", unit(1))])
+            open_stores(other, other_blobs).items.upsert("default", [new_item("acknowledged", unit(1))])
 
     with pytest.raises(BackupRefused, match="not empty"):
-        restore_backup(tmp_path / "backup", other, kept, begin)
-    assert open_stores(other, kept).found(unit(1)) == ["acknowledged"]
+        restore_backup(tmp_path / "backup", other, other_blobs, begin)
+    assert open_stores(other, other_blobs).found(unit(1)) == ["acknowledged"]
     assert {path: path.stat().st_mtime_ns for path in files(tmp_path / "backup")} == before
     other.close()
     database.close()
@@ -314,7 +314,7 @@ def test_jobs_of_a_killed_process_have_failed_after_the_next_start(database: Dat
     assert jobs.get(old.id).error == "The process ended."
 
 
-def test_a_backup_runs_beside_the_service_and_pictures_wait_for_it(tmp_path: Path) -> None:
+def test_a_backup_runs_beside_the_service_and_images_wait_for_it(tmp_path: Path) -> None:
     serving, blobs = open_database(data_dir=tmp_path / "data"), Blobs(str(tmp_path / "data" / "blobs"))
     stores = open_stores(serving, blobs)
     fill(stores)
@@ -352,13 +352,13 @@ def test_a_backup_that_ends_leaves_a_later_ones_hold(tmp_path: Path) -> None:
     database.close()
 
 
-def test_the_name_of_a_backup_is_on_disk_when_it_is_told(
+def test_the_name_of_a_backup_is_on_disk_when_it_is_reported(
     database: Database, blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(open_stores(database, blobs))
     synced: list[tuple[Path, bool]] = []
     monkeypatch.setattr(
-        "app.stores.maintenance.backup._sync_folder", lambda path: synced.append((path, (tmp_path / "backup").exists()))
+        "app.stores.maintenance.backup.sync_path", lambda path: synced.append((path, (tmp_path / "backup").exists()))
     )
     write_backup(database, blobs, tmp_path / "backup")
     assert synced == [(tmp_path / ".backup.part", False), (tmp_path, True)]

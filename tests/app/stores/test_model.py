@@ -18,7 +18,7 @@ from app.stores.index.snapshots import IndexSnapshots
 from app.stores.maintenance.check import Maintenance
 from app.stores.sql.database import Database, open_database
 from tests.app.postgres import PostgresServer
-from tests.app.stores.conftest import Tell
+from tests.app.stores.conftest import Report
 from tests.app.stores.stores import Stores, new_item, open_stores, unit
 
 EXAMPLES = int(os.environ.get("STORE_EXAMPLES", "8"))
@@ -146,7 +146,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.stores.indexes.catch_up()
-        digests = {name: self.stores.indexes.state(name).digest for name in self.stores.indexes.names()}
+        digests = {name: self.stores.indexes.state(name).digest for name in self.stores.indexes.counts()}
         assert digests == self.stores.indexes.true_digests()
         named = {one for content in self.model.values() for one in content}
         self.database.settle()
@@ -166,14 +166,14 @@ RUN = settings(
 )
 
 
-def test_sqlite_equals_the_model(tell: Tell) -> None:
+def test_sqlite_equals_the_model(report: Report) -> None:
     run_state_machine_as_test(StoreMachine, settings=RUN)
-    tell(f"sqlite: {EXAMPLES} random histories of up to {STEPS} steps equal a plain dictionary")
+    report(f"sqlite: {EXAMPLES} random histories of up to {STEPS} steps equal a plain dictionary")
 
 
-def test_postgresql_equals_the_model(postgres: PostgresServer, tell: Tell) -> None:
+def test_postgresql_equals_the_model(postgres: PostgresServer, report: Report) -> None:
     class PostgresMachine(StoreMachine):
         server = postgres
 
     run_state_machine_as_test(PostgresMachine, settings=RUN)
-    tell(f"postgresql: {EXAMPLES} random histories of up to {STEPS} steps equal a plain dictionary")
+    report(f"postgresql: {EXAMPLES} random histories of up to {STEPS} steps equal a plain dictionary")

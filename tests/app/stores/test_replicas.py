@@ -10,7 +10,7 @@ import pytest
 
 from app.errors import NotFound
 from app.stores.blobs import Blobs
-from tests.app.stores.conftest import OpenReplica, Tell
+from tests.app.stores.conftest import OpenReplica, Report
 from tests.app.stores.stores import Stores, new_item, open_stores, unit
 
 WRITES = int(os.environ.get("REPLICA_WRITES", "60"))
@@ -25,7 +25,7 @@ def replicas(open_replica: OpenReplica, tmp_path: Path) -> Iterator[list[Stores]
         stores.indexes.close()
 
 
-def test_concurrent_writes_and_deletes_converge_to_equal_digests(replicas: list[Stores], tell: Tell) -> None:
+def test_concurrent_writes_and_deletes_converge_to_equal_digests(replicas: list[Stores], report: Report) -> None:
     threads = [threading.Thread(target=write_at_random, args=(stores, at)) for at, stores in enumerate(replicas * 2)]
     for thread in threads:
         thread.start()
@@ -35,11 +35,11 @@ def test_concurrent_writes_and_deletes_converge_to_equal_digests(replicas: list[
     assert one.indexes.catch_up() == other.indexes.catch_up() == one.galleries.head_seq()
     for gallery in one.galleries.all():
         assert one.indexes.state(gallery.name) == other.indexes.state(gallery.name)
-    digests = {name: one.indexes.state(name).digest for name in one.indexes.names()}
+    digests = {name: one.indexes.state(name).digest for name in one.indexes.counts()}
     assert digests == one.indexes.true_digests() == other.indexes.true_digests()
     for item in one.items.page("default", after=None, limit=1000):
         assert other.items.image("default", item.id)[1]
-    tell(f"two replicas, {len(threads)} writers, {WRITES} writes and deletes: equal digests, equal to the truth's")
+    report(f"two replicas, {len(threads)} writers, {WRITES} writes and deletes: equal digests, equal to the truth's")
 
 
 def test_a_replica_sees_a_write_once_it_is_at_its_seq(replicas: list[Stores]) -> None:
@@ -78,16 +78,16 @@ def test_a_follower_arrives_by_itself(replicas: list[Stores]) -> None:
     assert other.found(unit(1)) == ["a"]
 
 
-def test_equal_pictures_survive_the_deletes_of_another_replica(replicas: list[Stores]) -> None:
-    """One replica collects a picture while the other is about to name it."""
+def test_equal_images_survive_the_deletes_of_another_replica(replicas: list[Stores]) -> None:
+    """One replica collects an image while the other is about to name it."""
 
     def churn(stores: Stores, name: str) -> Callable[[], None]:
         def run() -> None:
             for _ in range(15):
-                stores.items.upsert("default", [new_item(name, unit(1), b"shared picture")])
-                assert stores.items.image("default", name)[1] == b"shared picture"
+                stores.items.upsert("default", [new_item(name, unit(1), b"shared image")])
+                assert stores.items.image("default", name)[1] == b"shared image"
                 stores.items.remove("default", name)
-            stores.items.upsert("default", [new_item(name, unit(1), b"shared picture")])
+            stores.items.upsert("default", [new_item(name, unit(1), b"shared image")])
 
         return run
 
@@ -97,7 +97,7 @@ def test_equal_pictures_survive_the_deletes_of_another_replica(replicas: list[St
     for thread in threads:
         thread.join()
     for at in range(2):
-        assert replicas[0].items.image("default", f"n{at}")[1] == b"shared picture"
+        assert replicas[0].items.image("default", f"n{at}")[1] == b"shared image"
 
 
 def write_at_random(stores: Stores, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Two server processes on one PostgreSQL, over sockets: what one was told, the other knows."""
+"""Two server processes on one PostgreSQL, over sockets: what one acknowledged, the other knows."""
 
 import os
 import random
@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from tests.app.postgres import PostgresServer
-from tests.app.stores.conftest import Tell
-from tests.app.stores.crash_writes import picture, wire
+from tests.app.stores.conftest import Report
+from tests.app.stores.crash_writes import image, wire
 from tests.app.test_server import started
 
 pytestmark = pytest.mark.server
@@ -19,7 +19,7 @@ LIMIT_S = 900
 
 
 def test_a_read_with_min_seq_on_the_other_server_always_sees_the_write(
-    tmp_path: Path, postgres: PostgresServer, tell: Tell
+    tmp_path: Path, postgres: PostgresServer, report: Report
 ) -> None:
     url = postgres.new_database()
     # They follow by themselves only once a minute: what is seen is seen because it was asked for.
@@ -44,9 +44,9 @@ def test_a_read_with_min_seq_on_the_other_server_always_sees_the_write(
         assert states[0] == states[1]
         assert states[0]["index"]["applied_seq"] == states[0]["index"]["head_seq"]
     postgres.drop(url)
-    tell(
+    report(
         f"two servers on one PostgreSQL, 4 clients, {4 * (WRITES // 4)} writes and deletes over HTTP: each was seen on"
-        " the other server with X-Min-Seq, and both tell the same digest in the end"
+        " the other server with X-Min-Seq, and both report the same digest in the end"
     )
 
 
@@ -57,7 +57,7 @@ def write_and_look(here: httpx.Client, there: httpx.Client, number: int, failure
         item = f"/galleries/default/items/{item_id}"
         is_there = chance.random() < 0.7
         if is_there:
-            written = here.put(item, json={"image": wire(picture(chance)), "metadata": {"at": at}})
+            written = here.put(item, json={"image": wire(image(chance)), "metadata": {"at": at}})
         else:
             written = here.delete(item)
         if written.status_code == 404:

@@ -1,4 +1,4 @@
-"""A search that asks the database nothing tells what the database would."""
+"""A cached search equals one that queries the database."""
 
 import contextlib
 from dataclasses import replace
@@ -38,37 +38,37 @@ def test_rows_are_cached_as_of_one_number() -> None:
     assert cached.get([1], 5) is None
 
 
-def test_a_search_is_at_hand_until_something_is_written(stores: Stores, database: Database) -> None:
+def test_a_search_is_cached_until_something_is_written(stores: Stores, database: Database) -> None:
     def asked(k: int = 3, min_score: float | None = None) -> list[Hit]:
         return list(stores.galleries.search("default", unit(1), k=k, min_score=min_score)[1])
 
-    def at_hand(k: int = 3, min_score: float | None = None) -> list[Hit] | None:
+    def cached(k: int = 3, min_score: float | None = None) -> list[Hit] | None:
         found = stores.galleries.search_cached("default", unit(1), k=k, min_score=min_score)
         return None if found is None else list(found[1])
 
     stores.items.upsert("default", [new_item("b", unit(1)), new_item("a", unit(1)), new_item("c", unit(1, 1))])
-    assert at_hand() is None
+    assert cached() is None
     first = asked()
     if database.is_shared:
-        assert at_hand() is None, "others may have written"
+        assert cached() is None, "others may have written"
         return
-    assert at_hand() == first
+    assert cached() == first
     assert [one.external_id for one in first] == ["a", "b", "c"]
-    assert at_hand(k=1) == first[:1]
-    assert at_hand(min_score=0.9) == first[:2]
+    assert cached(k=1) == first[:1]
+    assert cached(min_score=0.9) == first[:2]
     stores.items.upsert("default", [new_item("d", unit(1))])
-    assert at_hand() is None
+    assert cached() is None
     assert [one.external_id for one in asked(k=4)] == ["a", "b", "d", "c"]
     stores.items.remove("default", "a")
-    # Its picture goes in the background, which is a write as well.
+    # Its image goes in the background, which is a write as well.
     database.settle()
-    assert at_hand() is None
-    assert at_hand() is None, "to look is not to read"
+    assert cached() is None
+    assert cached() is None, "to look is not to read"
     assert [one.external_id for one in asked()] == ["b", "d", "c"]
-    assert at_hand() == asked()
+    assert cached() == asked()
 
 
-def test_what_takes_long_is_not_at_hand(stores: Stores) -> None:
+def test_what_takes_long_is_not_cached(stores: Stores) -> None:
     stores.items.upsert("default", [new_item("a", unit(1))])
     stores.galleries.search("default", unit(1), k=9, min_score=None)
     assert stores.galleries.search_cached("default", unit(1), k=FEW_HITS + 1, min_score=None) is None
@@ -78,18 +78,18 @@ def test_what_takes_long_is_not_at_hand(stores: Stores) -> None:
     assert stores.galleries.search_cached("default", unit(1), k=9, min_score=None) is None
 
 
-def test_a_gallery_that_is_not_there_is_not_at_hand(stores: Stores, database: Database) -> None:
-    # Where others write, nothing is at hand, and whoever asks the database hears that it is gone.
+def test_a_gallery_that_does_not_exist_is_not_cached(stores: Stores, database: Database) -> None:
+    # Where others write, nothing is cached, and a query reports that it is gone.
     expected = contextlib.nullcontext() if database.is_shared else pytest.raises(NotFound)
     with expected:
         assert stores.galleries.search_cached("gone", unit(1), k=9, min_score=None) is None
 
 
-def test_an_empty_gallery_is_at_hand_once_it_was_asked(stores: Stores, database: Database) -> None:
+def test_an_empty_gallery_is_cached_once_it_was_searched(stores: Stores, database: Database) -> None:
     assert stores.galleries.search_cached("default", unit(1), k=9, min_score=None) is None
     asked = stores.galleries.search("default", unit(1), k=9, min_score=None)
-    at_hand = stores.galleries.search_cached("default", unit(1), k=9, min_score=None)
-    assert at_hand == (None if database.is_shared else asked)
+    cached = stores.galleries.search_cached("default", unit(1), k=9, min_score=None)
+    assert cached == (None if database.is_shared else asked)
 
 
 def test_what_waits_for_a_gpu_is_not_small(stores: Stores) -> None:
