@@ -120,7 +120,7 @@ class ImageDecoder:
         """Return the squares of `size` px that segmentation encodes; strokes lie on their canvas.
 
         Raises:
-            As `decode_many`, and the image's own error.
+            The image's own error, and those of `decode_many`.
         """
         known = self._known(source, budget, lambda data: self._known_tiles(data, size))
         if known is not None:

@@ -42,12 +42,11 @@ _MAX_VIEW_BOX = 1e6
 
 
 def open_strokes(source: StrokesImage, size: int, limits: Limits) -> OpenedImage:
-    """Check a drawing; `read` draws it as a canonical sketch of `size` px and raises Invalid if that fails.
+    """Check a drawing; `read` draws it as a canonical sketch, [size, size, 3] uint8, or raises Invalid.
 
     Raises:
-        ImageTooLarge: the canvas.
-        Invalid: an empty canvas.
-        TooMuchWork: the points.
+        ImageTooLarge, Invalid: the canvas is too large, or empty.
+        TooMuchWork: too many points.
     """
     if max(source.width, source.height) > limits.max_canvas_side:
         raise ImageTooLarge(f"A canvas side is over {limits.max_canvas_side}.")
@@ -78,16 +77,12 @@ def draw_on_canvas(source: StrokesImage) -> NDArray[np.uint8]:
 
 
 def render_svg(text: str, limits: Limits) -> bytes:
-    """Render an SVG of paths and basic shapes at its own size.
-
-    Returns:
-        PNG bytes with alpha.
+    """Render an SVG of paths and basic shapes at its own size, as PNG with alpha.
 
     Raises:
         UndecodableImage: not XML, or it cannot be drawn.
         Invalid: an element or value outside the subset.
-        ImageTooLarge: the canvas.
-        TooMuchWork: the points.
+        ImageTooLarge, TooMuchWork: the canvas is too large, or there are too many points.
     """
     try:
         root: Element = fromstring(text, forbid_dtd=True, forbid_entities=True, forbid_external=True)

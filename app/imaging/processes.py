@@ -92,8 +92,7 @@ class DecoderProcesses:
         """Decode a file in an idle process.
 
         Raises:
-            UndecodableImage: damaged, or the file kills or hangs the process that decodes it.
-            UnsupportedMedia, ImageTooLarge.
+            UndecodableImage, UnsupportedMedia, ImageTooLarge: the file; also one that kills or hangs its process.
             EngineUnavailable: no process starts.
         """
         process = self._idle.get()

@@ -131,15 +131,13 @@ def open_file(data: bytes, limits: Limits) -> OpenedImage:
 
 
 def decode_image(opened: OpenedImage, size: int, file: bytes | None = None) -> DecodedImage:
-    """Decode an image and bring it into the encoder's form.
+    """Decode an image and bring it into the encoder's form, a square of `size` px.
 
     Args:
-        size: side of the square, px.
         file: bytes of the image; None for a drawing, which is stored as PNG.
 
     Raises:
-        UndecodableImage: damaged, or empty.
-        Invalid: a drawing that cannot be drawn.
+        UndecodableImage, Invalid: the file is damaged or empty, or the drawing cannot be drawn.
     """
     started_s = time.perf_counter()
     pixels = opened.read()
@@ -163,12 +161,7 @@ def decode_image(opened: OpenedImage, size: int, file: bytes | None = None) -> D
 def tile_image(
     pixels: NDArray[np.uint8], size: int, max_tiles: int, whole: NDArray[np.uint8] | None = None
 ) -> TiledImage:
-    """Cut an image into the squares that segmentation encodes, see `plan_views`.
-
-    Args:
-        pixels: [H, W, 3] uint8 RGB.
-        whole: the image fitted into a square, [size, size, 3] uint8, where it is known.
-    """
+    """Cut [H, W, 3] uint8 RGB into the squares that segmentation encodes; `whole` is the first one, if known."""
     height, width = pixels.shape[:2]
     boxes = plan_views(height, width, size, max_tiles=max_tiles)
     squares = [fit_square(pixels, size) if whole is None else whole]
