@@ -1,22 +1,94 @@
-"""From a bundle folder and a data folder to running services; the slow part of the start."""
+"""The composition root: everything the service consists of, built from the settings."""
 
 import asyncio
 from collections.abc import Sequence
 
 import numpy as np
 
-from app.api.deps import Platform
-from app.api.services import Services
-from app.domain import BundleInfo, Encoder, View
+from app.api.auth import ApiKey, ApiKeys, Scope, parse_keys, sha256_hex
+from app.api.deps import Platform, Services, Stores, Tasks
+from app.domain import BundleInfo, Encoder, FeatureEngine, View
 from app.engine.engine import BatchingEngine
 from app.engine.executor import DeviceExecutor
-from app.runtime.lifecycle import EXIT_FATAL
+from app.imaging.decoding import ImageCache, ImageDecoder
+from app.imaging.processes import DecoderProcesses
+from app.runtime.lifecycle import EXIT_FATAL, Lifecycle
 from app.runtime.lru import ByteLru
+from app.runtime.telemetry import Telemetry
 from app.settings import Settings
+from app.stores.blobs import IMAGE_FOLDER, Blobs
 from app.stores.index.base import IndexOptions
-from app.tasks.assemble import StoreOptions, open_tasks
-from app.tasks.fewshot import PrototypeHead
-from app.tasks.segmentation.segmentation import SegmentationHead
+from app.stores.index.follower import Indexes
+from app.stores.index.snapshots import INDEX_FOLDER, IndexSnapshots
+from app.stores.maintenance.reembed import Reembedding
+from app.stores.records.class_sets import ClassSets
+from app.stores.records.episodes import Episodes
+from app.stores.records.galleries import Galleries
+from app.stores.records.idempotency import IdempotencyKeys
+from app.stores.records.items import Items
+from app.stores.records.jobs import Jobs
+from app.stores.sql.database import open_database
+from app.tasks.fewshot import FewShot, PrototypeHead
+from app.tasks.galleries import GalleryTask
+from app.tasks.idempotency import Idempotency
+from app.tasks.inputs import ImageInputs
+from app.tasks.items import ItemTask
+from app.tasks.reembed import Reembed
+from app.tasks.retrieval import Retrieval
+from app.tasks.segmentation.segmentation import Segmentation, SegmentationHead
+from app.tasks.workers import Workers
+
+MAX_GREETINGS = 64
+"""Live connections that may be unauthenticated at once."""
+
+
+def build_platform(settings: Settings) -> Platform:
+    """The part of the service that exists before the bundle is loaded; starts nothing.
+
+    Raises:
+        ValueError: the API keys are malformed.
+        OSError: the file of API keys cannot be read.
+    """
+    telemetry = Telemetry()
+    cache = ImageCache(max_bytes=settings.picture_cache_bytes)
+    telemetry.image_cache_bytes.set_function(lambda: cache.size_bytes)
+    workers = settings.decode_threads
+    return Platform(
+        lifecycle=Lifecycle(),
+        telemetry=telemetry,
+        limits=settings.limits,
+        keys=ApiKeys(read_keys(settings)),
+        images=ImageDecoder(
+            limits=settings.limits,
+            telemetry=telemetry,
+            cache=cache,
+            workers=workers,
+            max_waiting=settings.max_decode_waiting,
+            # One worker decodes in a thread: a process pays only for images that are decoded beside each other.
+            processes=DecoderProcesses(workers, limits=settings.limits) if workers > 1 else None,
+        ),
+        deadline_s=settings.deadline_s,
+        live_slots=asyncio.Semaphore(settings.max_live_connections),
+        live_greetings=asyncio.Semaphore(MAX_GREETINGS),
+    )
+
+
+def read_keys(settings: Settings) -> list[ApiKey]:
+    """All keys of the settings: from the environment, from the secret file, and the metrics token.
+
+    Raises:
+        ValueError: an entry is malformed.
+        OSError: the file cannot be read.
+    """
+    keys: list[ApiKey] = []
+    if settings.api_keys is not None:
+        keys += parse_keys(settings.api_keys.get_secret_value())
+    if settings.api_keys_file is not None:
+        keys += parse_keys(settings.api_keys_file.read_text(encoding="utf-8"))
+    if settings.metrics_token is not None:
+        digest = sha256_hex(settings.metrics_token.get_secret_value())
+        keys.append(ApiKey(name="metrics", sha256=digest, scopes=frozenset({Scope.METRICS})))
+    return keys
 
 
 def build_services(settings: Settings, platform: Platform) -> Services:
@@ -25,9 +97,10 @@ def build_services(settings: Settings, platform: Platform) -> Services:
     Raises:
         models.errors.ModelError: the bundle is damaged.
         app.stores.sql.database.DataFolderLocked: another process serves the data folder.
+        app.stores.sql.engines.UnusableDatabase: the database's URL is wrong, or no server answers there.
         app.errors.FingerprintMismatch: the data folder holds another bundle's vectors.
     """
-    # Imported here, in the load's thread: torch and diffusers take seconds, and the port is open already.
+    # Imported in the load's thread: torch and diffusers take seconds, and the port is open already.
     from models.bundle.build import load_bundle
     from models.heads.fewshot import PrototypeHead as LoadedPrototypeHead
 
@@ -64,27 +137,13 @@ def assemble_services(
         stop_timeout_s=settings.drain_timeout_s,
         on_fatal=lambda: platform.lifecycle.fail(EXIT_FATAL),
     )
-    database_url = settings.database_url
     tasks = open_tasks(
+        settings,
         bundle=bundle,
         engine=engine,
         images=platform.images,
-        limits=platform.limits,
-        data_dir=settings.data_dir,
         segmentation_head=segmentation_head,
         prototype_head=prototype_head,
-        store=StoreOptions(
-            database_url=database_url.get_secret_value() if database_url is not None else None,
-            blob_url=settings.blob_url,
-            index=IndexOptions(
-                kind=None if settings.index_kind == "auto" else settings.index_kind,
-                flat_rows=settings.index_flat_rows,
-                storage=settings.index_storage,
-            ),
-            vector_dtype=settings.vector_dtype,
-            follow_interval_s=settings.follow_interval_s,
-            hold_s=2 * settings.deadline_s + 30,
-        ),
     )
 
     async def warm_up() -> None:
@@ -95,23 +154,108 @@ def assemble_services(
 
     return Services(
         bundle=bundle,
-        engine=engine,
         is_alive=engine.is_alive,
         is_current=lambda: tasks.stores.indexes.is_current,
         tasks=tasks,
         on_start=(warm_up, engine.start),
+        # The engine first: requests that it still answers read and write the stores.
         on_stop=(engine.stop, close_tasks),
     )
+
+
+def open_tasks(
+    settings: Settings,
+    *,
+    bundle: BundleInfo,
+    engine: FeatureEngine,
+    images: ImageDecoder,
+    segmentation_head: SegmentationHead,
+    prototype_head: PrototypeHead,
+) -> Tasks:
+    """The tasks over stores that are opened here; blocks, call it off the event loop. Raises as `build_services`."""
+    limits, stores, workers = settings.limits, _open_stores(settings, bundle), Workers()
+    database, galleries, items, indexes = stores.database, stores.galleries, stores.items, stores.indexes
+    inputs = ImageInputs(images, database, items)
+
+    def close() -> None:
+        workers.close()
+        indexes.close()
+        database.close()
+
+    segmentation = Segmentation(
+        bundle=bundle, engine=engine, head=segmentation_head, inputs=inputs, workers=workers, limits=limits,
+        database=database, class_sets=stores.class_sets,
+    )  # fmt: skip
+    return Tasks(
+        stores=stores,
+        galleries=GalleryTask(database=database, galleries=galleries, indexes=indexes),
+        items=ItemTask(
+            bundle=bundle, engine=engine, inputs=inputs, decoder=images, database=database,
+            galleries=galleries, items=items, indexes=indexes,
+        ),
+        retrieval=Retrieval(
+            bundle=bundle, engine=engine, inputs=inputs, database=database, galleries=galleries, indexes=indexes,
+        ),
+        segmentation=segmentation,
+        fewshot=FewShot(
+            bundle=bundle, engine=engine, head=prototype_head, inputs=inputs, workers=workers, database=database,
+            episodes=stores.episodes,
+            limits=limits,
+        ),
+        reembed=Reembed(
+            bundle=bundle, engine=engine, inputs=inputs, segmentation=segmentation, database=database,
+            blobs=stores.blobs, galleries=galleries, jobs=stores.jobs, limits=limits,
+            reembedding=Reembedding(database, fingerprint=bundle.fingerprint, dtype=settings.vector_dtype),
+        ),
+        idempotency=Idempotency(database=database, keys=stores.idempotency_keys),
+        close=close,
+    )  # fmt: skip
+
+
+def _open_stores(settings: Settings, bundle: BundleInfo) -> Stores:
+    url, fingerprint = settings.database_url, bundle.fingerprint
+    database = open_database(data_dir=settings.data_dir, url=None if url is None else url.get_secret_value())
+    blobs = Blobs(settings.blob_url or str(settings.data_dir / IMAGE_FOLDER))
+    indexes = Indexes(
+        database,
+        dimension=bundle.dimension,
+        fingerprint=fingerprint,
+        options=IndexOptions(
+            kind=None if settings.index_kind == "auto" else settings.index_kind,
+            flat_rows=settings.index_flat_rows,
+            storage=settings.index_storage,
+        ),
+        snapshots=IndexSnapshots(settings.data_dir / INDEX_FOLDER),
+    )
+    stores = Stores(
+        database=database,
+        blobs=blobs,
+        indexes=indexes,
+        galleries=Galleries(database, blobs, indexes, fingerprint=fingerprint),
+        items=Items(database, blobs, indexes, fingerprint=fingerprint, dtype=settings.vector_dtype),
+        episodes=Episodes(database, blobs, fingerprint=fingerprint),
+        class_sets=ClassSets(database, dimension=bundle.dimension, fingerprint=fingerprint),
+        # A request holds its key beyond its deadline: the key of a live request must not expire.
+        idempotency_keys=IdempotencyKeys(database, hold_s=2 * settings.deadline_s + 30),
+        jobs=Jobs(database),
+    )
+    try:
+        stores.galleries.load()
+        stores.jobs.end_abandoned()
+        # On SQLite this process is the only one, so that keys still held belong to a process that is gone.
+        if not database.is_shared:
+            stores.idempotency_keys.release_all()
+        indexes.follow(settings.follow_interval_s if database.is_shared else None)
+    except BaseException:
+        indexes.close()
+        database.close()
+        raise
+    return stores
 
 
 def _warm_up_views(bundle: BundleInfo) -> Sequence[View]:
     kinds = {(task.resolution, task.timestep) for task in bundle.tasks.values()}
     return [
-        View(
-            pixels=np.zeros((resolution, resolution, 3), dtype=np.uint8),
-            timestep=timestep,
-            caption=None,
-            key="warm-up",
-        )
-        for resolution, timestep in sorted(kinds)
+        View(pixels=np.zeros((side, side, 3), dtype=np.uint8), timestep=timestep, caption=None, key="warm-up")
+        for side, timestep in sorted(kinds)
     ]

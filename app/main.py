@@ -11,32 +11,18 @@ from starlette.middleware import Middleware
 
 from app.api import openapi as contract
 from app.api import problems
-from app.api.auth import ApiKey, ApiKeys, Scope, ScopedRoute, declared_scope, parse_keys, sha256_hex
-from app.api.deps import Platform
+from app.api.auth import ScopedRoute, declared_scope
+from app.api.deps import Platform, Services
 from app.api.middleware.cancellation import DisconnectWatch, RequestDeadline
 from app.api.middleware.context import RequestContext
 from app.api.middleware.guards import BodyLimit, InFlightLimit, PathGuard
-from app.api.routers import (
-    class_sets,
-    fewshot,
-    galleries,
-    health,
-    items,
-    jobs,
-    live,
-    operation,
-    retrieval,
-    segmentation,
-)
-from app.api.services import Services
+from app.api.routers import fewshot, galleries, items, live, operation, retrieval, segmentation
+from app.composition import build_platform
 from app.composition import build_services as build_default_services
-from app.imaging.decoding import ImageCache, ImageDecoder
-from app.imaging.processes import DecoderProcesses
-from app.runtime.lifecycle import EXIT_START_FAILED, Lifecycle, Phase
-from app.runtime.telemetry import Telemetry, get_logger
+from app.runtime.lifecycle import EXIT_START_FAILED, Phase
+from app.runtime.telemetry import get_logger
 from app.settings import Settings
 
-MAX_GREETINGS = 64
 BuildServices = Callable[[Settings, Platform], Services]
 ROUTERS = (
     retrieval.router,
@@ -45,10 +31,10 @@ ROUTERS = (
     live.router,
     galleries.router,
     items.router,
-    class_sets.router,
-    jobs.router,
+    segmentation.class_sets,
+    operation.jobs,
     operation.router,
-    health.router,
+    operation.health,
 )
 """A request tries one after another: those that are asked most come first."""
 
@@ -67,7 +53,7 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
         ValueError: the API keys are malformed, or a route declares no scope.
         OSError: the file of API keys cannot be read.
     """
-    platform = _build_platform(settings)
+    platform = build_platform(settings)
     supervisor = Supervisor(settings, platform, build_services)
     app = FastAPI(
         title="Vermouth",
@@ -186,46 +172,3 @@ class Supervisor:
             except Exception:  # noqa: BLE001 - one failed stop must not keep the others from theirs
                 get_logger().exception("stop_failed")
         await asyncio.to_thread(self._platform.images.stop)
-
-
-def _build_platform(settings: Settings) -> Platform:
-    telemetry = Telemetry()
-    cache = ImageCache(max_bytes=settings.picture_cache_bytes)
-    telemetry.image_cache_bytes.set_function(lambda: cache.size_bytes)
-    workers = settings.decode_threads
-    processes = DecoderProcesses(workers, limits=settings.limits) if workers > 1 else None
-    return Platform(
-        lifecycle=Lifecycle(),
-        telemetry=telemetry,
-        limits=settings.limits,
-        keys=ApiKeys(read_keys(settings)),
-        images=ImageDecoder(
-            limits=settings.limits,
-            telemetry=telemetry,
-            cache=cache,
-            workers=workers,
-            max_waiting=settings.max_decode_waiting,
-            processes=processes,
-        ),
-        deadline_s=settings.deadline_s,
-        live_slots=asyncio.Semaphore(settings.max_live_connections),
-        live_greetings=asyncio.Semaphore(MAX_GREETINGS),
-    )
-
-
-def read_keys(settings: Settings) -> list[ApiKey]:
-    """All keys of the settings: in the environment, in the secret file, and the metrics token.
-
-    Raises:
-        ValueError: an entry is malformed.
-        OSError: the file cannot be read.
-    """
-    keys: list[ApiKey] = []
-    if settings.api_keys is not None:
-        keys += parse_keys(settings.api_keys.get_secret_value())
-    if settings.api_keys_file is not None:
-        keys += parse_keys(settings.api_keys_file.read_text(encoding="utf-8"))
-    if settings.metrics_token is not None:
-        digest = sha256_hex(settings.metrics_token.get_secret_value())
-        keys.append(ApiKey(name="metrics", sha256=digest, scopes=frozenset({Scope.METRICS})))
-    return keys

@@ -1,7 +1,7 @@
-"""API keys and scopes: every route declares what it needs, and a route that declares nothing is refused.
+"""API keys and scopes: every route declares the scope it needs, and a route that declares none is closed.
 
-Keys are kept as SHA-256 digests (they are random and long, so a slow hash adds nothing) and compared in
-constant time.
+Keys are stored as SHA-256 digests and compared in constant time; they are long and random, so that a slow hash would
+add nothing.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from app.errors import Forbidden, Unauthenticated, UnsupportedMedia
 
 
 class Scope(StrEnum):
-    """What a route needs. A key with `write` may read, one with `admin` may do everything."""
+    """What a route requires. A key with `write` may read too, and one with `admin` may do everything."""
 
     OPEN = "open"
     METRICS = "metrics"
@@ -44,7 +44,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
-    """Declare the scope of an endpoint; stands under the route decorator."""
+    """Decorator that declares the scope of an endpoint; it goes below the route decorator."""
 
     def declare(endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, _ATTRIBUTE, scope)
@@ -54,13 +54,13 @@ def requires(scope: Scope) -> Callable[[Endpoint], Endpoint]:
 
 
 def declared_scope(route: BaseRoute) -> Scope | None:
-    """The scope a route's endpoint declares, None where it declares none."""
+    """The scope that a route's endpoint declares, or None."""
     found = getattr(getattr(route, "endpoint", None), _ATTRIBUTE, None)
     return found if isinstance(found, Scope) else None
 
 
 class ScopedRoute(APIRoute):
-    """A route that checks the caller's key, and the type of a declared body, before it reads a byte of it."""
+    """A route that checks the caller's key, and the type of a declared body, before it reads the body."""
 
     async def handle(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         needed = declared_scope(self)
@@ -75,7 +75,7 @@ class ScopedRoute(APIRoute):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """One key as it is stored: its digest, never the key."""
+    """A stored key: its digest, never the key itself."""
 
     name: str
     sha256: str
@@ -83,9 +83,9 @@ class ApiKey:
 
 
 class ApiKeys:
-    """All known keys. Without any, every caller may do everything (loopback, or `insecure`).
+    """All known keys. Without any, every caller may do everything (on loopback, or with `insecure`).
 
-    A metrics token is a key with the scope `metrics` alone; it does not switch keys on elsewhere.
+    A metrics token is a key with the scope `metrics` only; with no other key, all other routes stay open.
     """
 
     def __init__(self, keys: Iterable[ApiKey]) -> None:
@@ -97,10 +97,10 @@ class ApiKeys:
         return any(key.scopes - {Scope.METRICS} for key in self._keys)
 
     def authorise(self, connection: HTTPConnection, needed: Scope) -> None:
-        """Let the connection pass or raise.
+        """Check the key in a connection's headers.
 
         Raises:
-            Unauthenticated: a key is needed and none, or an unknown one, was sent.
+            Unauthenticated: a key is required, and none or an unknown one was sent.
             Forbidden: the key lacks the scope.
         """
         if needed is Scope.OPEN or not self._keys or (needed is not Scope.METRICS and not self.are_on):
@@ -108,7 +108,7 @@ class ApiKeys:
         self.authorise_key(_presented(connection), needed)
 
     def authorise_key(self, presented: str | None, needed: Scope) -> None:
-        """Let a key that was sent pass or raise, where keys are on. Raises as `authorise`."""
+        """Check a key that was sent outside of the headers. Raises as `authorise`."""
         key = self._find(presented)
         if key is None:
             raise Unauthenticated("Send a known API key as `Authorization: Bearer …` or `X-API-Key: …`.")
@@ -120,6 +120,7 @@ class ApiKeys:
             return None
         digest = sha256_hex(presented)
         found = None
+        # No early exit: the time must not depend on which key matches.
         for key in self._keys:
             if hmac.compare_digest(key.sha256, digest):
                 found = key
@@ -127,10 +128,10 @@ class ApiKeys:
 
 
 def parse_keys(text: str) -> list[ApiKey]:
-    """Keys from lines (or comma-separated entries) `name:scope+scope:sha256-hex`; `#` starts a comment.
+    """The keys in lines or comma-separated entries `name:scope+scope:sha256-hex`; `#` starts a comment.
 
     Raises:
-        ValueError: an entry has another form or an unknown scope; the entry itself is not repeated.
+        ValueError: an entry has another form or an unknown scope; the message does not repeat the entry.
     """
     lines = [line.split("#", 1)[0] for line in text.splitlines()]
     entries = [entry.strip() for line in lines for entry in line.split(",") if entry.strip()]
@@ -138,14 +139,14 @@ def parse_keys(text: str) -> list[ApiKey]:
 
 
 def new_key(name: str, scopes: Iterable[Scope]) -> tuple[str, str]:
-    """A fresh random key and the line that lets it in."""
+    """A new random key, and its entry for the settings."""
     key = "vm_" + secrets.token_urlsafe(32)
     digest = sha256_hex(key)
     return key, f"{name}:{'+'.join(scope.value for scope in scopes)}:{digest}"
 
 
 def sha256_hex(key: str) -> str:
-    """The digest under which a key is stored."""
+    """The digest that is stored of a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -159,7 +160,7 @@ def _parse_key(entry: str, number: int) -> ApiKey:
 
 
 def _check_is_json(connection: HTTPConnection) -> None:
-    """FastAPI reads a declared body of another type as a string and calls it invalid; it is 415 here."""
+    """Answer 415 to a body of another type: FastAPI would read it as a string and answer 422."""
     has_body = connection.headers.get("content-length", "0") != "0" or "transfer-encoding" in connection.headers
     kind = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
     if has_body and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):

@@ -1,10 +1,10 @@
-"""What FastAPI cannot know of the contract: the one form of errors, and who may call what."""
+"""What FastAPI cannot derive of the OpenAPI document: problems, API keys, and bodies of JSON or a form."""
 
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from app.api.auth import Scope, declared_scope
 from app.api.problems import MEDIA_TYPE
@@ -25,7 +25,7 @@ class ProblemField(BaseModel):
 
 
 class Problem(BaseModel):
-    """Every error of this service (RFC 9457); `GET /errors/{code}` tells of its kind."""
+    """Every error of this service (RFC 9457); `GET /errors/{code}` describes its code."""
 
     type: str
     title: str
@@ -37,8 +37,26 @@ class Problem(BaseModel):
     errors: list[ProblemField] = []
 
 
+def request_body(
+    *, json: Any = None, form: type[BaseModel] | None = None, files: dict[str, bool] | None = None
+) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads its own body.
+
+    Args:
+        json: the type of a JSON body.
+        form: the model of the text fields of a multipart body.
+        files: names of the file fields of a multipart body, and whether each may repeat.
+    """
+    content: dict[str, object] = {}
+    if json is not None:
+        content["application/json"] = {"schema": _inline(TypeAdapter(json).json_schema())}
+    if files is not None:
+        content["multipart/form-data"] = {"schema": _form_schema(form, files)}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def install(app: FastAPI) -> None:
-    """Make an app's OpenAPI document tell of problems and keys; call it once all routes are there."""
+    """Add problems and API keys to an app's OpenAPI document; call it after all routes are included."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -72,3 +90,31 @@ def _complete(document: dict[str, Any], app: FastAPI) -> None:
             operation["responses"]["default"] = error
             if scope is not Scope.OPEN:
                 operation["security"] = [{name: []} for name in _SECURITY_SCHEMES]
+
+
+def _form_schema(form: type[BaseModel] | None, files: dict[str, bool]) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object"}
+    if form is not None:
+        schema = _inline(form.model_json_schema())
+    binary = {"type": "string", "format": "binary"}
+    parts = {name: {"type": "array", "items": binary} if repeats else binary for name, repeats in files.items()}
+    return {**schema, "properties": {**schema.get("properties", {}), **parts}}
+
+
+def _inline(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with its `$defs` inlined; of this API's types only JSON values are recursive, and become `{}`."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, list):
+            return [resolve(entry) for entry in node]
+        if not isinstance(node, dict):
+            return node
+        reference = node.get("$ref")
+        if isinstance(reference, str):
+            name = reference.rsplit("/", 1)[-1]
+            return {} if name == "JsonValue" else resolve(definitions[name])
+        return {key: resolve(value) for key, value in node.items() if key != "discriminator"}
+
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved

@@ -1,4 +1,4 @@
-"""The only place that turns an error into a response (RFC 9457, `application/problem+json`)."""
+"""Maps errors to responses (RFC 9457, `application/problem+json`); nothing else does."""
 
 import json
 import math
@@ -17,32 +17,22 @@ from app.errors import FieldError, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
 _MAX_FIELD_ERRORS = 32
-_BY_STATUS: dict[int, tuple[type[ServiceError], str]] = {
-    400: (errors.Malformed, "The request is malformed."),
-    401: (errors.Unauthenticated, "Send a known API key."),
-    403: (errors.Forbidden, "The API key lacks the scope."),
-    404: (errors.NotFound, "There is nothing at this address."),
-    405: (errors.MethodNotAllowed, "The address does not take this method."),
-    406: (errors.NotAcceptable, "No representation fits the Accept header."),
-    413: (errors.BodyTooLarge, "The request body is too large."),
-    415: (errors.UnsupportedMedia, "The content type is outside the allow-list."),
-    422: (errors.Invalid, "A value is out of bounds or not in the schema."),
-    503: (errors.EngineUnavailable, "The service is not available."),
-}
 
 
 def service_error(error: Exception) -> ServiceError:
-    """What a client may see of an error; anything unknown becomes a bare internal error."""
+    """The error that a client may see; an unknown one becomes an internal error without details."""
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, (RequestValidationError, ValidationError)):
         return _invalid(error.errors())
     if isinstance(error, json.JSONDecodeError):
         return errors.Malformed("The body is not valid JSON.")
-    if isinstance(error, HTTPException) and error.status_code in _BY_STATUS:
-        kind, detail = _BY_STATUS[error.status_code]
-        return kind(detail)
-    return ServiceError("Something went wrong inside the service; the request id finds it in the logs.")
+    if isinstance(error, HTTPException):
+        # Of several kinds with one status the general one is defined first.
+        kind = next((kind for kind in catalogue().values() if kind.status == error.status_code), ServiceError)
+        if kind is not ServiceError:
+            return kind(f"{kind.title}.")
+    return ServiceError("The service failed; its log has the error under the request id.")
 
 
 def problem_body(error: ServiceError, *, instance: str, request_id: str) -> dict[str, object]:
@@ -62,16 +52,16 @@ def problem_body(error: ServiceError, *, instance: str, request_id: str) -> dict
 
 
 def problem_response(error: ServiceError, connection: HTTPConnection) -> Response:
-    """The whole response, with the headers its status asks for."""
+    """The response of an error, with the headers that its status requires."""
     request_id = getattr(connection.state, "request_id", "")
     body = problem_body(error, instance=connection.url.path, request_id=request_id)
     headers: dict[str, str] = {}
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="vermouth"'
     if error.retry_after_s is not None:
-        # The nearest second: rounded up, a wait of 1.1 s would be told as nearly twice as long.
+        # The nearest second: rounded up, a wait of 1.1 s would be reported as nearly twice as long.
         headers["Retry-After"] = str(max(1, math.floor(error.retry_after_s + 0.5)))
-    # ASCII escapes carry lone surrogates, which UTF-8 cannot.
+    # ASCII escapes can carry lone surrogates; UTF-8 cannot.
     return Response(json.dumps(body), status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
 
 
@@ -82,7 +72,7 @@ def catalogue() -> Mapping[str, type[ServiceError]]:
 
 
 def install(app: FastAPI) -> None:
-    """Route all known errors of an app through the mapping; unknown ones end in the outermost middleware."""
+    """Answer an app's known errors by the mapping; the outermost middleware answers unknown ones."""
 
     async def answer(request: Request, error: Exception) -> Response:
         response = problem_response(service_error(error), request)

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.cli.main import read_settings, refuse
 from app.errors import EngineUnavailable
 from app.settings import Settings
-from app.stores.blobs import Blobs
+from app.stores.blobs import IMAGE_FOLDER, Blobs
 from app.stores.index.base import IndexOptions
-from app.stores.index.snapshots import IndexSnapshots
+from app.stores.index.snapshots import INDEX_FOLDER, IndexSnapshots
 from app.stores.maintenance.backup import BackupRefused, restore_backup, write_backup
 from app.stores.maintenance.check import LOG_RETAINED_S, Maintenance
 from app.stores.maintenance.reembed import roll_back
@@ -28,7 +28,6 @@ from app.stores.sql.database import (
     sql_errors,
 )
 from app.stores.sql.engines import UnusableDatabase
-from app.tasks.assemble import BLOBS, INDEXES
 
 if TYPE_CHECKING:
     from app.tasks.reembed import Reembedded
@@ -143,7 +142,7 @@ def _maintenance() -> Iterator[Maintenance]:
     )
     # SQLite's indexes belong to one process; PostgreSQL is shared.
     with _database(settings, is_exclusive=settings.database_url is None) as database:
-        snapshots = IndexSnapshots(settings.data_dir / INDEXES)
+        snapshots = IndexSnapshots(settings.data_dir / INDEX_FOLDER)
         yield Maintenance(database, _blobs(settings), snapshots, options=options)
 
 
@@ -184,4 +183,4 @@ def _progress(task_name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _blobs(settings: Settings) -> Blobs:
-    return Blobs(settings.blob_url or str(settings.data_dir / BLOBS))
+    return Blobs(settings.blob_url or str(settings.data_dir / IMAGE_FOLDER))

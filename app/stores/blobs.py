@@ -22,6 +22,8 @@ from app.stores.sql.database import Database
 from app.stores.sql.failpoints import failpoint
 from app.stores.sql.tables import items, supports
 
+IMAGE_FOLDER = "blobs"
+"""Name of the images' folder inside the data folder."""
 BLOBS_AT_ONCE = 500
 BLOBS_PER_WRITE = 16  # most images deleted in one transaction, so that writers wait for no more
 TEMPORARY_S = 3600  # no write takes as long

@@ -6,8 +6,7 @@ first request after the warm-up).
 
 import sys
 
-from app.api.deps import Platform
-from app.api.services import Services
+from app.api.deps import Platform, Services
 from app.composition import assemble_services
 from app.domain import BundleInfo
 from app.server import serve

@@ -5,11 +5,11 @@ import asyncio
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import problem_response
+from app.api.middleware.context import HttpLayer
 from app.errors import DeadlineExceeded, Malformed
 
 
-class RequestDeadline:
+class RequestDeadline(HttpLayer):
     """Answers 504 to a request whose response has not begun at its deadline.
 
     The deadline is the setting, or `X-Request-Timeout-Ms` where that is less. Endpoints read it as
@@ -17,17 +17,14 @@ class RequestDeadline:
     """
 
     def __init__(self, app: ASGIApp, *, deadline_s: float) -> None:
-        self._app = app
+        super().__init__(app)
         self._deadline_s = deadline_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         allowed_s = self._allowed_s(HTTPConnection(scope).headers.get("x-request-timeout-ms"))
         if allowed_s is None:
             error = Malformed("X-Request-Timeout-Ms must be a whole number of milliseconds above zero.")
-            await problem_response(error, HTTPConnection(scope))(scope, receive, send)
+            await self.refuse(error, scope, receive, send)
             return
         scope["state"]["deadline_at_s"] = asyncio.get_running_loop().time() + allowed_s
         try:
@@ -39,12 +36,12 @@ class RequestDeadline:
                         timeout.reschedule(None)
                     await send(message)
 
-                await self._app(scope, receive, send_and_lift)
+                await self.app(scope, receive, send_and_lift)
         except TimeoutError:
             if not timeout.expired():
                 raise
             late = DeadlineExceeded("The request took longer than its deadline.")
-            await problem_response(late, HTTPConnection(scope))(scope, receive, send)
+            await self.refuse(late, scope, receive, send)
 
     def _allowed_s(self, header: str | None) -> float | None:
         if header is None:
@@ -54,16 +51,10 @@ class RequestDeadline:
         return min(self._deadline_s, int(header) / 1000)
 
 
-class DisconnectWatch:
+class DisconnectWatch(HttpLayer):
     """Cancels the handler of a request whose client disconnects before the response begins."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         worker = asyncio.current_task()
         has_begun, is_gone = False, asyncio.Event()
         watch: asyncio.Task[None] | None = None
@@ -92,7 +83,7 @@ class DisconnectWatch:
             await send(message)
 
         try:
-            await self._app(scope, receive_and_watch, send_and_note)
+            await self.app(scope, receive_and_watch, send_and_note)
         except asyncio.CancelledError:
             # Swallow the watch's own cancellation only; one from outside, such as a shutdown, goes on.
             if not is_gone.is_set() or worker is None or worker.uncancel() > 0:

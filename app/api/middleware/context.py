@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response, service_error
+from app.errors import ServiceError
 from app.runtime.telemetry import Telemetry, bind_request, get_logger
 
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/healthz", "/health", "/metrics"})
@@ -21,17 +22,33 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _MAX_TIMINGS = 16
 
 
-class RequestContext:
+class HttpLayer:
+    """Base of the layers: `handle` sees HTTP requests; lifespan and WebSocket scopes pass through."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the layer as an ASGI app."""
+        await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one HTTP request, by `self.app` or by a response of the layer's own."""
+        raise NotImplementedError
+
+    async def refuse(self, error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response that an error maps to."""
+        await problem_response(error, HTTPConnection(scope))(scope, receive, send)
+
+
+class RequestContext(HttpLayer):
     """Assigns the request id, counts and logs the request, and answers 500 to an unhandled error."""
 
     def __init__(self, app: ASGIApp, *, telemetry: Telemetry) -> None:
-        self._app = app
+        super().__init__(app)
         self._telemetry = telemetry
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_s = time.perf_counter()
         request_id = _request_id(scope)
         state = scope.setdefault("state", {})
@@ -54,13 +71,13 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self.app(scope, receive, send_with_headers)
         except Exception as err:
             get_logger().exception("request_failed")
             # A response that has begun cannot be replaced; uvicorn closes the connection.
             if status:
                 raise
-            await problem_response(service_error(err), HTTPConnection(scope))(scope, receive, send_with_headers)
+            await self.refuse(service_error(err), scope, receive, send_with_headers)
         finally:
             self._record(scope, status or CLIENT_CLOSED, time.perf_counter() - started_s)
 

@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.middleware.context import QUIET_ROUTES
+from app.api.middleware.context import QUIET_ROUTES, HttpLayer
 from app.api.problems import problem_response
 from app.engine.admission import MAX_RETRY_AFTER_S, DrainRate
 from app.errors import BodyTooLarge, Malformed, QueueFull
@@ -22,51 +22,48 @@ LINGER_S = 2.0
 _ENCODED_SEPARATOR = re.compile(rb"%(?:2f|5c|00)", re.IGNORECASE)
 
 
-class PathGuard:
+class PathGuard(HttpLayer):
     """Refuses paths that a proxy or a client may resolve to another route."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not is_plain_path(scope.get("raw_path") or scope["path"].encode()):
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not is_plain_path(scope.get("raw_path") or scope["path"].encode()):
             error = Malformed("The path holds dot segments, empty segments, encoded separators or controls.")
-            await problem_response(error, HTTPConnection(scope))(scope, receive, send)
+            await self.refuse(error, scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
-class InFlightLimit:
+class InFlightLimit(HttpLayer):
     """Bounds the requests in flight, and with them the memory of their bodies; health and metrics always pass.
 
     `Retry-After` is the time that the requests in flight take at the rate at which requests finished recently.
     """
 
     def __init__(self, app: ASGIApp, *, max_in_flight: int, telemetry: Telemetry) -> None:
-        self._app = app
+        super().__init__(app)
         self._free = max_in_flight
         self._max_in_flight = max_in_flight
         self._rate = DrainRate()
         self._last_end_s = 0.0
         self._telemetry = telemetry
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in QUIET_ROUTES:
-            await self._app(scope, receive, send)
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in QUIET_ROUTES:
+            await self.app(scope, receive, send)
             return
         if self._free <= 0:
             self._telemetry.requests_rejected.labels("in_flight").inc()
             wait_s = self._rate.seconds_for(self._max_in_flight) or 1.0
             error = QueueFull("Too many requests are in flight.", retry_after_s=min(MAX_RETRY_AFTER_S, wait_s))
             # The server drops what is left of the body and keeps the connection.
-            await problem_response(error, HTTPConnection(scope))(scope, receive, send)
+            await self.refuse(error, scope, receive, send)
             return
         # Idle time is not part of the rate: the clock starts with the first request in flight.
         if self._free == self._max_in_flight:
             self._last_end_s = time.monotonic()
         self._free -= 1
         try:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
         finally:
             self._free += 1
             now_s = time.monotonic()
@@ -74,17 +71,14 @@ class InFlightLimit:
             self._last_end_s = now_s
 
 
-class BodyLimit:
+class BodyLimit(HttpLayer):
     """Counts the body while it streams in, so that a chunked one is bounded too."""
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
-        self._app = app
+        super().__init__(app)
         self._max_body_bytes = max_body_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         declared = HTTPConnection(scope).headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > self._max_body_bytes:
             error = BodyTooLarge(f"A request body may hold {self._max_body_bytes} bytes.")
@@ -101,7 +95,7 @@ class BodyLimit:
                 raise HTTPException(413)
             return message
 
-        await self._app(scope, receive_counted, send)
+        await self.app(scope, receive_counted, send)
 
 
 def is_plain_path(raw_path: bytes) -> bool:

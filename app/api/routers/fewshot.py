@@ -7,49 +7,41 @@ from urllib.parse import unquote
 from fastapi import Depends, Path, Query, Request, Response
 
 from app.api.auth import Scope, requires
-from app.api.bodies import JSON, MULTIPART, Form, form_model, out_of_bounds, parse_json, read_json, read_multipart
-from app.api.conditional import IdempotentRoute, RequiredIfMatchDep, TokenDep, etag, wait_for_min_seq
-from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
-from app.api.openapi_body import request_body
-from app.api.routers.fewshot_reports import created_report, episode_entry, episode_report, prediction_report
-from app.api.schemas.fewshot import (
-    ClassifyOptions,
-    ClassifyRequest,
-    ClassifyResponse,
-    EpisodeCreated,
-    EpisodeForm,
-    EpisodeOptions,
-    EpisodePage,
-    EpisodePageQuery,
-    EpisodeReport,
-    EpisodeRequest,
-    OptionsForm,
-    SupportForm,
-    SupportRequest,
-    WayInput,
-    WayLabel,
+from app.api.bodies import (
+    JSON,
+    MULTIPART,
+    Form,
+    check_content_type,
+    out_of_bounds,
+    parse_json,
+    read_json,
+    read_multipart,
+    source_of,
 )
+from app.api.conditional import RequiredIfMatchDep, set_version, wait_for_min_seq
+from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, TasksDep, add_timings, new_router
+from app.api.idempotency import IdempotentRoute, TokenDep
+from app.api.openapi import request_body
+from app.api.schemas import fewshot as schemas
 from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
-from app.api.sources import source_of
-from app.api.task_deps import TasksDep, tell_timings
 from app.domain import Limits
 from app.errors import Invalid, Malformed
-from app.tasks.fewshot import EpisodeRequest as NewEpisode
-from app.tasks.fewshot import WayRequest
+from app.tasks.fewshot import EpisodeRequest, WayRequest
 from app.tasks.inputs import Source
 
 router = new_router("fewshot", route_class=IdempotentRoute, dependencies=[Depends(wait_for_min_seq)])
 EpisodePath = Annotated[str, Path(pattern=EPISODE_PATTERN, description="Id of an episode.")]
 SupportPath = Annotated[str, Path(pattern=SUPPORT_PATTERN, description="Id of a support image.")]
 SUPPORT = "support"
+SUPPORT_FILES = {SUPPORT: True, "support:<label>": True}
 
 
-async def read_episode(request: Request, limits: LimitsDep) -> NewEpisode:
-    """The new episode of either form of body."""
-    options: EpisodeOptions
+async def read_episode(request: Request, limits: LimitsDep) -> EpisodeRequest:
+    """The new episode, of a JSON body or a form."""
+    options: schemas.EpisodeOptions
     queries: Sequence[Source]
     if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, EpisodeRequest)
+        wire = await read_json(request, schemas.EpisodeRequest)
         _check_episode(wire.ways, wire.queries, wire.top_k, limits)
         options = wire
         ways = [WayRequest(label=w.label, support=[source_of(i) for i in w.support]) for w in wire.ways]
@@ -57,11 +49,11 @@ async def read_episode(request: Request, limits: LimitsDep) -> NewEpisode:
     else:
         form = await read_multipart(request, limits, files={SUPPORT, f"{SUPPORT}:", "query"})
         fields = form.scalars()
-        given = EpisodeForm.model_validate(parse_json(fields.pop("options", "{}")))
-        form_model(OptionsForm, fields)
+        given = schemas.EpisodeForm.model_validate(parse_json(fields.pop("options", "{}")))
+        schemas.OptionsForm.model_validate(fields)
         options, ways, queries = given, _ways(form, given.labels), form.images("query")
         _check_episode(ways, queries, options.top_k, limits)
-    return NewEpisode(
+    return EpisodeRequest(
         name=options.name,
         method=options.method,
         ways=ways,
@@ -73,29 +65,29 @@ async def read_episode(request: Request, limits: LimitsDep) -> NewEpisode:
 
 
 async def read_support(request: Request, limits: LimitsDep) -> Sequence[WayRequest]:
-    """The examples to add, of either form of body."""
+    """The ways and support images to add, of a JSON body or a form."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, SupportRequest)
+        wire = await read_json(request, schemas.SupportRequest)
         _check_ways(wire.ways, limits)
         ways = [WayRequest(label=w.label, support=[source_of(i) for i in w.support]) for w in wire.ways]
     else:
         form = await read_multipart(request, limits, files={SUPPORT, f"{SUPPORT}:"})
         fields = form.scalars()
-        given = SupportForm.model_validate(parse_json(fields.pop("options", "{}")))
-        form_model(OptionsForm, fields)
+        given = schemas.SupportForm.model_validate(parse_json(fields.pop("options", "{}")))
+        schemas.OptionsForm.model_validate(fields)
         ways = _ways(form, given.labels)
         _check_ways(ways, limits)
     return ways
 
 
-async def read_queries(request: Request, limits: LimitsDep) -> tuple[ClassifyOptions, Sequence[Source]]:
-    """The pictures to classify, of either form of body."""
+async def read_queries(request: Request, limits: LimitsDep) -> tuple[schemas.ClassifyOptions, Sequence[Source]]:
+    """The options and the images to classify, of a JSON body or a form."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, ClassifyRequest)
+        wire = await read_json(request, schemas.ClassifyRequest)
         _check_queries(wire.queries, wire.top_k, limits)
         return wire, [source_of(image) for image in wire.queries]
     form = await read_multipart(request, limits, files={"query"})
-    options = form_model(ClassifyOptions, form.scalars())
+    options = schemas.ClassifyOptions.model_validate(form.scalars())
     queries = form.images("query")
     _check_queries(queries, options.top_k, limits)
     return options, queries
@@ -103,12 +95,11 @@ async def read_queries(request: Request, limits: LimitsDep) -> tuple[ClassifyOpt
 
 @router.post(
     "/fewshot/episodes",
-    response_model=EpisodeCreated,
     response_model_exclude_unset=True,
     status_code=201,
     summary="Create an episode from labelled examples",
     openapi_extra=request_body(
-        json=EpisodeRequest, form=OptionsForm, files={SUPPORT: True, "support:<label>": True, "query": True}
+        json=schemas.EpisodeRequest, form=schemas.OptionsForm, files={**SUPPORT_FILES, "query": True}
     ),
 )
 @requires(Scope.WRITE)
@@ -116,36 +107,34 @@ async def create_episode(
     request: Request,
     response: Response,
     tasks: TasksDep,
-    episode: Annotated[NewEpisode, Depends(read_episode)],
+    episode: Annotated[EpisodeRequest, Depends(read_episode)],
     budget: PixelBudgetDep,
     remaining_s: RemainingDep,
     token: TokenDep,
-) -> EpisodeCreated:
-    """Two ways or more; `predictions` come when `queries` did."""
+) -> schemas.EpisodeCreated:
+    """Needs two ways or more; the response has `predictions` where the request has `queries`."""
     created = await tasks.fewshot.create(episode, budget, token=token, timeout_s=remaining_s)
-    tell_timings(request, created.timings_ms)
+    add_timings(request, created.timings_ms)
     response.headers["Location"] = f"/fewshot/episodes/{created.episode.id}"
-    response.headers["ETag"] = etag(created.episode.version)
-    response.headers["X-Seq"] = str(created.seq)
-    return created_report(created)
+    set_version(response, created.episode.version, seq=created.seq)
+    return schemas.created_report(created)
 
 
 @router.post(
     "/fewshot/episodes/{episode_id}/classify",
-    response_model=ClassifyResponse,
-    summary="Classify pictures by an episode",
-    openapi_extra=request_body(json=ClassifyRequest, form=ClassifyOptions, files={"query": True}),
+    summary="Classify images by an episode",
+    openapi_extra=request_body(json=schemas.ClassifyRequest, form=schemas.ClassifyOptions, files={"query": True}),
 )
 @requires(Scope.READ)
 async def classify(
     request: Request,
     tasks: TasksDep,
     episode_id: EpisodePath,
-    inputs: Annotated[tuple[ClassifyOptions, Sequence[Source]], Depends(read_queries)],
+    inputs: Annotated[tuple[schemas.ClassifyOptions, Sequence[Source]], Depends(read_queries)],
     budget: PixelBudgetDep,
     remaining_s: RemainingDep,
-) -> ClassifyResponse:
-    """Predictions in the queries' order; under `abstain_below` the label is null."""
+) -> schemas.ClassifyResponse:
+    """Predictions, in the queries' order; below `abstain_below` the label is null."""
     options, queries = inputs
     answer = await tasks.fewshot.classify(
         episode_id,
@@ -156,37 +145,36 @@ async def classify(
         timeout_s=remaining_s,
         is_reproducible=options.reproducible,
     )
-    tell_timings(request, answer.timings_ms)
-    return ClassifyResponse(
+    add_timings(request, answer.timings_ms)
+    return schemas.ClassifyResponse(
         episode=answer.episode.id,
         version=answer.episode.version,
-        predictions=[prediction_report(prediction) for prediction in answer.predictions],
+        predictions=[schemas.prediction_report(prediction) for prediction in answer.predictions],
         timings_ms=dict(answer.timings_ms),
     )
 
 
-@router.get("/fewshot/episodes", response_model=EpisodePage, summary="Episodes by id, in pages")
+@router.get("/fewshot/episodes", summary="Episodes by id, in pages")
 @requires(Scope.READ)
-async def list_episodes(tasks: TasksDep, query: Annotated[EpisodePageQuery, Query()]) -> EpisodePage:
+async def list_episodes(tasks: TasksDep, query: Annotated[schemas.EpisodePageQuery, Query()]) -> schemas.EpisodePage:
     """One page; pass `next_cursor` as `cursor` for the next."""
     page, next_cursor = await tasks.fewshot.page(after=query.cursor, limit=query.limit)
-    return EpisodePage(episodes=[episode_entry(episode) for episode in page], next_cursor=next_cursor)
+    return schemas.EpisodePage(episodes=[schemas.episode_entry(episode) for episode in page], next_cursor=next_cursor)
 
 
-@router.get("/fewshot/episodes/{episode_id}", response_model=EpisodeReport, summary="One episode")
+@router.get("/fewshot/episodes/{episode_id}", summary="One episode")
 @requires(Scope.READ)
-async def get_episode(response: Response, tasks: TasksDep, episode_id: EpisodePath) -> EpisodeReport:
-    """Its ways and support images."""
+async def get_episode(response: Response, tasks: TasksDep, episode_id: EpisodePath) -> schemas.EpisodeReport:
+    """The ways of an episode and their support images."""
     episode, left_out = await tasks.fewshot.get(episode_id)
-    response.headers["ETag"] = etag(episode.version)
-    return episode_report(episode, left_out)
+    set_version(response, episode.version)
+    return schemas.episode_report(episode, left_out)
 
 
 @router.post(
     "/fewshot/episodes/{episode_id}/support",
-    response_model=EpisodeReport,
     summary="Add support images to an episode",
-    openapi_extra=request_body(json=SupportRequest, form=OptionsForm, files={SUPPORT: True, "support:<label>": True}),
+    openapi_extra=request_body(json=schemas.SupportRequest, form=schemas.OptionsForm, files=SUPPORT_FILES),
 )
 @requires(Scope.WRITE)
 async def add_support(
@@ -198,30 +186,24 @@ async def add_support(
     budget: PixelBudgetDep,
     remaining_s: RemainingDep,
     token: TokenDep,
-) -> EpisodeReport:
-    """A new label adds a way. The episode with its new version; needs `If-Match`."""
+) -> schemas.EpisodeReport:
+    """A new label adds a way. Needs `If-Match`; returns the episode at its new version."""
     seq, episode, left_out = await tasks.fewshot.add_support(
         episode_id, ways, budget, if_match=if_match, token=token, timeout_s=remaining_s
     )
-    response.headers["X-Seq"] = str(seq)
-    response.headers["ETag"] = etag(episode.version)
-    return episode_report(episode, left_out)
+    set_version(response, episode.version, seq=seq)
+    return schemas.episode_report(episode, left_out)
 
 
-@router.delete(
-    "/fewshot/episodes/{episode_id}/support/{support_id}",
-    response_model=EpisodeReport,
-    summary="Take a support image away",
-)
+@router.delete("/fewshot/episodes/{episode_id}/support/{support_id}", summary="Remove a support image")
 @requires(Scope.WRITE)
 async def remove_support(
     response: Response, tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath, if_match: RequiredIfMatchDep
-) -> EpisodeReport:
-    """A way keeps at least one. The episode with its new version; needs `If-Match`."""
+) -> schemas.EpisodeReport:
+    """The last support image of a way stays. Needs `If-Match`; returns the episode at its new version."""
     seq, episode, left_out = await tasks.fewshot.remove_support(episode_id, support_id, if_match=if_match)
-    response.headers["X-Seq"] = str(seq)
-    response.headers["ETag"] = etag(episode.version)
-    return episode_report(episode, left_out)
+    set_version(response, episode.version, seq=seq)
+    return schemas.episode_report(episode, left_out)
 
 
 @router.get(
@@ -232,21 +214,21 @@ async def remove_support(
 )
 @requires(Scope.READ)
 async def get_support_image(tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath) -> Response:
-    """The stored picture."""
-    picture = await tasks.fewshot.support_image(episode_id, support_id)
-    return Response(picture.data, media_type=picture.media_type, headers={"ETag": f'"{picture.sha256}"'})
+    """The image as it was stored."""
+    image = await tasks.fewshot.support_image(episode_id, support_id)
+    return Response(image.data, media_type=image.media_type, headers={"ETag": f'"{image.sha256}"'})
 
 
 @router.delete("/fewshot/episodes/{episode_id}", status_code=204, summary="Delete an episode")
 @requires(Scope.WRITE)
 async def delete_episode(tasks: TasksDep, episode_id: EpisodePath) -> Response:
-    """With its support images."""
+    """The episode goes together with its support images."""
     seq = await tasks.fewshot.delete(episode_id)
     return Response(status_code=204, headers={"X-Seq": str(seq)})
 
 
 def _ways(form: Form, labels: Sequence[str] | None) -> list[WayRequest]:
-    """Ways in the order in which their labels first came."""
+    """The ways of a form, ordered by the first part of each label."""
     support: dict[str, list[Source]] = {}
     unlabelled = iter(labels or ())
     count = 0
@@ -268,13 +250,13 @@ def _ways(form: Form, labels: Sequence[str] | None) -> list[WayRequest]:
 
 def _label(text: str) -> str:
     try:
-        return WayLabel(label=unquote(text, errors="strict")).label
+        return schemas.WayLabel(label=unquote(text, errors="strict")).label
     except UnicodeDecodeError as err:
         raise Malformed("A label is not percent-encoded UTF-8.") from err
 
 
 def _check_episode(
-    ways: Sequence[WayRequest | WayInput], queries: Sequence[object], top_k: int | None, limits: Limits
+    ways: Sequence[WayRequest | schemas.WayInput], queries: Sequence[object], top_k: int | None, limits: Limits
 ) -> None:
     if not 2 <= len(ways) <= limits.max_ways:
         raise out_of_bounds("ways", f"An episode has 2 to {limits.max_ways} ways.")
@@ -284,7 +266,7 @@ def _check_episode(
     _check_top_k(top_k, limits)
 
 
-def _check_ways(ways: Sequence[WayRequest | WayInput], limits: Limits) -> None:
+def _check_ways(ways: Sequence[WayRequest | schemas.WayInput], limits: Limits) -> None:
     if not ways:
         raise Invalid("Send at least one support image.")
     if len(ways) > limits.max_ways:

@@ -5,10 +5,10 @@ from typing import Annotated
 from fastapi import Depends, Path, Query, Request, Response
 
 from app.api.auth import Scope, requires
-from app.api.bodies import JSON, read_json
+from app.api.bodies import JSON, check_content_type, read_json
 from app.api.conditional import wait_for_min_seq
-from app.api.deps import BundleDep, check_content_type, new_router
-from app.api.openapi_body import request_body
+from app.api.deps import BundleDep, TasksDep, new_router
+from app.api.openapi import request_body
 from app.api.schemas.galleries import (
     GalleryDeleteQuery,
     GalleryFields,
@@ -18,7 +18,6 @@ from app.api.schemas.galleries import (
     IndexReport,
 )
 from app.api.schemas.wire import GALLERY_PATTERN
-from app.api.task_deps import TasksDep
 from app.domain import BundleInfo
 from app.tasks.galleries import GalleryState
 
@@ -26,19 +25,16 @@ router = new_router("galleries", dependencies=[Depends(wait_for_min_seq)])
 GalleryPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of a gallery.")]
 
 
-@router.get("/galleries", response_model=GalleryList, summary="All galleries")
+@router.get("/galleries", summary="All galleries")
 @requires(Scope.READ)
 async def list_galleries(tasks: TasksDep) -> GalleryList:
-    """Every gallery and how many items it holds."""
+    """All galleries, ordered by name, with the number of their items."""
     found = await tasks.galleries.all()
-    return GalleryList(
-        galleries=[GallerySummary(name=one.name, description=one.description, count=one.count) for one in found]
-    )
+    return GalleryList(galleries=[GallerySummary.model_validate(one, from_attributes=True) for one in found])
 
 
 @router.put(
     "/galleries/{name}",
-    response_model=GalleryReport,
     summary="Create a gallery or change its fields",
     responses={201: {"model": GalleryReport}},
     openapi_extra=request_body(json=GalleryFields),
@@ -47,7 +43,7 @@ async def list_galleries(tasks: TasksDep) -> GalleryList:
 async def put_gallery(
     request: Request, response: Response, tasks: TasksDep, bundle: BundleDep, name: GalleryPath
 ) -> GalleryReport:
-    """201 where the gallery is new; items are never touched. An empty body changes nothing."""
+    """201 where the gallery is new. Items stay as they are; an empty body changes nothing."""
     fields = GalleryFields()
     if await request.body():
         check_content_type(request, JSON)
@@ -58,17 +54,17 @@ async def put_gallery(
     return _report(state, bundle)
 
 
-@router.get("/galleries/{name}", response_model=GalleryReport, summary="One gallery and its index")
+@router.get("/galleries/{name}", summary="One gallery and its index")
 @requires(Scope.READ)
 async def get_gallery(tasks: TasksDep, bundle: BundleDep, name: GalleryPath) -> GalleryReport:
-    """Count, and the state of the index behind it."""
+    """The number of items, and the state of the index."""
     return _report(await tasks.galleries.get(name), bundle)
 
 
 @router.delete("/galleries/{name}", status_code=204, summary="Delete a gallery")
 @requires(Scope.WRITE)
 async def delete_gallery(tasks: TasksDep, name: GalleryPath, query: Annotated[GalleryDeleteQuery, Query()]) -> Response:
-    """One that holds items needs `?confirm={name}`; `default` cannot be deleted."""
+    """A gallery with items needs `?confirm={name}`; `default` cannot be deleted."""
     seq = await tasks.galleries.delete(name, confirmed=query.confirm == name)
     return Response(status_code=204, headers={"X-Seq": str(seq)})
 

@@ -1,4 +1,4 @@
-"""`WS /retrieve/live`: search while it is being drawn."""
+"""`WS /retrieve/live`: search while the user draws."""
 
 import asyncio
 import contextlib
@@ -14,29 +14,27 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.api.auth import Scope, requires
 from app.api.bodies import out_of_bounds, parse_json, read_filter
-from app.api.deps import Platform, platform_of
+from app.api.deps import Platform, Tasks, platform_of, tasks_of
 from app.api.problems import problem_body, service_error
 from app.api.routers.retrieval import response_of
-from app.api.schemas.live import LiveAuth, LiveQuery, LiveResults
-from app.api.task_deps import tasks_of
+from app.api.schemas.retrieval import LiveAuth, LiveQuery, LiveResults
 from app.errors import DeadlineExceeded, Forbidden, Invalid, Malformed, QueueFull, ServiceError, Unauthenticated
 from app.imaging.sources import PixelBudget, StrokesImage
 from app.runtime.telemetry import bind_request, get_logger
-from app.tasks.assemble import Tasks
 from app.tasks.retrieval import RetrieveQuery
 
 router = APIRouter(tags=["retrieval"])
 
 AUTH_LIMIT_S = 10.0
-"""How long a connection may take to say who it is."""
-PATIENCE_S = 0.25
-"""How long a query may be at work, once there is a newer one."""
-_LARGE_LETTERS = 64 * 1024
-_MAX_AUTH_LETTERS = 2048
+"""How long a connection may take to authenticate."""
+SUPERSEDED_TIMEOUT_S = 0.25
+"""How long a query may run once a newer one has arrived."""
+_LARGE_CHARACTERS = 64 * 1024  # parsed off the event loop from here on
+_MAX_AUTH_CHARACTERS = 2048
 
 
 class Close(IntEnum):
-    """Why the service ends a connection."""
+    """WebSocket close codes of the service; 44xx mirror HTTP statuses."""
 
     TRY_AGAIN_LATER = 1013
     UNAUTHENTICATED = 4401
@@ -47,7 +45,7 @@ class Close(IntEnum):
 @router.websocket("/retrieve/live")
 @requires(Scope.READ)
 async def live(socket: WebSocket) -> None:
-    """Queries in, results out, until the client leaves; whatever it still waits for leaves with it."""
+    """Answer queries until the client disconnects; queries that still run are cancelled then."""
     platform = platform_of(socket)
     socket.state.request_id = uuid.uuid4().hex
     bind_request(socket.state.request_id)
@@ -55,11 +53,11 @@ async def live(socket: WebSocket) -> None:
         await socket.accept()
         try:
             _check_origin(socket)
-            # Of their own: who says nothing must not keep those out that have a key.
-            async with _place(platform.live_greetings):
+            # Separate slots: clients that never authenticate must not exclude those with a key.
+            async with _slot(platform.live_greetings):
                 await _authorise(socket, platform)
             tasks = tasks_of(socket)
-            async with _place(platform.live_slots):
+            async with _slot(platform.live_slots):
                 platform.telemetry.live_connections.inc()
                 try:
                     await _Session(socket, platform, tasks).run()
@@ -76,37 +74,37 @@ async def live(socket: WebSocket) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _place(places: asyncio.Semaphore) -> AsyncIterator[None]:
-    """One of a number of places. Raises QueueFull where none is free."""
-    if places.locked():
+async def _slot(slots: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Hold one of the slots. Raises QueueFull where none is free."""
+    if slots.locked():
         raise QueueFull("Too many live connections.")
-    async with places:
+    async with slots:
         yield
 
 
 def _check_origin(socket: WebSocket) -> None:
-    """A page of another site may open a connection with its visitor's rights: browsers say which site it is."""
+    """Refuse pages of other sites, which could connect with their visitor's rights; browsers send the origin."""
     origin = socket.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != socket.headers.get("host", "").lower():
-        raise Forbidden("The page is of another origin than the service.")
+        raise Forbidden("The page has another origin than the service.")
 
 
 async def _authorise(socket: WebSocket, platform: Platform) -> None:
-    """By the handshake's headers, or by a first message, where keys are on."""
+    """Check the key of the handshake's headers or, without one, of the first message."""
     try:
         platform.keys.authorise(socket, Scope.READ)
     except Unauthenticated:
         try:
             async with asyncio.timeout(AUTH_LIMIT_S):
                 text = await _text_of(socket) or ""
-                auth = LiveAuth.model_validate(parse_json(text[:_MAX_AUTH_LETTERS]), strict=True)
+                auth = LiveAuth.model_validate(parse_json(text[:_MAX_AUTH_CHARACTERS]), strict=True)
         except (TimeoutError, ValidationError, ServiceError) as err:
             raise Unauthenticated('Send {"type": "auth", "key": …} first.') from err
         platform.keys.authorise_key(auth.key, Scope.READ)
 
 
 class _Session:
-    """One connection: one query is at work, and the newest of those that came meanwhile is next."""
+    """One connection: one query runs, and the newest of those that arrive meanwhile is next."""
 
     def __init__(self, socket: WebSocket, platform: Platform, tasks: Tasks) -> None:
         self._socket = socket
@@ -117,7 +115,7 @@ class _Session:
         self._has_come = asyncio.Event()
 
     async def run(self) -> None:
-        """Until the client leaves. Raises WebSocketDisconnect."""
+        """Serve the connection until the client disconnects. Raises WebSocketDisconnect."""
         worker = asyncio.create_task(self._work())
         try:
             while True:
@@ -127,7 +125,7 @@ class _Session:
             await asyncio.gather(worker, return_exceptions=True)
 
     async def _take(self, text: str | None) -> None:
-        """Put a message in the place of what waits, or tell what is wrong with it."""
+        """Replace the waiting query by a message's, or report the message's error."""
         seq: int | None = None
         try:
             content = await _content_of(text)
@@ -136,15 +134,16 @@ class _Session:
             if query.seq <= self._newest:
                 raise Invalid("Each `seq` must be greater than the one before.")
         except (ServiceError, ValidationError) as err:
-            await self._tell_error(seq, err)
+            await self._send_error(seq, err)
             return
         self._newest, self._next = query.seq, query
         self._has_come.set()
 
     async def _work(self) -> None:
-        """Answer the newest query, again and again.
+        """Answer the newest query, in a loop.
 
-        One at work is given `PATIENCE_S` when a newer one comes: what takes longer waits in a queue, and is dropped.
+        When a newer query arrives, the running one gets until `SUPERSEDED_TIMEOUT_S` after its start and is then
+        cancelled: it waits in a queue, and its drawing is outdated.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -153,7 +152,7 @@ class _Session:
             query, self._next = self._next, None
             if query is None:
                 continue
-            until_s = loop.time() + PATIENCE_S
+            until_s = loop.time() + SUPERSEDED_TIMEOUT_S
             answering = asyncio.create_task(self._answered(query))
             newer = asyncio.create_task(self._has_come.wait())
             try:
@@ -168,12 +167,12 @@ class _Session:
     async def _answered(self, query: LiveQuery) -> None:
         try:
             message = await self._results(query)
-        except Exception as err:  # noqa: BLE001 - the last resort of a connection: the client hears of every query
-            await self._tell_error(query.seq, err)
+        except Exception as err:  # noqa: BLE001 - the client gets a response to every query
+            await self._send_error(query.seq, err)
         else:
             await self._send(message)
 
-    async def _tell_error(self, seq: int | None, err: Exception) -> None:
+    async def _send_error(self, seq: int | None, err: Exception) -> None:
         error = service_error(err)
         if error.status == 500:
             get_logger().error("live_query_failed", exc_info=err)
@@ -183,7 +182,7 @@ class _Session:
         await self._send({"type": "error", "seq": seq, "problem": problem})
 
     async def _send(self, message: Mapping[str, object]) -> None:
-        # The reader hears of a client that left.
+        # The reader, which waits in `receive`, handles the disconnect.
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             await self._socket.send_json(message)
 
@@ -220,16 +219,16 @@ async def _text_of(socket: WebSocket) -> str | None:
 
 
 async def _content_of(text: str | None) -> object:
-    """What a message says; long ones are read off the loop. Raises Malformed, Invalid."""
+    """The JSON value of a message; a long one is parsed off the event loop. Raises Malformed, Invalid."""
     if text is None:
-        raise Malformed("Messages are JSON text.")
-    if len(text) > _LARGE_LETTERS:
+        raise Malformed("Messages must be JSON text.")
+    if len(text) > _LARGE_CHARACTERS:
         return await asyncio.to_thread(parse_json, text)
     found: object = parse_json(text)
     return found
 
 
 def _seq_of(content: object) -> int | None:
-    """The number of a message that may be wrong otherwise."""
+    """The `seq` of a message that may be invalid otherwise."""
     seq = content.get("seq") if isinstance(content, dict) else None
     return seq if isinstance(seq, int) and not isinstance(seq, bool) else None

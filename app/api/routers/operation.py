@@ -1,25 +1,37 @@
-"""What runs here: version, bundle, metrics, the catalogue of errors, and the contract itself."""
+"""Operation: health, version, bundle, metrics, jobs, the catalogue of errors, and the OpenAPI document."""
 
 from collections.abc import Mapping
 from importlib.metadata import version as package_version
+from typing import Annotated
 
-from fastapi import Request, Response
+from fastapi import Path, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from starlette.responses import HTMLResponse, JSONResponse
 
 from app.api.auth import Scope, requires
-from app.api.deps import BundleDep, PlatformDep, new_router
+from app.api.deps import LOAD_RETRY_AFTER_S, BundleDep, Platform, PlatformDep, TasksDep, new_router
 from app.api.problems import catalogue
-from app.errors import NotFound
+from app.api.schemas.wire import JOB_PATTERN
+from app.errors import EngineUnavailable, NotFound
 from app.runtime.lifecycle import Phase
+from app.stores.records.jobs import JobState
 
 router = new_router("operation")
+health = new_router("health")
+jobs = new_router("jobs")
+JobPath = Annotated[str, Path(pattern=JOB_PATTERN, description="Id of a job.")]
+
+
+class Health(BaseModel):
+    """The phase of the process: `loading`, `ready`, `draining` or `failed`."""
+
+    status: Phase
 
 
 class Version(BaseModel):
-    """The service's release and those of the libraries that shape its numbers."""
+    """The release of the service, and of the libraries that affect its results."""
 
     name: str
     version: str
@@ -27,7 +39,7 @@ class Version(BaseModel):
 
 
 class TaskView(BaseModel):
-    """How the bundle serves one task."""
+    """The settings of the bundle for one task."""
 
     resolution: int
     timestep: int
@@ -35,7 +47,7 @@ class TaskView(BaseModel):
 
 
 class BundleView(BaseModel):
-    """The loaded bundle; `manifest` is its `bundle.json`."""
+    """The loaded bundle; `manifest` is the content of its `bundle.json`."""
 
     name: str
     fingerprint: str
@@ -48,17 +60,64 @@ class BundleView(BaseModel):
 
 
 class ErrorKind(BaseModel):
-    """One row of the catalogue of errors."""
+    """One entry of the catalogue of errors."""
 
     code: str
     status: int
     title: str
 
 
+class JobReport(BaseModel):
+    """The progress of a job, `done` of `total` steps; times in seconds since 1970."""
+
+    id: str
+    kind: str
+    state: JobState
+    done: int
+    total: int
+    report: dict[str, JsonValue]
+    error: str | None
+    created_at: float
+    updated_at: float
+
+
+@health.get("/livez")
+@requires(Scope.OPEN)
+async def livez(platform: PlatformDep) -> Health:
+    """200 unless the process needs a restart: after a fatal error, or when queued requests make no progress."""
+    is_stuck = platform.services is not None and not platform.services.is_alive()
+    if platform.lifecycle.phase is Phase.FAILED or is_stuck:
+        raise EngineUnavailable("The service failed and must be restarted.")
+    return Health(status=platform.lifecycle.phase)
+
+
+@health.get("/startupz")
+@requires(Scope.OPEN)
+async def startupz(platform: PlatformDep) -> Health:
+    """503 until the bundle is loaded and warmed up, then 200."""
+    if platform.lifecycle.phase in (Phase.LOADING, Phase.FAILED):
+        raise _not_ready(platform)
+    return Health(status=platform.lifecycle.phase)
+
+
+@health.get("/readyz")
+@health.get("/healthz", include_in_schema=False)
+@health.get("/health", include_in_schema=False)
+@requires(Scope.OPEN)
+async def readyz(platform: PlatformDep, response: Response) -> Health:
+    """200 while the service accepts requests: warmed up, indexes current, not draining. Overload is not unready."""
+    if platform.lifecycle.phase is not Phase.READY:
+        raise _not_ready(platform)
+    if platform.services is not None and not platform.services.is_current():
+        raise EngineUnavailable("The indexes do not follow the change log.", retry_after_s=LOAD_RETRY_AFTER_S)
+    response.headers["Cache-Control"] = "no-store"
+    return Health(status=Phase.READY)
+
+
 @router.get("/version")
 @requires(Scope.READ)
 async def version() -> Version:
-    """Release of the service and of the libraries under it."""
+    """The release of the service, and of the libraries that affect its results."""
     libraries = {name: package_version(name) for name in ("torch", "diffusers", "transformers", "timm", "fastapi")}
     return Version(name="vermouth-perception", version=package_version("vermouth-perception"), libraries=libraries)
 
@@ -67,30 +126,17 @@ async def version() -> Version:
 @requires(Scope.READ)
 async def bundle(found: BundleDep) -> BundleView:
     """Manifest, fingerprint, tasks and device of the loaded bundle."""
-    tasks = {
-        name: TaskView(resolution=task.resolution, timestep=task.timestep, templates=task.templates)
-        for name, task in found.tasks.items()
-    }
-    return BundleView(
-        name=found.name,
-        fingerprint=found.fingerprint,
-        dimension=found.dimension,
-        device=found.device,
-        dtype=found.dtype,
-        captioner=found.captioner,
-        tasks=tasks,
-        manifest=found.manifest,
-    )
+    return BundleView.model_validate(found, from_attributes=True)
 
 
 @router.get("/errors/{code}")
 @requires(Scope.OPEN)
 async def error_kind(code: str) -> ErrorKind:
-    """What stands behind the `type` of a problem."""
+    """The kind of error that the `type` of a problem names."""
     kind = catalogue().get(code)
     if kind is None:
         raise NotFound("There is no error of this code.")
-    return ErrorKind(code=kind.code, status=kind.status, title=kind.title)
+    return ErrorKind.model_validate(kind, from_attributes=True)
 
 
 @router.get("/metrics", response_class=Response)
@@ -99,7 +145,7 @@ async def metrics(platform: PlatformDep) -> Response:
     """All metrics in the Prometheus text format."""
     telemetry, services = platform.telemetry, platform.services
     telemetry.is_ready.set(platform.lifecycle.phase is Phase.READY)
-    telemetry.index_vectors.clear()
+    telemetry.index_vectors.clear()  # deleted galleries too
     if services is not None and services.tasks is not None:
         for gallery, count in services.tasks.galleries.vector_counts().items():
             telemetry.index_vectors.labels(gallery).set(count)
@@ -111,12 +157,32 @@ async def metrics(platform: PlatformDep) -> Response:
 @router.get("/openapi.json", include_in_schema=False)
 @requires(Scope.OPEN)
 async def openapi(request: Request) -> JSONResponse:
-    """The contract."""
+    """The OpenAPI document."""
     return JSONResponse(request.app.openapi())
 
 
 @router.get("/docs", include_in_schema=False)
 @requires(Scope.OPEN)
 async def docs() -> HTMLResponse:
-    """The contract as a page."""
+    """The OpenAPI document as a page."""
     return get_swagger_ui_html(openapi_url="openapi.json", title="Vermouth")
+
+
+@jobs.get("/jobs/{job_id}", summary="Progress of a job")
+@requires(Scope.READ)
+async def get_job(tasks: TasksDep, job_id: JobPath) -> JobReport:
+    """The state of a job, and its report once it has ended."""
+    job = await tasks.reembed.job(job_id)
+    return JobReport.model_validate(job, from_attributes=True)
+
+
+@jobs.delete("/jobs/{job_id}", status_code=204, summary="Cancel or delete a job")
+@requires(Scope.WRITE)
+async def delete_job(tasks: TasksDep, job_id: JobPath) -> Response:
+    """A running job stops at its next step, and its results stay unused."""
+    seq = await tasks.reembed.delete_job(job_id)
+    return Response(status_code=204, headers={"X-Seq": str(seq)})
+
+
+def _not_ready(platform: Platform) -> EngineUnavailable:
+    return EngineUnavailable(f"The service is {platform.lifecycle.phase.value}.", retry_after_s=LOAD_RETRY_AFTER_S)

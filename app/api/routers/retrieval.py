@@ -8,33 +8,18 @@ from app.api.auth import Scope, requires
 from app.api.bodies import (
     JSON,
     MULTIPART,
-    form_model,
+    check_content_type,
     out_of_bounds,
     parse_json,
     read_filter,
     read_json,
     read_multipart,
+    source_of,
 )
 from app.api.conditional import wait_for_min_seq
-from app.api.deps import (
-    LimitsDep,
-    PixelBudgetDep,
-    RemainingDep,
-    check_content_type,
-    new_router,
-)
-from app.api.openapi_body import request_body
-from app.api.schemas.retrieval import (
-    EmbedRequest,
-    EmbedResponse,
-    LikeInput,
-    RetrieveOptions,
-    RetrieveRequest,
-    RetrieveResponse,
-    RetrieveResult,
-)
-from app.api.sources import source_of
-from app.api.task_deps import TasksDep, tell_timings
+from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, TasksDep, add_timings, new_router
+from app.api.openapi import request_body
+from app.api.schemas import retrieval as schemas
 from app.domain import Limits
 from app.errors import FieldError, Invalid, TooMuchWork
 from app.tasks.inputs import Source
@@ -42,24 +27,24 @@ from app.tasks.retrieval import RetrieveAnswer, RetrieveQuery
 
 router = new_router("retrieval", dependencies=[Depends(wait_for_min_seq)])
 
-EmbedInput = tuple[list[Source], EmbedRequest]
+EmbedInput = tuple[list[Source], schemas.EmbedRequest]
 
 
 async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
-    """The search of either form of body."""
+    """The search, of a JSON body or a form."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, RetrieveRequest)
+        wire = await read_json(request, schemas.RetrieveRequest)
         return _query(wire, None if wire.sketch is None else source_of(wire.sketch), limits)
     form = await read_multipart(request, limits, files={"sketch"})
     fields: dict[str, object] = {**form.scalars()}
     fields.update({name: parse_json(str(fields[name])) for name in ("like", "filter") if name in fields})
-    return _query(form_model(RetrieveOptions, fields), form.one_image("sketch"), limits)
+    return _query(schemas.RetrieveOptions.model_validate(fields), form.one_image("sketch"), limits)
 
 
 async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
-    """The pictures, and the texts and options, of either form of body."""
+    """The images, texts and options, of a JSON body or a form."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, EmbedRequest)
+        wire = await read_json(request, schemas.EmbedRequest)
         if len(wire.images) > limits.max_request_images:
             detail = f"A request may hold {limits.max_request_images} images."
             raise TooMuchWork(detail, errors=[FieldError(field="images", message=detail)])
@@ -68,7 +53,7 @@ async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
         form = await read_multipart(request, limits, files={"image"})
         form.scalars(repeated={"texts"})
         unknown = {name: value for name, value in form.texts if name != "texts"}
-        wire = form_model(EmbedRequest, {"texts": form.repeated("texts"), **unknown})
+        wire = schemas.EmbedRequest.model_validate({"texts": form.repeated("texts"), **unknown})
         sources = [*form.images("image")]
     if not sources and not wire.texts:
         raise Invalid("Send at least one of images and texts.")
@@ -77,9 +62,8 @@ async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
 
 @router.post(
     "/retrieve",
-    response_model=RetrieveResponse,
     summary="Search a gallery by sketch, text and liked items",
-    openapi_extra=request_body(json=RetrieveRequest, form=RetrieveOptions, files={"sketch": False}),
+    openapi_extra=request_body(json=schemas.RetrieveRequest, form=schemas.RetrieveOptions, files={"sketch": False}),
 )
 @requires(Scope.READ)
 async def retrieve(
@@ -88,18 +72,17 @@ async def retrieve(
     query: Annotated[RetrieveQuery, Depends(read_query)],
     budget: PixelBudgetDep,
     remaining_s: RemainingDep,
-) -> RetrieveResponse:
+) -> schemas.RetrieveResponse:
     """The k nearest items, best first."""
     answer = await tasks.retrieval.retrieve(query, budget, timeout_s=remaining_s)
-    tell_timings(request, answer.timings_ms)
+    add_timings(request, answer.timings_ms)
     return response_of(answer)
 
 
 @router.post(
     "/embed",
-    response_model=EmbedResponse,
-    summary="Vectors of pictures and texts",
-    openapi_extra=request_body(json=EmbedRequest, files={"image": True}),
+    summary="Vectors of images and texts",
+    openapi_extra=request_body(json=schemas.EmbedRequest, files={"image": True}),
 )
 @requires(Scope.READ)
 async def embed(
@@ -108,14 +91,14 @@ async def embed(
     inputs: Annotated[EmbedInput, Depends(read_embed)],
     budget: PixelBudgetDep,
     remaining_s: RemainingDep,
-) -> EmbedResponse:
+) -> schemas.EmbedResponse:
     """Unit vectors in the space that `/retrieve` searches."""
     sources, wire = inputs
     answer = await tasks.retrieval.embed(
         sources, wire.texts, budget, timeout_s=remaining_s, is_reproducible=wire.reproducible
     )
-    tell_timings(request, answer.timings_ms)
-    return EmbedResponse(
+    add_timings(request, answer.timings_ms)
+    return schemas.EmbedResponse(
         fingerprint=answer.fingerprint,
         dimension=answer.dimension,
         images=answer.images.tolist(),
@@ -123,8 +106,8 @@ async def embed(
     )
 
 
-def _query(wire: RetrieveOptions, sketch: Source | None, limits: Limits) -> RetrieveQuery:
-    like = wire.like or LikeInput()
+def _query(wire: schemas.RetrieveOptions, sketch: Source | None, limits: Limits) -> RetrieveQuery:
+    like = wire.like or schemas.LikeInput()
     if sketch is None and wire.text is None and not (like.positive or like.negative):
         raise Invalid("Send at least one of sketch, text and like.")
     if wire.k > limits.max_k:
@@ -144,14 +127,14 @@ def _query(wire: RetrieveOptions, sketch: Source | None, limits: Limits) -> Retr
     )
 
 
-def response_of(answer: RetrieveAnswer) -> RetrieveResponse:
-    """The wire form of what was found."""
-    return RetrieveResponse(
+def response_of(answer: RetrieveAnswer) -> schemas.RetrieveResponse:
+    """The wire form of an answer."""
+    return schemas.RetrieveResponse(
         gallery=answer.gallery,
         index_seq=answer.index_seq,
         fingerprint=answer.fingerprint,
         results=[
-            RetrieveResult(
+            schemas.RetrieveResult(
                 id=found.external_id,
                 score=found.score,
                 metadata=dict(found.metadata),

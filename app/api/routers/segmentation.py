@@ -1,27 +1,19 @@
-"""`POST /segment`."""
+"""`POST /segment`, and class sets: `GET /class-sets`, `PUT|GET|DELETE /class-sets/{name}`."""
 
 import base64
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Path, Request, Response
 
 from app.api.auth import Scope, requires
-from app.api.bodies import JSON, MULTIPART, form_model, parse_json, read_json, read_multipart
-from app.api.conditional import wait_for_min_seq
-from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, check_content_type, new_router
-from app.api.openapi_body import request_body
-from app.api.schemas.segmentation import (
-    ClassObject,
-    RleMask,
-    SegmentedClass,
-    SegmentOptions,
-    SegmentRequest,
-    SegmentResponse,
-)
-from app.api.sources import source_of
-from app.api.task_deps import TasksDep, tell_timings
+from app.api.bodies import JSON, MULTIPART, check_content_type, parse_json, read_json, read_multipart, source_of
+from app.api.conditional import IfMatchDep, set_version, wait_for_min_seq
+from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, TasksDep, add_timings, new_router
+from app.api.openapi import request_body
+from app.api.schemas import segmentation as schemas
+from app.api.schemas.wire import GALLERY_PATTERN
 from app.errors import Invalid, NotAcceptable, TooMuchWork
 from app.stores.records.class_sets import ClassPrompt
 from app.tasks.inputs import Source
@@ -29,17 +21,19 @@ from app.tasks.segmentation.masks import bit_png, palette_png
 from app.tasks.segmentation.segmentation import ClassAnswer, SegmentAnswer, SegmentQuery
 
 router = new_router("segmentation", dependencies=[Depends(wait_for_min_seq)])
+class_sets = new_router("class sets", dependencies=[Depends(wait_for_min_seq)])
 PNG = "image/png"
 MAX_PNG_CELLS = 512_000_000
-"""Most pixels that 1-bit masks of all found classes may hold together."""
+"""Most pixels that the 1-bit masks of one response may have together."""
 
-SegmentInput = tuple[SegmentOptions, Source]
+SegmentInput = tuple[schemas.SegmentOptions, Source]
+ClassSetPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of a class set.")]
 
 
 async def read_segment(request: Request, limits: LimitsDep) -> SegmentInput:
-    """The image and options of either form of body."""
+    """The options and the image, of a JSON body or a form."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, SegmentRequest)
+        wire = await read_json(request, schemas.SegmentRequest)
         return wire, source_of(wire.image)
     form = await read_multipart(request, limits, files={"image"})
     image = form.one_image("image")
@@ -47,14 +41,14 @@ async def read_segment(request: Request, limits: LimitsDep) -> SegmentInput:
         raise Invalid("The form needs a part 'image'.")
     classes = [parse_json(text) if text.lstrip().startswith("{") else text for text in form.repeated("classes")]
     named = {"classes": classes} if classes else {}
-    return form_model(SegmentOptions, {**form.scalars(repeated={"classes"}), **named}), image
+    return schemas.SegmentOptions.model_validate({**form.scalars(repeated={"classes"}), **named}), image
 
 
 async def wanted_type(request: Request) -> str:
-    """JSON, or the label map itself where `Accept` names it.
+    """The media type of the response: JSON, or the label map as PNG where `Accept` names it.
 
     Raises:
-        NotAcceptable: neither fits.
+        NotAcceptable: `Accept` allows neither.
     """
     accept = request.headers.get("accept", "*/*").lower()
     kinds = {entry.partition(";")[0].strip() for entry in accept.split(",")}
@@ -62,15 +56,15 @@ async def wanted_type(request: Request) -> str:
         return PNG
     if kinds & {JSON, "application/*", "*/*"}:
         return JSON
-    raise NotAcceptable("The answer is application/json or image/png.")
+    raise NotAcceptable("Accept must allow application/json or image/png.")
 
 
 @router.post(
     "/segment",
-    response_model=SegmentResponse,
+    response_model=schemas.SegmentResponse,
     summary="Masks of named classes",
     responses={200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}}},
-    openapi_extra=request_body(json=SegmentRequest, form=SegmentOptions, files={"image": False}),
+    openapi_extra=request_body(json=schemas.SegmentRequest, form=schemas.SegmentOptions, files={"image": False}),
 )
 @requires(Scope.READ)
 async def segment(
@@ -81,13 +75,13 @@ async def segment(
     budget: PixelBudgetDep,
     remaining_s: RemainingDep,
 ) -> Response:
-    """Disjoint masks at the input's own size; `Accept: image/png` gives the label map as a palette PNG."""
+    """Disjoint masks at the input's size; `Accept: image/png` returns the label map as a palette PNG."""
     options, source = inputs
     if (options.classes is None) == (options.class_set is None):
         raise Invalid("Send exactly one of classes and class_set.")
     query = SegmentQuery(
         source=source,
-        classes=[prompt_of(entry) for entry in options.classes or ()],
+        classes=[_prompt_of(entry) for entry in options.classes or ()],
         class_set=options.class_set,
         has_background=options.background,
         threshold=options.threshold,
@@ -96,12 +90,68 @@ async def segment(
     )
     render: Callable[[SegmentAnswer], bytes] = _png if media_type == PNG else partial(_body, form=options.format)
     answer, body = await tasks.segmentation.segment(query, budget, render, timeout_s=remaining_s)
-    tell_timings(request, answer.timings_ms)
+    add_timings(request, answer.timings_ms)
     return Response(body, media_type=media_type)
 
 
-def prompt_of(entry: str | ClassObject) -> ClassPrompt:
-    """What the task takes, from a name or an object with synonyms and templates."""
+@class_sets.get("/class-sets", summary="All class sets")
+@requires(Scope.READ)
+async def list_class_sets(tasks: TasksDep) -> schemas.ClassSetList:
+    """All class sets, ordered by name."""
+    found = await tasks.segmentation.class_sets()
+    return schemas.ClassSetList(
+        class_sets=[
+            schemas.ClassSetSummary(name=one.name, version=one.version, count=len(one.classes)) for one in found
+        ]
+    )
+
+
+@class_sets.put(
+    "/class-sets/{name}",
+    summary="Create or replace a class set",
+    responses={201: {"model": schemas.ClassSetReport}},
+    openapi_extra=request_body(json=schemas.ClassSetFields),
+)
+@requires(Scope.WRITE)
+async def put_class_set(
+    request: Request,
+    response: Response,
+    tasks: TasksDep,
+    name: ClassSetPath,
+    if_match: IfMatchDep,
+    remaining_s: RemainingDep,
+) -> schemas.ClassSetReport:
+    """Its strings are embedded once, now; `/segment` takes the set by name. 201 where it is new."""
+    check_content_type(request, JSON)
+    wire = await read_json(request, schemas.ClassSetFields)
+    prompts = [_prompt_of(entry) for entry in wire.classes]
+    seq, stored, is_new = await tasks.segmentation.put_class_set(
+        name, prompts, if_match=if_match, timeout_s=remaining_s
+    )
+    set_version(response, stored.version, seq=seq)
+    response.status_code = 201 if is_new else 200
+    return schemas.ClassSetReport.model_validate(stored, from_attributes=True)
+
+
+@class_sets.get("/class-sets/{name}", summary="One class set")
+@requires(Scope.READ)
+async def get_class_set(response: Response, tasks: TasksDep, name: ClassSetPath) -> schemas.ClassSetReport:
+    """The classes of a set, in order."""
+    stored = await tasks.segmentation.class_set(name)
+    set_version(response, stored.version)
+    return schemas.ClassSetReport.model_validate(stored, from_attributes=True)
+
+
+@class_sets.delete("/class-sets/{name}", status_code=204, summary="Delete a class set")
+@requires(Scope.WRITE)
+async def delete_class_set(tasks: TasksDep, name: ClassSetPath, if_match: IfMatchDep) -> Response:
+    """The set goes together with its embeddings."""
+    seq = await tasks.segmentation.delete_class_set(name, if_match=if_match)
+    return Response(status_code=204, headers={"X-Seq": str(seq)})
+
+
+def _prompt_of(entry: str | schemas.ClassObject) -> ClassPrompt:
+    """The class that a name, or an object with synonyms and templates, describes."""
     if isinstance(entry, str):
         return ClassPrompt(name=entry)
     return ClassPrompt(name=entry.name, synonyms=entry.synonyms, templates=entry.templates)
@@ -115,11 +165,11 @@ def _body(answer: SegmentAnswer, form: str) -> bytes:
     height, width = answer.labels.shape
     found = sum(entry.region is not None for entry in answer.classes)
     if form == "png" and found * height * width > MAX_PNG_CELLS:
-        raise TooMuchWork("So many PNG masks of this size are too much: ask for rle or label_map.")
+        raise TooMuchWork("PNG masks of so many classes are too large: request rle or label_map.")
     label_map = None
     if form == "label_map":
         label_map = base64.b64encode(_png(answer)).decode()
-    response = SegmentResponse(
+    response = schemas.SegmentResponse(
         width=width,
         height=height,
         fingerprint=answer.fingerprint,
@@ -130,15 +180,15 @@ def _body(answer: SegmentAnswer, form: str) -> bytes:
     return response.model_dump_json(exclude=None if label_map else {"label_map"}).encode()
 
 
-def _class(entry: ClassAnswer, answer: SegmentAnswer, form: str) -> SegmentedClass:
+def _class(entry: ClassAnswer, answer: SegmentAnswer, form: str) -> schemas.SegmentedClass:
     height, width = answer.labels.shape
-    mask: RleMask | str | None = None
+    mask: schemas.RleMask | str | None = None
     if entry.region is not None and form == "rle":
-        mask = RleMask(size=(height, width), counts=entry.region.rle_counts)
+        mask = schemas.RleMask(size=(height, width), counts=entry.region.rle_counts)
     elif entry.region is not None and form == "png":
         mask = bit_png(answer.labels == entry.index)
     area = entry.region.area if entry.region else 0
-    return SegmentedClass(
+    return schemas.SegmentedClass(
         index=entry.index,
         name=entry.name,
         area=area,

@@ -1,12 +1,15 @@
-"""Wire format of few-shot episodes; how many ways, examples and queries there may be is in `app.domain`."""
+"""Wire format of few-shot episodes; ways, examples and queries are bounded by `app.domain.Limits`."""
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
 from app.api.schemas.images import HOUSE, LINE, ImageInput
 from app.api.schemas.wire import EPISODE_PATTERN, Label, Reproducible, Timings, Wire
-from models.heads.fewshot import Method
+from app.stores.records.episodes import Episode
+from app.tasks.fewshot import Created, Prediction, method_of
+from models.heads.fewshot import LeaveOneOut, Method
 
 TopK = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -20,7 +23,7 @@ class WayInput(Wire):
 
 
 class EpisodeOptions(Wire):
-    """What the multipart part `options` may hold beside `labels`."""
+    """The options of a new episode; in a form, members of the part `options` beside `labels`."""
 
     name: Label | None = None
     method: Method = "prototype"
@@ -29,22 +32,20 @@ class EpisodeOptions(Wire):
     ttl_seconds: Annotated[float, Field(ge=1, le=315_360_000)] | None = None
 
 
-class EpisodeForm(EpisodeOptions):
-    """The multipart part `options`; `labels` name the parts `support`, in order."""
+class SupportForm(Wire):
+    """The part `options` of a form that adds support; `labels` name the parts `support`, in order."""
 
     labels: list[Label] | None = None
+
+
+class EpisodeForm(EpisodeOptions, SupportForm):
+    """The part `options` of a form that creates an episode."""
 
 
 class OptionsForm(Wire):
-    """The text fields of the multipart form: `options`, JSON of `EpisodeForm`."""
+    """The text fields of a form: `options`, the JSON of an `EpisodeForm` or a `SupportForm`."""
 
     options: str | None = None
-
-
-class SupportForm(Wire):
-    """The multipart part `options` of more support: `labels` name the parts `support`, in order."""
-
-    labels: list[Label] | None = None
 
 
 class SupportRequest(Wire):
@@ -56,13 +57,13 @@ class SupportRequest(Wire):
 
 
 class WayLabel(Wire):
-    """The label in a part's name."""
+    """The label in the name of a part `support:<label>`."""
 
     label: Label
 
 
 class EpisodeRequest(EpisodeOptions):
-    """A new episode, and queries to answer at once."""
+    """A new episode, with queries to classify at once."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -80,7 +81,7 @@ class EpisodeRequest(EpisodeOptions):
 
 
 class ClassifyOptions(Wire):
-    """The fields of a multipart classify beside `query`."""
+    """The text fields of a form that classifies."""
 
     top_k: TopK | None = None
     abstain_below: Probability | None = None
@@ -88,7 +89,7 @@ class ClassifyOptions(Wire):
 
 
 class ClassifyRequest(ClassifyOptions):
-    """Pictures to classify."""
+    """Images to classify."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"queries": [HOUSE], "top_k": 2}]})
 
@@ -112,14 +113,14 @@ class WayReport(Wire):
 
 
 class LabelScore(Wire):
-    """How likely one label is."""
+    """The probability of one label."""
 
     label: str
     probability: float
 
 
 class PredictionReport(Wire):
-    """One query's answer; abstained → `label` is null."""
+    """The prediction for one query; `label` is null where the service abstained."""
 
     label: str | None
     probability: float
@@ -128,15 +129,15 @@ class PredictionReport(Wire):
 
 
 class LeaveOneOutReport(Wire):
-    """How well an episode classifies its own support, each example without itself."""
+    """Leave-one-out result: every support image is classified by the other ones."""
 
     accuracy: float
     ci95: tuple[float, float]
     confusion: dict[str, dict[str, int]]
 
 
-class EpisodeReport(Wire):
-    """A stored episode; `expires_at` in seconds since 1970."""
+class EpisodeFields(Wire):
+    """The fields of an episode in every response; `expires_at` in seconds since 1970."""
 
     id: str
     name: str | None
@@ -144,38 +145,37 @@ class EpisodeReport(Wire):
     method: Method
     fingerprint: str
     expires_at: float | None
+
+
+class EpisodeReport(EpisodeFields):
+    """A stored episode with its support images."""
+
     ways: list[WayReport]
     leave_one_out: LeaveOneOutReport | None = None
 
 
 class WayCount(Wire):
-    """One class of a listed episode."""
+    """One class of an episode in a list."""
 
     label: str
     shots: int
 
 
-class EpisodeEntry(Wire):
-    """An episode in a list: its examples are counted; `GET /fewshot/episodes/{id}` tells them."""
+class EpisodeEntry(EpisodeFields):
+    """An episode in a list, with counts of its support images; `GET /fewshot/episodes/{id}` lists them."""
 
-    id: str
-    name: str | None
-    version: int
-    method: Method
-    fingerprint: str
-    expires_at: float | None
     ways: list[WayCount]
 
 
 class EpisodeCreated(EpisodeReport):
-    """The answer to a creation; `predictions` when queries came."""
+    """A new episode, and predictions where the request had queries."""
 
     predictions: list[PredictionReport] | None = None
     timings_ms: Timings
 
 
 class ClassifyResponse(Wire):
-    """Predictions in the queries' order."""
+    """Predictions, in the queries' order."""
 
     episode: str
     version: int
@@ -184,7 +184,7 @@ class ClassifyResponse(Wire):
 
 
 class EpisodePage(Wire):
-    """Episodes by id; `next_cursor` is null on the last page."""
+    """Episodes, ordered by id; `next_cursor` is null on the last page."""
 
     episodes: list[EpisodeEntry]
     next_cursor: str | None
@@ -195,3 +195,44 @@ class EpisodePageQuery(Wire):
 
     cursor: Annotated[str, Field(pattern=EPISODE_PATTERN)] | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
+
+
+def episode_report(episode: Episode, left_out: LeaveOneOut | None = None) -> EpisodeReport:
+    """The wire form of a stored episode."""
+    url = f"/fewshot/episodes/{episode.id}/support"
+    ways = [
+        WayReport(
+            label=way.label,
+            shots=len(way.support),
+            support=[
+                SupportReport(id=one.id, sha256=one.sha256, image_url=f"{url}/{one.id}/image") for one in way.support
+            ],
+        )
+        for way in episode.ways
+    ]
+    leave_one_out = None if left_out is None else LeaveOneOutReport.model_validate(asdict(left_out))
+    return EpisodeReport(**_fields(episode), ways=ways, leave_one_out=leave_one_out)
+
+
+def episode_entry(summary: Episode) -> EpisodeEntry:
+    """The wire form of an episode in a list."""
+    ways = [WayCount(label=way.label, shots=way.shots) for way in summary.ways]
+    return EpisodeEntry(**_fields(summary), ways=ways)
+
+
+def created_report(created: Created) -> EpisodeCreated:
+    """The wire form of a new episode; `predictions` is unset where the request had no queries."""
+    report = dict(episode_report(created.episode, created.leave_one_out))
+    if created.predictions is not None:
+        report["predictions"] = [prediction_report(one) for one in created.predictions]
+    return EpisodeCreated(**report, timings_ms=dict(created.timings_ms))
+
+
+def prediction_report(prediction: Prediction) -> PredictionReport:
+    """The wire form of one query's prediction."""
+    return PredictionReport.model_validate(prediction, from_attributes=True)
+
+
+def _fields(episode: Episode) -> dict[str, Any]:
+    names = ("id", "name", "version", "fingerprint", "expires_at")
+    return {"method": method_of(episode), **{name: getattr(episode, name) for name in names}}

@@ -9,7 +9,7 @@ from app.api.schemas.wire import Caption, FilterInput, GalleryName, ItemId, Meta
 
 
 class GalleryFields(Wire):
-    """What PUT changes; an absent field keeps its value."""
+    """The fields of a gallery that PUT changes; an absent one keeps its value."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"description": "Icons of our shop."}]})
 
@@ -25,15 +25,15 @@ class GallerySummary(Wire):
 
 
 class GalleryList(Wire):
-    """All galleries, by name."""
+    """All galleries, ordered by name."""
 
     galleries: list[GallerySummary]
 
 
 class IndexReport(Wire):
-    """The vector index behind a gallery; two replicas that agree have equal digests.
+    """The vector index of a gallery; replicas with the same vectors have the same digest.
 
-    `recall` at 10 is as measured when the index was built; null where the search is exact.
+    `recall` at 10 was measured when the index was built; null where the search is exact.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class GalleryReport(GallerySummary):
 
 
 class ItemFields(Wire):
-    """One entry of the multipart part `items`."""
+    """The fields of one item beside its image."""
 
     id: ItemId | None = None
     metadata: Metadata = Field(default_factory=dict)
@@ -60,13 +60,13 @@ class ItemFields(Wire):
 
 
 class ItemsForm(Wire):
-    """The text fields of the multipart form: `items` is JSON, one entry an image, in order."""
+    """The text fields of a form: `items` is JSON, one entry for each part `image`, in order."""
 
     items: list[ItemFields]
 
 
 class NewItem(ItemFields):
-    """One item of the JSON form."""
+    """One item of a JSON body."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"id": "house", "image": HOUSE, "metadata": {"name": "house"}}]}
@@ -76,7 +76,7 @@ class NewItem(ItemFields):
 
 
 class ItemPut(Wire):
-    """PUT of one item; without an image only metadata of an existing one changes."""
+    """One item to create or replace; without an image, the fields of an existing item change."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"image": HOUSE, "metadata": {"name": "house"}}]})
 
@@ -86,14 +86,14 @@ class ItemPut(Wire):
 
 
 class ItemPutOptions(Wire):
-    """The fields of a multipart PUT beside `image`."""
+    """The text fields of a form that puts one item."""
 
     metadata: Metadata | None = None
     caption: Caption | None = None
 
 
 class ItemPatch(Wire):
-    """A JSON merge patch (RFC 7396) of the metadata: null takes a member away."""
+    """A JSON merge patch (RFC 7396) of the metadata: null removes a member."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"metadata": {"name": "hut", "old": None}}]})
 
@@ -101,7 +101,7 @@ class ItemPatch(Wire):
 
 
 class ItemsDelete(Wire):
-    """Which items to delete: some ids, or all that pass a filter."""
+    """The items to delete: some ids, or all that pass a filter."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["house"]}, {"filter": {"kind": "icon"}}]})
 
@@ -110,7 +110,7 @@ class ItemsDelete(Wire):
 
 
 class ItemsDeleted(Wire):
-    """How many items went, and which ids were not there."""
+    """The number of deleted items, and the ids that did not exist."""
 
     seq: int
     deleted: int
@@ -118,13 +118,13 @@ class ItemsDeleted(Wire):
 
 
 class WriteQuery(Wire):
-    """`wait`: answer once the write is searchable here (true), or once it is durable."""
+    """`wait`: respond when the write is searchable here (true), or as soon as it is durable (false)."""
 
     wait: bool = True
 
 
 class ItemOutcome(Wire):
-    """What became of one item; `problem` where it was rejected."""
+    """The outcome for one item; `problem` where it was rejected."""
 
     id: str | None
     status: Literal["created", "replaced", "rejected"]
@@ -132,7 +132,7 @@ class ItemOutcome(Wire):
 
 
 class ItemsWritten(Wire):
-    """The write's place in the change log and an outcome for each item, in order."""
+    """The write's `seq` in the change log, and an outcome for each item, in order."""
 
     seq: int
     results: list[ItemOutcome]
@@ -155,7 +155,7 @@ class ItemReport(Wire):
 
 
 class ItemPage(Wire):
-    """Items by id; `next_cursor` is null on the last page."""
+    """Items, ordered by id; `next_cursor` is null on the last page."""
 
     items: list[ItemReport]
     next_cursor: str | None
@@ -170,12 +170,12 @@ class ItemPageQuery(Wire):
 
 
 class ImageQuery(Wire):
-    """`size`: the longest side of a thumbnail, px; absent for the stored picture."""
+    """`size`: the longest side of a thumbnail, px; absent for the stored image."""
 
     size: Annotated[int, Field(ge=16, le=2048)] | None = None
 
 
 class GalleryDeleteQuery(Wire):
-    """`confirm` repeats the name of a gallery that holds items."""
+    """`confirm` repeats the name of a gallery that is not empty."""
 
     confirm: str | None = None

@@ -1,4 +1,4 @@
-"""The one grammar of image inputs in JSON: an object with exactly one of its forms."""
+"""Image inputs in JSON: an object with exactly one of base64, strokes, svg and item."""
 
 from typing import Annotated
 
@@ -15,7 +15,7 @@ class Base64Input(Wire):
 
 
 class StrokesInput(Wire):
-    """A drawing: strokes of `[[x…], [y…]]` (a third list of times is allowed) on a canvas."""
+    """A drawing: strokes of `[[x…], [y…]]` on a canvas; a third list, of times, is allowed and ignored."""
 
     strokes: Annotated[list[Annotated[list[list[float]], Field(min_length=2, max_length=3)]], Field(min_length=1)]
     width: Annotated[float, Field(gt=0)]
@@ -29,14 +29,14 @@ class SvgInput(Wire):
 
 
 class ItemName(Wire):
-    """A gallery item's name."""
+    """The gallery and the id of an item."""
 
     gallery: GalleryName
     id: ItemId
 
 
 class ItemInput(Wire):
-    """The stored picture of a gallery item."""
+    """The stored image of a gallery item."""
 
     item: ItemName
 

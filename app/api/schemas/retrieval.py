@@ -1,24 +1,24 @@
-"""Wire format of `/retrieve` and `/embed`; how large `k` and how many images there may be is in `app.domain`."""
+"""Wire format of `/retrieve`, `/retrieve/live` and `/embed`; `k` and the images are bounded by `app.domain.Limits`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from app.api.schemas.images import HOUSE, ImageInput
+from app.api.schemas.images import HOUSE, ImageInput, StrokesInput
 from app.api.schemas.wire import Caption, FilterInput, GalleryName, ItemId, Metadata, Reproducible, Timings, Wire
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
 class LikeInput(Wire):
-    """Items of the gallery to go towards (`positive`) and away from (`negative`)."""
+    """Items of the gallery that the results resemble (`positive`), or do not (`negative`)."""
 
     positive: Annotated[list[ItemId], Field(max_length=100)] = Field(default_factory=list)
     negative: Annotated[list[ItemId], Field(max_length=100)] = Field(default_factory=list)
 
 
 class RetrieveOptions(Wire):
-    """Everything but the sketch: the fields of the multipart form."""
+    """Everything but the sketch: the text fields of the multipart form."""
 
     text: Text | None = None
     text_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -32,7 +32,7 @@ class RetrieveOptions(Wire):
 
 
 class RetrieveRequest(RetrieveOptions):
-    """Search by sketch, text, liked items, or all of them."""
+    """A search by sketch, text, liked items, or any combination of them."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"sketch": HOUSE, "k": 5}, {"text": "a fish", "filter": {"kind": "icon"}}]}
@@ -61,7 +61,7 @@ class RetrieveResponse(Wire):
 
 
 class EmbedRequest(Wire):
-    """Pictures and texts to embed."""
+    """Images and texts to embed."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["a house"], "images": [HOUSE]}]})
 
@@ -71,9 +71,34 @@ class EmbedRequest(Wire):
 
 
 class EmbedResponse(Wire):
-    """Unit vectors of the space that retrieval searches, in order."""
+    """Unit vectors in the space that `/retrieve` searches, in the request's order."""
 
     fingerprint: str
     dimension: int
     images: list[list[float]]
     texts: list[list[float]]
+
+
+class LiveAuth(Wire):
+    """The first message of a client that cannot send headers, such as a browser."""
+
+    type: Literal["auth"]
+    key: Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class LiveQuery(StrokesInput):
+    """The current drawing; it replaces a query of smaller `seq` that still waits."""
+
+    type: Literal["query"]
+    seq: Annotated[int, Field(ge=0, le=2**53 - 1)]
+    text: Text | None = None
+    gallery: GalleryName = "default"
+    k: Annotated[int, Field(ge=1)] = 10
+    filter: FilterInput | None = None
+
+
+class LiveResults(RetrieveResponse):
+    """The results of the query of this `seq`."""
+
+    type: Literal["results"] = "results"
+    seq: int

@@ -1,4 +1,4 @@
-"""Wire format of `/segment`."""
+"""Wire format of `/segment` and of class sets."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ Template = Annotated[str, Field(min_length=2, max_length=256)]
 
 
 class ClassObject(Wire):
-    """A class with other words for it and prompt templates of its own (each with one `{}`)."""
+    """A class with synonyms and its own prompt templates, each with one `{}`."""
 
     name: Label
     synonyms: Annotated[list[Label], Field(max_length=64)] = Field(default_factory=list)
@@ -22,7 +22,7 @@ Classes = Annotated[list[Label | ClassObject], Field(min_length=1, max_length=25
 
 
 class SegmentOptions(Wire):
-    """Everything but the image: the fields of the multipart form. Exactly one of `classes`, `class_set`."""
+    """Everything but the image: the text fields of the multipart form. Exactly one of `classes`, `class_set`."""
 
     classes: Classes | None = None
     class_set: GalleryName | None = None
@@ -42,14 +42,14 @@ class SegmentRequest(SegmentOptions):
 
 
 class RleMask(Wire):
-    """COCO's compressed run-length form: `size` is [height, width]."""
+    """A mask in COCO's compressed run-length encoding; `size` is [height, width]."""
 
     size: tuple[int, int]
     counts: str
 
 
 class SegmentedClass(Wire):
-    """One class in the request's order; an absent one has area 0 and no box or mask.
+    """One class, in the request's order; a class that was not found has area 0 and no box or mask.
 
     `score` is the mean probability over its mask; `mask` is an RLE object or a base64 1-bit PNG.
     """
@@ -64,7 +64,7 @@ class SegmentedClass(Wire):
 
 
 class SegmentResponse(Wire):
-    """Disjoint masks at the input's own size."""
+    """Disjoint masks at the input's size."""
 
     width: int
     height: int
@@ -72,3 +72,45 @@ class SegmentResponse(Wire):
     classes: list[SegmentedClass]
     label_map: str | None = None
     timings_ms: Timings
+
+
+class ClassSetFields(Wire):
+    """The classes of a set, in the form that `/segment` takes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"classes": ["sky", {"name": "house", "synonyms": ["hut"]}]}]}
+    )
+
+    classes: Classes
+
+
+class StoredClass(Wire):
+    """One class of a stored set."""
+
+    name: str
+    synonyms: list[str]
+    templates: list[str]
+
+
+class ClassSetReport(Wire):
+    """A stored class set; times in seconds since 1970."""
+
+    name: GalleryName
+    version: int
+    classes: list[StoredClass]
+    created_at: float
+    updated_at: float
+
+
+class ClassSetSummary(Wire):
+    """A class set in the list."""
+
+    name: GalleryName
+    version: int
+    count: Annotated[int, Field(description="How many classes it has.")]
+
+
+class ClassSetList(Wire):
+    """All class sets, by name."""
+
+    class_sets: list[ClassSetSummary]

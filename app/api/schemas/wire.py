@@ -1,4 +1,4 @@
-"""What all wire models share: nothing unknown, nothing that is not finite."""
+"""The base of all wire models, and the types that several of them share."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ JOB_PATTERN = r"^job_[0-9a-f]{24}$"
 
 
 class Wire(BaseModel):
-    """Base of requests and answers."""
+    """Base of requests and responses: no unknown fields, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
@@ -28,7 +28,7 @@ ItemId = Annotated[str, Field(pattern=ITEM_PATTERN)]
 Label = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
 Caption = Annotated[str, Field(max_length=1000)]
 Reproducible = Annotated[
-    bool, Field(description="Compute in a pass of fixed size: equal inputs give equal bits, whatever the load.")
+    bool, Field(description="Compute in a pass of fixed size, so that equal inputs give equal bits under any load.")
 ]
 Timings = dict[str, float]
 Metadata = dict[str, JsonValue]

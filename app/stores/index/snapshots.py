@@ -17,6 +17,8 @@ from app.stores.index.base import Base, Kind, Storage, copy_to_device
 from app.stores.index.delta import Snapshot
 from app.stores.sql.failpoints import failpoint
 
+INDEX_FOLDER = "indexes"
+"""Name of the snapshots' folder inside the data folder."""
 FORMAT = 1
 RETAINED = 2  # the older one serves if the newest is damaged
 MANIFEST = "manifest.json"

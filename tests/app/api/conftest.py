@@ -10,12 +10,11 @@ import pytest
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
-from app.api.deps import Platform
-from app.api.services import Services
+from app.api.deps import Platform, Services, Tasks
+from app.composition import open_tasks
 from app.domain import BundleInfo, Features, Reservation, View
 from app.main import create_app
 from app.settings import Settings
-from app.tasks.assemble import Tasks, open_tasks
 from models.transforms import to_unit
 from models.types import TaskProfile
 
@@ -125,11 +124,10 @@ def bundle_info() -> BundleInfo:
 def build_services(settings: Settings, platform: Platform) -> Services:
     bundle, engine = bundle_info(), FakeEngine()
     tasks = open_tasks(
+        settings,
         bundle=bundle,
         engine=engine,
         images=platform.images,
-        limits=platform.limits,
-        data_dir=settings.data_dir,
         segmentation_head=FakeSegmentationHead(),
         prototype_head=FakePrototypeHead(),
     )
@@ -137,7 +135,7 @@ def build_services(settings: Settings, platform: Platform) -> Services:
     async def close() -> None:
         tasks.close()
 
-    return Services(bundle=bundle, engine=engine, is_alive=lambda: True, tasks=tasks, on_stop=[close])
+    return Services(bundle=bundle, is_alive=lambda: True, tasks=tasks, on_stop=[close])
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.deps import Platform
-from app.api.services import Services
+from app.api.deps import Platform, Services
 from app.composition import assemble_services
 from app.engine.entries import Entry, EntryQueue
 from app.main import create_app

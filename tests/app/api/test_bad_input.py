@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.tasks.assemble import Tasks
+from app.api.deps import Tasks
 from tests.app.api.pictures import SQUARE, base64_image, bomb, png
 
 pytestmark = pytest.mark.anyio

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from app.tasks.assemble import Tasks
+from app.api.deps import Tasks
 from tests.app.api.pictures import SQUARE
 
 pytestmark = pytest.mark.anyio

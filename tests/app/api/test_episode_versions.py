@@ -6,10 +6,10 @@ import httpx
 import numpy as np
 import pytest
 
+from app.api.deps import Tasks
 from app.errors import Invalid
 from app.imaging.sources import EncodedImage, PixelBudget
 from app.stores.records.episodes import NewSupport, NewWay
-from app.tasks.assemble import Tasks
 from app.tasks.fewshot import EpisodeRequest, WayRequest
 from tests.app.api.pictures import BAR, CROSS, SQUARE, png
 

@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from app.tasks.assemble import Tasks
+from app.api.deps import Tasks
 from tests.app.api.pictures import BAR, CROSS, SQUARE, png
 
 pytestmark = pytest.mark.anyio

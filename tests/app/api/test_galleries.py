@@ -7,7 +7,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.tasks.assemble import Tasks
+from app.api.deps import Tasks
 from tests.app.api.pictures import BAR, CROSS, SQUARE, base64_image, png
 
 pytestmark = pytest.mark.anyio

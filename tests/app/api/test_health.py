@@ -7,8 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api.deps import Platform
-from app.api.services import Services
+from app.api.deps import Platform, Services
 from app.main import create_app
 from app.runtime.lifecycle import EXIT_START_FAILED, Phase
 from app.settings import Settings
@@ -102,7 +101,6 @@ async def test_a_failed_warm_up_fails_the_process(tmp_path: Path) -> None:
         services = build_services(settings, platform)
         return Services(
             bundle=services.bundle,
-            engine=services.engine,
             is_alive=services.is_alive,
             tasks=services.tasks,
             on_start=[fail],

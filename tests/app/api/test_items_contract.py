@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.deps import Tasks
 from app.errors import Conflict
 from app.stores.sql import metadata
-from app.tasks.assemble import Tasks
 from tests.app.api.pictures import BAR, CROSS, SQUARE, png
 
 pytestmark = pytest.mark.anyio

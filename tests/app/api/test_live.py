@@ -121,7 +121,7 @@ async def test_a_query_whose_pass_runs_is_answered_though_newer_ones_came(
 ) -> None:
     encoder = FakeEncoder()
     # However slow the machine is.
-    monkeypatch.setattr(live, "PATIENCE_S", LIMIT_S)
+    monkeypatch.setattr(live, "SUPERSEDED_TIMEOUT_S", LIMIT_S)
     async with served(new_app(encoder, tmp_path)) as port, opened(port) as socket:
         entered = held(encoder)
         await socket.send(query(1))

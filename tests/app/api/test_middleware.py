@@ -10,8 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message
 
 from app.api.auth import Scope, requires
-from app.api.deps import Platform, RemainingDep, new_router
-from app.api.services import Services
+from app.api.deps import Platform, RemainingDep, Services, new_router
 from app.domain import Limits
 from app.main import create_app
 from app.settings import Settings

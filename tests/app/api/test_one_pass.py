@@ -8,8 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.deps import Platform
-from app.api.services import Services
+from app.api.deps import Platform, Services
 from app.composition import assemble_services
 from app.domain import BundleInfo
 from app.main import create_app

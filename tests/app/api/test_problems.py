@@ -8,9 +8,8 @@ from starlette.requests import HTTPConnection
 
 from app import errors
 from app.api.auth import Scope, requires
-from app.api.deps import Platform, new_router
+from app.api.deps import Platform, Services, new_router
 from app.api.problems import catalogue, problem_body, problem_response, service_error
-from app.api.services import Services
 from app.errors import FieldError, QueueFull, ServiceError
 from app.main import create_app
 from app.settings import Settings

@@ -11,8 +11,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIWebSocketRoute, iter_route_contexts
 
 from app.api.auth import Scope, ScopedRoute, declared_scope, new_key, requires
-from app.api.deps import Platform
-from app.api.services import Services
+from app.api.deps import Platform, Services
 from app.main import check_scopes, create_app
 from app.settings import Settings
 

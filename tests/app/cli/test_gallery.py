@@ -14,10 +14,10 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from app.api.deps import Tasks
 from app.cli.demo import DemoImage, curl_line, demo_images, fill
 from app.cli.main import app as vermouth_app
 from app.cli.service_calls import existing_ids
-from app.tasks.assemble import Tasks
 
 pytest_plugins: list[str] = []
 pytestmark = pytest.mark.anyio

@@ -18,10 +18,10 @@ from fastapi import FastAPI
 from rich.console import Console
 from rich.progress import Progress
 
+from app.api.deps import Tasks
 from app.cli.importing import Imported, UnreadableSource, import_images, item_id, read_source
 from app.main import create_app
 from app.settings import Settings
-from app.tasks.assemble import Tasks
 from tests.app.api.conftest import build_services
 from tests.app.api.pictures import png
 from tests.app.api.served import served

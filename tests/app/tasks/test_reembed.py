@@ -8,15 +8,15 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 
-from app.api.deps import Platform
-from app.api.services import Services
+from app.api.deps import Platform, Services, Tasks
+from app.composition import open_tasks
 from app.errors import Conflict
 from app.main import create_app
 from app.settings import Settings
 from app.stores.maintenance.reembed import roll_back
 from app.stores.records.jobs import JobState
-from app.tasks.assemble import StoreOptions, Tasks, open_tasks
 from tests.app.api.conftest import FakeEngine, FakePrototypeHead, FakeSegmentationHead, bundle_info
 from tests.app.api.pictures import BAR, CROSS, SQUARE, base64_image, png
 from tests.app.postgres import PostgresServer
@@ -33,24 +33,26 @@ async def serving(folder: Path, fingerprint: str, url: str | None) -> AsyncItera
     bundle = replace(bundle_info(), fingerprint=fingerprint)
 
     def build(settings: Settings, platform: Platform) -> Services:
-        engine = FakeEngine()
         tasks = open_tasks(
+            settings,
             bundle=bundle,
-            engine=engine,
+            engine=FakeEngine(),
             images=platform.images,
-            limits=platform.limits,
-            data_dir=settings.data_dir,
             segmentation_head=FakeSegmentationHead(),
             prototype_head=FakePrototypeHead(),
-            store=StoreOptions(database_url=url, blob_url=str(folder / "blobs")),
         )
 
         async def close() -> None:
             tasks.close()
 
-        return Services(bundle=bundle, engine=engine, is_alive=lambda: True, tasks=tasks, on_stop=[close])
+        return Services(bundle=bundle, is_alive=lambda: True, tasks=tasks, on_stop=[close])
 
-    app: FastAPI = create_app(Settings(data_dir=folder / fingerprint if url else folder / "data"), build)
+    settings = Settings(
+        data_dir=folder / fingerprint if url else folder / "data",
+        database_url=None if url is None else SecretStr(url),
+        blob_url=str(folder / "blobs"),
+    )
+    app: FastAPI = create_app(settings, build)
     async with app.router.lifespan_context(app):
         await app.state.supervisor.settled()
         services = app.state.platform.services
