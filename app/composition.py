@@ -52,7 +52,7 @@ def build_platform(settings: Settings) -> Platform:
     telemetry = Telemetry()
     cache = ImageCache(max_bytes=settings.picture_cache_bytes)
     telemetry.image_cache_bytes.set_function(lambda: cache.size_bytes)
-    workers = settings.decode_threads
+    workers = settings.decoders
     return Platform(
         lifecycle=Lifecycle(),
         telemetry=telemetry,
@@ -125,7 +125,7 @@ def assemble_services(
     prototype_head: PrototypeHead,
 ) -> Services:
     """Engine, stores and tasks over a loaded encoder. Raises as `build_services`."""
-    device = DeviceExecutor(encoder, workers=settings.lanes_on(bundle.device), threads=settings.threads)
+    device = DeviceExecutor(encoder, workers=settings.workers_on(bundle.device), threads=settings.threads)
     device.export_memory(platform.telemetry.device_memory)
     engine = BatchingEngine(
         device,

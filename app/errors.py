@@ -1,7 +1,6 @@
-"""The service's errors: what a client may see, separate from what went wrong inside.
+"""The errors that clients may see, without internal details.
 
-Each class is one row of the catalogue behind `type` (`GET /errors/{code}`); `app/api/problems.py` is the
-only place that turns one into a response.
+Each class is an entry of the catalogue `GET /errors/{code}`; only `app.api.problems` turns one into a response.
 """
 
 from collections.abc import Sequence
@@ -11,14 +10,14 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldError:
-    """One offending field: a path such as `items[3].metadata` and a sentence."""
+    """One invalid field: its path, such as `items[3].metadata`, and a sentence."""
 
     field: str
     message: str
 
 
 class ServiceError(Exception):
-    """Base of all errors a client may see; `detail` is written for that client."""
+    """Base of the errors that clients may see; `detail` is a sentence for the client."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"

@@ -1,4 +1,4 @@
-"""The app: middleware, routers, and the load that runs behind the first health answers."""
+"""The ASGI app, its middleware and routers, and the supervisor of the load."""
 
 import asyncio
 import contextlib
@@ -36,18 +36,18 @@ ROUTERS = (
     operation.router,
     operation.health,
 )
-"""A request tries one after another: those that are asked most come first."""
+"""Starlette matches routes in this order: those with the most requests come first."""
 
 
 def create_app(settings: Settings, build_services: BuildServices = build_default_services) -> FastAPI:
-    """The service as an ASGI app; its lifespan starts the load and returns at once.
+    """The service as an ASGI app, whose lifespan starts the load and returns at once.
 
     Args:
-        settings: read here and nowhere below.
-        build_services: the slow part of the start; runs in a thread of its own.
+        settings: read by the composition root; no lower layer sees them.
+        build_services: loads the bundle and opens the stores, in a thread of its own.
 
     Returns:
-        The app; `app.state.platform` holds what exists from the first moment.
+        The app; `app.state.platform` is its platform, `app.state.supervisor` the supervisor of its load.
 
     Raises:
         ValueError: the API keys are malformed, or a route declares no scope.
@@ -84,20 +84,20 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
 
 
 def check_scopes(app: FastAPI) -> None:
-    """Refuse an app with a route that no key guards; each declares a scope, and is of the kind that checks it.
+    """Refuse an app with an unguarded route: every route must declare a scope and be of a class that checks it.
 
     Raises:
-        ValueError: naming the first such route.
+        ValueError: names the first such route.
     """
     for context in iter_route_contexts(app.routes):
         route = context.original_route
-        # A socket's endpoint checks the key itself: it may come in the first message.
+        # A WebSocket's endpoint checks the key itself: the key may come in the first message.
         if not isinstance(route, ScopedRoute | APIWebSocketRoute) or declared_scope(route) is None:
-            raise ValueError(f"the route {context.path} declares no scope, or is not checked for it")
+            raise ValueError(f"the route {context.path} is unguarded: use @requires on a ScopedRoute")
 
 
 class Supervisor:
-    """Loads in a daemon thread, starts the services on the loop, stops them in the end."""
+    """Loads the services in a daemon thread, starts them on the event loop, and stops them at the end."""
 
     def __init__(self, settings: Settings, platform: Platform, build_services: BuildServices) -> None:
         self._settings = settings
@@ -112,7 +112,7 @@ class Supervisor:
         del app
         self._platform.images.start()
         loop = asyncio.get_running_loop()
-        # A daemon thread: a SIGTERM must not wait for a load that takes minutes.
+        # A daemon thread, so that a SIGTERM does not wait for a load that takes minutes.
         threading.Thread(target=self._load, args=(loop,), name="load", daemon=True).start()
         try:
             yield
@@ -120,20 +120,20 @@ class Supervisor:
             await self._stop()
 
     async def settled(self) -> Phase:
-        """Wait until the load succeeded or failed, and tell which."""
+        """Wait until the load has succeeded or failed, and return the phase then."""
         await self._settled.wait()
         return self._platform.lifecycle.phase
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             services = self._build_services(self._settings, self._platform)
-        except BaseException as err:  # noqa: BLE001 - whatever ends the load must end the process
+        except BaseException as err:  # noqa: BLE001 - a load that fails for any reason must end the process
             self._report(loop, self._fail, err)
         else:
             self._report(loop, self._begin_start, services)
 
     def _report(self, loop: asyncio.AbstractEventLoop, call: Callable[..., None], argument: object) -> None:
-        # The loop is closed when the process is already on its way out.
+        # The loop is closed where the process stopped during the load.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(call, argument)
 
@@ -145,7 +145,7 @@ class Supervisor:
         try:
             for start in services.on_start:
                 await start()
-        except Exception as err:  # noqa: BLE001 - as above
+        except Exception as err:  # noqa: BLE001 - as in _load
             self._fail(err)
             return
         telemetry = self._platform.telemetry
@@ -156,7 +156,7 @@ class Supervisor:
 
     def _fail(self, error: BaseException) -> None:
         get_logger().error("start_failed", error=str(error), exc_info=error)
-        # Who was told to end while loading ends in peace, whatever becomes of the load.
+        # A shutdown requested during loading always exits cleanly.
         if self._platform.lifecycle.phase is not Phase.DRAINING:
             self._platform.lifecycle.fail(EXIT_START_FAILED)
         self._settled.set()
@@ -169,6 +169,6 @@ class Supervisor:
         for stop in services.on_stop if services is not None else ():
             try:
                 await stop()
-            except Exception:  # noqa: BLE001 - one failed stop must not keep the others from theirs
+            except Exception:  # noqa: BLE001 - one service that fails to stop must not prevent the others
                 get_logger().exception("stop_failed")
         await asyncio.to_thread(self._platform.images.stop)

@@ -1,4 +1,4 @@
-"""The process: listens before it loads, drains before it stops, and tells by its exit code how it ended."""
+"""The server process: it listens before it loads, drains before it stops, and reports its end by an exit code."""
 
 import asyncio
 import gc
@@ -20,25 +20,24 @@ from app.runtime.telemetry import get_logger
 from app.settings import Settings, unknown_variables
 
 MAX_MESSAGE_BYTES = 1 << 20
-"""Of a WebSocket; a larger one ends its connection with 1009."""
+"""Of one WebSocket message; a larger one closes the connection with 1009."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but it keeps listening for a while after SIGTERM and ends when the service failed.
+    """uvicorn's server, except that it keeps accepting for a while after SIGTERM, and stops when the service fails.
 
-    Its parent closes the listeners first on a signal, so that a load balancer which still sends requests
-    would have them refused.
+    uvicorn closes the listeners first on a signal, and refuses the requests that a load balancer still sends.
     """
 
     def __init__(self, config: uvicorn.Config, *, lifecycle: Lifecycle, drain_delay_s: float) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
         self._drain_delay_s = drain_delay_s
-        lifecycle.on_ready = _keep_what_is_loaded
+        lifecycle.on_ready = _freeze_heap
         lifecycle.on_failure = self._end
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say that we drain, go on accepting for the delay, then do as the parent does."""
+        """Enter the draining phase, accept requests for the delay, then shut down as uvicorn does."""
         self._lifecycle.drain()
         if self._lifecycle.exit_code == 0 and not self.force_exit:
             get_logger().info("draining", delay_s=self._drain_delay_s)
@@ -50,7 +49,7 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings, build_services: BuildServices = build_default_services) -> int:
-    """Run the service until it is told to end.
+    """Run the service until a signal or a failure stops it.
 
     Returns:
         The exit code: 0 after a signal, 3 when the start failed, 70 after a fatal device error.
@@ -82,7 +81,7 @@ def _serve(settings: Settings, build_services: BuildServices) -> int:
         get_logger().warning("unknown_setting", name=name)
     try:
         if not settings.is_loopback and not settings.insecure and not read_keys(settings):
-            get_logger().error("refused", reason="no API keys beyond loopback; set them or say --insecure")
+            get_logger().error("refused", reason="no API keys beyond loopback: set API keys or pass --insecure")
             return EXIT_START_FAILED
         app = create_app(settings, build_services)
     except (ValueError, OSError) as err:
@@ -90,7 +89,7 @@ def _serve(settings: Settings, build_services: BuildServices) -> int:
         return EXIT_START_FAILED
     lifecycle: Lifecycle = app.state.platform.lifecycle
     server = Server(configured(app, settings), lifecycle=lifecycle, drain_delay_s=settings.drain_delay_s)
-    # uvicorn raises a captured signal again after a graceful stop, which would end us with -15.
+    # After a graceful stop uvicorn raises the captured signal again, which would kill this process with -15.
     previous = signal.signal(signal.SIGTERM, _ignore)
     try:
         server.run()
@@ -100,13 +99,13 @@ def _serve(settings: Settings, build_services: BuildServices) -> int:
         return err.code if isinstance(err.code, int) else EXIT_START_FAILED
     finally:
         signal.signal(signal.SIGTERM, previous)
-        # Else what is frozen outlives its modules, and a library that counts what it lent calls that leaks, at length.
+        # Unfreeze, or a library reports false leaks at exit.
         gc.unfreeze()
     return lifecycle.exit_code
 
 
-def _keep_what_is_loaded() -> None:
-    """Take modules and models out of the garbage collector's rounds: one of them stops every thread for .25 s."""
+def _freeze_heap() -> None:
+    """Exempt modules and models from garbage collection: a full collection stops every thread for 0.25 s."""
     gc.collect()
     gc.freeze()
 

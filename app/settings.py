@@ -1,4 +1,4 @@
-"""What an operator may set: environment variables `VERMOUTH_…`, each documented in `docs/settings.md`."""
+"""Settings: environment variables `VERMOUTH_…`, each documented in `docs/settings.md`."""
 
 import ipaddress
 import os
@@ -13,18 +13,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.domain import MIB, Limits
 
 GIB = 1024 * MIB
-MAX_DECODE_THREADS = 8
-MAX_LANES = 16
-"""Of those chosen: the loop hands out no more than about ten lanes' answers, and each has its own activations."""
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
-OTHER_VARIABLES = frozenset({"VERMOUTH_DATA_SET"})
-"""Variables of other commands."""
+MAX_DECODE_WORKERS = 8  # of those chosen: each holds an image of 64 megapixels
+MAX_WORKERS = 16  # of those chosen: one event loop serves about ten, and each has its own activations
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of control groups v2
+OTHER_VARIABLES = frozenset({"VERMOUTH_DATA_SET"})  # of other commands
 
 
 class Settings(BaseSettings):
-    """Read once, by `main`, `server` and the command line."""
+    """All settings, read once by the server or a command; layers below the composition root never see them."""
 
     model_config = SettingsConfigDict(env_prefix="VERMOUTH_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
@@ -68,23 +64,23 @@ class Settings(BaseSettings):
     log_json: bool = False
     limits: Limits = Limits()
 
-    def lanes_on(self, device: str) -> int:
-        """`lanes`, or on a CPU one for every core that `threads` leaves; one on anything else."""
-        chosen = min(MAX_LANES, max(1, _cores() // self.threads)) if device == "cpu" else 1
+    def workers_on(self, device: str) -> int:
+        """Passes at once on a device: `lanes` or, on a CPU, one for every `threads` cores; else one."""
+        chosen = min(MAX_WORKERS, max(1, _cores() // self.threads)) if device == "cpu" else 1
         return self.lanes or chosen
 
     def max_batch_on(self, device: str) -> int:
-        """`max_batch`, or what keeps waits short at full throughput: few on a CPU, many on a GPU (docs/adr/0024)."""
+        """Samples a batch on a device: `max_batch`, or the least that gives full throughput (docs/adr/0024)."""
         return self.max_batch or (8 if device == "cpu" else 32)
 
     @property
-    def decode_threads(self) -> int:
-        """`decode_workers`, or one for every two cores: lanes go on beside them with what they leave."""
-        return self.decode_workers or min(MAX_DECODE_THREADS, max(1, _cores() // 2))
+    def decoders(self) -> int:
+        """Images decoded at once: `decode_workers`, or one for every two cores, beside the engine's workers."""
+        return self.decode_workers or min(MAX_DECODE_WORKERS, max(1, _cores() // 2))
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the server can be reached from this machine alone."""
+        """Whether only this machine can reach the server."""
         if self.host == "localhost":
             return True
         try:
@@ -94,20 +90,20 @@ class Settings(BaseSettings):
 
 
 def _cores() -> int:
-    """Cores that this process may run on, by its affinity and its container's quota."""
+    """Cores that this process may use, by its affinity and its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = CPU_QUOTA.read_text(encoding="ascii").partition(" ") if CPU_QUOTA.exists() else ("max", "", "")
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def variables() -> list[str]:
-    """Names of all environment variables that are settings."""
+    """Names of the environment variables of all settings."""
     flat = [name for name in Settings.model_fields if name != "limits"]
     nested = [f"limits__{field.name}" for field in fields(Limits)]
     return [f"VERMOUTH_{name.upper()}" for name in [*flat, *nested]]
 
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:
-    """Variables that look like settings and are none: a misspelt one would be ignored in silence."""
+    """Variables with the settings' prefix that are none: a misspelt setting would be ignored silently."""
     known = {*variables(), *OTHER_VARIABLES}
     return sorted(name for name in environment if name.upper().startswith("VERMOUTH_") and name.upper() not in known)

@@ -81,7 +81,7 @@ def test_lanes_and_decoders_share_the_cores(
 ) -> None:
     monkeypatch.setattr("app.settings._cores", lambda: cores)
     settings = Settings.model_validate(said)
-    assert (settings.lanes_on(device), settings.decode_threads) == (lanes, decode_threads)
+    assert (settings.workers_on(device), settings.decoders) == (lanes, decode_threads)
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("250000 100000", 2), ("50000 100000", 1)])

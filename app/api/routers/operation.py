@@ -136,7 +136,7 @@ async def error_kind(code: str) -> ErrorKind:
     kind = catalogue().get(code)
     if kind is None:
         raise NotFound("There is no error of this code.")
-    return ErrorKind.model_validate(kind, from_attributes=True)
+    return ErrorKind(code=kind.code, status=kind.status, title=kind.title)
 
 
 @router.get("/metrics", response_class=Response)
