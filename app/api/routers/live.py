@@ -13,15 +13,14 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.api.auth import Scope, requires
-from app.api.bodies import out_of_bounds, parse_json, read_filter
+from app.api.bodies import parse_json
 from app.api.deps import Platform, Tasks, platform_of, tasks_of
 from app.api.problems import problem_body, service_error
-from app.api.routers.retrieval import response_of
-from app.api.schemas.retrieval import LiveAuth, LiveQuery, LiveResults
+from app.api.routers.retrieval import query_of, response_of
+from app.api.schemas.retrieval import LiveAuth, LiveQuery, LiveResults, RetrieveOptions
 from app.errors import DeadlineExceeded, Forbidden, Invalid, Malformed, QueueFull, ServiceError, Unauthenticated
 from app.imaging.sources import PixelBudget, StrokesImage
 from app.runtime.telemetry import bind_request, get_logger
-from app.tasks.retrieval import RetrieveQuery
 
 router = APIRouter(tags=["retrieval"])
 
@@ -188,18 +187,9 @@ class _Session:
 
     async def _results(self, wire: LiveQuery) -> dict[str, Any]:
         limits = self._platform.limits
-        if wire.k > limits.max_k:
-            raise out_of_bounds("k", f"k is at most {limits.max_k}.")
-        query = RetrieveQuery(
-            sketch=StrokesImage(strokes=wire.strokes, width=wire.width, height=wire.height),
-            text=wire.text,
-            text_weight=0.5,
-            gallery=wire.gallery,
-            k=wire.k,
-            min_score=None,
-            caption=None,
-            where=read_filter(wire.filter),
-        )
+        options = RetrieveOptions(text=wire.text, gallery=wire.gallery, k=wire.k, filter=wire.filter)
+        sketch = StrokesImage(strokes=wire.strokes, width=wire.width, height=wire.height)
+        query = query_of(options, sketch, limits)
         budget = PixelBudget(max_pixels=limits.max_request_pixels, max_images=limits.max_request_images)
         try:
             async with asyncio.timeout(self._platform.deadline_s):

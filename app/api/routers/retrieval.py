@@ -34,11 +34,11 @@ async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
     """The search, of a JSON body or a form."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, schemas.RetrieveRequest)
-        return _query(wire, None if wire.sketch is None else source_of(wire.sketch), limits)
+        return query_of(wire, None if wire.sketch is None else source_of(wire.sketch), limits)
     form = await read_multipart(request, limits, files={"sketch"})
     fields: dict[str, object] = {**form.scalars()}
     fields.update({name: parse_json(str(fields[name])) for name in ("like", "filter") if name in fields})
-    return _query(schemas.RetrieveOptions.model_validate(fields), form.one_image("sketch"), limits)
+    return query_of(schemas.RetrieveOptions.model_validate(fields), form.one_image("sketch"), limits)
 
 
 async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
@@ -106,7 +106,8 @@ async def embed(
     )
 
 
-def _query(wire: schemas.RetrieveOptions, sketch: Source | None, limits: Limits) -> RetrieveQuery:
+def query_of(wire: schemas.RetrieveOptions, sketch: Source | None, limits: Limits) -> RetrieveQuery:
+    """The search that options and a sketch describe. Raises Invalid."""
     like = wire.like or schemas.LikeInput()
     if sketch is None and wire.text is None and not (like.positive or like.negative):
         raise Invalid("Send at least one of sketch, text and like.")
