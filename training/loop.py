@@ -1,18 +1,26 @@
-"""The training loop all stages share: budgeted, resumable, averaged, logged."""
+"""The training loop all stages share: bounded in steps and minutes, resumable, averaged and logged."""
 
+import csv
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.curves import append_row, plot_curves
-from training.ema import Ema
-from training.steps import BatchLoss, Gradients
+from training.devices import BatchLoss, Gradients
+
+Progress = Callable[[int, float], None]
+"""Called with (steps or rows done, loss); the loss is 0 where there is none."""
+
+_CHECKPOINT_S = 120.0
+_LOGGED_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +28,12 @@ class Schedule:
     """How long and how fast a stage trains.
 
     Attributes:
-        steps: steps in all, earlier runs included.
-        minutes: wall-clock budget of this run; it ends at whichever comes first.
-        learning_rate: AdamW's, after `warmup_steps` of linear warm-up.
-        decay: whether the rate falls to zero along a cosine, over `steps` or over this run's minutes, whichever are
-            further gone (else it stays).
-        weight_decay: AdamW's.
+        steps: total, earlier runs included.
+        minutes: wall-clock budget of this run, which ends at whichever limit comes first.
+        learning_rate: of AdamW, after `warmup_steps` of linear warm-up.
+        decay: the rate falls to zero along a cosine, by steps or by this run's minutes, whichever is further on.
+        weight_decay: of AdamW.
         ema: decay of the averaged weights.
-        checkpoint_s: seconds between checkpoints.
     """
 
     steps: int
@@ -37,15 +43,34 @@ class Schedule:
     decay: bool = False
     weight_decay: float = 1e-2
     ema: float = 0.999
-    checkpoint_s: float = 120.0
 
     def rate(self, step: int, spent: float = 0.0) -> float:
-        """Learning rate at a step, a share `spent` of this run's minutes being gone."""
+        """Learning rate at a step when a share `spent` of this run's minutes is gone."""
         warm = min(1.0, (step + 1) / self.warmup_steps)
         if not self.decay:
             return self.learning_rate * warm
         done = min(1.0, max(step / self.steps, spent))
         return self.learning_rate * warm * 0.5 * (1 + math.cos(done * math.pi))
+
+
+class Ema:
+    """Exponential moving average of a module's parameters and buffers, the weights that ship."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move the average towards the module's present weights."""
+        # The ramp keeps the initialization from holding back early averages.
+        decay = min(self.decay, (1 + step) / (10 + step))
+        now = module.state_dict()
+        floating = [name for name, tensor in now.items() if tensor.is_floating_point()]
+        move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        move([self.state[name] for name in floating], [now[name] for name in floating], torch.tensor(step))
+        for name in now.keys() - set(floating):
+            self.state[name].copy_(now[name])
 
 
 def fit(
@@ -55,22 +80,21 @@ def fit(
     *,
     folder: Path,
     seed: int,
-    progress: Callable[[int, float], None] = lambda _step, _loss: None,
+    progress: Progress = lambda _step, _loss: None,
 ) -> dict[str, torch.Tensor]:
-    """Trains `module` in place, going on from the folder's checkpoint when there is one.
+    """Train `module` in place, from the folder's checkpoint if there is one.
 
     Args:
-        module: what is trained, on its device.
-        loss: what is minimised.
+        module: on the device that trains.
+        loss: minimized.
         schedule: length and rates.
-        folder: holds checkpoint.pt, curve.csv and curve.png.
+        folder: receives checkpoint.pt, curve.csv and curve.png.
         seed: of batches and augmentation.
-        progress: called with (step, loss) every ten steps.
+        progress: called every ten steps.
 
     Returns:
         The averaged weights, in the module's own key names.
     """
-    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
         module.parameters(),
         lr=schedule.learning_rate,
@@ -78,65 +102,124 @@ def fit(
         betas=(0.9, 0.99),
         fused=next(module.parameters()).is_cuda,
     )
-    ema = Ema(module, schedule.ema)
-    step, seconds_before = _resume(folder, module, optimizer, ema, generator)
+    run = _Run(
+        file=folder / "checkpoint.pt",
+        module=module,
+        optimizer=optimizer,
+        ema=Ema(module, schedule.ema),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    run.resume()
     module.train()
     gradients = Gradients(module, loss)
-    start = saved = time.monotonic()
-    while step < schedule.steps and (spent := time.monotonic() - start) < schedule.minutes * 60:
+    seconds_before, start = run.seconds, time.monotonic()
+    saved = start
+    while run.step < schedule.steps and (spent := time.monotonic() - start) < schedule.minutes * 60:
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step, spent / (schedule.minutes * 60))
-        losses = gradients(generator)
+            group["lr"] = schedule.rate(run.step, spent / (schedule.minutes * 60))
+        losses = gradients(run.generator)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        step += 1
-        ema.update(module, step)
-        seconds = seconds_before + time.monotonic() - start
-        # Numbers are read now and then: reading one waits for the device.
-        if step % 10 == 0:
+        run.step += 1
+        run.ema.update(module, run.step)
+        run.seconds = seconds_before + time.monotonic() - start
+        # Reading a loss waits for the device, so only some are read.
+        if run.step % _LOGGED_STEPS == 0:
             values = {name: float(value.detach()) for name, value in losses.items()}
-            append_row(folder / "curve.csv", {"step": step, "seconds": seconds, **values})
-            progress(step, sum(values.values()))
-        if time.monotonic() - saved > schedule.checkpoint_s:
-            _save(folder, module, optimizer, ema, generator, step, seconds)
+            _append_row(folder / "curve.csv", {"step": run.step, "seconds": run.seconds, **values})
+            progress(run.step, sum(values.values()))
+        if time.monotonic() - saved > _CHECKPOINT_S:
+            run.save()
             saved = time.monotonic()
-    _save(folder, module, optimizer, ema, generator, step, seconds_before + time.monotonic() - start)
+    run.save()
     module.zero_grad(set_to_none=True)
     if (folder / "curve.csv").is_file():
-        plot_curves(folder / "curve.csv", folder / "curve.png")
-    return ema.state
+        _plot_curves(folder / "curve.csv", folder / "curve.png")
+    return run.ema.state
 
 
-def _resume(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, generator: torch.Generator
-) -> tuple[int, float]:
-    state = load_checkpoint(folder / "checkpoint.pt")
-    if state is None:
-        return 0, 0.0
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    ema.state = {name: tensor.to(ema.state[name].device) for name, tensor in state["ema"].items()}
-    generator.set_state(state["generator"])
-    return int(state["step"]), float(state["seconds"])
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """What a checkpoint holds."""
+
+    file: Path
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema
+    generator: torch.Generator
+    step: int = 0
+    seconds: float = 0.0
+
+    def resume(self) -> None:
+        state = load_checkpoint(self.file)
+        if state is None:
+            return
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.state = {name: tensor.to(self.ema.state[name].device) for name, tensor in state["ema"].items()}
+        self.generator.set_state(state["generator"])
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+
+    def save(self) -> None:
+        state = {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state,
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        save_checkpoint(self.file, state)
 
 
-def _save(
-    folder: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema,
-    generator: torch.Generator,
-    step: int,
-    seconds: float,
-) -> None:
-    save_checkpoint(
-        folder / "checkpoint.pt",
-        {
-            "module": module.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "ema": ema.state,
-            "generator": generator.get_state(),
-            "step": step,
-            "seconds": seconds,
-        },
-    )
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Replace `path` atomically by `state` (tensors, numbers, strings, nested dicts and lists)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        torch.save(dict(state), file)
+        # A rename may reach the disk before the data does.
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The last complete checkpoint, or None. Nothing in it is executed."""
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _append_row(path: Path, row: Mapping[str, float]) -> None:
+    is_new = not path.is_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if is_new:
+            writer.writeheader()
+        writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+
+
+def _plot_curves(path: Path, image: Path) -> None:
+    """Draw every column of a CSV but `step` and `seconds` over the steps, raw and smoothed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps = np.array([float(row["step"]) for row in rows])
+    names = [name for name in rows[0] if name not in ("step", "seconds")]
+    figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names, strict=True):
+        values = np.array([float(row[name]) for row in rows])
+        window = max(1, len(values) // 30)
+        smooth = np.convolve(np.pad(values, (window - 1, 0), mode="edge"), np.ones(window) / window, mode="valid")
+        axis.plot(steps, values, color="0.8")
+        axis.plot(steps, smooth, color="C0")
+        axis.set(title=name, xlabel="step", yscale="log" if values.min() > 0 else "linear")
+    figure.savefig(image, dpi=90)
+    pyplot.close(figure)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "serve": ("app.cli.serve", "Start the server."),
     "keys": ("app.cli.keys", "Make API keys."),
-    "data": ("training.commands.data", "Build the training data set."),
+    "data": ("training.commands.train", "Build the training data set."),
     "bundle": ("app.cli.bundle", "Write and check bundles."),
     "train": ("training.commands.train", "Train the parts of a bundle."),
     "eval": ("training.commands.eval", "Measure a bundle by protocol."),

@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from training.data.splits import Drawing, Splits, load_drawings, load_splits
+from training.data.dataset import DrawingRecord, Splits, load_drawings, load_splits
 
 pytestmark = pytest.mark.server
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -24,17 +24,18 @@ def splits() -> Splits:
 
 
 @pytest.fixture(scope="module")
-def validation(splits: Splits) -> list[Drawing]:
-    return [drawing for drawing in load_drawings(SHARED_DATA) if drawing.key_id in splits.validation_drawings]
+def validation(splits: Splits) -> list[DrawingRecord]:
+    return [drawing for drawing in load_drawings(SHARED_DATA, splits) if drawing.validation]
 
 
-def test_peoples_drawings_find_their_kind(client: httpx.Client, splits: Splits, validation: list[Drawing]) -> None:
+def test_peoples_drawings_find_their_kind(
+    client: httpx.Client, splits: Splits, validation: list[DrawingRecord]
+) -> None:
     """Of each word's four validation drawings two find it in the first five, and of all twenty fifteen."""
     found: dict[str, list[bool]] = {word: [] for word in WORDS}
     for drawing in validation:
         if drawing.word in found:
-            strokes = [[list(x), list(y)] for x, y in drawing.strokes]
-            sketch = {"strokes": strokes, "width": CANVAS_SIDE, "height": CANVAS_SIDE}
+            sketch = {"strokes": drawing.strokes, "width": CANVAS_SIDE, "height": CANVAS_SIDE}
             results = client.post("/retrieve", json={"sketch": sketch, "k": FIRST}).json()["results"]
             wanted = {code.lower() for code in splits.concepts[drawing.word]}
             found[drawing.word].append(bool(wanted & {result["id"] for result in results}))

@@ -1,9 +1,9 @@
-"""A data set of coloured discs, with every split and kind in it."""
+"""A data set of coloured discs with every split and kind."""
 
 import numpy as np
 import pytest
 
-from training.data.dataset import DataSet, DrawingRecord, PictureRecord
+from training.data.dataset import DataSet, DrawingRecord, ImageRecord
 
 SEEN, UNSEEN = "1F431", "1F989"
 
@@ -43,9 +43,8 @@ def dataset() -> DataSet:
     return DataSet(
         pixels=pixels,
         alpha=alpha,
-        pictures=tuple(
-            PictureRecord(row=n, source=r[0], kind=r[1], hexcode=r[2], name=r[3], split=r[4])
-            for n, r in enumerate(rows)
+        images=tuple(
+            ImageRecord(row=n, source=r[0], kind=r[1], hexcode=r[2], name=r[3], split=r[4]) for n, r in enumerate(rows)
         ),
         drawings=tuple(
             DrawingRecord(

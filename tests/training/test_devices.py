@@ -1,11 +1,11 @@
-"""Where training runs."""
+"""Devices, their precision, and inputs."""
 
 import numpy as np
 import pytest
 import torch
 
 from models.errors import DataError
-from training.devices import CPU, batch_of, device_named, half_on_gpu, randn
+from training.devices import CPU, batch_size, device_named, half_on_gpu, randn
 from training.prior.corpus import to_tensor
 
 
@@ -23,7 +23,7 @@ def test_the_cpu_computes_in_single_precision_from_its_generator() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     one, other = (randn((4,), torch.Generator().manual_seed(3), CPU) for _ in range(2))
     assert torch.equal(one, other)
-    assert batch_of(CPU, cpu=8, gpu=1024) == 8
+    assert batch_size(CPU, cpu=8, gpu=1024) == 8
 
 
 def test_pixels_become_inputs_channels_last() -> None:

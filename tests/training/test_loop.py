@@ -1,4 +1,4 @@
-"""A budgeted run may stop anywhere and go on as if it had not."""
+"""A run may stop anywhere and continue as if it had not."""
 
 import csv
 from pathlib import Path
@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.ema import Ema
-from training.loop import Schedule, fit
-from training.steps import BatchLoss
+from training.devices import BatchLoss
+from training.loop import Ema, Schedule, fit, load_checkpoint, save_checkpoint
 
 TARGET = torch.tensor([[2.0, -1.0]])
 

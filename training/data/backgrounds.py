@@ -1,7 +1,8 @@
 """Procedural textured backgrounds of composed scenes.
 
 Segmentation heads are trained on `TRAINING_FAMILIES` alone; evaluation uses their textures and adds
-`HELD_OUT_FAMILIES`. Every family draws its own colours, scales and angles from the generator it is given.
+`HELD_OUT_FAMILIES`. Every family draws its colours, scales and angles from the generator it receives. A reordered
+random call changes every scene that follows.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ Family = Callable[[np.random.Generator, int], NDArray[np.float32]]
 def render_background(generator: np.random.Generator, side: int, families: tuple[Family, ...]) -> NDArray[np.uint8]:
     """A texture of one of `families`, picked and parametrised by `generator`: [side, side, 3] uint8 RGB."""
     texture = families[int(generator.integers(len(families)))](generator, side)
+    # Grain keeps heads from taking "perfectly flat" as a sign of background.
     grain = generator.normal(0.0, generator.uniform(0.0, 6.0), (side, side, 1))
     return np.clip(texture + grain, 0, 255).astype(np.uint8)
 
@@ -28,7 +30,7 @@ def _noise(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
 
 
 def _gradient(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
-    """A linear or radial run of colours."""
+    """A linear or radial gradient."""
     y, x = _grid(side)
     if generator.random() < 0.5:
         field = _rotated(x, y, generator.uniform(0, 2 * np.pi))
@@ -53,8 +55,8 @@ def _blobs(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
     return np.asarray(colours[level], dtype=np.float32)
 
 
-def _paper(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
-    """Light paper with fibres and an uneven light."""
+def _fibres(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
+    """A light sheet with fibres, unevenly lit."""
     tone = generator.uniform(200, 252) + generator.normal(0, 6, 3)
     fibres = np.asarray(
         Image.fromarray(generator.integers(0, 256, (side, side), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(1)),
@@ -105,24 +107,25 @@ def _bricks(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
 
 
 def _plain(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
-    """One colour, white as often as any other: how products are photographed."""
+    """One colour, white half of the time, as product photographs have it."""
     colour = np.full(3, 255.0) if generator.random() < 0.5 else generator.uniform(0, 255, 3)
     return np.broadcast_to(colour.astype(np.float32), (side, side, 3))
 
 
-TEXTURES: tuple[Family, ...] = (_noise, _gradient, _stripes, _blobs, _paper, _dots)
-TRAINING_FAMILIES: tuple[Family, ...] = (*TEXTURES, _plain, _plain)
+TEXTURES: tuple[Family, ...] = (_noise, _gradient, _stripes, _blobs, _fibres, _dots)
+TRAINING_FAMILIES: tuple[Family, ...] = (*TEXTURES, _plain, _plain)  # twice: one scene in four
 HELD_OUT_FAMILIES: tuple[Family, ...] = (_checks, _rings, _bricks)
 
 
 def _colours(generator: np.random.Generator, count: int) -> NDArray[np.float32]:
-    """`count` colours, often of one mood: [count, 3] float32, 0–255."""
+    """`count` colours around a common one: [count, 3] float32, 0–255."""
     base = generator.uniform(20, 235, 3)
     spread = generator.uniform(15, 110)
     return np.clip(base + generator.uniform(-spread, spread, (count, 3)), 0, 255).astype(np.float32)
 
 
 def _octaves(generator: np.random.Generator, side: int, *, coarsest: int, octaves: int) -> NDArray[np.float64]:
+    """Value noise, each octave twice as fine and half as strong: [side, side] in 0–1."""
     field = np.zeros((side, side))
     for octave in range(octaves):
         cells = coarsest * 2**octave + 1
@@ -151,8 +154,8 @@ def _harden(field: NDArray[np.float64], sharpness: float) -> NDArray[np.float64]
 
 
 def _ramp(field: NDArray[np.float64], colours: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Colours along a field of 0–1."""
-    place = np.clip(field, 0, 1) * (len(colours) - 1)
-    below = np.minimum(place.astype(np.int64), len(colours) - 2)
-    share = (place - below)[:, :, None]
+    """Colours interpolated along a field of 0–1: [side, side, 3]."""
+    position = np.clip(field, 0, 1) * (len(colours) - 1)
+    below = np.minimum(position.astype(np.int64), len(colours) - 2)
+    share = (position - below)[:, :, None]
     return np.asarray(colours[below] * (1 - share) + colours[below + 1] * share, dtype=np.float32)

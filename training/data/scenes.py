@@ -1,7 +1,7 @@
 """Composed scenes: objects cut out by their transparency, pasted on procedural backgrounds.
 
-The `scenes` protocol of the evaluation and the training of the dense head share this generator, never its
-seeds, its held-out textures or its pictures. A scene is a pure function of (pool, families, seed, index).
+The `scenes` protocol of the evaluation and the training of the dense head share this generator, but never its seeds,
+its held-out textures or its images. A scene is a pure function of (pool, layout, seed, index, side).
 """
 
 from collections import defaultdict
@@ -14,18 +14,16 @@ from PIL import Image
 
 from models.errors import DataError
 from training.data.backgrounds import HELD_OUT_FAMILIES, TEXTURES, TRAINING_FAMILIES, Family, render_background
-from training.data.dataset import DataSet, PictureRecord
+from training.data.dataset import DataSet, ImageRecord
 
 SCENE_SIDE = 256
 """Side of a scene of the protocol, px."""
 TRAINING_SEED = 20260101
 """First word of every training scene's seed; the second is the scene's index."""
 VALIDATION_SEED = 20260202
-"""For choices made while training (seen classes, training styles), such as temperature or stopping."""
+"""For choices made during training (seen classes, training styles), such as temperature or stopping."""
 EVALUATION_SEED = 20261231
-"""For the reported figures alone."""
-EVALUATION_FAMILIES: tuple[Family, ...] = (*TEXTURES, *HELD_OUT_FAMILIES)
-
+"""For the reported figures only."""
 _LEAST_VISIBLE = 0.3
 _OPAQUE = 128
 _TRIES_PER_OBJECT = 40
@@ -33,7 +31,7 @@ _TRIES_PER_OBJECT = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What a scene is made of.
+    """Bounds of what a scene shows.
 
     Attributes:
         families: textures to choose from.
@@ -46,15 +44,14 @@ class Layout:
     sizes: tuple[float, float]
 
 
-EVALUATION_LAYOUT = Layout(families=EVALUATION_FAMILIES, counts=(3, 5), sizes=(0.35, 0.6))
-"""The protocol's."""
+EVALUATION_LAYOUT = Layout(families=(*TEXTURES, *HELD_OUT_FAMILIES), counts=(3, 5), sizes=(0.35, 0.6))
 TRAINING_LAYOUT = Layout(families=TRAINING_FAMILIES, counts=(1, 5), sizes=(0.3, 0.75))
-"""Wider than the protocol's: a picture of a single thing on white is what many users send."""
+"""Wider than the protocol's: many users send an image of a single thing on white."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectClass:
-    """One name and the data set's rows that show it."""
+    """A name and the data set's rows that show it."""
 
     name: str
     rows: tuple[int, ...]
@@ -77,7 +74,7 @@ class ScenePool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """One composed picture and its truth.
+    """A composed image and its true labels.
 
     Attributes:
         pixels: [S, S, 3] uint8 RGB.
@@ -97,8 +94,8 @@ class Scene:
         return self.present + self.absent
 
 
-def build_pool(data: DataSet, records: Iterable[PictureRecord]) -> ScenePool:
-    """Objects of the given pictures, grouped by name.
+def build_pool(data: DataSet, records: Iterable[ImageRecord]) -> ScenePool:
+    """Objects of the given images, grouped by name.
 
     Raises:
         DataError: fewer than 10 names, so that present and absent names cannot be told apart.
@@ -114,19 +111,19 @@ def build_pool(data: DataSet, records: Iterable[PictureRecord]) -> ScenePool:
 
 
 def seen_training_pool(data: DataSet) -> ScenePool:
-    """What zero-shot heads may train on: colour emoji of the seen classes in the four training styles."""
+    """Colour emoji of the seen classes in the four training styles, all that zero-shot heads may train on."""
     return build_pool(data, data.rows(lambda r: r.kind == "picture" and r.split == "seen"))
 
 
 def seen_evaluation_pool(data: DataSet) -> ScenePool:
     """Seen classes in Fluent's flat style, which no training uses."""
-    seen = {r.hexcode for r in data.pictures if r.split == "seen"}
+    seen = {r.hexcode for r in data.images if r.split == "seen"}
     return build_pool(data, data.rows(lambda r: r.split == "evaluation" and r.hexcode in seen))
 
 
 def unseen_evaluation_pool(data: DataSet) -> ScenePool:
-    """Unseen classes in the four styles (zero-shot heads saw neither the names nor the pictures)."""
-    unseen = {r.hexcode for r in data.pictures if r.split == "unseen" and r.hexcode is not None}
+    """Unseen classes in the four training styles: zero-shot heads saw neither the names nor the images."""
+    unseen = {r.hexcode for r in data.images if r.split == "unseen" and r.hexcode is not None}
     return build_pool(data, data.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.hexcode in unseen))
 
 
@@ -141,7 +138,7 @@ def compose_evaluation_scene(pool: ScenePool, index: int) -> Scene:
 
 
 def compose_scene(pool: ScenePool, layout: Layout, *, seed: int, index: int, side: int) -> Scene:
-    """A scene, the same for the same arguments: objects of different names, wholly inside, 30 % of each visible.
+    """Compose a scene: objects of different names, wholly inside, at least 30 % of each visible.
 
     Args:
         pool: objects.
@@ -156,12 +153,12 @@ def compose_scene(pool: ScenePool, layout: Layout, *, seed: int, index: int, sid
         chosen = generator.choice(len(pool.classes), size=2 * count, replace=False)
         present = [pool.classes[int(i)] for i in chosen[:count]]
         cutouts = [_cut_out(pool, generator, c, side, layout.sizes) for c in present]
-        places = _place(cutouts, generator, side)
-        if places is not None:
+        corners = _arranged(cutouts, generator, side)
+        if corners is not None:
             break
     canvas = render_background(generator, side, layout.families).astype(np.float32)
     labels = np.zeros((side, side), dtype=np.uint8)
-    for label, (cutout, (top, left)) in enumerate(zip(cutouts, places, strict=True), 1):
+    for label, (cutout, (top, left)) in enumerate(zip(cutouts, corners, strict=True), 1):
         height, width = cutout.alpha.shape
         part = np.s_[top : top + height, left : left + width]
         # On white a pixel is a·c + (1 - a)·255, so pasting needs no division by alpha.
@@ -203,11 +200,11 @@ def _cut_out(
     return _Cutout(pixels=resized(np.asarray(pool.pixels[row])), alpha=resized(alpha))
 
 
-def _place(cutouts: list[_Cutout], generator: np.random.Generator, side: int) -> list[tuple[int, int]] | None:
+def _arranged(cutouts: list[_Cutout], generator: np.random.Generator, side: int) -> list[tuple[int, int]] | None:
     """Top-left corners that leave enough of every object visible, or None when tries run out."""
     owner = np.full((side, side), -1, dtype=np.int8)
     totals = [int((c.alpha >= _OPAQUE).sum()) for c in cutouts]
-    places: list[tuple[int, int]] = []
+    corners: list[tuple[int, int]] = []
     for number, cutout in enumerate(cutouts):
         height, width = cutout.alpha.shape
         for _ in range(_TRIES_PER_OBJECT):
@@ -216,10 +213,11 @@ def _place(cutouts: list[_Cutout], generator: np.random.Generator, side: int) ->
             after = owner.copy()
             after[top : top + height, left : left + width][cutout.alpha >= _OPAQUE] = number
             visible = np.bincount(after[after >= 0], minlength=number + 1)
+            # A new object may hide earlier ones, so all of them are counted again.
             if all(visible[i] >= _LEAST_VISIBLE * totals[i] for i in range(number + 1)):
                 owner = after
-                places.append((top, left))
+                corners.append((top, left))
                 break
         else:
             return None
-    return places
+    return corners

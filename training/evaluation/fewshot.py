@@ -10,7 +10,7 @@ from models.heads.fewshot import prototypes
 from models.transforms import canonical_strokes
 from training.data.dataset import DataSet
 from training.evaluation.metrics import mean_and_ci95
-from training.evaluation.retrieval import Pictures, canonical_pictures
+from training.evaluation.retrieval import Images, canonical_images
 
 VENDORS = ("openmoji", "noto", "twemoji", "fluent")
 QUERIES = 3
@@ -19,7 +19,14 @@ EPISODES = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShotPool:
-    """Pictures by class: `pixels` [N, 128, 128, 3] uint8, and row numbers and label of each class."""
+    """Images by class.
+
+    Attributes:
+        name: of the protocol.
+        pixels: [N, 128, 128, 3] uint8.
+        rows: row numbers of each class.
+        labels: of each class.
+    """
 
     name: str
     pixels: NDArray[np.uint8]
@@ -38,39 +45,30 @@ class ShotFigures:
     ci95: float
 
 
-def vendors(data: DataSet, pictures: Pictures = canonical_pictures) -> ShotPool:
-    """Unseen classes, each picture another vendor's; classes with four vendors, so that three queries remain."""
+def vendors(data: DataSet, images: Images = canonical_images) -> ShotPool:
+    """Unseen classes, each image by another vendor; classes with four vendors, so that three queries remain."""
     found = data.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.source in VENDORS)
-    return _pool(
-        "fewshot-vendors",
-        pictures(data, found),
-        [r.hexcode or "" for r in found],
-        least=1 + QUERIES,
-    )
+    return _pool("fewshot-vendors", images(data, found), [r.hexcode or "" for r in found], least=1 + QUERIES)
 
 
 def drawings(data: DataSet) -> ShotPool:
     """Drawings of the unseen words."""
     found = [d for d in data.drawings if d.split == "unseen"]
-    return _pool(
-        "fewshot-drawings",
-        np.stack([canonical_strokes(d.strokes) for d in found]),
-        [d.word for d in found],
-        least=5 + QUERIES,
-    )
+    pixels = np.stack([canonical_strokes(d.strokes) for d in found])
+    return _pool("fewshot-drawings", pixels, [d.word for d in found], least=5 + QUERIES)
 
 
 def measure(
     pool: ShotPool, features: NDArray[np.float32], *, n_way: int, k_shot: int, episodes: int = EPISODES, seed: int = 0
 ) -> ShotFigures:
-    """Accuracy of normalised-mean prototypes.
+    """Accuracy of prototypes, the normalized means of the support (Snell et al. 2017).
 
     Args:
-        pool: which rows belong together.
+        pool: rows by class.
         features: [N, D] float32, unit length, row by row.
         n_way, k_shot: of every episode.
-        episodes: how many.
-        seed: of their drawing.
+        episodes: number of episodes.
+        seed: of their classes and images.
     """
     drawn = _episodes(pool, features, n_way=n_way, k_shot=k_shot, episodes=episodes, seed=seed)
     accuracy, ci95 = mean_and_ci95(np.array([(truth == answers).mean() for truth, answers in drawn]))
@@ -80,9 +78,9 @@ def measure(
 def confusions(
     pool: ShotPool, features: NDArray[np.float32], *, n_way: int, k_shot: int, episodes: int = EPISODES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """How often a class is taken for another when both are in an episode: [classes, classes], rows the truth.
+    """Share of answers by class when both classes are in an episode: [classes, classes], rows the truth.
 
-    Arguments as of `measure`. The diagonal is the share answered right.
+    Arguments as of `measure`. The diagonal is the share of right answers.
     """
     counts = np.zeros((len(pool.rows), len(pool.rows)))
     together = np.zeros_like(counts)
@@ -96,6 +94,7 @@ def _episodes(
     pool: ShotPool, features: NDArray[np.float32], *, n_way: int, k_shot: int, episodes: int, seed: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """True and answered classes of each episode's queries, [n_way · QUERIES] numbers of `pool.rows` each."""
+    # Seeded by the setting, not by the model: all models answer the same episodes.
     rng = np.random.default_rng([seed, n_way, k_shot])
     classes = np.array([number for number, rows in enumerate(pool.rows) if len(rows) >= k_shot + QUERIES])
     for _ in range(episodes):
@@ -110,6 +109,6 @@ def _pool(name: str, pixels: NDArray[np.uint8], labels: list[str], *, least: int
     by_label: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         by_label.setdefault(label, []).append(row)
-    kept = sorted(label for label, found in by_label.items() if len(found) >= least)
-    rows = [np.array(by_label[label], dtype=np.int64) for label in kept]
-    return ShotPool(name=name, pixels=pixels, rows=rows, labels=kept)
+    chosen = sorted(label for label, found in by_label.items() if len(found) >= least)
+    rows = [np.array(by_label[label], dtype=np.int64) for label in chosen]
+    return ShotPool(name=name, pixels=pixels, rows=rows, labels=chosen)

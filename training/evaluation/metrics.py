@@ -1,11 +1,14 @@
-"""Metrics as pure functions of NumPy arrays. Where papers differ, both definitions stand here under their own names."""
+"""Metrics as pure functions of NumPy arrays. Where papers differ, each definition has its own name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Student's t at 97.5 % by the number of values; few seeds deserve wide intervals."""
 
 
 def ranked_relevance(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -33,9 +36,7 @@ def average_precision(ranked: NDArray[np.bool_], at: int | None = None) -> Float
 
 def voc_average_precision(ranked: NDArray[np.bool_]) -> Floats:
     """Average precision under the precision envelope (VOC 2010): [Q, G] → [Q]."""
-    precision = np.cumsum(ranked, axis=1) / np.arange(1, ranked.shape[1] + 1)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    return np.asarray((envelope * ranked).sum(axis=1) / np.maximum(ranked.sum(axis=1), 1), dtype=np.float64)
+    return np.asarray((_envelope(ranked) * ranked).sum(axis=1) / np.maximum(ranked.sum(axis=1), 1), dtype=np.float64)
 
 
 def precision_at(ranked: NDArray[np.bool_], k: int) -> Floats:
@@ -44,7 +45,7 @@ def precision_at(ranked: NDArray[np.bool_], k: int) -> Floats:
 
 
 def hit_at(ranked: NDArray[np.bool_], k: int) -> Floats:
-    """Whether the first k hold anything relevant (the field's R@k for retrieval): [Q, G] → [Q]."""
+    """1 where the first k ranks hold anything relevant (R@k of sketch retrieval), else 0: [Q, G] → [Q]."""
     return np.asarray(ranked[:, :k].any(axis=1), dtype=np.float64)
 
 
@@ -58,15 +59,20 @@ def precision_recall(ranked: NDArray[np.bool_], levels: int = 101) -> Floats:
     Returns:
         [levels] in [0, 1].
     """
-    precision = np.cumsum(ranked, axis=1) / np.arange(1, ranked.shape[1] + 1)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recalls = np.linspace(0, 1, levels)
     curves = np.empty((len(ranked), levels))
-    for curve, hits, best in zip(curves, ranked, envelope, strict=True):
-        places = np.flatnonzero(hits)
-        needed = np.maximum(1, np.ceil(recalls * len(places) - 1e-9).astype(int))
-        curve[:] = best[places[needed - 1]]
+    for curve, hits, best in zip(curves, ranked, _envelope(ranked), strict=True):
+        ranks = np.flatnonzero(hits)
+        # 1e-9: a product such as 0.07 · 100 must not need an eighth hit.
+        needed = np.maximum(1, np.ceil(recalls * len(ranks) - 1e-9).astype(int))
+        curve[:] = best[ranks[needed - 1]]
     return np.asarray(curves.mean(axis=0), dtype=np.float64)
+
+
+def _envelope(ranked: NDArray[np.bool_]) -> Floats:
+    """[Q, G]: the best precision at each rank or beyond."""
+    precision = np.cumsum(ranked, axis=1) / np.arange(1, ranked.shape[1] + 1)
+    return np.asarray(np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1])
 
 
 def group_means(values: Floats, groups: NDArray[np.int64]) -> Floats:
@@ -84,15 +90,27 @@ def mean_and_ci95(values: Floats) -> tuple[float, float]:
     return float(values.mean()), float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half of the 95 % interval of the mean by Student's t.
+
+    Raises:
+        ValueError: fewer than two values, or more than ten.
+    """
+    count = len(values)
+    if count not in _T_95:
+        raise ValueError(f"an interval takes 2 to 10 seeds, not {count}")
+    return float(np.mean(values)), float(_T_95[count] * np.std(values, ddof=1) / np.sqrt(count))
+
+
 def confusion(labels: NDArray[np.integer], predicted: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
     """[classes, classes] counts, rows the truth; pixels labelled 255 are ignored."""
-    kept = labels != 255
-    flat = labels[kept].astype(np.int64) * classes + predicted[kept].astype(np.int64)
+    counted = labels != 255
+    flat = labels[counted].astype(np.int64) * classes + predicted[counted].astype(np.int64)
     return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
 
 
 def intersection_over_union(matrix: NDArray[np.int64]) -> Floats:
-    """IoU a class from a confusion matrix: NaN where a class is neither there nor predicted."""
+    """IoU a class from a confusion matrix: NaN for a class neither present nor predicted."""
     hit = np.diag(matrix).astype(np.float64)
     union = matrix.sum(axis=0) + matrix.sum(axis=1) - hit
     return np.asarray(np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0))
@@ -112,8 +130,8 @@ def calibration(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) 
     """Expected calibration error (Guo et al. 2017, eq. 3).
 
     Args:
-        confidence: [n] probability of the answer given.
-        correct: [n] whether it was right.
+        confidence: [n] probability of the answer.
+        correct: [n] True where the answer was right.
         bins: of equal width over [0, 1].
     """
     number = np.minimum((confidence * bins).astype(int), bins - 1)

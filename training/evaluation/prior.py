@@ -1,62 +1,57 @@
-"""Does the prior know what it is asked for? Samples by name, recognised by a classifier of real pictures.
+"""The prior's protocol: samples by name, recognized by a classifier of real images.
 
-The classifier reads the frozen expert, which no training of the prior touched. Beside the share that is recognised
-stands how far samples are from the nearest training picture: a prior that only copies would be very near.
+The classifier reads the frozen expert, which no training of the prior touched. The distance of samples to the nearest
+training image is reported too, since a prior that only copies would be very near.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from training.data.dataset import DataSet, PictureRecord
+from training.data.dataset import DataSet, ImageRecord
+from training.evaluation.retrieval import Embed, in_batches
+from training.prior.corpus import CAPTIONS
 
 CLASSES = 100
 SAMPLES = 256
-STYLES = {
-    "openmoji": "a flat picture of {}",
-    "noto": "a glossy emoji of {}",
-    "twemoji": "a simple emoji of {}",
-    "fluent": "a 3D picture of {}",
-}
-"""Captions by which training called the four styles of emoji."""
-
-Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+STYLES = {source: CAPTIONS[f"{source}/picture"] for source in ("openmoji", "noto", "twemoji", "fluent")}
+"""Captions that training gave the four styles of emoji."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What the prior is asked.
+    """Captions for the prior, and images for the classifier.
 
     Attributes:
         names: the 100 class names.
         captions: of the 256 samples, styles in turn.
         wanted: [256] index into `names`.
-        known: pictures of the 100 classes that the classifier learns from.
+        known: images of the 100 classes that the classifier is trained on.
         labels: class of each of them.
     """
 
     names: tuple[str, ...]
     captions: tuple[str, ...]
     wanted: NDArray[np.int64]
-    known: tuple[PictureRecord, ...]
+    known: tuple[ImageRecord, ...]
     labels: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriorFigures:
-    """How the samples fare.
+    """Figures of the samples.
 
     Attributes:
         samples, classes: counts.
         recognised: share whose most likely class is the wanted one.
         recognised_5: share with the wanted class among the five most likely.
-        ceiling: the same classifier on Fluent's flat pictures of the classes, which it never saw.
-        nearest: mean cosine of a sample to the nearest training picture.
-        nearest_real: of a real picture to the nearest training picture of another style or class.
-        copies: share of samples nearer to a training picture than 99 % of real pictures are to another.
+        ceiling: accuracy of the classifier on Fluent's flat images of the classes, which it never saw.
+        nearest: mean cosine of a sample to the nearest training image.
+        nearest_real: of a real image to the nearest training image of another style or class.
+        copies: share of samples nearer to a training image than 99 % of real images are to another.
     """
 
     samples: int
@@ -70,13 +65,8 @@ class PriorFigures:
 
 
 def question(data: DataSet, *, seed: int = 0) -> Question:
-    """100 seen classes drawn among those with all four styles, and 256 captions.
-
-    Args:
-        data: the data set.
-        seed: of the draw.
-    """
-    by_class: dict[str, list[PictureRecord]] = {}
+    """Draw 100 seen classes among those with all four styles, and write 256 captions."""
+    by_class: dict[str, list[ImageRecord]] = {}
     for record in data.rows(lambda r: r.kind == "picture" and r.split == "seen" and r.source in STYLES):
         by_class.setdefault(record.hexcode or "", []).append(record)
     complete = sorted(code for code, records in by_class.items() if {r.source for r in records} == set(STYLES))
@@ -103,19 +93,19 @@ def measure(data: DataSet, asked: Question, samples: NDArray[np.uint8], embed: E
         data: the data set.
         asked: the question they answer.
         samples: [256, 128, 128, 3] uint8 RGB.
-        embed: the expert: pictures to unit vectors.
+        embed: the expert's embedding.
     """
-    drawn = _embedded(embed, samples)
-    known = _embedded(embed, _pixels(data, asked.known))
+    drawn = in_batches(embed, samples)
+    known = in_batches(embed, _pixels(data, asked.known))
     classifier = LogisticRegression(C=100.0, max_iter=2000).fit(known, asked.labels)
     order = np.argsort(-classifier.decision_function(drawn), axis=1)
     flat = {r.name: r for r in data.rows(lambda r: r.split == "evaluation")}
     held_out = [(flat[name], label) for label, name in enumerate(asked.names) if name in flat]
-    guessed = classifier.predict(_embedded(embed, _pixels(data, [record for record, _ in held_out])))
-    trained_on = _embedded(embed, _pixels(data, data.rows(lambda r: r.kind == "picture" and r.split == "seen")))
+    guessed = classifier.predict(in_batches(embed, _pixels(data, [record for record, _ in held_out])))
+    trained_on = in_batches(embed, _pixels(data, data.rows(lambda r: r.kind == "picture" and r.split == "seen")))
     nearest = (drawn @ trained_on.T).max(axis=1)
     among_real = known @ trained_on.T
-    among_real[among_real > 1 - 1e-5] = -1  # the picture itself
+    among_real[among_real > 1 - 1e-5] = -1  # the image itself
     nearest_real = among_real.max(axis=1)
     return PriorFigures(
         samples=len(samples),
@@ -129,9 +119,5 @@ def measure(data: DataSet, asked: Question, samples: NDArray[np.uint8], embed: E
     )
 
 
-def _pixels(data: DataSet, records: Sequence[PictureRecord]) -> NDArray[np.uint8]:
+def _pixels(data: DataSet, records: Sequence[ImageRecord]) -> NDArray[np.uint8]:
     return np.stack([np.asarray(data.pixels[record.row]) for record in records])
-
-
-def _embedded(embed: Embed, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.concatenate([embed(pixels[start : start + 32]) for start in range(0, len(pixels), 32)])

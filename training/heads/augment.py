@@ -1,7 +1,7 @@
 """Makes clean outlines look drawn by a person, and drawings look like other people's.
 
-What hands do: proportions drift, lines wobble, curves become chords, small parts are forgotten, ends do not meet.
-Everything works on polylines, so that the canonical form (`models.transforms.render_strokes`) is applied last.
+Proportions drift, lines wobble, curves become chords, small parts are missing and ends do not meet. Everything works
+on polylines; `models.transforms.render_strokes` renders them as canonical sketches afterwards.
 """
 
 import numpy as np
@@ -12,6 +12,9 @@ from skimage.measure import approximate_polygon
 from models.sketch.linework import trace_linework
 
 Lines = list[NDArray[np.float64]]
+"""Polylines, [P, 2] float64 each."""
+_LEAST_EDGE_PIXELS = 40
+_LEAST_LENGTH = 0.06  # of an edge, as a share of the drawing's longer side
 
 
 def to_lines(strokes: list[list[list[float]]]) -> Lines:
@@ -23,16 +26,16 @@ def to_lines(strokes: list[list[list[float]]]) -> Lines:
 
 
 def to_strokes(lines: Lines) -> list[list[list[float]]]:
-    """The inverse form of `to_lines`."""
+    """[P, 2] arrays as strokes `[[x…], [y…]]`."""
     return [[line[:, 0].tolist(), line[:, 1].tolist()] for line in lines]
 
 
 def redraw(lines: Lines, rng: np.random.Generator, *, strength: float) -> Lines:
-    """One more person's version of the same drawing.
+    """Another person's version of the same drawing.
 
     Args:
         lines: unit-sized polylines.
-        rng: randomness.
+        rng: draws in a fixed order: the same state gives the same drawing.
         strength: 0 leaves the drawing as it is; 1 is a careless hand.
     """
     if strength <= 0:
@@ -47,37 +50,38 @@ def redraw(lines: Lines, rng: np.random.Generator, *, strength: float) -> Lines:
 
 
 def edge_lines(pixels: NDArray[np.uint8], sigma: float) -> Lines | None:
-    """The edges of a picture as polylines.
+    """The edges of an image as polylines.
 
     Args:
         pixels: [H, W, 3] uint8 RGB.
-        sigma: width of Canny's smoothing, px; larger keeps only the main contours.
+        sigma: width of Canny's smoothing, px; a larger one leaves only the main contours.
 
     Returns:
         Unit-sized polylines, or None when too few edges were found.
     """
     edges = np.zeros(pixels.shape[:2], dtype=bool)
+    # By channel: colours of equal brightness have an edge between them too.
     for channel in range(3):
         edges |= canny(np.pad(pixels[..., channel], 2, constant_values=255) / 255.0, sigma=sigma)[2:-2, 2:-2]
-    if edges.sum() < 40:
+    if edges.sum() < _LEAST_EDGE_PIXELS:
         return None
     raster = np.repeat(np.where(edges, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     strokes = trace_linework(raster)
     if not strokes:
         return None
-    long_enough = [line for line in to_lines(strokes) if _length(line) > 0.06]
+    long_enough = [line for line in to_lines(strokes) if _length(line) > _LEAST_LENGTH]
     return long_enough or None
 
 
 def _forget(lines: Lines, rng: np.random.Generator, share: float) -> Lines:
-    """Leaves out some strokes, short ones first to go, never the longest."""
+    """Drop some strokes, the short ones most likely, the longest never."""
     if len(lines) < 3:
         return lines
     lengths = np.array([_length(line) for line in lines])
     odds = 2 * share * (1 - lengths / lengths.max())
-    keep = rng.random(len(lines)) >= odds
-    keep[int(lengths.argmax())] = True
-    return [line for line, kept in zip(lines, keep, strict=True) if kept]
+    remains = rng.random(len(lines)) >= odds
+    remains[int(lengths.argmax())] = True
+    return [line for line, is_left in zip(lines, remains, strict=True) if is_left]
 
 
 def _resample(line: NDArray[np.float64], spacing: float = 0.02) -> NDArray[np.float64]:
@@ -92,7 +96,7 @@ def _resample(line: NDArray[np.float64], spacing: float = 0.02) -> NDArray[np.fl
 
 
 def _reproportion(lines: Lines, rng: np.random.Generator, strength: float) -> Lines:
-    """A rotation, a stretch, a shear and a slow warp, the same for all strokes; then each stroke strays a little."""
+    """Rotate, stretch, shear and warp all strokes alike, then move each a little."""
     angle = rng.normal(0, 0.12 * strength)
     stretch = np.exp(rng.normal(0, 0.14 * strength, 2))
     shear = rng.normal(0, 0.1 * strength)
@@ -123,7 +127,7 @@ def _wobble(line: NDArray[np.float64], rng: np.random.Generator, amplitude: floa
 
 
 def _misjoin(line: NDArray[np.float64], rng: np.random.Generator, reach: float) -> NDArray[np.float64]:
-    """Moves both ends along the line's own direction: gaps and overshoots."""
+    """Move both ends along the line's direction: gaps and overshoots."""
     if len(line) < 2:
         return line
     out = line.copy()

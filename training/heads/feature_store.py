@@ -1,4 +1,4 @@
-"""Frozen features on disk: one memory-mapped array a map, float16."""
+"""Frozen maps of N views: on disk, one memory-mapped float16 array a map; on the device that trains, read by row."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,6 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+
+from models.bundle.pack import mini_uhead_shape
+from training.devices import half_on_gpu, to_input
+from training.loop import Progress
 
 Maps = Mapping[str, torch.Tensor]
 """Frozen maps by name: [B, C, h, w] float32; `sd.<tap>` and `expert.<level>`."""
@@ -26,47 +31,34 @@ class MapReader(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the maps lie."""
+        """Device of the maps."""
         ...
 
     def read(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The maps of some rows, [len(rows), C, h, w] float32 each, channels last; `rows` lie where the maps do."""
+        """The maps of some rows, [len(rows), C, h, w] float32 each, channels last; `rows` is on `device`."""
         ...
 
 
 class FeatureStore:
-    """Frozen maps of N views as they lie on the disk."""
+    """Frozen maps on disk, [N, C, h, w] float16 by name."""
 
     def __init__(self, arrays: Mapping[str, NDArray[np.float16]]) -> None:
-        self._arrays = dict(arrays)
+        self.arrays = dict(arrays)
 
     def __len__(self) -> int:
-        return len(next(iter(self._arrays.values())))
+        return len(next(iter(self.arrays.values())))
 
     def __or__(self, other: "FeatureStore") -> "FeatureStore":
         """Both stores' maps of the same rows."""
-        return FeatureStore({**self._arrays, **other._arrays})
-
-    def batches(self, name: str, size: int) -> Iterator[NDArray[np.float16]]:
-        """One map, `size` rows at a time."""
-        yield from in_batches(self._arrays[name], size)
+        return FeatureStore({**self.arrays, **other.arrays})
 
     def without(self, name: str) -> "FeatureStore":
-        """The store less one map."""
-        return FeatureStore({key: array for key, array in self._arrays.items() if key != name})
-
-    def on(self, device: torch.device) -> "DeviceStore":
-        """The store with its maps on a device, read from the disk once and for all."""
-        return DeviceStore.joined([self], device)
-
-    @property
-    def arrays(self) -> Mapping[str, NDArray[np.float16]]:
-        """The maps, [N, C, h, w] each."""
-        return self._arrays
+        """The store without one map."""
+        return FeatureStore({key: array for key, array in self.arrays.items() if key != name})
 
 
 class DeviceStore:
-    """Maps on one device, read by row there."""
+    """Maps on one device, read by row; a MapReader."""
 
     def __init__(self, maps: Mapping[str, torch.Tensor], blank: str | None = None) -> None:
         self._maps = dict(maps)
@@ -74,7 +66,7 @@ class DeviceStore:
 
     @classmethod
     def joined(cls, stores: Sequence[FeatureStore], device: torch.device) -> "DeviceStore":
-        """Several stores of the same maps as one, rows one after the other."""
+        """Several stores of the same maps as one, read from disk once, rows one after the other."""
         return cls({name: joined([store.arrays[name] for store in stores], device) for name in stores[0].arrays})
 
     def __len__(self) -> int:
@@ -85,12 +77,12 @@ class DeviceStore:
         return DeviceStore(self._maps, prefix)
 
     def replaced(self, maps: Mapping[str, torch.Tensor]) -> "DeviceStore":
-        """The store with some maps in the place of those of the same name."""
+        """The store with some maps replaced by those of the same name."""
         return DeviceStore({**self._maps, **maps}, self._blank)
 
     @property
     def device(self) -> torch.device:
-        """Where the maps lie."""
+        """Device of the maps."""
         return next(iter(self._maps.values())).device
 
     def only(self, *names: str) -> "DeviceStore":
@@ -98,7 +90,7 @@ class DeviceStore:
         return DeviceStore({name: self._maps[name] for name in names}, self._blank)
 
     def read(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As of `MapReader`."""
+        """See `MapReader`."""
         found = {}
         for name, values in self._maps.items():
             if self._blank is not None and name.startswith(self._blank):
@@ -108,9 +100,40 @@ class DeviceStore:
         return found
 
 
+class AdaptedCells:
+    """Cells of views for an expert that learns: taps are cached, the expert's cells computed; a MapReader.
+
+    Args:
+        expert: in eval mode, on the pixels' device. Gradients reach it.
+        taps: store of the views' `TAP_CELLS`.
+        pixels: [N, 128, 128, 3] uint8.
+    """
+
+    def __init__(self, expert: nn.Module, taps: DeviceStore, pixels: torch.Tensor) -> None:
+        self._expert = expert
+        self._taps = taps.only(TAP_CELLS)
+        self._pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the maps."""
+        return self._pixels.device
+
+    def read(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See `MapReader`."""
+        pixels = to_input(self._pixels[rows])
+        with half_on_gpu(pixels.device):
+            levels = [level.float() for level in self._expert(pixels)]
+        return {**self._taps.read(rows), EXPERT_CELLS: mini_uhead_shape().expert_cells(levels)}
+
+
 def joined(arrays: Sequence[NDArray[Any]], device: torch.device) -> torch.Tensor:
-    """Arrays of equal rows as one tensor on a device, rows one after the other; each is copied there once."""
+    """Arrays of equal rows as one tensor on a device, rows one after the other."""
     first = torch.from_numpy(arrays[0][:1].copy())
+    # Copied in parts: the maps are gigabytes and must not be in memory twice.
     whole = torch.empty((sum(map(len, arrays)), *first.shape[1:]), dtype=first.dtype, device=device)
     done = 0
     for array in arrays:
@@ -123,11 +146,12 @@ def joined(arrays: Sequence[NDArray[Any]], device: torch.device) -> torch.Tensor
 def build_store(
     folder: Path,
     batches: Iterable[NDArray[Any]],
+    *,
     limit: int,
     extract: Callable[[NDArray[Any]], Maps],
-    progress: Callable[[int, float], None],
+    progress: Progress,
 ) -> FeatureStore:
-    """Encodes every batch once, or opens what an earlier call finished.
+    """Encode every batch once, or open what an earlier call finished.
 
     Args:
         folder: of this store; finished when it holds index.json.
@@ -139,7 +163,7 @@ def build_store(
     index = folder / "index.json"
     if not index.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, NDArray[np.float16]] = {}
+        arrays: dict[str, np.memmap[Any, np.dtype[np.float16]]] = {}
         done = 0
         for batch in batches:
             maps = extract(batch)
@@ -153,15 +177,15 @@ def build_store(
             done += len(batch)
             progress(done, 0.0)
         for array in arrays.values():
-            array.flush()  # type: ignore[attr-defined]  # it is a memmap
+            array.flush()
         index.write_text(json.dumps({"rows": done, "maps": sorted(arrays)}))
-    facts = json.loads(index.read_text())
+    finished = json.loads(index.read_text())
     return FeatureStore(
-        {name: np.load(folder / f"{name}.npy", mmap_mode="r")[: facts["rows"]] for name in facts["maps"]}
+        {name: np.load(folder / f"{name}.npy", mmap_mode="r")[: finished["rows"]] for name in finished["maps"]}
     )
 
 
 def in_batches(array: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
-    """Rows of an array, `size` at a time."""
+    """Yield rows of an array, `size` at a time."""
     for start in range(0, len(array), size):
         yield array[start : start + size]

@@ -1,7 +1,7 @@
 """Frozen features of everything heads are trained on, each computed once.
 
-In two steps, because the prior changes most often: what needs only the VAE and the expert (most of the time), then
-the U-Net's taps, from kept latents. Of views only the cells that `pooled` reads are kept, a sixth of the maps, of
+In two steps, because the U-Net changes most often: what needs only the VAE and the expert (most of the time), then
+the U-Net's taps, from cached latents. Of views only the cells that `pooled` reads are stored, a sixth of the maps, of
 scenes whole maps, so that all of them fit in memory.
 """
 
@@ -12,18 +12,19 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from models.bundle.build import load_expert, load_extractor, load_vae
-from models.bundle.manifest import Part
-from models.bundle.pack import MINI_TIMESTEP, lite0_part, mini_uhead_shape, prior_manifest, vae_part
+from models.bundle.manifest import Manifest, Part
+from models.bundle.pack import MINI_TIMESTEP, lite0_part, mini_uhead_shape, prior_manifest
 from models.text import load_minilm
 from training.data.dataset import DataSet
-from training.devices import CPU, batch_of, to_input
+from training.devices import CPU, batch_size, to_input
+from training.heads.dense import SceneViews, build_scene_views
 from training.heads.feature_store import (
     EXPERT_CELLS,
     TAP_CELLS,
@@ -34,12 +35,18 @@ from training.heads.feature_store import (
     in_batches,
     joined,
 )
-from training.heads.scene_views import ScenePixels, SceneViews, build_scene_pixels
 from training.heads.views import ViewSet, build_views, view_parts
+from training.loop import Progress
 
 SEEN_SCENES, UNSEEN_SCENES = 8000, 2000
 SCENES = f"scenes-{SEEN_SCENES}-{UNSEEN_SCENES}"
 LATENTS = "latents"
+
+Features = Literal["fused", "expert", "diffusion"]
+FEATURES: tuple[Features, ...] = ("fused", "expert", "diffusion")
+_BLANK: Mapping[Features, str | None] = {"fused": None, "expert": "sd.", "diffusion": "expert."}
+
+_Encode = Callable[[NDArray[Any]], Maps]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +54,13 @@ class HeadData:
     """Views with the cells of their frozen maps, and scenes with their maps, on the device that trains.
 
     Attributes:
-        pixels: [N, 128, 128, 3] uint8 of the views, on the device too, for an expert that learns; else None.
-        scene_pixels: the same of the scenes, on the disk.
+        views: what N views show.
+        store: their `TAP_CELLS` and `EXPERT_CELLS`.
+        pixels: [N, 128, 128, 3] uint8 of the views, for an expert that learns; else None.
+        scenes: what M scene views show.
+        scene_store: their maps.
+        scene_pixels: [M, 128, 128, 3] uint8, on the CPU.
+        scene_names: name → [D] unit embedding of every name that a scene is asked for.
     """
 
     views: ViewSet
@@ -57,22 +69,30 @@ class HeadData:
     scenes: SceneViews
     scene_store: DeviceStore
     scene_pixels: NDArray[np.uint8]
+    scene_names: Mapping[str, torch.Tensor]
 
     @property
     def device(self) -> torch.device:
-        """That trains."""
+        """The device that trains."""
         return self.store.device
 
+    def only(self, features: Features) -> "HeadData":
+        """The data with the maps of other features reading as zeros."""
+        prefix = _BLANK[features]
+        if prefix is None:
+            return self
+        return dataclasses.replace(self, store=self.store.blank(prefix), scene_store=self.scene_store.blank(prefix))
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadInputs:
-    """Views and scenes with what does not depend on the U-Net: latents and the expert's maps, each part's apart."""
 
-    views: ViewSet
-    view_pixels: tuple[NDArray[np.uint8], ...]
-    view_stores: Mapping[str, FeatureStore]
-    scenes: ScenePixels
-    scene_store: FeatureStore
+def visible(
+    taps: Mapping[str, torch.Tensor], expert: list[torch.Tensor], features: Features
+) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """Frozen maps as heads trained on `features` take them: the others zero."""
+    if features == "expert":
+        return {name: torch.zeros_like(tap) for name, tap in taps.items()}, expert
+    if features == "diffusion":
+        return dict(taps), [torch.zeros_like(level) for level in expert]
+    return dict(taps), expert
 
 
 def frozen_features(
@@ -80,109 +100,93 @@ def frozen_features(
     prior: Path,
     folder: Path,
     *,
-    seed: int = 0,
     rounds: int = 1,
     device: torch.device = CPU,
-    keep_pixels: bool = False,
-    progress: Callable[[int, float], None],
+    with_pixels: bool = False,
+    progress: Progress,
 ) -> HeadData:
-    """Makes, or opens, everything heads are trained on.
+    """Compute, or open, everything heads are trained on.
 
     Args:
         dataset: the data set.
         prior: folder of vae/, unet/ and scheduler/.
-        folder: of the caches; those of features carry the digest of the weights they depend on in their name.
-        seed: of the augmentation.
+        folder: of the caches. The name of a feature cache contains the digest of the weights it depends on.
         rounds: how often everything is redrawn.
-        device: that computes, and that keeps the maps.
-        keep_pixels: whether the views' pixels are put beside them.
+        device: that computes and holds the maps.
+        with_pixels: also put the views' pixels on the device.
         progress: called with (rows done, 0).
     """
-    inputs = frozen_inputs(dataset, prior, folder, seed=seed, rounds=rounds, device=device, progress=progress)
-    manifest = prior_manifest(prior)
-    extractor = load_extractor(prior, manifest, device=device, dtype=torch.float32, taps=manifest.taps)
-    nothing = extractor.text.states([""])
+    parts, (scene_pixels, scenes) = head_images(dataset, folder, rounds=rounds, progress=progress)
+    manifest, shape = prior_manifest(prior), mini_uhead_shape()
+    encode, tap = _pixel_encoder(prior, manifest, device), _latent_encoder(prior, manifest, device)
+    vae, unet = _digest(manifest.components.vae), _digest(manifest.components.unet)
+    size = batch_size(device, cpu=8, gpu=1024)
 
-    @torch.inference_mode()
-    def tap(latents: NDArray[Any]) -> Maps:
-        kept = torch.from_numpy(latents.astype(np.float32)).to(device)
-        timesteps = torch.full((len(kept),), MINI_TIMESTEP, device=device)
-        taps = extractor.backbone.taps_of(kept, timesteps, nothing.expand(len(kept), -1, -1))
-        return {f"sd.{name}": values for name, values in taps.items()}
+    def encode_cells(pixels: NDArray[Any]) -> Maps:
+        latents, *levels = encode(pixels).values()
+        return {LATENTS: latents, EXPERT_CELLS: shape.expert_cells(levels)}
 
     def tap_cells(latents: NDArray[Any]) -> Maps:
         taps = {name.removeprefix("sd."): values for name, values in tap(latents).items()}
-        return {TAP_CELLS: mini_uhead_shape().tap_cells(taps)}
+        return {TAP_CELLS: shape.tap_cells(taps)}
 
-    def taps_of(kind: str, store: FeatureStore, extract: Callable[[NDArray[Any]], Maps]) -> FeatureStore:
-        digest = _digest(manifest.components.vae) + _digest(manifest.components.unet)
-        tapped = build_store(
-            folder / f"{kind}-taps-{digest}-t{MINI_TIMESTEP}",
-            store.batches(LATENTS, _batch(device)),
-            len(store),
-            extract,
-            progress,
+    def stored(kind: str, pixels: NDArray[np.uint8], encode: _Encode, tap: _Encode) -> FeatureStore:
+        inputs = build_store(
+            folder / f"{kind}-{vae}",
+            in_batches(pixels, size),
+            limit=len(pixels),
+            extract=encode,
+            progress=progress,
         )
-        return store.without(LATENTS) | tapped
+        taps = build_store(
+            folder / f"{kind}-taps-{vae}{unet}-t{MINI_TIMESTEP}",
+            in_batches(inputs.arrays[LATENTS], size),
+            limit=len(inputs),
+            extract=tap,
+            progress=progress,
+        )
+        return inputs.without(LATENTS) | taps
 
+    views = functools.reduce(operator.add, (shown for _, shown in parts.values()))
+    stores = [stored(f"{name}-cells", pixels, encode_cells, tap_cells) for name, (pixels, _) in parts.items()]
+    names = scenes.prompts()
     return HeadData(
-        views=inputs.views,
-        store=DeviceStore.joined(
-            [taps_of(f"{name}-cells", store, tap_cells) for name, store in inputs.view_stores.items()], device
-        ),
-        pixels=joined(inputs.view_pixels, device) if keep_pixels else None,
-        scenes=named_scenes(inputs.scenes),
-        scene_store=taps_of(SCENES, inputs.scene_store, tap).on(device),
-        scene_pixels=inputs.scenes.pixels,
+        views=relabelled(views, dataset),
+        store=DeviceStore.joined(stores, device),
+        pixels=joined([pixels for pixels, _ in parts.values()], device) if with_pixels else None,
+        scenes=scenes,
+        scene_store=DeviceStore.joined([stored(SCENES, scene_pixels, encode, tap)], device),
+        scene_pixels=scene_pixels,
+        scene_names=dict(zip(names, load_minilm().embeddings(names), strict=True)),
     )
 
 
-def named_scenes(scenes: ScenePixels) -> SceneViews:
-    """Scenes with the embeddings of their names."""
-    names = sorted({name for group in (*scenes.present, *scenes.absent) for name in group})
-    return SceneViews(
-        labels=scenes.labels,
-        present=scenes.present,
-        absent=scenes.absent,
-        is_unseen=scenes.is_unseen,
-        embeddings=dict(zip(names, load_minilm().embeddings(names), strict=True)),
-    )
+def head_images(
+    dataset: DataSet, folder: Path, *, seed: int = 0, rounds: int = 1, workers: int = 1, progress: Progress
+) -> tuple[dict[str, tuple[NDArray[np.uint8], ViewSet]], tuple[NDArray[np.uint8], SceneViews]]:
+    """Draw, or open, all views by part, and the scenes: everything that needs no network.
 
-
-def head_pictures(
-    dataset: DataSet,
-    folder: Path,
-    *,
-    seed: int = 0,
-    rounds: int = 1,
-    workers: int = 1,
-    progress: Callable[[int, float], None],
-) -> tuple[dict[str, tuple[NDArray[np.uint8], ViewSet]], ScenePixels]:
-    """Views, part by part, and scenes: all that needs no network, so it can be made in processes while one trains."""
+    Args:
+        dataset: the data set.
+        folder: of the caches.
+        seed: of the augmentation.
+        rounds: how often everything is redrawn.
+        workers: processes; the images do not depend on their number.
+        progress: called with (rows done, 0).
+    """
     parts = {
-        part.name: build_views(dataset, part, folder, seed, progress, workers=workers) for part in view_parts(rounds)
+        part.name: build_views(dataset, part, folder, seed=seed, progress=progress, workers=workers)
+        for part in view_parts(rounds)
     }
-    scenes = build_scene_pixels(
+    scenes = build_scene_views(
         dataset, folder / SCENES, seen=SEEN_SCENES, unseen=UNSEEN_SCENES, progress=progress, workers=workers
     )
     return parts, scenes
 
 
-def frozen_inputs(
-    dataset: DataSet,
-    prior: Path,
-    folder: Path,
-    *,
-    seed: int = 0,
-    rounds: int = 1,
-    device: torch.device = CPU,
-    progress: Callable[[int, float], None],
-) -> HeadInputs:
-    """The first step of `frozen_features`; needs only the prior's vae/, so it can run while the U-Net trains."""
-    parts, scenes = head_pictures(dataset, folder, seed=seed, rounds=rounds, progress=progress)
-    views = functools.reduce(operator.add, (shown for _, shown in parts.values()))
-    part = vae_part(prior)
-    vae = load_vae(part, prior).eval().to(device).to(memory_format=torch.channels_last)
+def _pixel_encoder(prior: Path, manifest: Manifest, device: torch.device) -> _Encode:
+    """[B, 128, 128, 3] uint8 → latents and the expert's levels."""
+    vae = load_vae(manifest.components.vae, prior).eval().to(device).to(memory_format=torch.channels_last)
     expert = load_expert(lite0_part(), prior).eval().to(device).to(memory_format=torch.channels_last)
     scaling = float(vae.config["scaling_factor"])
 
@@ -192,37 +196,32 @@ def frozen_inputs(
         levels = {f"expert.{level}": values for level, values in enumerate(expert(batch))}
         return {LATENTS: vae.encode(batch).latent_dist.mean * scaling, **levels}
 
-    def encode_cells(pixels: NDArray[Any]) -> Maps:
-        latents, *levels = encode(pixels).values()
-        return {LATENTS: latents, EXPERT_CELLS: mini_uhead_shape().expert_cells(levels)}
+    return encode
 
-    def inputs_of(kind: str, pixels: NDArray[np.uint8], extract: Callable[[NDArray[Any]], Maps]) -> FeatureStore:
-        batches = in_batches(pixels, _batch(device))
-        return build_store(folder / f"{kind}-{_digest(part)}", batches, len(pixels), extract, progress)
 
-    scene_store = inputs_of(SCENES, scenes.pixels, encode)
-    return HeadInputs(
-        views=relabelled(views, dataset),
-        view_pixels=tuple(pixels for pixels, _ in parts.values()),
-        view_stores={name: inputs_of(f"{name}-cells", pixels, encode_cells) for name, (pixels, _) in parts.items()},
-        scenes=scenes,
-        scene_store=scene_store,
-    )
+def _latent_encoder(prior: Path, manifest: Manifest, device: torch.device) -> _Encode:
+    """[B, 8, 16, 16] float16 latents → the U-Net's taps, conditioned on the empty caption."""
+    extractor = load_extractor(prior, manifest, device=device, dtype=torch.float32, taps=manifest.taps)
+    empty = extractor.text.states([""])
+
+    @torch.inference_mode()
+    def tap(latents: NDArray[Any]) -> Maps:
+        batch = torch.from_numpy(latents.astype(np.float32)).to(device)
+        timesteps = torch.full((len(batch),), MINI_TIMESTEP, device=device)
+        taps = extractor.backbone.taps_of(batch, timesteps, empty.expand(len(batch), -1, -1))
+        return {f"sd.{name}": values for name, values in taps.items()}
+
+    return tap
 
 
 def relabelled(views: ViewSet, dataset: DataSet) -> ViewSet:
     """The views with the data set's present split, so that a stricter split needs no new views."""
-    unseen = {(r.hexcode or f"icon:{r.name}") for r in dataset.pictures if r.split == "unseen"}
+    unseen = {(r.hexcode or f"icon:{r.name}") for r in dataset.images if r.split == "unseen"}
     unseen |= {code for d in dataset.drawings if d.split == "unseen" for code in (d.hexcodes or (f"word:{d.word}",))}
     flags = [
         old or any(code in unseen for code in codes) for old, codes in zip(views.is_unseen, views.concepts, strict=True)
     ]
     return dataclasses.replace(views, is_unseen=np.array(flags))
-
-
-def _batch(device: torch.device) -> int:
-    """Pictures at once: on a CPU eight are twice as fast as 32, since the maps of a batch stay in the cache."""
-    return batch_of(device, cpu=8, gpu=1024)
 
 
 def _digest(part: Part) -> str:

@@ -1,11 +1,18 @@
-"""How one set of heads comes about, from frozen maps to a bundle's heads/."""
+"""How one set of heads is trained, from frozen maps to a bundle's heads/.
+
+In two stages that share no trained weight: the pool, then the dense path with the segmentation head.
+"""
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from models.bundle.build import load_adapters, load_expert
@@ -19,25 +26,50 @@ from models.bundle.pack import (
     save_heads,
 )
 from models.errors import DataError
-from models.expert import adapt
+from models.expert import adapt, adapters_of
 from models.heads.segmentation import SegmentationHead
-from models.heads.uhead import UHead
+from models.heads.uhead import GridPool, Standardize, UHead
 from models.text import load_minilm
-from training.heads.ablation import Features, HeadRecord, only, read_record, write_record
-from training.heads.adapted import adapted_scenes
-from training.heads.frozen import HeadData
-from training.heads.objectives import (
-    FINISH,
-    RELEASE,
-    ZEROSHOT,
-    Course,
-    Run,
-    measure_dense,
-    measure_pool,
-    train_dense,
-    train_pooled,
-)
-from training.loop import Schedule
+from training.devices import BatchLoss, batch_size, to_input
+from training.heads.dense import DenseLoss, DenseStage, split_maps
+from training.heads.feature_store import AdaptedCells, DeviceStore, MapReader, in_batches
+from training.heads.frozen import FEATURES, Features, HeadData
+from training.heads.pooled import Embed, PairLoss, PooledStage, all_cells
+from training.loop import Progress, Schedule, fit
+
+STANDARD_VIEWS, STANDARD_SCENES = 4096, 256
+"""Rows that means and deviations are measured on."""
+CHANNEL_DROPOUT = 0.15
+"""Share of channels that the pool misses in a step, so that it relies on none alone."""
+DENSE_CHANNEL_DROPOUT = 0.3
+"""Share of a map's channels that the dense path misses in a step."""
+_RECORD = "training.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How the pool learns.
+
+    Attributes:
+        steps: in all.
+        rate: the learning rate's peak.
+        cell_dropout, fused_dropout: shares of cells and of fused features that are dropped.
+        shares: of every kind of sketch among pairs.
+    """
+
+    steps: int
+    rate: float
+    cell_dropout: float
+    fused_dropout: float
+    shares: Mapping[str, float]
+
+
+_EVERY_KIND = {"drawing": 0.46, "outline": 0.26, "edges": 0.22, "icon": 0.06}
+_MORE_DRAWINGS = {"drawing": 0.52, "outline": 0.28, "edges": 0.15, "icon": 0.05}
+ZEROSHOT = Course(steps=350, rate=1.5e-3, cell_dropout=0.2, fused_dropout=0.3, shares=_EVERY_KIND)
+RELEASE = Course(steps=1200, rate=1.5e-3, cell_dropout=0.2, fused_dropout=0.3, shares=_EVERY_KIND)
+FINISH = Course(steps=900, rate=1e-3, cell_dropout=0.0, fused_dropout=0.1, shares=_MORE_DRAWINGS)
+"""For release heads after `RELEASE`: all their words are in training, so less needs to be dropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +78,15 @@ class HeadPlan:
 
     Attributes:
         release: on unseen classes and words too.
-        finish: goes on from the bundle's own release heads, with next to no dropout; the pooled stage alone, unless
+        finish: continues from the bundle's own release heads, with next to no dropout; the pooled stage alone, unless
             the expert learns with it, whose maps the dense stage reads.
         start: bundle whose heads training starts from.
-        adapt: whether the expert learns too.
+        adapt: the expert learns too.
         features: frozen maps that heads see; others are zero.
         steps: of the pooled stage in all; 0 for the course's own.
         dense_steps: of the dense stage in all.
         minutes: wall-clock budget of each stage.
-        seed: of initialisation, batches and augmentation.
+        seed: of initialization, batches and augmentation.
     """
 
     release: bool = False
@@ -73,39 +105,80 @@ class HeadPlan:
         return FINISH if self.finish else RELEASE if self.release else ZEROSHOT
 
     @property
+    def with_unseen(self) -> bool:
+        """True for release heads."""
+        return self.release or self.finish
+
+    @property
     def pooled_steps(self) -> int:
-        """Of the pooled stage in all."""
+        """Steps of the pooled stage in all."""
         return self.steps or self.course.steps
 
     @property
     def dense_steps_taken(self) -> int:
-        """Of the dense stage; none to finish heads on a frozen expert."""
+        """Steps of the dense stage in all; none to finish heads on a frozen expert."""
         return 0 if self.finish and not self.adapt else self.dense_steps
 
     @property
     def folder(self) -> str:
         """Name of the folder of checkpoints."""
-        parts = ["release" if self.release or self.finish else "zeroshot", str(self.seed)]
+        parts = ["release" if self.with_unseen else "zeroshot", str(self.seed)]
         parts += [self.features] * (self.features != "fused") + ["adapted"] * self.adapt + ["finish"] * self.finish
         return "-".join(parts)
 
 
-def train_heads(
-    bundle: Path, data: HeadData, plan: HeadPlan, runs: Path, progress: Callable[[int, float], None]
-) -> None:
-    """Trains a set of heads and writes it into `bundle`/heads.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadRecord:
+    """How a folder's heads were trained, stored beside them.
+
+    Attributes:
+        features: frozen maps they saw; others were zero.
+        release: trained on unseen classes and words too.
+        seed: of training.
+        steps: planned; the curve shows how many were taken.
+        adapted: the expert learned with them.
+    """
+
+    features: Features
+    release: bool
+    seed: int
+    steps: int
+    adapted: bool = False
+
+    def write(self, heads: Path) -> None:
+        """Write `training.json` into a folder of heads."""
+        (heads / _RECORD).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def read_record(heads: Path) -> HeadRecord:
+    """Read `training.json` of a folder of heads.
+
+    Raises:
+        DataError: there is no record, or its features are unknown.
+    """
+    file = heads / _RECORD
+    if not file.is_file():
+        raise DataError(f"no {file}: run `vermouth train heads`")
+    record = HeadRecord(**json.loads(file.read_text()))
+    if record.features not in FEATURES:
+        raise DataError(f"{file} names unknown features '{record.features}'")
+    return record
+
+
+def train_heads(bundle: Path, data: HeadData, plan: HeadPlan, runs: Path, progress: Progress) -> None:
+    """Train a set of heads and write it into `bundle`/heads.
 
     Args:
-        bundle: its folder; holds nothing but heads afterwards if it is new.
+        bundle: its folder; a new one holds nothing but heads afterwards.
         data: frozen maps, on the device that trains.
         plan: what to train.
         runs: folder of checkpoints and curves, one below it for each plan.
         progress: called with (step, loss), the steps of both stages counted together.
 
     Raises:
-        DataError: training would go on from heads of an adapted expert on the frozen one's maps.
+        DataError: the heads to continue from read an adapted expert, and the plan uses the frozen one.
     """
-    data = only(data, plan.features)
+    data = data.only(plan.features)
     start = bundle if plan.finish else plan.start
     torch.manual_seed(plan.seed)
     uhead, segmentation = UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
@@ -113,7 +186,7 @@ def train_heads(
         measure_pool(uhead, data.store)
     else:
         if read_record(start / "heads").adapted and not plan.adapt:
-            raise DataError(f"the heads in {start} were trained with an expert that learnt: add --adapt")
+            raise DataError(f"the heads in {start} were trained with an expert that learned: add --adapt")
         load_heads(uhead, segmentation, start / "heads")
     expert = _adapted_expert(start, data.device) if plan.adapt else None
     schedule = Schedule(
@@ -124,36 +197,142 @@ def train_heads(
         ema=0.99,
         weight_decay=0.05,
     )
-    with_unseen = plan.release or plan.finish
-    run = Run(with_unseen=with_unseen, folder=runs / plan.folder, seed=plan.seed, progress=progress)
+    run = Run(
+        schedule=schedule,
+        with_unseen=plan.with_unseen,
+        folder=runs / plan.folder,
+        seed=plan.seed,
+        progress=progress,
+    )
     embed = load_minilm().to(data.device).embeddings
-    train_pooled(uhead, data, embed, schedule, run, plan.course, expert)
-    heads = bundle / "heads"
+    train_pooled(uhead, data, run, plan.course, embed=embed, expert=expert)
     if plan.dense_steps_taken:
         if expert is not None:
             data = dataclasses.replace(data, scene_store=adapted_scenes(expert, data))
         if expert is not None or start is None:
             measure_dense(uhead, data.scene_store)
-        counted = dataclasses.replace(run, progress=lambda step, loss: progress(plan.pooled_steps + step, loss))
-        train_dense(uhead, segmentation, data, dataclasses.replace(schedule, steps=plan.dense_steps_taken), counted)
+        run = dataclasses.replace(
+            run,
+            schedule=dataclasses.replace(schedule, steps=plan.dense_steps_taken),
+            progress=lambda step, loss: progress(plan.pooled_steps + step, loss),
+        )
+        train_dense(uhead, segmentation, data, run)
+    _save(bundle / "heads", uhead, segmentation, expert)
+    record = HeadRecord(
+        features=plan.features, release=plan.with_unseen, seed=plan.seed, steps=plan.pooled_steps, adapted=plan.adapt
+    )
+    record.write(bundle / "heads")
+
+
+def _save(heads: Path, uhead: UHead, segmentation: SegmentationHead, expert: nn.Module | None) -> None:
     save_heads(uhead, segmentation, heads)
-    # Adapters that earlier heads came with are not these heads'.
+    # Adapters of earlier heads do not belong to these.
     (heads / ADAPTERS).unlink(missing_ok=True)
     if expert is not None:
         save_adapters(expert, heads / ADAPTERS)
-    write_record(
-        heads,
-        HeadRecord(
-            features=plan.features, release=with_unseen, seed=plan.seed, steps=plan.pooled_steps, adapted=plan.adapt
-        ),
-    )
 
 
 def _adapted_expert(start: Path | None, device: torch.device) -> nn.Module:
-    """The expert with new adapters, or with those of a bundle that training goes on from."""
+    """The expert with new adapters, or with those of the bundle that training continues from."""
     expert = load_expert(lite0_part(), Path()).eval()
     if start is not None and (start / "heads" / ADAPTERS).is_file():
         load_adapters(expert, start / "heads" / ADAPTERS)
     else:
         adapt(expert)
     return expert.to(device).to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """How a stage is trained.
+
+    Attributes:
+        schedule: length and rates.
+        with_unseen: release heads (True) or zero-shot heads (False).
+        folder: of checkpoints and curves, one below it for each stage.
+        seed: of batches and augmentation.
+        progress: called with (step, loss).
+    """
+
+    schedule: Schedule
+    with_unseen: bool
+    folder: Path
+    seed: int
+    progress: Progress
+
+
+def train_pooled(
+    uhead: UHead, data: HeadData, run: Run, course: Course, *, embed: Embed, expert: nn.Module | None = None
+) -> None:
+    """Train the U-head's pool in place, or continue to, and leave it with averaged weights.
+
+    Args:
+        uhead: its pool must be a `GridPool`.
+        data: views and the cells of their frozen maps.
+        run: how to train.
+        course: shares and dropout.
+        embed: of names, as served.
+        expert: an adapted one, trained with the pool; None for the frozen one's cached maps.
+
+    Raises:
+        ValueError: an expert is to learn and the data hold no pixels.
+    """
+    stage = PooledStage(uhead, adapters_of(expert) if expert is not None else None).to(data.device)
+    cells: MapReader = data.store
+    if expert is not None:
+        if data.pixels is None:
+            raise ValueError("an expert learns from the views' pixels: pass with_pixels=True")
+        cells = AdaptedCells(expert, data.store, data.pixels)
+    loss = PairLoss(stage, data.views, cells, embed, with_unseen=run.with_unseen, shares=course.shares)
+    if isinstance(uhead.pool, GridPool):
+        uhead.pool.cell_dropout, uhead.pool.dropout.p = course.cell_dropout, course.fused_dropout
+    _train(stage, BatchLoss(draw=loss.draw, losses=loss.losses), run, name="pooled", channel_dropout=CHANNEL_DROPOUT)
+
+
+def train_dense(uhead: UHead, segmentation: SegmentationHead, data: HeadData, run: Run) -> None:
+    """Train the dense path and the segmentation head in place on composed scenes; the pool stays as it is."""
+    stage = DenseStage(uhead, segmentation).to(data.device)
+    loss = DenseLoss(stage, data.scenes, data.scene_store, data.scene_names, with_unseen=run.with_unseen)
+    batches = BatchLoss(draw=loss.draw, losses=loss.losses)
+    _train(stage, batches, run, name="dense", channel_dropout=DENSE_CHANNEL_DROPOUT)
+
+
+def _train(stage: nn.Module, loss: BatchLoss, run: Run, *, name: str, channel_dropout: float) -> None:
+    for part in stage.modules():
+        if isinstance(part, Standardize):
+            part.dropout.p = channel_dropout
+    # Seeds dropout; batches have the generator of `fit`.
+    torch.manual_seed(run.seed)
+    stage.to(memory_format=torch.channels_last)
+    averaged = fit(stage, loss, run.schedule, folder=run.folder / name, seed=run.seed, progress=run.progress)
+    stage.load_state_dict(averaged)
+    stage.eval()
+
+
+def measure_pool(uhead: UHead, views: MapReader) -> None:
+    """Set mean and deviation of every channel of the pool's input from the views' cells."""
+    if isinstance(uhead.pool, GridPool):
+        uhead.pool.standard.measure(all_cells(views.read(_spread(views, STANDARD_VIEWS))))
+
+
+def measure_dense(uhead: UHead, scenes: MapReader) -> None:
+    """Set mean and deviation of every channel of the dense path's input from the scenes' maps."""
+    uhead.measure(*split_maps(scenes.read(_spread(scenes, STANDARD_SCENES))))
+
+
+def _spread(maps: MapReader, count: int) -> torch.Tensor:
+    rows = np.linspace(0, len(maps) - 1, min(len(maps), count)).astype(np.int64)
+    return torch.from_numpy(rows).to(maps.device)
+
+
+def adapted_scenes(expert: nn.Module, data: HeadData) -> DeviceStore:
+    """The scenes' maps, with the frozen expert's levels replaced by those of an adapted one."""
+
+    @torch.inference_mode()
+    def levels_of(pixels: NDArray[Any]) -> list[torch.Tensor]:
+        batch = torch.from_numpy(np.array(pixels)).to(data.device)
+        return [level.half() for level in expert(to_input(batch))]
+
+    size = batch_size(data.device, cpu=8, gpu=1024)
+    levels = zip(*[levels_of(pixels) for pixels in in_batches(data.scene_pixels, size)], strict=True)
+    return data.scene_store.replaced({f"expert.{level}": torch.cat(maps) for level, maps in enumerate(levels)})

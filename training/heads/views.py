@@ -1,4 +1,4 @@
-"""What heads are trained on: pictures, sketches made from them, drawings, and which of them show the same thing."""
+"""The inputs that heads are trained on: images, sketches made from them, drawings, and what each shows."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from models.sketch.linework import trace_linework
 from models.transforms import canonical_image, fit_square, render_strokes
-from training.data.dataset import DataSet, DrawingRecord, PictureRecord
-from training.data.render import SIDE
-from training.heads.augment import edge_lines, redraw, to_lines, to_strokes
-from training.workers import in_processes
+from training.data.dataset import SIDE, DataSet, DrawingRecord, ImageRecord
+from training.devices import in_processes
+from training.heads.augment import Lines, edge_lines, redraw, to_lines, to_strokes
+from training.loop import Progress
 
 Kind = Literal["picture", "outline", "edges", "drawing", "icon"]
 
@@ -26,9 +26,8 @@ EDGE_SOURCES = ("noto", "fluent")
 WIDE_EDGE_SOURCES = ("openmoji", "twemoji")
 ICON_SOURCES = ("phosphor-regular", "phosphor-fill")
 SHARES = 64
-"""Views are made in so many shares."""
-ROUND_SEEDS = 1_000
-"""Between the seeds of two rounds."""
+"""Tasks that the views of a part are divided into."""
+_ROUND_SEEDS = 1_000  # between the seeds of two rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +37,9 @@ class TrainingView:
     Attributes:
         pixels: [128, 128, 3] uint8 RGB, canonical.
         kind: where it comes from; all but `picture` are sketches.
-        concepts: OpenMoji hexcodes it shows; for a word or an icon without emoji one made-up code of its own.
-        name: what it is called; empty where its name says little.
-        is_unseen: whether zero-shot heads must not see it.
+        concepts: OpenMoji hexcodes it shows, or one code of its own for a word, an icon or clip art without emoji.
+        name: what it is called; empty for clip art, whose file names are unreliable.
+        is_unseen: zero-shot heads must not see it.
     """
 
     pixels: NDArray[np.uint8]
@@ -52,7 +51,7 @@ class TrainingView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSet:
-    """What many views show.
+    """What N views show.
 
     Attributes:
         kinds, concepts, names: of each view, see `TrainingView`.
@@ -74,19 +73,44 @@ class ViewSet:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewPart:
+    """A part of the views in files of its own, so that adding one leaves the others as they are.
+
+    Attributes:
+        name: of its files.
+        views: dataset, seed and share → views.
+        most: an upper bound on their number.
+        round: further rounds show the same things in other ways.
+    """
+
+    name: str
+    views: Callable[[DataSet, int, int], Iterator[TrainingView]]
+    most: Callable[[DataSet], int]
+    round: int = 0
+
+
+def view_parts(rounds: int = 1) -> tuple[ViewPart, ...]:
+    """All parts of the views; every round redraws everything."""
+    return tuple(
+        ViewPart(name=name if number == 0 else f"{name}-{number}", views=views, most=most, round=number)
+        for number in range(rounds)
+        for name, views, most in (("views", training_views, most_views), ("wide", wide_views, most_wide_views))
+    )
+
+
 def build_views(
-    dataset: DataSet,
-    part: "ViewPart",
-    folder: Path,
-    seed: int,
-    progress: Callable[[int, float], None],
-    *,
-    workers: int = 1,
+    dataset: DataSet, part: ViewPart, folder: Path, *, seed: int, progress: Progress, workers: int = 1
 ) -> tuple[NDArray[np.uint8], ViewSet]:
-    """Makes the views of one part and keeps them in `folder`, or opens what an earlier call finished.
+    """Draw the views of one part into `folder`, or open what an earlier call finished.
 
     Args:
-        workers: processes; the views are the same whatever their number.
+        dataset: images and drawings.
+        part: which views.
+        folder: of the cache.
+        seed: of the augmentation.
+        progress: called with (views done, 0).
+        workers: processes; the views do not depend on their number.
 
     Returns:
         [N, 128, 128, 3] uint8, memory-mapped, and what they show.
@@ -103,26 +127,53 @@ def build_views(
                 lines.append(json.dumps([view.kind, view.concepts, view.name, view.is_unseen]) + "\n")
             progress(len(lines), 0.0)
         pixels.flush()
+        # The index is written last: without it the part is unfinished.
         index.write_text("".join(lines))
-    facts = [json.loads(line) for line in index.read_text().splitlines()]
-    pixels = np.load(folder / f"{part.name}.npy", mmap_mode="r")[: len(facts)]
+    shown = [json.loads(line) for line in index.read_text().splitlines()]
+    pixels = np.load(folder / f"{part.name}.npy", mmap_mode="r")[: len(shown)]
     return pixels, ViewSet(
-        kinds=tuple(f[0] for f in facts),
-        concepts=tuple(tuple(f[1]) for f in facts),
-        names=tuple(f[2] for f in facts),
-        is_unseen=np.array([f[3] for f in facts], dtype=bool),
+        kinds=tuple(fields[0] for fields in shown),
+        concepts=tuple(tuple(fields[1]) for fields in shown),
+        names=tuple(fields[2] for fields in shown),
+        is_unseen=np.array([fields[3] for fields in shown], dtype=bool),
     )
 
 
-def _share_of_views(of: tuple[DataSet, "ViewPart", int], share: int) -> list[TrainingView]:
+def _share_of_views(of: tuple[DataSet, ViewPart, int], share: int) -> list[TrainingView]:
     dataset, part, seed = of
-    return list(part.views(dataset, seed + ROUND_SEEDS * part.round, share))
+    return list(part.views(dataset, seed + _ROUND_SEEDS * part.round, share))
+
+
+def training_views(dataset: DataSet, seed: int, share: int | None = None) -> Iterator[TrainingView]:
+    """Yield views of everything but clip art, validation drawings and the evaluation style.
+
+    Args:
+        dataset: images and drawings.
+        seed: of the augmentation. Every image has a generator of its own, so shares do not depend on each other.
+        share: of `SHARES`, which together are all; None for all at once.
+    """
+    for record in dataset.images[share::SHARES] if share is not None else dataset.images:
+        if record.split != "evaluation":
+            yield from _of_image(dataset, record, np.random.default_rng([seed, 0, record.row]))
+    for number, drawing in _drawings(dataset, share):
+        yield from _of_drawing(drawing, np.random.default_rng([seed, 1, number]), DRAWING_STRENGTHS)
+
+
+def wide_views(dataset: DataSet, seed: int, share: int | None = None) -> Iterator[TrainingView]:
+    """Yield more of what is drawn, and clip art: thousands of further things, each with its edges as its sketch.
+
+    Arguments as of `training_views`.
+    """
+    for record in dataset.images[share::SHARES] if share is not None else dataset.images:
+        yield from _wide_of_image(dataset, record, np.random.default_rng([seed, 2, record.row]))
+    for number, drawing in _drawings(dataset, share):
+        yield from _of_drawing(drawing, np.random.default_rng([seed, 3, number]), WIDE_DRAWING_STRENGTHS)
 
 
 def most_views(dataset: DataSet) -> int:
-    """An upper bound on what `training_views` yields, for progress bars."""
+    """An upper bound on the number of `training_views`."""
     total = 0
-    for record in dataset.pictures:
+    for record in dataset.images:
         total += (record.kind == "picture" and record.split != "evaluation") * (1 + (record.source in EDGE_SOURCES))
         total += (record.source == "openmoji" and record.kind == "outline") * len(OUTLINE_STRENGTHS)
         total += record.source == "fluent-contrast" or record.source in ICON_SOURCES
@@ -130,69 +181,50 @@ def most_views(dataset: DataSet) -> int:
 
 
 def most_wide_views(dataset: DataSet) -> int:
-    """An upper bound on what `wide_views` yields."""
+    """An upper bound on the number of `wide_views`."""
     total = 0
-    for record in dataset.pictures:
+    for record in dataset.images:
         total += 2 * (record.kind == "clipart")
-        total += (record.kind == "picture" and record.source in WIDE_EDGE_SOURCES) * 1
+        total += record.kind == "picture" and record.source in WIDE_EDGE_SOURCES
         total += (record.source == "openmoji" and record.kind == "outline") * len(WIDE_OUTLINE_STRENGTHS)
     return total + sum(not d.validation for d in dataset.drawings) * len(WIDE_DRAWING_STRENGTHS)
 
 
-def wide_views(dataset: DataSet, seed: int, share: int | None = None) -> Iterator[TrainingView]:
-    """More of what is drawn, and clip art: thousands of further things, each with its own edges as its sketch.
-
-    Arguments as of `training_views`.
-    """
-    for record in dataset.pictures[share::SHARES] if share is not None else dataset.pictures:
-        rng = np.random.default_rng([seed, 2, record.row])
-        pixels = np.asarray(dataset.pixels[record.row])
-        if record.kind == "clipart":
-            lines = edge_lines(pixels, float(rng.uniform(1.6, 3.2)))
-            if lines is not None:
-                yield _clipart(record, "picture", _moved(canonical_image(pixels), rng))
-                yield _clipart(record, "edges", _rendered(redraw(lines, rng, strength=float(rng.uniform(0.1, 0.8)))))
-        elif record.kind == "picture" and record.source in WIDE_EDGE_SOURCES:
-            lines = edge_lines(pixels, float(rng.uniform(1.6, 3.2)))
-            if lines is not None:
-                yield _view(record, "edges", _rendered(redraw(lines, rng, strength=float(rng.uniform(0.2, 0.9)))))
-        elif record.source == "openmoji" and record.kind == "outline":
-            strokes = trace_linework(pixels)
-            for strength in WIDE_OUTLINE_STRENGTHS if strokes is not None else ():
-                yield _view(record, "outline", _rendered(redraw(to_lines(strokes or []), rng, strength=strength)))
-    for number, drawing in _drawings(dataset, share):
-        yield from _of_drawing(drawing, np.random.default_rng([seed, 3, number]), WIDE_DRAWING_STRENGTHS)
+def _of_image(dataset: DataSet, record: ImageRecord, rng: np.random.Generator) -> Iterator[TrainingView]:
+    pixels = np.asarray(dataset.pixels[record.row])
+    if record.kind == "picture":
+        yield _view(record, "picture", _moved(canonical_image(pixels), rng))
+        lines = _edges(pixels, rng) if record.source in EDGE_SOURCES else None
+        if lines is not None:
+            yield _view(record, "edges", _redrawn(lines, rng, float(rng.uniform(0.2, 0.9))))
+    elif record.source == "openmoji":
+        strokes = trace_linework(pixels)
+        if strokes is None:
+            yield _view(record, "outline", canonical_image(pixels))
+            return
+        for strength in OUTLINE_STRENGTHS:
+            yield _view(record, "outline", _redrawn(to_lines(strokes), rng, strength))
+    elif record.source == "fluent-contrast":
+        yield _view(record, "outline", canonical_image(pixels))
+    elif record.source in ICON_SOURCES:
+        yield _view(record, "icon", canonical_image(pixels))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewPart:
-    """A part of the views, kept in files of its own, so that adding one leaves the others as they are.
-
-    Attributes:
-        name: of its files.
-        views: makes them, by a seed, a share at a time.
-        most: an upper bound on how many.
-        round: further rounds show the same things in other ways.
-    """
-
-    name: str
-    views: Callable[[DataSet, int, int], Iterator[TrainingView]]
-    most: Callable[[DataSet], int]
-    round: int = 0
-
-
-def training_views(dataset: DataSet, seed: int, share: int | None = None) -> Iterator[TrainingView]:
-    """Everything but validation drawings and the evaluation style, each augmented by its own seed.
-
-    Args:
-        dataset: the data set.
-        seed: of the augmentation; the same seed gives the same views.
-        share: of `SHARES`, which together are all; None for all at once.
-    """
-    for record in dataset.pictures[share::SHARES] if share is not None else dataset.pictures:
-        yield from _of_picture(dataset, record, np.random.default_rng([seed, 0, record.row]))
-    for number, drawing in _drawings(dataset, share):
-        yield from _of_drawing(drawing, np.random.default_rng([seed, 1, number]), DRAWING_STRENGTHS)
+def _wide_of_image(dataset: DataSet, record: ImageRecord, rng: np.random.Generator) -> Iterator[TrainingView]:
+    pixels = np.asarray(dataset.pixels[record.row])
+    if record.kind == "clipart":
+        lines = _edges(pixels, rng)
+        if lines is not None:
+            yield _view(record, "picture", _moved(canonical_image(pixels), rng))
+            yield _view(record, "edges", _redrawn(lines, rng, float(rng.uniform(0.1, 0.8))))
+    elif record.kind == "picture" and record.source in WIDE_EDGE_SOURCES:
+        lines = _edges(pixels, rng)
+        if lines is not None:
+            yield _view(record, "edges", _redrawn(lines, rng, float(rng.uniform(0.2, 0.9))))
+    elif record.source == "openmoji" and record.kind == "outline":
+        strokes = trace_linework(pixels)
+        for strength in WIDE_OUTLINE_STRENGTHS if strokes is not None else ():
+            yield _view(record, "outline", _redrawn(to_lines(strokes or []), rng, strength))
 
 
 def _drawings(dataset: DataSet, share: int | None) -> Iterator[tuple[int, DrawingRecord]]:
@@ -202,32 +234,10 @@ def _drawings(dataset: DataSet, share: int | None) -> Iterator[tuple[int, Drawin
             yield number, drawing
 
 
-def _of_picture(dataset: DataSet, record: PictureRecord, rng: np.random.Generator) -> Iterator[TrainingView]:
-    if record.split == "evaluation":
-        return
-    pixels = np.asarray(dataset.pixels[record.row])
-    if record.kind == "picture":
-        yield _view(record, "picture", _moved(canonical_image(pixels), rng))
-        lines = edge_lines(pixels, float(rng.uniform(1.6, 3.2))) if record.source in EDGE_SOURCES else None
-        if lines is not None:
-            yield _view(record, "edges", _rendered(redraw(lines, rng, strength=float(rng.uniform(0.2, 0.9)))))
-    elif record.source == "openmoji":
-        strokes = trace_linework(pixels)
-        if strokes is None:
-            yield _view(record, "outline", canonical_image(pixels))
-            return
-        for strength in OUTLINE_STRENGTHS:
-            yield _view(record, "outline", _rendered(redraw(to_lines(strokes), rng, strength=strength)))
-    elif record.source == "fluent-contrast":
-        yield _view(record, "outline", canonical_image(pixels))
-    elif record.source in ICON_SOURCES:
-        yield _view(record, "icon", canonical_image(pixels))
-
-
 def _of_drawing(drawing: DrawingRecord, rng: np.random.Generator, strengths: Sequence[float]) -> Iterator[TrainingView]:
     for strength in strengths:
         yield TrainingView(
-            pixels=_rendered(redraw(to_lines(drawing.strokes), rng, strength=strength)),
+            pixels=_redrawn(to_lines(drawing.strokes), rng, strength),
             kind="drawing",
             concepts=drawing.hexcodes or (f"word:{drawing.word}",),
             name=drawing.word,
@@ -235,29 +245,27 @@ def _of_drawing(drawing: DrawingRecord, rng: np.random.Generator, strengths: Seq
         )
 
 
-def _view(record: PictureRecord, kind: Kind, pixels: NDArray[np.uint8]) -> TrainingView:
+def _view(record: ImageRecord, kind: Kind, pixels: NDArray[np.uint8]) -> TrainingView:
+    is_clipart = record.kind == "clipart"
     return TrainingView(
         pixels=pixels,
         kind=kind,
-        concepts=(record.hexcode or f"icon:{record.name}",),
-        name=record.name,
+        concepts=(f"clip:{record.row}" if is_clipart else record.hexcode or f"icon:{record.name}",),
+        name="" if is_clipart else record.name,
         is_unseen=record.split == "unseen",
     )
 
 
-def _clipart(record: PictureRecord, kind: Kind, pixels: NDArray[np.uint8]) -> TrainingView:
-    """A thing of its own: file names of clip art say little."""
-    return TrainingView(
-        pixels=pixels, kind=kind, concepts=(f"clip:{record.row}",), name="", is_unseen=record.split == "unseen"
-    )
+def _edges(pixels: NDArray[np.uint8], rng: np.random.Generator) -> Lines | None:
+    return edge_lines(pixels, float(rng.uniform(1.6, 3.2)))
 
 
-def _rendered(lines: list[NDArray[np.float64]]) -> NDArray[np.uint8]:
-    return np.repeat(render_strokes(to_strokes(lines))[..., None], 3, axis=2)
+def _redrawn(lines: Lines, rng: np.random.Generator, strength: float) -> NDArray[np.uint8]:
+    return np.repeat(render_strokes(to_strokes(redraw(lines, rng, strength=strength)))[..., None], 3, axis=2)
 
 
 def _moved(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Half of the pictures smaller, off-centre or mirrored, on white."""
+    """Half of the images smaller, off-centre and perhaps mirrored, on white."""
     if rng.random() < 0.5:
         return pixels
     side = pixels.shape[0]
@@ -266,12 +274,3 @@ def _moved(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
     top, left = (int(v) for v in rng.integers(0, side - small.shape[0] + 1, 2))
     out[top : top + small.shape[0], left : left + small.shape[0]] = small
     return out[:, ::-1] if rng.random() < 0.5 else out
-
-
-def view_parts(rounds: int = 1) -> tuple[ViewPart, ...]:
-    """All parts of the views; every round redraws everything anew."""
-    return tuple(
-        ViewPart(name=name if number == 0 else f"{name}-{number}", views=views, most=most, round=number)
-        for number in range(rounds)
-        for name, views, most in (("views", training_views, most_views), ("wide", wide_views, most_wide_views))
-    )

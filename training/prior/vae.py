@@ -1,9 +1,8 @@
-"""The autoencoder: pictures of 128 px to latents of 16×16.
+"""The autoencoder: images of 128 px to latents of 16×16.
 
-Trained on crops, since it is convolutional: a 64 px crop costs a quarter of the whole.
+It is trained on crops, since it is convolutional and a 64 px crop costs a quarter of the whole.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +10,19 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
-from training.devices import CPU, half_on_gpu, to_input
-from training.loop import Schedule, fit
-from training.prior.corpus import Corpus, to_tensor
-from training.steps import BatchLoss
+from training.devices import CPU, BatchLoss, half_on_gpu, to_input
+from training.loop import Progress, Schedule, fit
+from training.prior.corpus import Corpus, save_grid, to_tensor, to_uint8
 
-SCALING_PICTURES = 256
+SCALING_IMAGES = 256
+"""Images that the scaling factor is measured on."""
 LATENT_CHANNELS = 8
-_TRIES = 4
-"""Crops looked at, until one holds something."""
-_LEAST_DEVIATION = 4 / 127.5
+_TRIES = 4  # crops of an image, until one is not blank
+_LEAST_DEVIATION = 4 / 127.5  # of a crop's pixels, below which it is blank
 
 
 def new_vae() -> AutoencoderKL:
-    """The mini bundle's autoencoder, freshly initialised: f8, eight latent channels (docs/adr/0011)."""
+    """The mini bundle's autoencoder, freshly initialized: f8, eight latent channels (docs/adr/0011)."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -45,29 +43,37 @@ def train_vae(
     *,
     folder: Path,
     seed: int,
-    progress: Callable[[int, float], None],
+    progress: Progress,
     device: torch.device = CPU,
     batch: int = 32,
     crop: int = 64,
 ) -> AutoencoderKL:
-    """Trains or goes on training; returns the autoencoder with averaged weights and a measured scaling factor.
+    """Train, or continue to train.
 
     Args:
-        device: that trains; what is returned lies on it.
+        corpus: images to crop.
+        schedule: length and rates.
+        folder: of checkpoints and curves.
+        seed: of initialization and batches.
+        progress: called with (step, loss).
+        device: that trains.
         batch: crops a step.
         crop: their side, px; a multiple of 8, at most 128.
+
+    Returns:
+        The autoencoder on `device`, with averaged weights and a measured scaling factor.
     """
     torch.manual_seed(seed)
     vae = new_vae().to(device).to(memory_format=torch.channels_last)
-
-    pictures = torch.from_numpy(corpus.pixels).to(device)
+    images = torch.from_numpy(corpus.pixels).to(device)
 
     def draw(generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         rows = torch.from_numpy(corpus.draw(batch, generator))
         noise = torch.randn((batch, LATENT_CHANNELS, crop // 8, crop // 8), generator=generator)
-        return _crops(pictures, rows, crop, generator), noise.to(device)
+        return _crops(images, rows, crop, generator), noise.to(device)
 
     def losses(pixels: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        # The noise is an argument: a random call inside a CUDA graph would repeat itself.
         with half_on_gpu(device):
             posterior = vae.encode(pixels).latent_dist
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
@@ -86,21 +92,24 @@ def train_vae(
     return vae
 
 
-def _crops(pictures: torch.Tensor, rows: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
-    """[B, 3, side, side] float32: crops that hold something, some mirrored, colours sometimes inverted.
+def _crops(images: torch.Tensor, rows: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    """Crops that are not blank, half of them mirrored, colours sometimes inverted.
 
     Args:
-        pictures: [N, 128, 128, 3] uint8.
+        images: [N, 128, 128, 3] uint8.
         rows: [B] of them.
         side: of the crops, px.
+
+    Returns:
+        [B, 3, side, side] float32 in [-1, 1].
     """
-    device, count = pictures.device, len(rows)
-    corners = torch.randint(0, pictures.shape[1] - side + 1, (2, _TRIES * count), generator=generator).to(device)
+    device, count = images.device, len(rows)
+    corners = torch.randint(0, images.shape[1] - side + 1, (2, _TRIES * count), generator=generator).to(device)
     tops, lefts = corners[:, :, None] + torch.arange(side, device=device)
-    tried = pictures[rows.to(device).repeat(_TRIES)[:, None, None], tops[:, :, None], lefts[:, None]]
+    tried = images[rows.to(device).repeat(_TRIES)[:, None, None], tops[:, :, None], lefts[:, None]]
     crops = to_input(tried)
-    holds = (crops.flatten(1).std(dim=1) > _LEAST_DEVIATION).view(_TRIES, count)
-    first = holds.float().argmax(dim=0)  # the first try when none holds anything
+    is_filled = (crops.flatten(1).std(dim=1) > _LEAST_DEVIATION).view(_TRIES, count)
+    first = is_filled.float().argmax(dim=0)  # the first try if all are blank
     chosen = crops[first * count + torch.arange(count, device=device)]
     mirror, invert = torch.rand((2, count, 1, 1, 1), generator=generator).to(device)
     chosen = torch.where(mirror < 0.5, chosen.flip(-1), chosen)
@@ -110,7 +119,7 @@ def _crops(pictures: torch.Tensor, rows: torch.Tensor, side: int, generator: tor
 def _colour_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     """Squared error of brightness and of the two opponent colours.
 
-    By L1 over RGB alone, brightness is so much of the error that reconstructions stay grey for thousands of steps.
+    With L1 over RGB alone, brightness dominates the error and reconstructions stay grey for thousands of steps.
     """
     error = decoded - pixels
     red, green, blue = error.unbind(dim=1)
@@ -127,10 +136,19 @@ def _edge_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def _scaling_factor(vae: AutoencoderKL, corpus: Corpus, seed: int) -> float:
-    """1 / standard deviation of latents."""
-    rows = corpus.draw(SCALING_PICTURES, torch.Generator().manual_seed(seed))
+    """1 / standard deviation of latents, as Stable Diffusion scales its own (Rombach et al. 2022, appendix G)."""
+    rows = corpus.draw(SCALING_IMAGES, torch.Generator().manual_seed(seed))
     means = [
         vae.encode(to_tensor(corpus.pixels[part]).to(vae.device)).latent_dist.mean
-        for part in np.array_split(rows, max(1, SCALING_PICTURES // 16))
+        for part in np.array_split(rows, max(1, SCALING_IMAGES // 16))
     ]
     return round(1 / float(torch.cat(means).std()), 5)
+
+
+@torch.inference_mode()
+def save_reconstructions(vae: AutoencoderKL, corpus: Corpus, path: Path) -> None:
+    """Write twelve pairs as a PNG: the image above, its reconstruction below."""
+    rows = corpus.draw(12, torch.Generator().manual_seed(1))
+    pixels = to_tensor(corpus.pixels[rows]).to(vae.device)
+    decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample
+    save_grid(np.concatenate([to_uint8(pixels), to_uint8(decoded)]), 12, path)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.packages import NPM_PACKAGES, Packages
-from training.data.splits import Splits, load_splits
+from training.data.build import NPM_PACKAGES, Packages
+from training.data.dataset import Splits, load_splits
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 
@@ -24,7 +24,7 @@ def shared_splits() -> Splits:
 
 @pytest.fixture
 def drawings_dir(tmp_path: Path) -> Path:
-    """Two seen classes and one unseen; one seen word, one unseen, one drawing kept for validation."""
+    """Two seen classes and one unseen; one seen word, one unseen, one drawing for validation."""
     folder = tmp_path / "drawings"
     folder.mkdir()
     splits = {
@@ -67,9 +67,9 @@ def packages(tmp_path: Path) -> Packages:
         for number, name in enumerate(("bed", "hand-palm", "owls")):
             _write(npm / f"@phosphor-icons/core/assets/{weight}/{name}{suffix}.svg", _svg(200 + 3 * order + number))
     _png(clipart / "animals/a_cat.png", 30)
-    _png(clipart / "animals/barn_owl_01.png", 30)  # the same picture under an unseen name
+    _png(clipart / "animals/barn_owl_01.png", 30)  # the same image under an unseen name
     _png(clipart / "animals/blank.png", 255)
-    (clipart / "animals/damaged.png").write_bytes(b"no picture")
+    (clipart / "animals/damaged.png").write_bytes(b"no image")
     return Packages(npm=npm, clipart=clipart)
 
 

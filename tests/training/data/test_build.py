@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from models.errors import DataError
-from training.data.build import build
-from training.data.dataset import DEFAULT_FOLDER, DataSet, load_dataset
-from training.data.packages import Packages
-from training.data.splits import Splits, named_like, unseen_names
+from training.data.build import Packages, build, fit, on_white, render_file
+from training.data.dataset import DEFAULT_FOLDER, DataSet, Splits, load_dataset, named_like, unseen_names
 
 from .conftest import OWL
 
@@ -20,10 +19,10 @@ def built(packages: Packages, drawings_dir: Path, tmp_path: Path) -> DataSet:
     return load_dataset(tmp_path / "out")
 
 
-def test_every_row_has_its_picture_and_every_class_its_styles(built: DataSet) -> None:
-    assert len(built.pixels) == len(built.alpha) == len(built.pictures)
-    assert [r.row for r in built.pictures] == list(range(len(built.pictures)))
-    styles = {(r.source, r.kind) for r in built.pictures if r.hexcode == OWL}
+def test_every_row_has_its_image_and_every_class_its_styles(built: DataSet) -> None:
+    assert len(built.pixels) == len(built.alpha) == len(built.images)
+    assert [r.row for r in built.images] == list(range(len(built.images)))
+    styles = {(r.source, r.kind) for r in built.images if r.hexcode == OWL}
     assert styles == {
         ("openmoji", "picture"),
         ("openmoji", "outline"),
@@ -33,11 +32,11 @@ def test_every_row_has_its_picture_and_every_class_its_styles(built: DataSet) ->
         ("fluent-contrast", "outline"),
         ("fluent-flat", "picture"),
     }
-    assert all(0 < np.asarray(built.alpha[r.row]).mean() < 255 for r in built.pictures)
+    assert all(0 < np.asarray(built.alpha[r.row]).mean() < 255 for r in built.images)
 
 
 def test_splits_reach_every_record(built: DataSet) -> None:
-    by_name = {(r.source, r.name): r.split for r in built.pictures}
+    by_name = {(r.source, r.name): r.split for r in built.images}
     assert by_name["openmoji", "owl"] == "unseen"
     assert by_name["openmoji", "cat"] == "seen"
     assert by_name["fluent-flat", "cat"] == by_name["fluent-flat", "owl"] == "evaluation"
@@ -79,9 +78,9 @@ def test_the_real_data_set_leaks_nothing(shared_splits: Splits) -> None:
         pytest.skip("the data set is not built (vermouth data build)")
     real = load_dataset(DEFAULT_FOLDER)
     unseen = unseen_names(
-        shared_splits, {r.name for r in real.pictures if r.hexcode is not None and r.hexcode in shared_splits.unseen}
+        shared_splits, {r.name for r in real.images if r.hexcode is not None and r.hexcode in shared_splits.unseen}
     )
-    for record in real.pictures:
+    for record in real.images:
         if record.source == "fluent-flat":
             assert record.split == "evaluation"
         elif record.hexcode is not None:
@@ -91,3 +90,33 @@ def test_the_real_data_set_leaks_nothing(shared_splits: Splits) -> None:
     for drawing in real.drawings:
         assert drawing.validation == (drawing.key_id in shared_splits.validation_drawings)
         assert drawing.split == shared_splits.of_word(drawing.word)
+
+
+def test_a_wide_png_touches_both_sides_and_is_centred_on_transparency(tmp_path: Path) -> None:
+    Image.fromarray(np.full((10, 40, 3), 7, dtype=np.uint8)).save(tmp_path / "wide.png")
+    rgba = render_file(tmp_path / "wide.png", 64)
+    assert rgba.shape == (64, 64, 4)
+    assert rgba[..., 3].any(axis=0).all()
+    rows = np.flatnonzero(rgba[..., 3].any(axis=1))
+    assert (rows[0], rows[-1]) == (24, 39)
+
+
+def test_svg_is_rendered_with_alpha(tmp_path: Path) -> None:
+    path = tmp_path / "disc.svg"
+    path.write_text('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 2"><circle cx="1" cy="1" r="1"/></svg>')
+    rgba = render_file(path, 32)
+    assert rgba[0, 0, 3] == 0
+    assert rgba[16, 16].tolist() == [0, 0, 0, 255]
+
+
+def test_colours_under_full_transparency_do_not_bleed() -> None:
+    rgba = np.zeros((8, 8, 4), dtype=np.uint8)
+    rgba[...] = (255, 0, 0, 0)
+    rgba[2:6, 2:6] = (0, 0, 255, 255)
+    scaled = fit(Image.fromarray(rgba), 24)
+    assert scaled[scaled[..., 3] > 8][:, 0].max() < 32
+
+
+def test_compositing_is_exact_at_both_ends_and_rounds_between() -> None:
+    rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 0, 0, 128]]], dtype=np.uint8)
+    assert on_white(rgba).tolist() == [[[10, 20, 30], [255, 255, 255], [127, 127, 127]]]

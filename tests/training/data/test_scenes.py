@@ -111,14 +111,14 @@ def test_every_family_is_deterministic_and_textured(family: Family) -> None:
 
 def test_too_few_names_are_refused(data: DataSet) -> None:
     with pytest.raises(DataError, match="at least 10 names"):
-        build_pool(data, data.pictures[:2])
+        build_pool(data, data.images[:2])
 
 
-def test_pools_of_the_data_set_are_kept_apart(data: DataSet) -> None:
+def test_pools_of_the_data_set_share_nothing(data: DataSet) -> None:
     training, flat, unseen = seen_training_pool(data), seen_evaluation_pool(data), unseen_evaluation_pool(data)
     rows = [{row for c in pool.classes for row in c.rows} for pool in (training, flat, unseen)]
     assert not rows[0] & rows[1]
     assert not rows[0] & rows[2]
-    assert {data.pictures[row].source for row in rows[1]} == {"fluent-flat"}
+    assert {data.images[row].source for row in rows[1]} == {"fluent-flat"}
     assert not {c.name for c in training.classes} & {c.name for c in unseen.classes}
     compose_evaluation_scene(unseen, 0)

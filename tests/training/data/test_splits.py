@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import DataError
-from training.data.splits import Splits, load_drawings, load_splits, named_like, tokens, unseen_names
+from training.data.dataset import Splits, load_drawings, load_splits, named_like, tokens, unseen_names
 
 
 def test_shared_splits_are_the_published_ones(shared_splits: Splits) -> None:
@@ -68,10 +68,11 @@ def test_another_name_of_an_unseen_word_counts_too(drawings_dir: Path) -> None:
 def test_drawings_are_read_from_plain_files_and_a_folder_without_any_is_an_error(
     drawings_dir: Path, tmp_path: Path
 ) -> None:
-    drawings = load_drawings(drawings_dir)
+    splits = load_splits(drawings_dir)
+    drawings = list(load_drawings(drawings_dir, splits))
     assert [d.word for d in drawings] == ["cat", "owl", "cat"]
-    assert drawings[0].strokes == (((0, 200), (0, 100)),)
+    assert drawings[0].strokes == [[[0, 200], [0, 100]]]
     with pytest.raises(DataError, match="ndjson drawings in"):
-        load_drawings(tmp_path)
+        list(load_drawings(tmp_path, splits))
     with pytest.raises(DataError, match=r"no splits\.json"):
         load_splits(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from training.data.dataset import DataSet
 from training.evaluation import fewshot
 from training.evaluation.fewshot import QUERIES, ShotPool, drawings, measure, vendors
-from training.evaluation.retrieval import rendered_pictures
+from training.evaluation.retrieval import rendered_images
 
 
 def _pool(classes: int, each: int) -> ShotPool:
@@ -34,8 +34,8 @@ def test_an_episode_is_the_same_for_every_model_and_differs_by_seed() -> None:
     assert measure(pool, features, n_way=5, k_shot=3, episodes=15, seed=1) != first
 
 
-def test_support_and_queries_never_share_a_picture() -> None:
-    """With one-hot features of pictures, a query could only match itself: no match is better than any other."""
+def test_support_and_queries_never_share_an_image() -> None:
+    """With one-hot features of images, a query could only match itself: no match is better than any other."""
     features = np.eye(20, dtype=np.float32)
     found = measure(_pool(5, 4), features, n_way=5, k_shot=1, episodes=10)
     assert found.accuracy == pytest.approx(1 / 5)
@@ -51,13 +51,13 @@ def test_confusions_are_shares_of_the_episodes_that_hold_both() -> None:
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pools without the tracing of their pictures, which these tests do not look at."""
+    """Pools without the tracing of their images, which these tests do not read."""
     monkeypatch.setattr(fewshot, "canonical_strokes", lambda _: np.zeros((2, 2, 3), np.uint8))
 
 
 @pytest.mark.usefixtures("plain")
-def test_vendors_pool_has_one_picture_of_each_of_four_vendors(data: DataSet) -> None:
-    pool = vendors(data, rendered_pictures)
+def test_vendors_pool_has_one_image_of_each_of_four_vendors(data: DataSet) -> None:
+    pool = vendors(data, rendered_images)
     found = data.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.source in fewshot.VENDORS)
     assert len(pool.pixels) == len(found)
     for rows in pool.rows:

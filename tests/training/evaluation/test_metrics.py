@@ -17,6 +17,7 @@ from training.evaluation.metrics import (
     confusion,
     hit_at,
     intersection_over_union,
+    interval,
     macro_mean,
     mean_and_ci95,
     precision_at,
@@ -126,3 +127,15 @@ def test_calibration_agrees_with_torchmetrics() -> None:
     )
     found = calibration(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
     assert found.error == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_three_seeds_by_hand() -> None:
+    """Mean .5, deviation .1: 4.303 × .1 / √3."""
+    mean, half = interval([0.4, 0.5, 0.6])
+    assert mean == pytest.approx(0.5)
+    assert half == pytest.approx(0.24843, abs=1e-4)
+
+
+def test_one_value_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="2 to 10 seeds"):
+        interval([0.5])

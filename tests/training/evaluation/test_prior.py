@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.data.dataset import DataSet, PictureRecord
+from training.data.dataset import DataSet, ImageRecord
 from training.evaluation.prior import CLASSES, SAMPLES, STYLES, Question, measure, question
 
 COUNT = 120
@@ -22,12 +22,12 @@ def data() -> DataSet:
             pixels.append(np.full((8, 8, 3), (number, shade, 0), np.uint8))
     records.append(("noto", "FFFF", "lonely", "seen"))
     pixels.append(np.zeros((8, 8, 3), np.uint8))
-    pictures = tuple(
-        PictureRecord(row=row, source=source, kind="picture", hexcode=code, name=name, split=split)
+    images = tuple(
+        ImageRecord(row=row, source=source, kind="picture", hexcode=code, name=name, split=split)
         for row, (source, code, name, split) in enumerate(records)
     )
     stacked = np.stack(pixels)
-    return DataSet(pixels=stacked, alpha=stacked[..., 0], pictures=pictures, drawings=())
+    return DataSet(pixels=stacked, alpha=stacked[..., 0], images=images, drawings=())
 
 
 def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -70,6 +70,6 @@ def test_a_blind_prior_is_at_chance(data: DataSet) -> None:
     assert measure(data, asked, same, embed).recognised == pytest.approx((asked.wanted == 0).mean())
 
 
-def test_copies_of_training_pictures_are_told(data: DataSet) -> None:
+def test_copies_of_training_images_are_recognized(data: DataSet) -> None:
     asked = question(data)
     assert measure(data, asked, drawn(asked, data, shade=0), embed).copies == 1

@@ -6,16 +6,21 @@ from collections import Counter
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from training.data.dataset import DataSet
+from models.transforms import canonical_image, canonical_strokes
+from training.data.dataset import DataSet, DrawingRecord, Strokes
 from training.evaluation import retrieval
 from training.evaluation.retrieval import (
     GALLERY_STYLES,
     Protocol,
     drawing_release,
     drawing_zs,
+    drawn,
     outline_zs,
-    rendered_pictures,
+    rasters,
+    rendered_images,
+    variants,
 )
 
 
@@ -51,12 +56,12 @@ def test_measure_ranks_by_cosine_whatever_the_batches() -> None:
         return np.eye(3, dtype=np.float32)[pixels[:, 0, 0, 0]]
 
     protocol = _protocol()
-    assert retrieval.measure(protocol, embed).p_1 == pytest.approx(((1 + 0) / 2 + 0) / 2)
+    assert retrieval.figures(protocol, retrieval.scores(protocol, embed)).p_1 == pytest.approx(((1 + 0) / 2 + 0) / 2)
     assert np.array_equal(retrieval.in_batches(embed, protocol.gallery, size=2), embed(protocol.gallery))
 
 
 def test_centring_undoes_a_shift_of_one_side() -> None:
-    """All queries are shifted the same way; without the shift each finds its own picture."""
+    """All queries are shifted the same way; without the shift each finds its own image."""
     shift = np.array([0.0, 0.0, 50.0], np.float32)
 
     def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -65,8 +70,8 @@ def test_centring_undoes_a_shift_of_one_side() -> None:
 
     protocol = dataclasses.replace(_protocol(), queries=_protocol().queries[:, :2], wanted=[("x",), ("y",), ("z",)])
     protocol = dataclasses.replace(protocol, classes=["x", "y", "z"], groups=np.arange(3))
-    assert retrieval.measure(protocol, embed, centred=True).p_1 == 1
-    assert retrieval.measure(protocol, embed).p_1 == pytest.approx(1 / 3)
+    assert retrieval.figures(protocol, retrieval.scores(protocol, embed, centred=True)).p_1 == 1
+    assert retrieval.figures(protocol, retrieval.scores(protocol, embed)).p_1 == pytest.approx(1 / 3)
 
 
 def test_centred_features_have_unit_length_and_no_mean_direction() -> None:
@@ -76,23 +81,23 @@ def test_centred_features_have_unit_length_and_no_mean_direction() -> None:
 
 
 @pytest.mark.usefixtures("plain")
-def test_plain_pictures_are_as_rendered(data: DataSet) -> None:
-    protocol = outline_zs(data, rendered_pictures)
-    row = next(r.row for r in data.pictures if r.hexcode == protocol.wanted[0][0] and r.kind == "outline")
+def test_plain_images_are_as_rendered(data: DataSet) -> None:
+    protocol = outline_zs(data, rendered_images)
+    row = next(r.row for r in data.images if r.hexcode == protocol.wanted[0][0] and r.kind == "outline")
     assert np.array_equal(protocol.queries[0], data.pixels[row])
     assert protocol.gallery.shape == (889, 128, 128, 3)
 
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Protocols without the tracing of thousands of pictures, which these tests do not look at."""
+    """Protocols without the tracing of thousands of images, which these tests do not read."""
     monkeypatch.setattr(retrieval, "canonical_image", lambda pixels: pixels[:2, :2])
     monkeypatch.setattr(retrieval, "canonical_strokes", lambda _: np.zeros((2, 2, 3), np.uint8))
 
 
 @pytest.mark.usefixtures("plain")
 def test_zero_shot_galleries_hold_the_unseen_alone(data: DataSet) -> None:
-    split = {r.hexcode: r.split for r in data.pictures if r.kind == "picture" and r.source in GALLERY_STYLES}
+    split = {r.hexcode: r.split for r in data.images if r.kind == "picture" and r.source in GALLERY_STYLES}
     unseen = {hexcode for hexcode, of in split.items() if of == "unseen"}
     assert len(split) == 1636
     outlines, drawings = outline_zs(data), drawing_zs(data)
@@ -127,3 +132,28 @@ def test_every_query_has_something_to_find(data: DataSet) -> None:
     for protocol in (outline_zs(data), drawing_zs(data), drawing_release(data)):
         classes = set(protocol.classes)
         assert all(classes & set(wanted) for wanted in protocol.wanted)
+
+
+KITE: Strokes = [[[0, 128, 255, 128, 0], [100, 0, 100, 255, 100]], [[128, 128], [0, 255]], [[0, 255], [100, 100]]]
+
+
+@pytest.mark.parametrize("name", list(variants()))
+def test_the_canonical_form_of_a_raster_is_near_that_of_its_strokes(name: str) -> None:
+    record = DrawingRecord(word="kite", key_id="1", hexcodes=(), split="seen", validation=True, strokes=KITE)
+    raster = rasters([record], variants()[name])[0]
+    assert raster.dtype == np.uint8
+    assert raster.shape == ((768, 768, 3) if name == "in a corner" else (256, 256, 3))
+    found, wanted = canonical_image(raster)[..., 0] < 128, canonical_strokes(KITE)[..., 0] < 128
+    for one, other in ((found, wanted), (wanted, found)):
+        assert (ndimage.distance_transform_edt(~other)[one] > 4).mean() < 0.03
+
+
+def test_lines_are_as_wide_as_asked() -> None:
+    coverage = drawn([[[0, 255], [128, 128]]], box=(0, 0, 256), width=6)
+    assert coverage[:, 128].sum() == pytest.approx(6, abs=0.5)
+
+
+def test_the_same_drawing_is_drawn_the_same_every_time() -> None:
+    record = DrawingRecord(word="kite", key_id="1", hexcodes=(), split="seen", validation=True, strokes=KITE)
+    first, again = (rasters([record], variants()["photographed"])[0] for _ in range(2))
+    assert np.array_equal(first, again)

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from training.data.scenes import ObjectClass, ScenePool, compose_evaluation_scene
-from training.evaluation.segmentation import measure
+from training.evaluation.segmentation import tally
 
 Answer = tuple[NDArray[np.uint8], NDArray[np.float64]]
 
@@ -34,7 +34,7 @@ def test_the_truth_scores_one(pool: ScenePool) -> None:
         assert tuple(names) == scene.prompts
         return scene.labels, np.ones(scene.labels.shape)
 
-    found = measure(pool, truth, name="toy", scenes=4)
+    found = tally(pool, truth, 4).figures("toy")
     assert (found.protocol, found.scenes) == ("toy", 4)
     assert (found.mean_iou, found.class_iou, found.figure_ground_iou, found.calibration_error) == (1, 1, 1, 0)
 
@@ -46,7 +46,7 @@ def test_only_background_scores_its_share(pool: ScenePool) -> None:
     def nothing(pixels: NDArray[np.uint8], _: Sequence[str]) -> Answer:
         return np.zeros(pixels.shape[:2], np.uint8), np.ones(pixels.shape[:2])
 
-    found = measure(pool, nothing, name="toy", scenes=3)
+    found = tally(pool, nothing, 3).figures("toy")
     per_scene = [share / (len(scene.present) + 1) for scene, share in zip(scenes, shares, strict=True)]
     names = {name for scene in scenes for name in scene.present}
     assert found.mean_iou == pytest.approx(np.mean(per_scene))
@@ -63,7 +63,7 @@ def test_an_absent_name_that_was_predicted_counts_as_zero(pool: ScenePool) -> No
         return labels, np.ones(pixels.shape[:2])
 
     count = len(scene.present)
-    found = measure(pool, mistaken, name="toy", scenes=1)
+    found = tally(pool, mistaken, 1).figures("toy")
     assert found.mean_iou == pytest.approx(count / (count + 2))
     assert found.class_iou == pytest.approx(count / (count + 1))
     assert found.figure_ground_iou == 1

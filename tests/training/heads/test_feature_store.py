@@ -1,6 +1,6 @@
 """Frozen maps on disk."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.heads.feature_store import DeviceStore, build_store, in_batches
+from training.heads.feature_store import DeviceStore, FeatureStore, build_store, in_batches
 
 CPU = torch.device("cpu")
 
 
-def pictures(count: int) -> Iterator[NDArray[np.uint8]]:
+def images(count: int) -> Iterator[NDArray[np.uint8]]:
     numbers = np.arange(count, dtype=np.uint8)[:, None, None, None]
     yield from in_batches(np.broadcast_to(numbers, (count, 4, 4, 3)), 8)
 
@@ -23,13 +23,22 @@ def extract(pixels: NDArray[Any]) -> dict[str, torch.Tensor]:
     return {"latents": values, "expert.0": values.repeat(1, 3, 1, 1) / 2}
 
 
+def store_of(
+    folder: Path,
+    batches: Iterable[NDArray[Any]],
+    limit: int,
+    encode: Callable[[NDArray[Any]], Mapping[str, torch.Tensor]] = extract,
+) -> FeatureStore:
+    return build_store(folder, batches, limit=limit, extract=encode, progress=lambda _done, _loss: None)
+
+
 def test_rows_come_back_in_order_across_batches(tmp_path: Path) -> None:
     seen: list[int] = []
-    store = build_store(tmp_path, pictures(70), 80, extract, lambda done, _loss: seen.append(done))
+    store = build_store(tmp_path, images(70), limit=80, extract=extract, progress=lambda done, _loss: seen.append(done))
     assert seen[-1] == 70
     assert len(seen) > 2
     assert len(store) == 70
-    maps = store.on(CPU).read(torch.tensor([69, 0, 33]))
+    maps = DeviceStore.joined([store], CPU).read(torch.tensor([69, 0, 33]))
     assert maps["latents"].shape == (3, 1, 2, 2)
     assert maps["latents"][:, 0, 0, 0].tolist() == [69, 0, 33]
     assert maps["expert.0"].shape == (3, 3, 2, 2)
@@ -37,28 +46,28 @@ def test_rows_come_back_in_order_across_batches(tmp_path: Path) -> None:
 
 
 def test_a_second_step_reads_one_map_and_joins_the_rest(tmp_path: Path) -> None:
-    store = build_store(tmp_path / "a", pictures(40), 40, extract, lambda _done, _loss: None)
+    store = store_of(tmp_path / "a", images(40), 40)
 
     def tap(latents: NDArray[Any]) -> dict[str, torch.Tensor]:
         return {"sd.mid": torch.from_numpy(latents.astype(np.float32)) * 2}
 
-    taps = build_store(tmp_path / "b", store.batches("latents", 8), len(store), tap, lambda _done, _loss: None)
-    maps = (store.without("latents") | taps).on(CPU).read(torch.tensor([35]))
+    taps = store_of(tmp_path / "b", in_batches(store.arrays["latents"], 8), len(store), tap)
+    maps = DeviceStore.joined([store.without("latents") | taps], CPU).read(torch.tensor([35]))
     assert set(maps) == {"expert.0", "sd.mid"}
     assert maps["sd.mid"][0, 0, 0, 0].item() == 70
 
 
-def test_a_finished_store_is_opened_and_an_unfinished_one_is_made_anew(tmp_path: Path) -> None:
-    build_store(tmp_path, pictures(3), 3, extract, lambda _done, _loss: None)
-    again = build_store(tmp_path, iter(()), 3, extract, lambda _done, _loss: None)
-    assert again.on(CPU).read(torch.tensor([2]))["latents"][0, 0, 0, 0].item() == 2
+def test_a_finished_store_is_opened_and_an_unfinished_one_is_made_again(tmp_path: Path) -> None:
+    store_of(tmp_path, images(3), 3)
+    again = store_of(tmp_path, iter(()), 3)
+    assert DeviceStore.joined([again], CPU).read(torch.tensor([2]))["latents"][0, 0, 0, 0].item() == 2
     (tmp_path / "index.json").unlink()
-    anew = build_store(tmp_path, pictures(2), 2, extract, lambda _done, _loss: None)
-    assert anew.on(CPU).read(torch.tensor([1]))["latents"][0, 0, 0, 0].item() == 1
+    remade = store_of(tmp_path, images(2), 2)
+    assert DeviceStore.joined([remade], CPU).read(torch.tensor([1]))["latents"][0, 0, 0, 0].item() == 1
 
 
 def test_blank_maps_read_as_zeros_of_their_shape(tmp_path: Path) -> None:
-    store = build_store(tmp_path, pictures(6), 6, extract, lambda _done, _loss: None).on(CPU)
+    store = DeviceStore.joined([store_of(tmp_path, images(6), 6)], CPU)
     rows = torch.tensor([5, 2])
     maps = store.blank("expert.").read(rows)
     assert maps["expert.0"].shape == (2, 3, 2, 2)
@@ -67,10 +76,7 @@ def test_blank_maps_read_as_zeros_of_their_shape(tmp_path: Path) -> None:
 
 
 def test_joined_stores_read_as_one_in_the_order_asked(tmp_path: Path) -> None:
-    stores = [
-        build_store(tmp_path / str(count), pictures(count), count, extract, lambda _done, _loss: None)
-        for count in (5, 40, 3)
-    ]
+    stores = [store_of(tmp_path / str(count), images(count), count) for count in (5, 40, 3)]
     joined = DeviceStore.joined(stores, CPU)
     assert len(joined) == 48
     rows = torch.tensor([47, 4, 5, 0, 44, 46])
@@ -79,8 +85,8 @@ def test_joined_stores_read_as_one_in_the_order_asked(tmp_path: Path) -> None:
     assert joined.read(torch.tensor([6]))["expert.0"].shape == (1, 3, 2, 2)
 
 
-def test_some_maps_are_kept_or_replaced(tmp_path: Path) -> None:
-    store = build_store(tmp_path, pictures(6), 6, extract, lambda _done, _loss: None).on(CPU)
+def test_some_maps_remain_or_are_replaced(tmp_path: Path) -> None:
+    store = DeviceStore.joined([store_of(tmp_path, images(6), 6)], CPU)
     assert set(store.only("latents").read(torch.tensor([0]))) == {"latents"}
     other = store.replaced({"latents": torch.ones(6, 1, 2, 2, dtype=torch.float16)})
     assert (other.read(torch.tensor([5]))["latents"] == 1).all()

@@ -43,9 +43,11 @@ def test_a_thing_without_emoji_has_a_code_of_its_own(dataset: DataSet) -> None:
 
 def test_views_are_the_same_by_seed_and_reopened_when_finished(dataset: DataSet, tmp_path: Path) -> None:
     part = view_parts()[0]
-    pixels, first = build_views(dataset, part, tmp_path, 0, lambda _done, _loss: None)
-    reopened, again = build_views(dataset, part, tmp_path, 1, lambda _done, _loss: None)  # the seed no longer matters
-    others, other = build_views(dataset, part, tmp_path / "other", 1, lambda _done, _loss: None)
+    pixels, first = build_views(dataset, part, tmp_path, seed=0, progress=lambda _done, _loss: None)
+    reopened, again = build_views(
+        dataset, part, tmp_path, seed=1, progress=lambda _done, _loss: None
+    )  # the seed no longer matters
+    others, other = build_views(dataset, part, tmp_path / "other", seed=1, progress=lambda _done, _loss: None)
     assert np.array_equal(pixels, reopened)
     assert first.names == again.names == other.names
     assert not np.array_equal(pixels, others)
@@ -66,16 +68,18 @@ def test_shares_are_all_views_and_processes_make_the_same(dataset: DataSet, tmp_
     whole = {view.pixels.tobytes() for view in training_views(dataset, 0)}
     assert {view.pixels.tobytes() for share in range(SHARES) for view in training_views(dataset, 0, share)} == whole
     part = view_parts()[1]
-    alone, first = build_views(dataset, part, tmp_path / "one", 0, lambda _done, _loss: None)
-    together, second = build_views(dataset, part, tmp_path / "two", 0, lambda _done, _loss: None, workers=2)
+    alone, first = build_views(dataset, part, tmp_path / "one", seed=0, progress=lambda _done, _loss: None)
+    together, second = build_views(
+        dataset, part, tmp_path / "two", seed=0, progress=lambda _done, _loss: None, workers=2
+    )
     assert np.array_equal(alone, together)
     assert first.names == second.names
 
 
 def test_another_round_shows_the_same_things_in_other_ways(dataset: DataSet, tmp_path: Path) -> None:
-    first, again = view_parts(rounds=2)[0], view_parts(rounds=2)[2]
-    assert (first.name, again.name) == ("views", "views-1")
-    pixels, shown = build_views(dataset, first, tmp_path, 0, lambda _done, _loss: None)
-    others, anew = build_views(dataset, again, tmp_path, 0, lambda _done, _loss: None)
-    assert shown.names == anew.names
+    first, second = view_parts(rounds=2)[0], view_parts(rounds=2)[2]
+    assert (first.name, second.name) == ("views", "views-1")
+    pixels, shown = build_views(dataset, first, tmp_path, seed=0, progress=lambda _done, _loss: None)
+    others, again = build_views(dataset, second, tmp_path, seed=0, progress=lambda _done, _loss: None)
+    assert shown.names == again.names
     assert not np.array_equal(pixels, others)

@@ -10,7 +10,7 @@ from training.prior.corpus import load_corpus, to_tensor
 def test_nothing_unseen_no_evaluation_style_and_no_validation_drawing_enters(dataset: DataSet) -> None:
     corpus = load_corpus(dataset)
     assert len(corpus.pixels) == len(corpus.captions) == len(corpus.weights)
-    allowed = [r.row for r in dataset.pictures if r.split in ("seen", "none")]
+    allowed = [r.row for r in dataset.images if r.split in ("seen", "none")]
     assert np.array_equal(corpus.pixels[: len(allowed)], dataset.pixels[allowed])
     assert corpus.captions[len(allowed) :] == ("a drawing by hand of cat", "a drawing by hand of zigzag")
     assert not any("owl" in caption or "hand" in caption.split()[-1:] for caption in corpus.captions)

@@ -7,8 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from models.errors import DataError
-from training.prior.export import export_prior, half_state
-from training.prior.unet import new_unet
+from training.prior.unet import export_prior, half_state, new_unet
 from training.prior.vae import new_vae
 
 

@@ -23,7 +23,7 @@ def first_and_last_loss(folder: Path) -> tuple[float, float]:
 def test_the_autoencoder_learns_and_measures_its_scaling(
     dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vae_stage, "SCALING_PICTURES", 16)
+    monkeypatch.setattr(vae_stage, "SCALING_IMAGES", 16)
     corpus = load_corpus(dataset)
     schedule = Schedule(steps=20, minutes=2, learning_rate=2e-3, warmup_steps=5)
     vae = vae_stage.train_vae(corpus, schedule, folder=tmp_path, seed=0, progress=lambda _step, _loss: None, batch=4)

@@ -1,4 +1,4 @@
-"""`vermouth eval pictures` draws what the service answers, and leaves nothing behind."""
+"""`vermouth eval pictures` draws the service's answers, and leaves nothing behind."""
 
 import base64
 import io
@@ -12,17 +12,26 @@ from typer.testing import CliRunner
 
 from app.cli.main import app as vermouth_app
 from models.errors import DataError
-from training.commands.pictures import SEARCHED, TAUGHT, fewshot_picture, retrieve_picture, segment_picture
-from training.commands.sheets import MAX_FILE_BYTES, Cell, grid, png
-from training.data.dataset import DataSet, DrawingRecord, PictureRecord
+from training.commands.images import (
+    MAX_FILE_BYTES,
+    SEARCHED,
+    TAUGHT,
+    Cell,
+    fewshot_image,
+    grid,
+    png,
+    retrieve_image,
+    segment_image,
+)
+from training.data.dataset import DataSet, DrawingRecord, ImageRecord
 
 
 @pytest.fixture(scope="module")
 def data() -> DataSet:
-    """Ten seen pictures in the style kept out, one a word for the first, and four drawings a word."""
+    """Ten seen images in the evaluation style, one a word for the first, and four drawings a word."""
     words = (*TAUGHT, *(f"thing {i}" for i in range(7)))
-    pictures = [
-        PictureRecord(row=row, source=source, kind="picture", hexcode=f"{row % 10}", name=words[row % 10], split=split)
+    images = [
+        ImageRecord(row=row, source=source, kind="picture", hexcode=f"{row % 10}", name=words[row % 10], split=split)
         for row, (source, split) in enumerate([("fluent-flat", "evaluation")] * 10 + [("noto", "seen")] * 10)
     ]
     drawings = [
@@ -40,11 +49,11 @@ def data() -> DataSet:
     alpha = np.zeros((20, 128, 128), np.uint8)
     alpha[:, 30:100, 30:100] = 255
     pixels = np.where(alpha[..., None] > 0, 90, 255).astype(np.uint8).repeat(3, axis=-1)
-    return DataSet(pixels=pixels, alpha=alpha, pictures=tuple(pictures), drawings=tuple(drawings))
+    return DataSet(pixels=pixels, alpha=alpha, images=tuple(images), drawings=tuple(drawings))
 
 
 class FakeService:
-    """Answers in the wire format, and keeps what was asked."""
+    """Answers in the wire format, and records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
@@ -87,7 +96,7 @@ def _client(service: FakeService) -> httpx.Client:
 def test_three_drawn_words_are_searched_for_ten_each(data: DataSet) -> None:
     service = FakeService()
     with _client(service) as client:
-        image = retrieve_picture(client, data, "default")
+        image = retrieve_image(client, data, "default")
     assert [body["k"] for body in service.bodies] == [10, 10, 10]
     assert service.asked.count(("GET", "/picture")) == 30
     assert image.width > image.height
@@ -96,7 +105,7 @@ def test_three_drawn_words_are_searched_for_ten_each(data: DataSet) -> None:
 def test_scenes_are_asked_for_present_and_absent_names(data: DataSet) -> None:
     service = FakeService()
     with _client(service) as client:
-        segment_picture(client, data, (0, 1))
+        segment_image(client, data, (0, 1))
     assert [path for _, path in service.asked] == ["/segment", "/segment"]
     for body in service.bodies:
         names = body["classes"]
@@ -107,7 +116,7 @@ def test_scenes_are_asked_for_present_and_absent_names(data: DataSet) -> None:
 def test_the_episode_of_three_by_three_is_deleted(data: DataSet) -> None:
     service = FakeService()
     with _client(service) as client:
-        fewshot_picture(client, data)
+        fewshot_image(client, data)
     (body,) = service.bodies
     ways, queries = body["ways"], body["queries"]
     assert isinstance(ways, list)
@@ -119,13 +128,13 @@ def test_the_episode_of_three_by_three_is_deleted(data: DataSet) -> None:
 
 
 def test_a_data_set_without_the_drawings_is_refused(data: DataSet) -> None:
-    poor = DataSet(pixels=data.pixels, alpha=data.alpha, pictures=data.pictures, drawings=())
+    poor = DataSet(pixels=data.pixels, alpha=data.alpha, images=data.images, drawings=())
     with _client(FakeService()) as client, pytest.raises(DataError, match="0 validation drawings of 'fish'"):
-        retrieve_picture(client, poor, "default")
+        retrieve_image(client, poor, "default")
 
 
 def test_grid_shortens_long_names_and_takes_uneven_rows() -> None:
-    cell = Cell(image=Image.new("RGB", (30, 30), "red"), lines=["a name far too long to fit below a picture", "0.5"])
+    cell = Cell(image=Image.new("RGB", (30, 30), "red"), lines=["a name far too long to fit below an image", "0.5"])
     assert grid([[cell, cell], [cell]]).height == 2 * grid([[cell]]).height - 8
 
 

@@ -1,4 +1,4 @@
-"""Both heads learn from frozen maps, and zero-shot heads never draw what is unseen."""
+"""Both heads learn from frozen maps, and zero-shot heads never draw unseen views."""
 
 import csv
 from pathlib import Path
@@ -13,26 +13,24 @@ from models.errors import DataError
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import GridPool, UHead
 from training.data.dataset import DataSet
-from training.heads import objectives as heads_stage
-from training.heads.ablation import read_record
-from training.heads.adapted import adapted_scenes
+from training.heads import dense, pooled
+from training.heads.dense import DenseLoss, DenseStage, SceneViews, split_maps
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore
-from training.heads.frozen import HeadData
-from training.heads.objectives import (
+from training.heads.frozen import FEATURES, Features, HeadData, visible
+from training.heads.pooled import NONE, PairSampler, all_cells, collect_names, concept_numbers, sharing
+from training.heads.recipe import (
     ZEROSHOT,
-    DenseLoss,
-    DenseStage,
+    HeadPlan,
+    HeadRecord,
     Run,
-    all_cells,
+    adapted_scenes,
     measure_dense,
     measure_pool,
-    split_maps,
+    read_record,
     train_dense,
+    train_heads,
     train_pooled,
 )
-from training.heads.pairs import NONE, PairSampler, collect_names, concept_numbers, sharing
-from training.heads.recipe import HeadPlan, train_heads
-from training.heads.scene_views import SceneViews
 from training.heads.views import TrainingView, ViewSet, training_views
 from training.loop import Schedule
 
@@ -86,19 +84,22 @@ def embed(names: list[str]) -> torch.Tensor:
 def scene_views() -> SceneViews:
     labels = np.zeros((4, 32, 32), dtype=np.uint8)
     labels[:, :16], labels[:, 16:, 16:] = 1, 2
-    names = ["cat", "bed", "owl", "boat"]
     return SceneViews(
         labels=labels,
         present=(("cat", "bed"),) * 3 + (("owl", "boat"),),
         absent=(("boat",),) * 4,
         is_unseen=np.array([False, False, False, True]),
-        embeddings=dict(zip(names, embed(names), strict=True)),
     )
 
 
+def scene_names() -> dict[str, torch.Tensor]:
+    names = scene_views().prompts()
+    return dict(zip(names, embed(names), strict=True))
+
+
 def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads_stage, "PAIRS", 4)
-    monkeypatch.setattr(heads_stage, "SCENES", 2)
+    monkeypatch.setattr(pooled, "PAIRS", 4)
+    monkeypatch.setattr(dense, "SCENES", 2)
     torch.manual_seed(0)
     uhead, segmentation = UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
     data = HeadData(
@@ -106,6 +107,7 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
         store=random_cells(len(views.kinds), 0),
         pixels=None,
         scenes=scene_views(),
+        scene_names=scene_names(),
         scene_store=random_store(4, 1),
         scene_pixels=np.zeros((4, 128, 128, 3), np.uint8),
     )
@@ -117,11 +119,11 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
         now = uhead.state_dict()
         return {name.startswith("pool.") for name, weight in before.items() if not torch.equal(now[name], weight)}
 
-    run = Run(with_unseen=False, folder=tmp_path, seed=0, progress=lambda _step, _loss: None)
-    train_pooled(uhead, data, embed, schedule, run, ZEROSHOT)
+    run = Run(schedule=schedule, with_unseen=False, folder=tmp_path, seed=0, progress=lambda _step, _loss: None)
+    train_pooled(uhead, data, run, ZEROSHOT, embed=embed)
     assert changed() == {True}
     pool = {name: weight.clone() for name, weight in uhead.pool.state_dict().items()}
-    train_dense(uhead, segmentation, data, schedule, run)
+    train_dense(uhead, segmentation, data, run)
     assert changed() == {True, False}
     assert all(torch.equal(weight, pool[name]) for name, weight in uhead.pool.state_dict().items())
     assert not uhead.training
@@ -193,15 +195,15 @@ def test_a_withheld_name_is_background_and_one_name_is_always_asked_for() -> Non
     torch.manual_seed(0)
     stage = DenseStage(UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)).eval()
     scenes = scene_views()
-    loss = DenseLoss(stage, scenes, random_store(4, 1), with_unseen=False)
+    loss = DenseLoss(stage, scenes, random_store(4, 1), scene_names(), with_unseen=False)
     row, labels = torch.tensor([0]), torch.from_numpy(scenes.labels[:1].astype(np.int64))
-    dense = stage.uhead.dense(*split_maps(random_store(4, 1).read(row)))
-    prompts = torch.stack([scenes.embeddings[name] for name in ("cat", "bed", "boat")])
-    asked = stage.segmentation.logits(dense, prompts[None])
-    without_bed = stage.segmentation.logits(dense, prompts[None, [0, 2]])
+    cells = stage.uhead.dense(*split_maps(random_store(4, 1).read(row)))
+    prompts = torch.stack([scene_names()[name] for name in ("cat", "bed", "boat")])
+    asked = stage.segmentation.logits(cells, prompts[None])
+    without_bed = stage.segmentation.logits(cells, prompts[None, [0, 2]])
 
     def wanted(logits: torch.Tensor, targets: torch.Tensor) -> float:
-        return heads_stage.DENSE_WEIGHT * torch.nn.functional.cross_entropy(logits, targets).item()
+        return dense.DENSE_WEIGHT * torch.nn.functional.cross_entropy(logits, targets).item()
 
     for chances, value in (
         ([1.0, 1.0], wanted(asked, labels)),
@@ -214,13 +216,14 @@ def test_a_withheld_name_is_background_and_one_name_is_always_asked_for() -> Non
 def test_adapters_learn_with_the_pool_from_pixels(
     dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads_stage, "PAIRS", 4)
+    monkeypatch.setattr(pooled, "PAIRS", 4)
     found = list(training_views(dataset, 0))
     data = HeadData(
         views=view_set(found),
         store=random_cells(len(found), 0),
         pixels=torch.from_numpy(np.stack([view.pixels for view in found])),
         scenes=scene_views(),
+        scene_names=scene_names(),
         scene_store=random_store(4, 1),
         scene_pixels=np.stack([view.pixels for view in found[:4]]),
     )
@@ -242,3 +245,32 @@ def test_adapters_learn_with_the_pool_from_pixels(
     train_heads(tmp_path / "bundle", data, HeadPlan(steps=1, dense_steps=0), tmp_path / "runs", lambda _s, _l: None)
     assert not (tmp_path / "bundle" / "heads" / ADAPTERS).exists()
     assert not read_record(tmp_path / "bundle" / "heads").adapted
+
+
+@pytest.mark.parametrize(
+    ("features", "sees_taps", "sees_expert"),
+    [
+        pytest.param("fused", True, True, id="fused"),
+        pytest.param("expert", False, True, id="expert"),
+        pytest.param("diffusion", True, False, id="diffusion"),
+    ],
+)
+def test_the_other_maps_are_zero(features: Features, sees_taps: bool, sees_expert: bool) -> None:
+    taps, expert = visible({"mid": torch.ones(1, 2, 4, 4)}, [torch.ones(1, 3, 8, 8)], features)
+    assert (bool(taps["mid"].all()), bool(expert[0].all())) == (sees_taps, sees_expert)
+    assert (taps["mid"].shape, expert[0].shape) == ((1, 2, 4, 4), (1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_a_record_comes_back(features: Features, tmp_path: Path) -> None:
+    record = HeadRecord(features=features, release=True, seed=3, steps=7)
+    record.write(tmp_path)
+    assert read_record(tmp_path) == record
+
+
+def test_heads_without_a_record_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"training\.json"):
+        read_record(tmp_path)
+    (tmp_path / "training.json").write_text('{"features": "both", "release": false, "seed": 0, "steps": 1}')
+    with pytest.raises(DataError, match="both"):
+        read_record(tmp_path)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from training.heads.losses import contrastive_loss, symmetric_contrastive_loss
+from training.heads.pooled import contrastive_loss, symmetric_contrastive_loss
 
 
 def test_one_positive_is_cross_entropy() -> None:

@@ -1,0 +1,203 @@
+"""The pooled stage: sketches find images of the same thing and back, and both find their names."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+from models.heads.uhead import UHead
+from training.devices import CPU
+from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, MapReader
+from training.heads.views import ViewSet
+
+PAIRS = 512
+"""Pairs a step: with 128, twice the steps reach half as far (docs/adr/0018)."""
+TEXT_WEIGHT = 0.5
+NONE = -1
+"""Fills up a row of `concept_numbers`."""
+
+Embed = Callable[[list[str]], torch.Tensor]
+"""Names → [G, D] unit embeddings, as served."""
+
+
+class PooledStage(nn.Module):
+    """Modules trained for `pooled`: the U-head's pool, the expert's adapters, and the scales of two losses' logits."""
+
+    def __init__(self, uhead: UHead, adapters: nn.ModuleList | None = None) -> None:
+        super().__init__()
+        self.pool = uhead.pool
+        self.adapters = adapters if adapters is not None else nn.ModuleList()
+        self.log_pair_scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # as CLIP starts
+        self.log_name_scale = nn.Parameter(torch.tensor(20.0).log())
+
+
+class PairLoss:
+    """Losses of a batch of pairs.
+
+    Args:
+        stage: on the device that trains.
+        views: all training views.
+        cells: cells of their maps that the pool reads, row by row.
+        embed: of their names.
+        with_unseen: release heads (True) or zero-shot heads (False).
+        shares: of every kind of sketch among pairs.
+    """
+
+    def __init__(
+        self,
+        stage: PooledStage,
+        views: ViewSet,
+        cells: MapReader,
+        embed: Embed,
+        *,
+        with_unseen: bool,
+        shares: Mapping[str, float],
+    ) -> None:
+        rows = np.arange(len(views.kinds)) if with_unseen else np.flatnonzero(~views.is_unseen)
+        rows = rows[[views.concepts[row] != () for row in rows]]
+        codes = sorted({code for row in rows for code in views.concepts[row]})
+        vocabulary = {code: number for number, code in enumerate(codes)}
+        device = stage.log_pair_scale.device
+        self._names = collect_names(views, rows, vocabulary, embed, device=device)
+        self._shown = concept_numbers(views.concepts, vocabulary).to(device)
+        self._stage = stage
+        self._cells = cells
+        self._sampler = PairSampler(views, rows, shares)
+
+    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """[2 `PAIRS`] rows: sketches, then their partners."""
+        return (torch.from_numpy(np.concatenate(self._sampler.draw(PAIRS, generator))).to(self._shown.device),)
+
+    def losses(self, both: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Returns two scalars: `pairs`, sketches and images finding each other, and `names`, both finding names."""
+        shown = self._shown[both]
+        pooled = self._stage.pool(all_cells(self._cells.read(both)))
+        pair_logits = self._stage.log_pair_scale.exp().clamp(max=100) * pooled[:PAIRS] @ pooled[PAIRS:].T
+        name_logits = self._stage.log_name_scale.exp().clamp(max=100) * pooled @ self._names.embeddings.T
+        return {
+            "pairs": symmetric_contrastive_loss(pair_logits, sharing(shown[:PAIRS], shown[PAIRS:])),
+            "names": TEXT_WEIGHT * contrastive_loss(name_logits, self._names.of(shown)),
+        }
+
+
+def contrastive_loss(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+    """InfoNCE with any number of positives a row (SupCon, Khosla et al. 2020, eq. 2: the mean outside the log).
+
+    Args:
+        logits: [A, B] similarities, scaled.
+        positives: [A, B] bool; rows without one are left out.
+
+    Returns:
+        Scalar; zero when no row has a positive.
+    """
+    counts = positives.sum(dim=1)
+    log_probabilities = F.log_softmax(logits, dim=1).masked_fill(~positives, 0.0)
+    rows = -log_probabilities.sum(dim=1) / counts.clamp(min=1)
+    return (rows * (counts > 0)).sum() / (counts > 0).sum().clamp(min=1)
+
+
+def symmetric_contrastive_loss(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+    """The mean of `contrastive_loss` both ways: rows find columns and columns find rows."""
+    return 0.5 * (contrastive_loss(logits, positives) + contrastive_loss(logits.T, positives.T))
+
+
+def all_cells(cells: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A store's cells as the U-head's pool takes them, [B, C, side, side]."""
+    return torch.cat([cells[TAP_CELLS], cells[EXPERT_CELLS]], dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """Every name that training uses.
+
+    Attributes:
+        names: G distinct names.
+        embeddings: [G, D] float32, unit length.
+        stands_for: [K + 1, G] bool: names used for a concept; the last row, of `NONE`, is False.
+    """
+
+    names: tuple[str, ...]
+    embeddings: torch.Tensor
+    stands_for: torch.Tensor
+
+    def of(self, concepts: torch.Tensor) -> torch.Tensor:
+        """[B, C] concept numbers → [B, G] bool: names of each row."""
+        return self.stands_for[concepts].any(dim=1)
+
+
+def collect_names(
+    views: ViewSet, rows: NDArray[np.int64], vocabulary: Mapping[str, int], embed: Embed, *, device: torch.device = CPU
+) -> Names:
+    """The distinct names of some views, with all the concepts each is used for, on `device`."""
+    concepts: dict[str, set[str]] = {}
+    for row in rows:
+        if views.names[row]:
+            concepts.setdefault(views.names[row], set()).update(views.concepts[row])
+    names = tuple(sorted(concepts))
+    stands_for = torch.zeros((len(vocabulary) + 1, len(names)), dtype=torch.bool)
+    for column, name in enumerate(names):
+        stands_for[[vocabulary[code] for code in concepts[name]], column] = True
+    return Names(names=names, embeddings=embed(list(names)).to(device), stands_for=stands_for.to(device))
+
+
+def concept_numbers(concepts: Sequence[tuple[str, ...]], vocabulary: Mapping[str, int]) -> torch.Tensor:
+    """[N, C] int64: numbers of each entry's concepts, filled up with `NONE`; unknown concepts are left out."""
+    known = [[vocabulary[code] for code in codes if code in vocabulary] for codes in concepts]
+    found = np.full((len(known), max(map(len, known), default=0)), NONE)
+    for row, numbers in enumerate(known):
+        found[row, : len(numbers)] = numbers
+    return torch.from_numpy(found)
+
+
+def sharing(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """[A, B] bool: rows of [A, C] and [B, C'] concept numbers that have one in common."""
+    found = torch.zeros((len(left), len(right)), dtype=torch.bool, device=left.device)
+    # Column by column: a row has a handful of concepts, and [A, B, C, C'] would not fit.
+    for one in left.T:
+        for other in right.T:
+            found |= (one[:, None] == other[None]) & (one[:, None] != NONE)
+    return found
+
+
+class PairSampler:
+    """Draws (sketch, partner) rows that show the same thing; the partner is an image if there is one.
+
+    Args:
+        views: all views.
+        rows: those to draw from.
+        shares: of every kind of sketch among pairs.
+    """
+
+    def __init__(self, views: ViewSet, rows: NDArray[np.int64], shares: Mapping[str, float]) -> None:
+        kinds = np.array(views.kinds)[rows]
+        self._sketches = {kind: rows[kinds == kind] for kind in shares if (kinds == kind).any()}
+        chances = np.array([shares[kind] for kind in self._sketches])
+        self._shares = chances / chances.sum()
+        pictured = {code for row in rows[kinds == "picture"] for code in views.concepts[row]}
+        partners: dict[str, list[int]] = {}
+        for row in rows:
+            for code in views.concepts[row]:
+                if views.kinds[row] == "picture" or code not in pictured:
+                    partners.setdefault(code, []).append(int(row))
+        # Partners in one flat array, so that a whole batch is drawn without a loop.
+        numbers = {code: number for number, code in enumerate(partners)}
+        self._concepts = concept_numbers(views.concepts, numbers).numpy()
+        self._counts = (self._concepts != NONE).sum(axis=1)
+        self._sizes = np.array([len(found) for found in partners.values()])
+        self._starts = np.cumsum([0, *self._sizes[:-1]])
+        self._partners = np.array([row for found in partners.values() for row in found])
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """[count] sketch rows and their [count] partner rows."""
+        rng = np.random.default_rng(int(torch.randint(0, 2**62, (1,), generator=generator)))
+        drawn = rng.multinomial(count, self._shares)
+        sketches = np.concatenate(
+            [rng.choice(rows, number) for rows, number in zip(self._sketches.values(), drawn, strict=True)]
+        )
+        concepts = self._concepts[sketches, rng.integers(self._counts[sketches])]
+        partners = self._partners[self._starts[concepts] + rng.integers(self._sizes[concepts])]
+        return sketches, partners
