@@ -1,169 +1,161 @@
-"""Where the encoder's time goes beside the machine's own matrix rate: `python -m benchmarks.encoder`.
+"""Measure the encoder, whole and by stage, beside the device's own matrix rate: `python -m benchmarks.encoder`.
 
-Writes `docs/results/encoder.md` and `.json`: FLOPs and time of every stage at batch 8 on one core and on two, beside
-the rate of a 2048³ fp32 matrix product measured in the same minute, before and after each.
+Writes `docs/results/encoder.md` and `.json`, for one thread and for two. `python -m benchmarks.gpu` measures a GPU with
+the same functions.
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from benchmarks.header import header
-from benchmarks.serve.workload import BUNDLE
+from benchmarks.report import arguments, header, table, write
+from benchmarks.workload import BUNDLE, random_batch
 from models.bundle.build import load_bundle
+from models.encoder import Encoder, _fetched
 from models.types import ImageBatch
 
-ROOT = Path(__file__).parents[1]
-BATCH, SIDE, MATRIX = 8, 128, 2048
+MATRIX = 2048
+Row = dict[str, Any]
+
+
+class Precision(NamedTuple):
+    """A dtype of the service; `has_tf32` lets convolutions, never matrix products, round float32 to TF32."""
+
+    name: str
+    dtype: str
+    has_tf32: bool = True
+
+
+FP32, FP16, BF16 = (Precision(name, name) for name in ("fp32", "fp16", "bf16"))
+NO_TF32 = Precision("fp32, no TF32", "fp32", has_tf32=False)
+
+
+@contextmanager
+def encoder_of(precision: Precision, device: str, *, is_recorded: bool | None = None) -> Iterator[Encoder]:
+    """Yield the bundle's encoder on a device, with recorded graphs or without; None leaves that to the encoder."""
+    cudnn: Any = torch.backends.cudnn
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, precision.has_tf32
+    try:
+        encoder = load_bundle(BUNDLE, device=device, dtype=precision.dtype).encoder
+        if is_recorded is not None:
+            encoder._is_recorded = is_recorded
+        yield encoder
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def main() -> None:
-    """Measure with one thread and with two, each in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, help="measure here and print JSON")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
+    """Measure with one thread and with two, and write the report."""
+    parser = arguments(__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each precision and batch size")
     options = parser.parse_args()
-    if options.threads:
-        sys.stdout.write(json.dumps(profile(options.threads, options.rounds)))
-        return
-    found = []
+    rows = []
     for threads in (1, 2):
-        command = [sys.executable, "-m", "benchmarks.encoder", "--threads", str(threads)]
-        command += ["--rounds", str(options.rounds)]
-        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        found.append(json.loads(done.stdout))
-    _write(options.out, found)
-
-
-def profile(threads: int, rounds: int) -> dict[str, object]:
-    """Best wall times of all stages; the best of many rounds is what a quiet machine would give."""
-    torch.set_num_threads(threads)
-    encoder = load_bundle(BUNDLE, device="cpu").encoder
-    backbone, expert, head = encoder.extractor.backbone, encoder.extractor.expert, encoder._uhead
-    pixels = (torch.rand((BATCH, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)) * 2 - 1).to(
-        memory_format=torch.channels_last
-    )
-    steps = torch.full((BATCH,), 50)
-    whole = ImageBatch(pixels=pixels, timesteps=steps, captions=[None] * BATCH)
-    alone = ImageBatch(pixels=pixels[:1], timesteps=steps[:1], captions=[None])
-    half = load_bundle(BUNDLE, device="cpu", dtype="bf16").encoder
-    left, right = torch.rand(MATRIX, MATRIX), torch.rand(MATRIX, MATRIX)
-    with torch.inference_mode():
-        states = encoder.extractor.conditioning(pixels, [None] * BATCH)
-        latents = backbone.latents(pixels)
-        taps = backbone.taps_of(latents, steps, states)
-        maps = expert(pixels) if expert is not None else []
-        stages: dict[str, Callable[[], object]] = {
-            "VAE encoder": lambda: backbone.latents(pixels),
-            "U-Net": lambda: backbone.taps_of(latents, steps, states),
-            "expert": lambda: expert(pixels) if expert is not None else None,
-            "U-head, pooled": lambda: head.pooled(taps, maps),
-            "U-head, dense": lambda: head.dense(taps, maps),
-        }
-        passes: dict[str, Callable[[], object]] = {
-            "all": lambda: encoder.encode_images(whole),
-            "alone": lambda: encoder.encode_images(alone),
-            "all in bf16": lambda: half.encode_images(whole),
-            "alone in bf16": lambda: half.encode_images(alone),
-        }
-        calls = {**stages, "matrix": lambda: left @ right, **passes}
-        seconds = dict.fromkeys(calls, float("inf"))
-        # A recorded pass is rewritten after its first runs.
-        for _ in range(3):
-            passes["all"]()
-            passes["all in bf16"]()
-        for _ in range(rounds):
-            for name, call in calls.items():
-                begun_s = time.perf_counter()
-                call()
-                seconds[name] = min(seconds[name], time.perf_counter() - begun_s)
-        flops = {name: _flops(call) for name, call in stages.items()}
-    rate = 2 * MATRIX**3 / seconds["matrix"]
-    total = sum(flops.values())
-    return {
-        "threads": threads,
-        "matrix_gflops": rate / 1e9,
-        "encoder_ms": seconds["all"] * 1e3,
-        "alone_ms": seconds["alone"] * 1e3,
-        "bf16_ms": seconds["all in bf16"] * 1e3,
-        "bf16_alone_ms": seconds["alone in bf16"] * 1e3,
-        "is_bf16_native": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        "encoder_gflop": total / 1e9,
-        "floor_ms": total / rate * 1e3,
-        "of_matrix_rate": total / seconds["all"] / rate,
-        "stages": [
-            {
-                "name": name,
-                "ms": seconds[name] * 1e3,
-                "gflop": flops[name] / 1e9,
-                "share_of_time": seconds[name] / sum(seconds[stage] for stage in stages),
-                "of_matrix_rate": flops[name] / seconds[name] / rate,
-            }
-            for name in stages
-        ],
-    }
-
-
-def _flops(call: Callable[[], object]) -> int:
-    # torch counts no convolution whose weights stay packed (docs/adr/0028).
-    packed = {torch.ops.mkldnn._convolution_pointwise: _packed_flops}
-    with FlopCounterMode(display=False, custom_mapping=packed) as counter:
-        call()
-    return int(counter.get_total_flops())
-
-
-def _packed_flops(
-    maps: Sequence[int], weights: Sequence[int], *_arguments: object, out_shape: Sequence[int], **_named: object
-) -> int:
-    return int(conv_flop_count(list(maps), list(weights), list(out_shape)))
-
-
-def _write(folder: Path, found: list[dict[str, object]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(threads)
+        rows += [{"threads": threads, **row} for row in profile("cpu", (FP32, BF16), (8, 1), options.seconds)]
     lines = [
         "# Encoder",
         "",
-        f"{header('python -m benchmarks.encoder')} torch {torch.__version__}, weights/mini, fp32, "
-        f"batch {BATCH}; best of all rounds; "
-        f"the matrix rate is a {MATRIX}³ fp32 product in the same rounds. Bilinear resizing, norms and activations "
-        "count as no FLOPs. The whole runs as it is served, as a recorded graph (ADR 22); the stages run one by one, "
-        "unrecorded, so they add up to more.",
+        f"{header('python -m benchmarks.encoder')} torch {torch.__version__}, weights/mini. Times are the best of many "
+        f"rounds; the matrix rate is that of a {MATRIX}³ fp32 product in the same rounds. Bilinear "
+        "resizing, norms and activations count as no FLOPs. Served: as a recorded graph (ADR 22). Stages run one by "
+        "one, unrecorded, so they add up to more.",
+        "",
+        *table(rows),
     ]
-    for one in found:
-        stages = one["stages"]
-        assert isinstance(stages, list)
-        lines += [
-            "",
-            f"## {one['threads']} thread{'s' if one['threads'] != 1 else ''}",
-            "",
-            f"{one['encoder_gflop']:.2f} GFLOP in {one['encoder_ms']:.1f} ms "
-            f"({one['encoder_ms'] / BATCH:.1f} ms an image); matrix rate "  # type: ignore[operator]  # numbers
-            f"{one['matrix_gflops']:.0f} GFLOP/s, so the floor is {one['floor_ms']:.1f} ms: "
-            f"**{one['of_matrix_rate']:.0%} of the matrix rate**. One picture alone: {one['alone_ms']:.1f} ms.",
-            "",
-            f"In bf16 ({'' if one['is_bf16_native'] else 'no '}instructions for it): "
-            f"{one['bf16_ms'] / BATCH:.1f} ms an image, {one['bf16_alone_ms']:.1f} alone.",  # type: ignore[operator]
-            "",
-            "| stage | ms | share of time | GFLOP | of the matrix rate |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {stage['name']} | {stage['ms']:.1f} | {stage['share_of_time']:.0%} | {stage['gflop']:.2f} | "
-            f"{stage['of_matrix_rate']:.0%} |"
-            for stage in stages
-        ]
-    (folder / "encoder.md").write_text("\n".join(lines) + "\n")
-    (folder / "encoder.json").write_text(json.dumps(found, indent=1) + "\n")
+    write(options.out, "encoder", lines, rows)
+
+
+def profile(device: str, precisions: Sequence[Precision], sizes: Sequence[int], seconds: float) -> list[Row]:
+    """Return a row for each precision and batch size: the whole pass, then each stage; `seconds` is for each row."""
+    rows = []
+    for precision in precisions:
+        with encoder_of(precision, device) as encoder, torch.inference_mode():
+            for size in sizes:
+                rows.append({"precision": precision.name, "batch": size, **_measured(encoder, device, size, seconds)})
+    return rows
+
+
+def _measured(encoder: Encoder, device: str, size: int, seconds: float) -> Row:
+    is_cuda = device.startswith("cuda")
+    batch = random_batch(size)
+    # On a CPU without bf16 instructions a bf16 product takes a minute.
+    left = torch.rand(MATRIX, MATRIX, device=device, dtype=encoder._dtype if is_cuda else torch.float32)
+
+    def encode(is_recorded: bool) -> None:
+        encoder._is_recorded = is_recorded
+        encoder.encode_images(batch)
+
+    if is_cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    stages = _stages(encoder, batch, device)
+    passes = {"served": lambda: encode(True), "launched": lambda: encode(False), "matrix": lambda: left @ left}
+    best_s = _best_s({**stages, **passes}, device, seconds)
+    flops = {name: _flops(call) for name, call in stages.items()}
+    flops = {"served": sum(flops.values()), **flops}
+    rate = 2 * MATRIX**3 / best_s["matrix"]
+    row: Row = {"images_per_s": size / best_s["served"], "matrix_gflops": rate / 1e9}
+    row["launched_ms"] = best_s["launched"] * 1e3
+    if is_cuda:
+        row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    for name, count in flops.items():
+        row[name] = {"ms": best_s[name] * 1e3, "gflop": count / 1e9, "of_matrix_rate": count / best_s[name] / rate}
+    return row
+
+
+def _stages(encoder: Encoder, batch: ImageBatch, device: str) -> dict[str, Callable[[], object]]:
+    """Map each stage to a call that runs it alone, outside the recorded graph."""
+    backbone, expert, head = encoder.extractor.backbone, encoder.extractor.expert, encoder._uhead
+
+    def moved() -> torch.Tensor:
+        return batch.pixels.to(device).to(dtype=encoder._dtype, memory_format=torch.channels_last)
+
+    pixels, timesteps = moved(), batch.timesteps.to(device)
+    states = encoder.extractor.conditioning(pixels, batch.captions)
+    latents = backbone.latents(pixels)
+    taps = backbone.taps_of(latents, timesteps, states)
+    maps = expert(pixels) if expert is not None else []
+    dense = head.dense(taps, maps)
+    return {
+        "to the device": moved,
+        "VAE encoder": lambda: backbone.latents(pixels),
+        "U-Net": lambda: backbone.taps_of(latents, timesteps, states),
+        "expert": lambda: expert(pixels) if expert is not None else None,
+        "U-head, pooled": lambda: head.pooled(taps, maps),
+        "U-head, dense": lambda: head.dense(taps, maps),
+        "dense to the host": lambda: _fetched(dense),
+    }
+
+
+def _best_s(calls: Mapping[str, Callable[[], object]], device: str, seconds: float) -> dict[str, float]:
+    """Return the best wall time of each call; they take turns, five at least, so that all see the same machine."""
+    best_s = dict.fromkeys(calls, float("inf"))
+    started_s, turns = time.perf_counter(), -3  # a recorded graph is optimized after its first runs
+    while turns < 5 or time.perf_counter() - started_s < seconds:
+        for name, call in calls.items():
+            begun_s = time.perf_counter()
+            call()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            if turns >= 0:
+                best_s[name] = min(best_s[name], time.perf_counter() - begun_s)
+        turns += 1
+    return best_s
+
+
+def _flops(call: Callable[[], object]) -> int:
+    def packed(maps: Sequence[int], weights: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
+        return int(conv_flop_count(list(maps), list(weights), list(out_shape)))
+
+    # torch does not count convolutions whose weights stay packed (docs/adr/0028).
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._convolution_pointwise: packed}) as counter:
+        call()
+    return int(counter.get_total_flops())
 
 
 if __name__ == "__main__":

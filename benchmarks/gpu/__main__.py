@@ -1,118 +1,121 @@
-"""Serving on a GPU, measured and checked: `python -m benchmarks.gpu --out FOLDER`. Writes `gpu.json`, `.md`, `.png`.
+"""Measure and check serving on a GPU: `python -m benchmarks.gpu`. Writes `docs/results/gpu.json`, `.md` and `.png`.
 
-With `--device cpu` what needs no GPU runs at a small size; the rest says that it was left out.
+With `--device cpu` everything runs at a small size, to try the benchmark itself.
 """
 
 import argparse
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.gpu import agreement, encoder, engine, pictures, report, service
-from benchmarks.gpu.generator import Generators
-from benchmarks.header import header
-from benchmarks.serve.contenders import ROOT
+from benchmarks.encoder import BF16, FP16, FP32, NO_TF32, Precision, profile
+from benchmarks.gpu import agreement, engine, service
+from benchmarks.gpu.service import Setting
+from benchmarks.load import Generators
+from benchmarks.report import arguments, header, plot, section, write
+from benchmarks.serve.measure import Plan as LoadPlan
 from benchmarks.serve.shared_pass import three_tasks
 
-PORT = 8731
-NO_GPU = "Left out: this needs a GPU."
-NO_FAISS = "Left out: the FAISS build for GPUs is not installed; exact search ran on the CPU (ADR 35)."
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much is measured; the defaults suit a GPU."""
+
+    precisions: tuple[Precision, ...] = (FP32, FP16, BF16, NO_TF32)
+    sizes: tuple[int, ...] = (1, 4, 8, 32, 64, 256)
+    images: int = 256
+    settings: tuple[Setting, ...] = (Setting(8, 32), Setting(8, 32, has_graphs=False), Setting(14, 64), Setting(4, 32))
+    clients: int = 128
+    flood: tuple[int, int] = (512, 64)
+    views: int = 32
+
+
+SMALL = Plan(precisions=(FP32,), sizes=(1, 4), images=12, settings=(Setting(1, 8),), clients=4, flood=(12, 4), views=2)
 
 
 class Run:
-    """Sections one after another; one that fails or comes too late loses itself alone."""
+    """Runs sections one after another; one that fails does not stop the others."""
 
-    def __init__(self, folder: Path, device: str, limit_s: float, only: str) -> None:
-        self._folder, self._limit_s, self._begun_s = folder, limit_s, time.perf_counter()
-        self._only = [name for name in only.split(",") if name]
-        name = torch.cuda.get_device_name() if device.startswith("cuda") else "no GPU"
-        self.found = {
-            "header": header(f"python -m benchmarks.gpu --device {device}"),
-            "machine": f"{name}, torch {torch.__version__}",
-            "sections": {},
-        }
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options, self._started_s = options, time.perf_counter()
+        self._sections: dict[str, Any] = {}
+        name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "no GPU"
+        about = header(f"python -m benchmarks.gpu --device {options.device}")
+        self._header = f"{about} {name}, torch {torch.__version__}"
 
-    def note(self, line: str) -> None:
-        """A line with the seconds since the start."""
-        sys.stderr.write(f"[{time.perf_counter() - self._begun_s:6.1f} s] {line}\n")
+    def log(self, line: str) -> None:
+        """Print a line with the seconds since the start."""
+        sys.stderr.write(f"[{time.perf_counter() - self._started_s:6.1f} s] {line}\n")
         sys.stderr.flush()
 
-    def section(self, name: str, call: Callable[[], object], *, needs_s: float) -> None:
-        """Its result, or why there is none; then everything is written."""
-        sections: dict[str, object] = self.found["sections"]  # type: ignore[assignment]  # made above
-        if self._only and not any(name.startswith(each) for each in self._only):
+    def section(self, name: str, call: Callable[[], dict[str, Any]]) -> None:
+        """Record the result of a call, or its failure, and write the report so far."""
+        if not name.startswith(tuple(self._options.only.split(","))):
             return
-        self.note(name)
-        left_s = self._limit_s - (time.perf_counter() - self._begun_s)
-        if left_s < needs_s:
-            sections[name] = f"Left out: {left_s:.0f} s were left, and it takes about {needs_s:.0f}."
-        else:
-            try:
-                sections[name] = call()
-            except Exception as err:  # noqa: BLE001 - the others are still worth having
-                sections[name] = f"Failed: {type(err).__name__}: {err}"
-                self.note(traceback.format_exc())
-        self.note(f"{name}: {sections[name]}")
-        report.write(self._folder, self.found)
+        try:
+            self._sections[name] = call()
+        except Exception as err:  # noqa: BLE001 - the other sections are still worth having
+            self._sections[name] = {"failed": f"{type(err).__name__}: {err}"}
+            self.log(traceback.format_exc())
+        self.log(f"{name}: {self._sections[name]}")
+        lines = ["# On a GPU", "", f"{self._header}; weights/mini, images of 128 px."]
+        for each, found in self._sections.items():
+            lines += ["", f"## {each}", "", *section(found)]
+        lines += ["", "![Images a second and time of a pass](gpu.png)"]
+        write(self._options.out, "gpu", lines, {"header": self._header, "sections": self._sections})
 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds for everything")
     parser.add_argument("--only", default="", help="beginnings of sections' names, comma-separated")
-    parser.add_argument("--pictures", type=Path, default=Path(tempfile.gettempdir()) / "bench-gpu-pictures.npz")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
     options = parser.parse_args()
-    # Ended from outside, it ends its servers all the same.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    is_cuda = options.device.startswith("cuda")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # stopped from outside, it still stops its servers
     device, seconds = options.device, options.seconds
-    run = Run(options.out, device, options.limit, options.only)
-    if not options.pictures.exists():
-        pictures.render(options.pictures, 256)
-    if is_cuda:
-        sizes, count, threads = [1, 4, 8, 32, 64, 256], 256, max(1, (os.cpu_count() or 2) - 2)
-        pairs = [(8, 32, True), (8, 32, False), (14, 64, True), (4, 32, True)]
-    else:
-        sizes, count, threads, pairs = [1, 4], 12, 1, [(1, 8, False)]
-    torch.set_num_threads(threads)
-    settings = [
-        service.Setting(decode_workers=workers, max_batch=batch, has_graphs=graphs, port=PORT + number)
-        for number, (workers, batch, graphs) in enumerate(pairs)
-    ]
-    clients = 128 if is_cuda else 4
-    generators = Generators(2 if is_cuda else 1, 192 if is_cuda else 16)
-    try:
-        with service.started(device, settings) as processes:
-            run.section("agreement", lambda: agreement.agreement(device, options.pictures, count, run.note), needs_s=5)
-            torch.set_num_threads(1)
-            flood = (512, 64) if is_cuda else (12, 4)
-            run.section("out of memory", lambda: engine.out_of_memory(device, *flood), needs_s=5)
-            dtypes = ("fp16", "fp32") if is_cuda else ("fp32",)
-            views = 32 if is_cuda else 2
-            run.section("reproducible", lambda: engine.reproducible(device, views, dtypes), needs_s=5)
-            for setting, process in zip(settings, processes, strict=True):
-                measured = partial(service.measure, setting, process, generators, clients=clients, seconds=seconds)
-                run.section(f"service {setting.port - PORT + 1}", measured, needs_s=2 * seconds + 4)
-            run.section("drain", lambda: service.drained(settings[0], processes[0], generators), needs_s=8)
-            run.section("encoder", lambda: encoder.speed(device, sizes, 9 * seconds, run.note), needs_s=10 * seconds)
-    finally:
-        generators.close()
-    base = service.contender(device, settings[0])
-    run.section("three tasks", lambda: three_tasks(32 if is_cuda else 2, port=PORT + 50, base=base), needs_s=60)
-    run.section("FAISS on the GPU", lambda: NO_FAISS if is_cuda else NO_GPU, needs_s=0)
-    run.note(f"written to {options.out}")
+    plan = Plan() if device.startswith("cuda") else SMALL
+    loads = LoadPlan(seconds=seconds, clients=plan.clients, factors=(0.8,))
+    run = Run(options)
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 2))
+    generators = Generators(192, processes=2)
+    with closing(generators), service.started(device, plan.settings) as services:
+        run.section("agreement", lambda: agreement.agreement(device, plan.precisions, plan.images))
+        torch.set_num_threads(1)
+        run.section("out of memory", lambda: engine.out_of_memory(device, *plan.flood))
+        run.section("reproducible", lambda: engine.reproducible(device, plan.precisions[:2], plan.views))
+        for number, (setting, each) in enumerate(zip(plan.settings, services, strict=True), 1):
+            run.section(f"service {number}", partial(service.loaded, setting, each, generators, loads))
+        run.section("drain", lambda: service.drain(services[0], generators))
+        run.section("encoder", lambda: _encoder(options, plan))
+    base = service.server_of(device, plan.settings[0])
+    run.section("three tasks", lambda: three_tasks(plan.views, base))
+    run.log(f"written to {options.out}")
+
+
+def _encoder(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    each_s = 9 * options.seconds / len(plan.precisions) / len(plan.sizes)
+    found = profile(options.device, plan.precisions, plan.sizes, each_s)
+    with plot(options.out / "gpu.png") as (rate, spent):
+        for precision in plan.precisions:
+            rows = [row for row in found if row["precision"] == precision.name]
+            sizes = [row["batch"] for row in rows]
+            rate.plot(sizes, [row["images_per_s"] for row in rows], marker="o", label=precision.name)
+            (line,) = spent.plot(sizes, [row["launched_ms"] for row in rows], marker="o")
+            spent.plot(sizes, [row["served"]["ms"] for row in rows], linestyle=":", marker=".", color=line.get_color())
+        rate.set(xscale="log", xlabel="batch", ylabel="images/s", title="As served, with the copies there and back")
+        spent.set(xscale="log", yscale="log", xlabel="batch", ylabel="ms", title="A pass, launched; dotted: as served")
+        rate.legend()
+    return {"rows": found}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""The whole store over an index: SQLite filled, one write at a time, filters in SQL, a restart in a fresh process."""
+"""Measure the whole store over an index: SQLite filled, one write at a time, filters in SQL, restarts.
+
+`python -m benchmarks.index.store FOLDER` opens a store in a fresh process, as a restart does, and prints JSON.
+"""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 
 from app.stores.blobs import Blobs
@@ -21,71 +25,64 @@ from app.stores.records.items import Items, NewItem
 from app.stores.sql import change_log, metadata
 from app.stores.sql.database import SQLITE_FILE, Database, open_database
 from app.stores.sql.tables import galleries, item_vectors, items, pack, unpack
-from benchmarks.index.sample import K, Sample, percentile_ms
+from benchmarks.index.sample import DIMENSION, SHARES, Ids, K, Matrix, Row, Sample, filtered
+from benchmarks.report import percentile_ms
 
 FINGERPRINT = "bench"
-ROWS_AT_ONCE = 5000
+ROWS_AT_ONCE = 5000  # in one insert
 WRITES, SEARCHES = 50, 10
-STEP = 200
+PARTS = 200  # metadata divide the items into so many parts, so that a filter can leave one half of a hundredth
 
 
-def measure(sample: Sample, index: VectorIndex, options: IndexOptions) -> dict[str, Any]:
-    """One row: fill, restart with and without a snapshot, write, delete, filter."""
+def measure(sample: Sample, index: VectorIndex) -> Row:
+    """Fill the store, restart it with and without a snapshot, write, delete and filter."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dimension = sample.vectors.shape[1]
         database = open_database(data_dir=folder)
-        _, stores = _stores(database, folder, dimension, options)
-        stores.load()
-        started = time.perf_counter()
+        _stores(database, folder)[1].load()  # makes the default gallery
         _fill(database, sample)
-        row: dict[str, Any] = {"fill_s": time.perf_counter() - started}
-        started = time.perf_counter()
-        _keep_snapshot(database, folder, index)
-        row["snapshot_s"] = time.perf_counter() - started
+        _write_snapshot(database, folder, index)
         database.close()
-        row["database_bytes"] = (folder / SQLITE_FILE).stat().st_size
-        row["restart"] = _restarted(folder, dimension, options)
-        row.update(_used(folder, sample, options))
-        (folder / "indexes").rename(folder / "gone")
-        row["restart_from_sql"] = _restarted(folder, dimension, options)
+        row: Row = {"database_bytes": (folder / SQLITE_FILE).stat().st_size, "restart": _restarted(folder)}
+        row |= _used(folder, sample)
+        (folder / "indexes").rename(folder / "gone")  # without snapshots, only SQL is left
+        row["restart_from_sql"] = _restarted(folder)
         return row
 
 
-def restart(folder: Path, dimension: int, options: IndexOptions) -> dict[str, Any]:
-    """Open the store, as a start does, and search once; called in a process of its own, which then just ends."""
-    before = _resident_bytes()
-    started = time.perf_counter()
+def restart(folder: Path) -> Row:
+    """Open the store, as a start does, and search once."""
+    before, started_s = _resident_bytes(), time.perf_counter()
     database = open_database(data_dir=folder)
-    indexes, stores = _stores(database, folder, dimension, options)
-    stores.load()
-    exact = indexes.counts()["default"]
-    query = _first_vector(database)
-    found = stores.search("default", query, k=K, min_score=None)[1]
-    took = time.perf_counter() - started
-    state = indexes.state("default")
-    return {
-        "serves_s": took,
-        "kind": state.kind,
-        "vectors": exact,
-        "found": len(found),
-        "bytes": _resident_bytes() - before,
-    }
+    indexes, stored = _stores(database, folder)
+    stored.load()
+    with database.read() as connection:
+        query = unpack(connection.execute(sa.select(item_vectors.c.vector).limit(1)).scalar_one())
+    stored.search("default", query, k=K, min_score=None)
+    took_s = time.perf_counter() - started_s
+    return {"serves_s": took_s, "kind": indexes.state("default").kind, "bytes": _resident_bytes() - before}
 
 
-def _stores(database: Database, folder: Path, dimension: int, options: IndexOptions) -> tuple[Indexes, Galleries]:
+def _restarted(folder: Path) -> Row:
+    command = [sys.executable, "-m", "benchmarks.index.store", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def _stores(database: Database, folder: Path) -> tuple[Indexes, Galleries]:
     indexes = Indexes(
         database,
-        dimension=dimension,
+        dimension=DIMENSION,
         fingerprint=FINGERPRINT,
-        options=options,
+        options=IndexOptions(),
         snapshots=IndexSnapshots(folder / "indexes"),
     )
     return indexes, Galleries(database, Blobs(str(folder / "blobs")), indexes, fingerprint=FINGERPRINT)
 
 
 def _fill(database: Database, sample: Sample) -> None:
-    """Rows as `Items.upsert` writes them, many at a time; metadata say which share of filters they pass."""
+    """Insert the rows that `Items.upsert` would write, many at a time."""
     with database.write() as connection:
         gallery = connection.execute(sa.select(galleries.c.id)).scalar_one()
         for start in range(0, len(sample.vectors), ROWS_AT_ONCE):
@@ -101,98 +98,71 @@ def _fill(database: Database, sample: Sample) -> None:
             change_log.note(connection, seqs, "item.put", "default", list(numbers))
 
 
-def _row(gallery: int, number: int, seq: int) -> dict[str, object]:
-    return {
-        "id": number,
-        "gallery_id": gallery,
-        "external_id": f"item-{number:07}",
-        "sha256": f"{number:064x}",
-        "media_type": "image/png",
-        "width": 64,
-        "height": 64,
-        "metadata": {"name": f"item {number}", "part": number % STEP},
-        "created_at": 0.0,
-        "seq": seq,
-        "added_seq": seq,
-    }
+def _row(gallery: int, number: int, seq: int) -> Row:
+    image = {"sha256": f"{number:064x}", "media_type": "image/png", "width": 64, "height": 64, "created_at": 0.0}
+    about = {"name": f"item {number}", "part": number % PARTS}
+    named = {"id": number, "gallery_id": gallery, "external_id": f"item-{number:07}", "metadata": about}
+    return {**named, **image, "seq": seq, "added_seq": seq}
 
 
-def _keep_snapshot(database: Database, folder: Path, index: VectorIndex) -> None:
+def _write_snapshot(database: Database, folder: Path, index: VectorIndex) -> None:
     with database.read() as connection:
         key = SnapshotKey(
             database_id=metadata.read(connection, metadata.DATABASE_ID) or "",
             gallery_id=connection.execute(sa.select(galleries.c.id)).scalar_one(),
             fingerprint=FINGERPRINT,
-            dimension=index.snapshot.base.dimension,
+            dimension=DIMENSION,
         )
         seq = change_log.head(connection)
     IndexSnapshots(folder / "indexes").write(key, index.snapshot, seq)
 
 
-def _used(folder: Path, sample: Sample, options: IndexOptions) -> dict[str, Any]:
-    """Writes and deletes until they are searchable and durable, and filters worked out in SQL."""
+def _used(folder: Path, sample: Sample) -> Row:
+    """Time writes and deletes until they are searchable and durable, and filters evaluated in SQL."""
     database = open_database(data_dir=folder)
-    indexes, stores = _stores(database, folder, sample.vectors.shape[1], options)
-    stores.load()
-    written = Items(database, Blobs(str(folder / "blobs")), indexes, fingerprint=FINGERPRINT)
-    new = [_new_item(n, sample) for n in range(WRITES)]
-    insert, delete = list[float](), list[float]()
-    for one in new:
-        started = time.perf_counter()
-        written.upsert("default", [one])
-        insert.append(time.perf_counter() - started)
-        if stores.search("default", one.vector, k=1, min_score=None)[1][0].score < 1 - 1e-4:
-            raise SystemExit("an item was not found at once")
-    for one in new:
-        started = time.perf_counter()
-        written.remove("default", one.id)
-        delete.append(time.perf_counter() - started)
-    told: dict[str, Any] = {"insert_ms": percentile_ms(insert, 50), "delete_ms": percentile_ms(delete, 50)}
-    told["sql_filtered"] = [_sql_filtered(stores, sample, share) for share in (0.5, 0.05, 0.005)]
+    indexes, stored = _stores(database, folder)
+    stored.load()
+    writer = Items(database, Blobs(str(folder / "blobs")), indexes, fingerprint=FINGERPRINT)
+    image: Row = {"media_type": "image/png", "width": 64, "height": 64, "metadata": {}, "caption": None}
+    new = [
+        NewItem(id=f"new-{number}", data=f"image {number}".encode() * 200, vector=sample.queries[number], **image)
+        for number in range(WRITES)
+    ]
+    times_s: dict[str, list[float]] = {"insert": [], "delete": []}
+    for item in new:
+        started_s = time.perf_counter()
+        writer.upsert("default", [item])
+        times_s["insert"].append(time.perf_counter() - started_s)
+        if stored.search("default", item.vector, k=1, min_score=None)[1][0].score < 1 - 1e-4:
+            raise SystemExit("an item was not found by the search after its insert")
+    for item in new:
+        started_s = time.perf_counter()
+        writer.remove("default", item.id)
+        times_s["delete"].append(time.perf_counter() - started_s)
+    row: Row = {f"{change}_ms": percentile_ms(seconds, 50) for change, seconds in times_s.items()}
+    row["sql_filtered"] = [_filtered(stored, sample, share) for share in SHARES]
     indexes.discard()
     database.close()
-    return told
+    return row
 
 
-def _sql_filtered(stores: Galleries, sample: Sample, share: float) -> dict[str, float]:
-    where = parse_filter({"part": {"lt": int(share * STEP)}})
-    took, whole = list[float](), 0
-    for query in sample.queries[:SEARCHES]:
-        started = time.perf_counter()
-        found = stores.search("default", query, k=K, min_score=None, where=where)[1]
-        took.append(time.perf_counter() - started)
-        whole += len(found) == min(K, int(share * len(sample.vectors)))
-    again = percentile_ms(took[1:], 50)
-    return {"share": share, "whole": whole / SEARCHES, "first_ms": took[0] * 1e3, "again_ms": again}
+def _filtered(stored: Galleries, sample: Sample, share: float) -> Row:
+    parts = int(share * PARTS)
+    where = parse_filter({"part": {"lt": parts}})
 
+    def search(query: Matrix) -> Ids:
+        found = stored.search("default", query, k=K, min_score=None, where=where)[1]
+        return np.array([int(each.item_id) for each in found], np.int64)
 
-def _new_item(number: int, sample: Sample) -> NewItem:
-    return NewItem(
-        id=f"new-{number}",
-        data=f"picture {number}".encode() * 200,
-        media_type="image/png",
-        width=64,
-        height=64,
-        metadata={},
-        caption=None,
-        vector=sample.queries[number],
-    )
-
-
-def _restarted(folder: Path, dimension: int, options: IndexOptions) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.index", "--restart", str(folder), "--flat-rows"]
-    command += [str(options.flat_rows), "--dimension", str(dimension)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
-
-
-def _first_vector(database: Database) -> Any:
-    """The vector of the first item."""
-    with database.read() as connection:
-        return unpack(connection.execute(sa.select(item_vectors.c.vector).limit(1)).scalar_one())
+    row = filtered(sample, sample.ids[sample.ids % PARTS < parts], search, SEARCHES)
+    return {"share": share, "whole": row["whole"], "first_ms": row["first_ms"], "again_ms": row["p50_ms"]}
 
 
 def _resident_bytes() -> int:
-    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    return int(fields[1]) * 4096
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(restart(Path(sys.argv[1]))) + "\n")
+    sys.stdout.flush()
+    os._exit(0)  # a graph may be building in the background, for minutes

@@ -1,161 +1,122 @@
-"""What the shared pass saves: three tasks on one picture, with the caches of features and pictures and without.
+"""Measure what the shared pass saves: three tasks on one image, with the caches of features and images and without.
 
-`make bench-serve` tells it too; `python -m benchmarks.serve.shared_pass` measures it alone.
-
-Requests are made, to the last byte, before the clock starts, and answers are read no further than to their end: what is
-timed is the service.
+`make bench-serve` reports it too; `python -m benchmarks.serve.shared_pass` measures it alone. Requests are built before
+the clock starts, and answers are read no further than to their end: the service is timed, not the client.
 """
 
+import argparse
 import contextlib
 import json
 import socket
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import httpx
 
-from benchmarks.serve.contenders import CONTENDERS, Contender
-from benchmarks.serve.images import jpeg
-from benchmarks.serve.measure import running
+from benchmarks.load import jpeg
+from benchmarks.server import VERMOUTH, Server, ready, server_of
 
-_STRINGS_BYTES = 1 << 16
-"""A feature cache of this size keeps strings and no picture: its dense map alone takes a megabyte."""
-_CACHES = {"cached": (1 << 28, 1 << 28), "separate": (_STRINGS_BYTES, 0)}
-"""Bytes for features and for pictures."""
-_UNTIMED = 2
-_ITEMS = 64
-"""Of the gallery that is searched."""
+# Bytes of the feature cache and of the image cache; 64 KiB keep strings, but no image with its dense map of a megabyte.
+_CACHES = {"cached": (1 << 28, 1 << 28), "separate": (1 << 16, 0)}
+_UNTIMED = 2  # images before the first that counts
+_ITEMS = 64  # images in the gallery that is searched
 
 
-def three_tasks(pictures: int, *, port: int, base: Contender = CONTENDERS[0]) -> dict[str, float]:
-    """Seconds for retrieval, segmentation by the whole view and few-shot classification of each picture in turn.
+def three_tasks(images: int, base: Server = VERMOUTH) -> dict[str, float]:
+    """Measure retrieval, segmentation by the whole view and few-shot classification of each image in turn.
 
-    Two services answer by turns, picture by picture, so that both see the same machine: one with its caches, and one
-    that makes a pass for each task. Each begins its turn with a picture that is not timed: the other's weights lie in
-    the processor's caches then, and a service that has a machine to itself never pays for that. Of two equal services
-    the one started first was up to 4 % slower, so half of the pictures are for either order. Class names are embedded
-    once by either, as nobody would do otherwise.
+    Two services take turns, image by image, so that both see the same machine: one with its caches, and one that makes
+    a pass for each task. Each begins its turn with an untimed image: the other's weights lie in the processor's caches
+    then, and a service that has a machine to itself never pays for that. Of two equal services the one started first
+    was up to 4 % slower, so half of the images are for either order. Class names are embedded once by each service.
 
     Returns:
-        Medians of `cached_s` and `separate_s` a picture, of their ratio for one picture, `speedup`, and of `repeat_s`:
-        the same three again.
+        Medians for an image: `cached_s`, `separate_s`, their ratio `speedup`, and `repeat_s`, the same three again.
     """
     taken: dict[str, list[float]] = {"cached": [], "separate": [], "repeat": []}
     for names in (tuple(_CACHES), tuple(_CACHES)[::-1]):
         with contextlib.ExitStack() as stack:
-            services = [
-                (name, stack.enter_context(_service(base, port + number, *_CACHES[name])))
-                for number, name in enumerate(names)
-            ]
-            for number in range(-_UNTIMED, pictures // 2):
-                image = jpeg(2 * 10**6 + number)
-                for name, service in services if number % 2 else services[::-1]:
-                    untimed, timed = service.requests(jpeg(3 * 10**6 + number)), service.requests(image)
-                    service.seconds(untimed)
-                    seconds = {name: service.seconds(timed)}
+            services = [(name, stack.enter_context(_service(base, *_CACHES[name]))) for name in names]
+            for number in range(-_UNTIMED, images // 2):
+                untimed, timed = jpeg(3 * 10**6 + number), jpeg(2 * 10**6 + number)
+                for name, seconds_of in services if number % 2 else services[::-1]:
+                    seconds_of(untimed)
+                    seconds = {name: seconds_of(timed)}
                     if name == "cached":
-                        seconds["repeat"] = service.seconds(timed)
+                        seconds["repeat"] = seconds_of(timed)
                     for each in seconds if number >= 0 else ():
                         taken[each].append(seconds[each])
-    found = {f"{name}_s": statistics.median(values) for name, values in taken.items()}
     ratios = (separate / cached for separate, cached in zip(taken["separate"], taken["cached"], strict=True))
-    return {**found, "speedup": statistics.median(ratios)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Service:
-    """One that runs, and what is asked of it."""
-
-    client: httpx.Client
-    connection: socket.socket
-    episode: str
-
-    def requests(self, image: bytes) -> list[bytes]:
-        """Retrieval, segmentation and classification of one picture."""
-        asked = [
-            self.client.build_request("POST", "/retrieve", files={"sketch": image}),
-            self.client.build_request("POST", "/segment", files={"image": image}, data={"classes": ["cat", "dog"]}),
-            self.client.build_request("POST", f"/fewshot/episodes/{self.episode}/classify", files={"query": image}),
-        ]
-        return [_bytes(request) for request in asked]
-
-    def seconds(self, requests: Sequence[bytes]) -> float:
-        """For all of them, one after another. Raises RuntimeError where one is not answered with 200."""
-        started_s = time.perf_counter()
-        for request in requests:
-            self.connection.sendall(request)
-            _receive(self.connection)
-        return time.perf_counter() - started_s
+    medians = {f"{name}_s": statistics.median(values) for name, values in taken.items()}
+    return {**medians, "speedup": statistics.median(ratios)}
 
 
 @contextlib.contextmanager
-def _service(base: Contender, port: int, features_bytes: int, pictures_bytes: int) -> Iterator[_Service]:
+def _service(base: Server, features_bytes: int, images_bytes: int) -> Iterator[Callable[[bytes], float]]:
+    """Start a service with a gallery and an episode; yield the function that times the three tasks on one image."""
     variables = {
         **base.variables,
         "VERMOUTH_FEATURE_CACHE_BYTES": str(features_bytes),
-        "VERMOUTH_PICTURE_CACHE_BYTES": str(pictures_bytes),
+        "VERMOUTH_PICTURE_CACHE_BYTES": str(images_bytes),
         "VERMOUTH_LIMITS__MAX_TILES": "0",
-        "VERMOUTH_DATA_DIR": str(Path(tempfile.mkdtemp(prefix="bench-three-")) / "state"),
     }
-    contender = replace(base, variables=variables)
-    with running(contender, port, ""), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        wait_until_ready(client)
+    with ready(replace(base, variables=variables)) as (service, client):
         items = [("image", jpeg(4 * 10**6 + number)) for number in range(_ITEMS)]
         client.post("/galleries/default/items", files=items).raise_for_status()
-        ways = {"support:one": jpeg(-1 % 2**32), "support:two": jpeg(-2 % 2**32)}
+        ways = {"support:one": jpeg(2**32 - 1), "support:two": jpeg(2**32 - 2)}
         episode = client.post("/fewshot/episodes", files=ways).raise_for_status().json()["id"]
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-            yield _Service(client=client, connection=connection, episode=episode)
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+
+            def seconds_of(image: bytes) -> float:
+                requests = [
+                    client.build_request("POST", "/retrieve", files={"sketch": image}),
+                    client.build_request("POST", "/segment", files={"image": image}, data={"classes": ["cat", "dog"]}),
+                    client.build_request("POST", f"/fewshot/episodes/{episode}/classify", files={"query": image}),
+                ]
+                prepared = [_bytes(request) for request in requests]
+                started_s = time.perf_counter()
+                for request in prepared:
+                    connection.sendall(request)
+                    _receive(connection)
+                return time.perf_counter() - started_s
+
+            yield seconds_of
 
 
 def _bytes(request: httpx.Request) -> bytes:
-    lines = [
-        f"{request.method} {request.url.path} HTTP/1.1",
-        *(f"{name}: {value}" for name, value in request.headers.items()),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + request.read()
+    headers = (f"{name}: {value}" for name, value in request.headers.items())
+    return "\r\n".join([f"{request.method} {request.url.path} HTTP/1.1", *headers, "", ""]).encode() + request.read()
 
 
 def _receive(connection: socket.socket) -> None:
-    """Read one answer to its end. Raises RuntimeError where it is not a 200."""
-    found = b""
-    while b"\r\n\r\n" not in found:
-        found += _some(connection)
-    head, _, body = found.partition(b"\r\n\r\n")
-    if not head.startswith(b"HTTP/1.1 200"):
-        raise RuntimeError(f"answered with {head!r}")
-    left = int(head.lower().partition(b"content-length:")[2].split(maxsplit=1)[0]) - len(body)
+    """Read one answer to its end. Raises RuntimeError if it is not a whole 200."""
+    head, end, left = b"", b"", 1
     while left > 0:
-        left -= len(_some(connection))
+        part = connection.recv(1 << 16)
+        if end:
+            left -= len(part)
+        else:
+            head, end, body = (head + part).partition(b"\r\n\r\n")
+            if end:
+                left = int(head.lower().partition(b"content-length:")[2].split(maxsplit=1)[0]) - len(body)
+        if not part or (end and not head.startswith(b"HTTP/1.1 200")):
+            raise RuntimeError(f"answered with {head!r}")
 
 
-def _some(connection: socket.socket) -> bytes:
-    found = connection.recv(1 << 16)
-    if not found:
-        raise RuntimeError("the service closed the connection")
-    return found
-
-
-def wait_until_ready(client: httpx.Client) -> None:
-    """Returns once the service is ready.
-
-    Raises:
-        RuntimeError: not within two minutes.
-    """
-    for _ in range(240):
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise RuntimeError("the service did not start")
+def main() -> None:
+    """Print the medians as JSON, one line for each revision."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--against", metavar="REVISION", help="measure another git revision too, first")
+    options = parser.parse_args()
+    with server_of(options.against) if options.against else contextlib.nullcontext() as other:
+        for server in (other, VERMOUTH) if other else (VERMOUTH,):
+            sys.stdout.write(json.dumps({"revision": server.name, **three_tasks(options.images, server)}) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(three_tasks(60, port=8790)) + "\n")
+    main()

@@ -9,7 +9,7 @@ import pytest
 
 from app.stores.blobs import Blobs
 from app.stores.sql.database import Database, attach_database, open_database
-from benchmarks.header import header
+from benchmarks.report import header
 from tests.app.postgres import PostgresServer
 
 OpenReplica = Callable[[], Database]
