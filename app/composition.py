@@ -69,6 +69,7 @@ def build_platform(settings: Settings) -> Platform:
         ),
         deadline_s=settings.deadline_s,
         live_slots=asyncio.Semaphore(settings.max_live_connections),
+        # A semaphore binds to its loop at the first wait: creating it here is safe.
         live_greetings=asyncio.Semaphore(MAX_GREETINGS),
     )
 
@@ -135,6 +136,7 @@ def assemble_services(
         max_queue_cost=settings.max_queue_cost,
         stall_s=settings.stall_s,
         stop_timeout_s=settings.drain_timeout_s,
+        # A fatal device error ends the process; the orchestrator starts another.
         on_fatal=lambda: platform.lifecycle.fail(EXIT_FATAL),
     )
     tasks = open_tasks(

@@ -62,6 +62,7 @@ class Conflict(ServiceError):
     status, code, title = 409, "conflict", "Conflict with the present state"
 
 
+# Vectors of two models are not comparable, though they may have one length.
 class FingerprintMismatch(ServiceError):
     status, code, title = 409, "fingerprint-mismatch", "Features were made by another model"
 
@@ -94,6 +95,7 @@ class PreconditionRequired(ServiceError):
     status, code, title = 428, "precondition-required", "If-Match is required"
 
 
+# `retry_after_s` is the wait that the measured rate predicts.
 class QueueFull(ServiceError):
     status, code, title = 429, "queue-full", "The queue is full"
 

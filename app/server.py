@@ -66,10 +66,10 @@ def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
-        log_config=None,
-        access_log=False,
+        log_config=None,  # configured by `configure_logging`
+        access_log=False,  # the middleware logs requests
         server_header=False,
-        ws="websockets-sansio",
+        ws="websockets-sansio",  # the default is deprecated by its library
         ws_max_size=MAX_MESSAGE_BYTES,
         timeout_keep_alive=int(settings.keep_alive_s),
         timeout_graceful_shutdown=int(settings.drain_timeout_s),

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
 
     def workers_on(self, device: str) -> int:
-        """Passes at once on a device: `lanes` or, on a CPU, one for every `threads` cores; else one."""
+        """Passes at once on a device: as set, or one for every `threads` cores of a CPU; else one."""
         chosen = min(MAX_WORKERS, max(1, _cores() // self.threads)) if device == "cpu" else 1
         return self.lanes or chosen
 

@@ -25,7 +25,7 @@ from app.errors import Forbidden, Unauthenticated, UnsupportedMedia
 class Scope(StrEnum):
     """What a route requires. A key with `write` may read too, and one with `admin` may do everything."""
 
-    OPEN = "open"
+    OPEN = "open"  # needs no key
     METRICS = "metrics"
     READ = "read"
     WRITE = "write"
@@ -66,7 +66,7 @@ class ScopedRoute(APIRoute):
         needed = declared_scope(self)
         if needed is None:
             raise Forbidden("This route declares no scope and is closed.")
-        connection = HTTPConnection(scope)
+        connection = HTTPConnection(scope)  # the body stays unread
         scope["app"].state.platform.keys.authorise(connection, needed)
         if self.body_field is not None and scope["method"] in (self.methods or ()):
             _check_is_json(connection)
@@ -103,6 +103,7 @@ class ApiKeys:
             Unauthenticated: a key is required, and none or an unknown one was sent.
             Forbidden: the key lacks the scope.
         """
+        # Metrics stay closed where only a metrics token is set.
         if needed is Scope.OPEN or not self._keys or (needed is not Scope.METRICS and not self.are_on):
             return
         self.authorise_key(_presented(connection), needed)
@@ -142,17 +143,19 @@ def new_key(name: str, scopes: Iterable[Scope]) -> tuple[str, str]:
     """A new random key, and its entry for the settings."""
     key = "vm_" + secrets.token_urlsafe(32)
     digest = sha256_hex(key)
+    # The prefix makes leaked keys recognizable to secret scanners.
     return key, f"{name}:{'+'.join(scope.value for scope in scopes)}:{digest}"
 
 
 def sha256_hex(key: str) -> str:
     """The digest that is stored of a key."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()  # JSON may hold lone surrogates
 
 
 def _parse_key(entry: str, number: int) -> ApiKey:
     match = _LINE.fullmatch(entry)
     words = match["scopes"].split("+") if match else []
+    # The message names the position only: an entry may hold a key by mistake.
     if match is None or not set(words) <= {scope.value for scope in _GRANTS}:
         raise ValueError(f"API key entry {number} is not of the form name:read+write+admin:sha256-hex")
     granted = frozenset[Scope]().union(*(_GRANTS[Scope(word)] for word in words))

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
-MAX_METADATA_DEPTH = 32
+MAX_METADATA_DEPTH = 32  # SQLite's and PostgreSQL's JSON functions accept more
 _LARGE_BYTES = 64 * 1024  # parsed off the event loop from here on: about a millisecond
 
 
@@ -112,6 +112,7 @@ async def read_multipart(request: Request, limits: Limits, *, files: Collection[
     try:
         for name, value in form.multi_items():
             is_file = any(name == field or (field.endswith(":") and name.startswith(field)) for field in files)
+            # A part with a file name is a file, whatever its field is called.
             if isinstance(value, UploadFile) != is_file:
                 raise _invalid(name, "must be a file" if is_file else "is not a file field of this form")
             if isinstance(value, UploadFile):
@@ -119,7 +120,7 @@ async def read_multipart(request: Request, limits: Limits, *, files: Collection[
             else:
                 texts.append((name, value))
     finally:
-        await form.close()
+        await form.close()  # large parts are temporary files
     return Form(files=parts, texts=texts)
 
 
@@ -144,6 +145,7 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError as err:
+        # Tell NaN apart from broken JSON: the first is 422, the second 400.
         if _is_json_but_for_nan(text):
             raise Invalid("NaN and infinity are not allowed.") from err
         raise Malformed("The JSON cannot be read.") from err
@@ -179,8 +181,10 @@ def read_filter(value: object | None) -> Filter | None:
 def _check_value(value: object, field: str, depth: int) -> None:
     if depth == 0:
         raise _invalid(field, f"is deeper than {MAX_METADATA_DEPTH}")
+    # PostgreSQL refuses NUL; UTF-8 has no form of a lone surrogate.
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
         raise _invalid(field, "holds a NUL or half a surrogate pair")
+    # JavaScript rounds larger integers.
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise _invalid(field, "holds an integer beyond 2^53 - 1: send it as a string")
     if isinstance(value, Mapping):
@@ -193,6 +197,7 @@ def _check_value(value: object, field: str, depth: int) -> None:
 
 
 def _validated(body: bytes, shape: type[T]) -> T:
+    # Parsed first, then validated in Python: pydantic's own parser accepts NaN.
     return TypeAdapter(shape).validate_python(parse_json(body), strict=True)
 
 
@@ -205,5 +210,5 @@ def _is_json_but_for_nan(text: str | bytes) -> bool:
 
 
 def _invalid(field: str, message: str) -> Invalid:
-    name = field[:100]
+    name = field[:100]  # a name of the client's, echoed in the response
     return Invalid(f"Field {name!r} {message}.", errors=[FieldError(field=name, message=message)])

@@ -32,7 +32,7 @@ from app.tasks.reembed import Reembed
 from app.tasks.retrieval import Retrieval
 from app.tasks.segmentation.segmentation import Segmentation
 
-LOAD_RETRY_AFTER_S = 5.0
+LOAD_RETRY_AFTER_S = 5.0  # a load takes seconds on a small bundle, minutes on a large one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ class Platform:
     deadline_s: float
     live_slots: asyncio.Semaphore
     live_greetings: asyncio.Semaphore
-    services: Services | None = None
+    services: Services | None = None  # set once, by the supervisor
 
 
 def new_router(
@@ -131,6 +131,7 @@ def services_of(connection: HTTPConnection) -> Services:
         EngineUnavailable: the bundle is still loading, or its load failed.
     """
     platform = platform_of(connection)
+    # A draining process still answers.
     if platform.lifecycle.phase is Phase.FAILED:
         raise EngineUnavailable("The service failed and is about to restart.", retry_after_s=LOAD_RETRY_AFTER_S)
     if platform.services is None or platform.lifecycle.phase is Phase.LOADING:
@@ -148,7 +149,7 @@ def tasks_of(connection: HTTPConnection) -> Tasks:
 
 def remaining_s_of(request: Request) -> float:
     """Seconds left until this request's deadline, which the middleware set."""
-    deadline: float = request.state.deadline_at_s
+    deadline: float = request.state.deadline_at_s  # of the loop's clock
     return max(0.0, deadline - asyncio.get_running_loop().time())
 
 

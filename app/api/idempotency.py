@@ -31,6 +31,7 @@ class IdempotentRoute(ScopedRoute):
             key = request.headers.get("idempotency-key")
             services = platform_of(request).services
             tasks = None if services is None else services.tasks
+            # Reads that are POSTs, such as /retrieve, are repeatable as they are.
             is_write = request.method == "POST" and declared_scope(self) in (Scope.WRITE, Scope.ADMIN)
             if key is None or not is_write or tasks is None:
                 return await handle(request)
@@ -56,8 +57,9 @@ async def _handle_once(request: Request, handle: Handler, tasks: Tasks, key: str
         if claim.answer is not None:
             headers = {**claim.answer.headers, "Idempotency-Replayed": "true"}
             return Response(claim.answer.body, status_code=claim.answer.status, headers=headers)
-        request.state.idempotency_token = claim.token
+        request.state.idempotency_token = claim.token  # read by `read_token`
         response = await handle(request)
+        # Headers of the first transfer, such as Server-Timing, are not the answer's.
         headers = {name: value for name, value in response.headers.items() if name in _STORED_HEADERS}
         answer = Answer(status=response.status_code, headers=headers, body=bytes(response.body))
         await tasks.idempotency.keep(name, answer)

@@ -10,6 +10,7 @@ from app.api.auth import Scope, declared_scope
 from app.api.problems import MEDIA_TYPE
 
 _REF = "#/components/schemas/Problem"
+# FastAPI's own error schemas, which no response of this service has.
 _FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -60,7 +61,7 @@ def install(app: FastAPI) -> None:
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        is_new = app.openapi_schema is None
+        is_new = app.openapi_schema is None  # FastAPI caches the document
         document = generate()
         if is_new:
             _complete(document, app)
@@ -84,9 +85,9 @@ def _complete(document: dict[str, Any], app: FastAPI) -> None:
         for method in context.methods or ():
             operation = document["paths"].get(context.path, {}).get(method.lower())
             if operation is None:
-                continue
+                continue  # excluded from the schema
             if operation["responses"].get("422", {}).get("description") == "Validation Error":
-                del operation["responses"]["422"]
+                del operation["responses"]["422"]  # FastAPI adds it unasked
             operation["responses"]["default"] = error
             if scope is not Scope.OPEN:
                 operation["security"] = [{name: []} for name in _SECURITY_SCHEMES]
@@ -105,6 +106,7 @@ def _inline(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema with its `$defs` inlined; of this API's types only JSON values are recursive, and become `{}`."""
     definitions = schema.pop("$defs", {})
 
+    # FastAPI copies `openapi_extra` as it is: references into `$defs` would dangle.
     def resolve(node: Any) -> Any:
         if isinstance(node, list):
             return [resolve(entry) for entry in node]

@@ -16,7 +16,7 @@ from app import errors
 from app.errors import FieldError, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
-_MAX_FIELD_ERRORS = 32
+_MAX_FIELD_ERRORS = 32  # a body of a thousand wrong items would echo megabytes
 
 
 def service_error(error: Exception) -> ServiceError:
@@ -76,6 +76,7 @@ def install(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> Response:
         response = problem_response(service_error(error), request)
+        # RFC 9110 requires `Allow` in a 405.
         if isinstance(error, HTTPException) and error.status_code == 405:
             response.headers.update(error.headers or {})
         return response
@@ -85,6 +86,7 @@ def install(app: FastAPI) -> None:
 
 
 def _invalid(found: Sequence[Any]) -> ServiceError:
+    # FastAPI reports broken JSON as a validation error.
     if any(entry["type"] == "json_invalid" for entry in found):
         return errors.Malformed("The body is not valid JSON.")
     fields = [FieldError(field=_path(entry["loc"]), message=str(entry["msg"])) for entry in found[:_MAX_FIELD_ERRORS]]
@@ -94,6 +96,7 @@ def _invalid(found: Sequence[Any]) -> ServiceError:
 
 def _path(location: Sequence[int | str]) -> str:
     path = ""
+    # Names are the client's and may be of any length.
     for part in location[1:] if location and location[0] == "body" else location:
         path += f"[{part}]" if isinstance(part, int) else f".{part[:100]}"
     return path.removeprefix(".")

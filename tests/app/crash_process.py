@@ -35,9 +35,9 @@ class Killer:
 
 
 def main() -> int:
-    said = os.environ.get(KILL, "")
-    if said:
-        point, _, number = said.partition(":")
+    chosen = os.environ.get(KILL, "")
+    if chosen:
+        point, _, number = chosen.partition(":")
         count = int(number)
         if point == "random":
             point, count = "any", random.Random(count).randrange(1, 240)

@@ -63,7 +63,7 @@ def test_misspelt_variables_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "device", "said", "lanes", "decode_threads"),
+    ("cores", "device", "given", "workers", "decoders"),
     [
         pytest.param(1, "cpu", {}, 1, 1, id="one-core"),
         pytest.param(2, "cpu", {}, 2, 1, id="laptop"),
@@ -73,15 +73,15 @@ def test_misspelt_variables_are_found() -> None:
         pytest.param(8, "mps", {}, 1, 4, id="apple"),
         pytest.param(8, "cpu", {"threads": 4}, 2, 4, id="what-threads-leave"),
         pytest.param(2, "cpu", {"threads": 4}, 1, 1, id="more-threads-than-cores"),
-        pytest.param(2, "cpu", {"lanes": 3, "decode_workers": 5}, 3, 5, id="as-said"),
+        pytest.param(2, "cpu", {"lanes": 3, "decode_workers": 5}, 3, 5, id="as-set"),
     ],
 )
-def test_lanes_and_decoders_share_the_cores(
-    monkeypatch: pytest.MonkeyPatch, cores: int, device: str, said: dict[str, int], lanes: int, decode_threads: int
+def test_workers_and_decoders_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, device: str, given: dict[str, int], workers: int, decoders: int
 ) -> None:
     monkeypatch.setattr("app.settings._cores", lambda: cores)
-    settings = Settings.model_validate(said)
-    assert (settings.workers_on(device), settings.decoders) == (lanes, decode_threads)
+    settings = Settings.model_validate(given)
+    assert (settings.workers_on(device), settings.decoders) == (workers, decoders)
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("250000 100000", 2), ("50000 100000", 1)])

@@ -42,6 +42,7 @@ async def read_episode(request: Request, limits: LimitsDep) -> EpisodeRequest:
     queries: Sequence[Source]
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, schemas.EpisodeRequest)
+        # Counted before any image is converted.
         _check_episode(wire.ways, wire.queries, wire.top_k, limits)
         options = wire
         ways = [WayRequest(label=w.label, support=[source_of(i) for i in w.support]) for w in wire.ways]
@@ -216,6 +217,7 @@ async def remove_support(
 async def get_support_image(tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath) -> Response:
     """The image as it was stored."""
     image = await tasks.fewshot.support_image(episode_id, support_id)
+    # The content names its own version: images never change under a digest.
     return Response(image.data, media_type=image.media_type, headers={"ETag": f'"{image.sha256}"'})
 
 
@@ -235,6 +237,7 @@ def _ways(form: Form, labels: Sequence[str] | None) -> list[WayRequest]:
     for part in form.files:
         if part.field == "query":
             continue
+        # Either all labels are in the parts' names, or they follow the parts in `options.labels`.
         if part.field == SUPPORT:
             count += 1
             label = next(unlabelled, None)
@@ -271,6 +274,7 @@ def _check_ways(ways: Sequence[WayRequest | schemas.WayInput], limits: Limits) -
         raise Invalid("Send at least one support image.")
     if len(ways) > limits.max_ways:
         raise out_of_bounds("ways", f"An episode has at most {limits.max_ways} ways.")
+    # Equal labels in a form are one way already; in JSON they are a mistake.
     if len({way.label for way in ways}) < len(ways):
         raise Invalid("Labels must be unique.")
     for position, way in enumerate(ways):

@@ -45,6 +45,7 @@ async def put_gallery(
 ) -> GalleryReport:
     """201 where the gallery is new. Items stay as they are; an empty body changes nothing."""
     fields = GalleryFields()
+    # `curl -X PUT` without a body creates a gallery.
     if await request.body():
         check_content_type(request, JSON)
         fields = await read_json(request, GalleryFields)

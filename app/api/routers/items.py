@@ -34,7 +34,7 @@ from app.tasks.items import ItemPutRequest, ItemRequest, Outcome
 
 router = new_router("items", route_class=IdempotentRoute, dependencies=[Depends(wait_for_min_seq)])
 NDJSON = "application/x-ndjson"
-MERGE_PATCH = "application/merge-patch+json"
+MERGE_PATCH = "application/merge-patch+json"  # RFC 7396
 PutInput = tuple[schemas.ItemPut | schemas.ItemPutOptions, Source | None]
 PageQuery = Annotated[schemas.ItemPageQuery, Query()]
 Write = Annotated[schemas.WriteQuery, Query()]
@@ -51,6 +51,7 @@ async def read_items(request: Request, limits: LimitsDep) -> list[ItemRequest]:
         images = form.images("image")
         texts = form.scalars()
         described = texts.pop("items", None)
+        # A form of images alone gets generated ids and no metadata.
         entries = [{} for _ in images] if described is None else parse_json(described)
         fields = schemas.ItemsForm.model_validate({"items": entries, **texts}).items
         if len(fields) != len(images):
@@ -75,7 +76,7 @@ async def read_put(request: Request, limits: LimitsDep) -> PutInput:
     else:
         form = await read_multipart(request, limits, files={"image"})
         fields: dict[str, object] = {**form.scalars()}
-        if "metadata" in fields:
+        if "metadata" in fields:  # a text field of the form, itself JSON
             fields["metadata"] = parse_json(str(fields["metadata"]))
         wire, source = schemas.ItemPutOptions.model_validate(fields), form.one_image("image")
     check_metadata(wire.metadata, "metadata", limits)
@@ -84,7 +85,7 @@ async def read_put(request: Request, limits: LimitsDep) -> PutInput:
 
 @router.post(
     "/galleries/{name}/items",
-    response_model_exclude_unset=True,
+    response_model_exclude_unset=True,  # `problem` appears only where there is one
     summary="Add or replace items",
     openapi_extra=request_body(json=list[schemas.NewItem], form=schemas.ItemsForm, files={"image": True}),
 )
@@ -235,6 +236,7 @@ async def get_item_image(
 ) -> Response:
     """The stored image, or a WebP thumbnail whose longest side is `size`."""
     item, data = await tasks.items.image(name, item_id, thumbnail_size=query.size)
+    # Thumbnails are derived from the image: its digest and the size name their version.
     if query.size is None:
         return Response(data, media_type=item.media_type, headers={"ETag": f'"{item.sha256}"'})
     return Response(data, media_type="image/webp", headers={"ETag": f'"{item.sha256}-{query.size}"'})

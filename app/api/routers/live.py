@@ -49,7 +49,7 @@ async def live(socket: WebSocket) -> None:
     socket.state.request_id = uuid.uuid4().hex
     bind_request(socket.state.request_id)
     with contextlib.suppress(WebSocketDisconnect):
-        await socket.accept()
+        await socket.accept()  # close codes reach the client only after the handshake
         try:
             _check_origin(socket)
             # Separate slots: clients that never authenticate must not exclude those with a key.
@@ -83,7 +83,7 @@ async def _slot(slots: asyncio.Semaphore) -> AsyncIterator[None]:
 
 def _check_origin(socket: WebSocket) -> None:
     """Refuse pages of other sites, which could connect with their visitor's rights; browsers send the origin."""
-    origin = socket.headers.get("origin")
+    origin = socket.headers.get("origin")  # absent outside of browsers
     if origin is not None and urlsplit(origin).netloc.lower() != socket.headers.get("host", "").lower():
         raise Forbidden("The page has another origin than the service.")
 
@@ -109,8 +109,8 @@ class _Session:
         self._socket = socket
         self._platform = platform
         self._tasks = tasks
-        self._newest = -1
-        self._next: LiveQuery | None = None
+        self._newest = -1  # the greatest `seq` so far
+        self._next: LiveQuery | None = None  # the only query that waits
         self._has_come = asyncio.Event()
 
     async def run(self) -> None:
@@ -150,7 +150,7 @@ class _Session:
             self._has_come.clear()
             query, self._next = self._next, None
             if query is None:
-                continue
+                continue  # the event was set for a query that has run already
             until_s = loop.time() + SUPERSEDED_TIMEOUT_S
             answering = asyncio.create_task(self._answered(query))
             newer = asyncio.create_task(self._has_come.wait())
@@ -173,6 +173,7 @@ class _Session:
 
     async def _send_error(self, seq: int | None, err: Exception) -> None:
         error = service_error(err)
+        # The middleware that logs unhandled errors sees HTTP requests only.
         if error.status == 500:
             get_logger().error("live_query_failed", exc_info=err)
         problem = problem_body(error, instance=self._socket.url.path, request_id=self._socket.state.request_id)
@@ -221,4 +222,4 @@ async def _content_of(text: str | None) -> object:
 def _seq_of(content: object) -> int | None:
     """The `seq` of a message that may be invalid otherwise."""
     seq = content.get("seq") if isinstance(content, dict) else None
-    return seq if isinstance(seq, int) and not isinstance(seq, bool) else None
+    return seq if isinstance(seq, int) and not isinstance(seq, bool) else None  # True is an int in Python

@@ -85,6 +85,7 @@ class JobReport(BaseModel):
 @requires(Scope.OPEN)
 async def livez(platform: PlatformDep) -> Health:
     """200 unless the process needs a restart: after a fatal error, or when queued requests make no progress."""
+    # While it loads, the process is alive whatever the load takes.
     is_stuck = platform.services is not None and not platform.services.is_alive()
     if platform.lifecycle.phase is Phase.FAILED or is_stuck:
         raise EngineUnavailable("The service failed and must be restarted.")
@@ -101,6 +102,7 @@ async def startupz(platform: PlatformDep) -> Health:
 
 
 @health.get("/readyz")
+# Aliases of common probes.
 @health.get("/healthz", include_in_schema=False)
 @health.get("/health", include_in_schema=False)
 @requires(Scope.OPEN)
@@ -110,7 +112,7 @@ async def readyz(platform: PlatformDep, response: Response) -> Health:
         raise _not_ready(platform)
     if platform.services is not None and not platform.services.is_current():
         raise EngineUnavailable("The indexes do not follow the change log.", retry_after_s=LOAD_RETRY_AFTER_S)
-    response.headers["Cache-Control"] = "no-store"
+    response.headers["Cache-Control"] = "no-store"  # a cached "ready" would hide a drain
     return Health(status=Phase.READY)
 
 
@@ -144,6 +146,7 @@ async def error_kind(code: str) -> ErrorKind:
 async def metrics(platform: PlatformDep) -> Response:
     """All metrics in the Prometheus text format."""
     telemetry, services = platform.telemetry, platform.services
+    # Gauges are read now rather than updated by every write.
     telemetry.is_ready.set(platform.lifecycle.phase is Phase.READY)
     telemetry.index_vectors.clear()  # deleted galleries too
     if services is not None and services.tasks is not None:
@@ -165,6 +168,7 @@ async def openapi(request: Request) -> JSONResponse:
 @requires(Scope.OPEN)
 async def docs() -> HTMLResponse:
     """The OpenAPI document as a page."""
+    # A relative address works behind a proxy that adds a prefix.
     return get_swagger_ui_html(openapi_url="openapi.json", title="Vermouth")
 
 

@@ -37,6 +37,7 @@ async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
         return query_of(wire, None if wire.sketch is None else source_of(wire.sketch), limits)
     form = await read_multipart(request, limits, files={"sketch"})
     fields: dict[str, object] = {**form.scalars()}
+    # Structured fields of a form are JSON texts.
     fields.update({name: parse_json(str(fields[name])) for name in ("like", "filter") if name in fields})
     return query_of(schemas.RetrieveOptions.model_validate(fields), form.one_image("sketch"), limits)
 
@@ -45,12 +46,14 @@ async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
     """The images, texts and options, of a JSON body or a form."""
     if check_content_type(request, JSON, MULTIPART) == JSON:
         wire = await read_json(request, schemas.EmbedRequest)
+        # Counted before any image is converted.
         if len(wire.images) > limits.max_request_images:
             detail = f"A request may hold {limits.max_request_images} images."
             raise TooMuchWork(detail, errors=[FieldError(field="images", message=detail)])
         sources = [source_of(image) for image in wire.images]
     else:
         form = await read_multipart(request, limits, files={"image"})
+        # Unknown and repeated fields are errors in a form as in JSON.
         form.scalars(repeated={"texts"})
         unknown = {name: value for name, value in form.texts if name != "texts"}
         wire = schemas.EmbedRequest.model_validate({"texts": form.repeated("texts"), **unknown})
@@ -111,6 +114,7 @@ def query_of(wire: schemas.RetrieveOptions, sketch: Source | None, limits: Limit
     like = wire.like or schemas.LikeInput()
     if sketch is None and wire.text is None and not (like.positive or like.negative):
         raise Invalid("Send at least one of sketch, text and like.")
+    # The setting bounds k, so that raising it needs no change of a schema.
     if wire.k > limits.max_k:
         raise out_of_bounds("k", f"k is at most {limits.max_k}.")
     return RetrieveQuery(

@@ -39,6 +39,7 @@ async def read_segment(request: Request, limits: LimitsDep) -> SegmentInput:
     image = form.one_image("image")
     if image is None:
         raise Invalid("The form needs a part 'image'.")
+    # A class of a form is a name, or a JSON object with synonyms and templates.
     classes = [parse_json(text) if text.lstrip().startswith("{") else text for text in form.repeated("classes")]
     named = {"classes": classes} if classes else {}
     return schemas.SegmentOptions.model_validate({**form.scalars(repeated={"classes"}), **named}), image
@@ -52,6 +53,7 @@ async def wanted_type(request: Request) -> str:
     """
     accept = request.headers.get("accept", "*/*").lower()
     kinds = {entry.partition(";")[0].strip() for entry in accept.split(",")}
+    # A client that names both gets JSON.
     if PNG in kinds and JSON not in kinds:
         return PNG
     if kinds & {JSON, "application/*", "*/*"}:
@@ -88,6 +90,7 @@ async def segment(
         caption=options.caption,
         is_reproducible=options.reproducible,
     )
+    # The task renders in its worker pool: encoding large masks takes milliseconds.
     render: Callable[[SegmentAnswer], bytes] = _png if media_type == PNG else partial(_body, form=options.format)
     answer, body = await tasks.segmentation.segment(query, budget, render, timeout_s=remaining_s)
     add_timings(request, answer.timings_ms)
@@ -164,6 +167,7 @@ def _png(answer: SegmentAnswer) -> bytes:
 def _body(answer: SegmentAnswer, form: str) -> bytes:
     height, width = answer.labels.shape
     found = sum(entry.region is not None for entry in answer.classes)
+    # One bit a pixel and class: checked before any mask is encoded.
     if form == "png" and found * height * width > MAX_PNG_CELLS:
         raise TooMuchWork("PNG masks of so many classes are too large: request rle or label_map.")
     label_map = None
@@ -177,6 +181,7 @@ def _body(answer: SegmentAnswer, form: str) -> bytes:
         label_map=label_map,
         timings_ms=dict(answer.timings_ms),
     )
+    # `label_map` appears only where it was requested; null `mask` and `bbox` always do.
     return response.model_dump_json(exclude=None if label_map else {"label_map"}).encode()
 
 

@@ -29,13 +29,13 @@ class EpisodeOptions(Wire):
     method: Method = "prototype"
     top_k: TopK | None = None
     abstain_below: Probability | None = None
-    ttl_seconds: Annotated[float, Field(ge=1, le=315_360_000)] | None = None
+    ttl_seconds: Annotated[float, Field(ge=1, le=315_360_000)] | None = None  # at most ten years
 
 
 class SupportForm(Wire):
     """The part `options` of a form that adds support; `labels` name the parts `support`, in order."""
 
-    labels: list[Label] | None = None
+    labels: list[Label] | None = None  # None where the parts' names have them
 
 
 class EpisodeForm(EpisodeOptions, SupportForm):
@@ -108,7 +108,7 @@ class WayReport(Wire):
     """One class of a stored episode."""
 
     label: str
-    shots: int
+    shots: int  # the length of `support`
     support: list[SupportReport]
 
 
@@ -132,8 +132,8 @@ class LeaveOneOutReport(Wire):
     """Leave-one-out result: every support image is classified by the other ones."""
 
     accuracy: float
-    ci95: tuple[float, float]
-    confusion: dict[str, dict[str, int]]
+    ci95: tuple[float, float]  # 95 % interval of the accuracy
+    confusion: dict[str, dict[str, int]]  # true label, predicted label, count
 
 
 class EpisodeFields(Wire):

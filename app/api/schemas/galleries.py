@@ -39,7 +39,7 @@ class IndexReport(Wire):
     kind: str
     vectors: int
     applied_seq: int
-    head_seq: int
+    head_seq: int  # the last write of the change log; greater than applied_seq where the index lags
     fingerprint: str
     digest: str
     recall: float | None
@@ -150,7 +150,7 @@ class ItemReport(Wire):
     height: int
     fingerprint: str
     created_at: float
-    seq: int
+    seq: int  # the item's version: its ETag
     image_url: str
 
 
@@ -165,6 +165,7 @@ class ItemPageQuery(Wire):
     """Query parameters of the item list; `filter` is the JSON of a filter."""
 
     cursor: ItemId | None = None
+    # A URL cannot hold an object, so that the filter is JSON text.
     filter: Annotated[str, Field(max_length=65_536)] | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 

@@ -21,12 +21,12 @@ class RetrieveOptions(Wire):
     """Everything but the sketch: the text fields of the multipart form."""
 
     text: Text | None = None
-    text_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    text_weight: Annotated[float, Field(ge=0, le=1)] = 0.5  # 0: sketch only, 1: text only
     like: LikeInput | None = None
     filter: FilterInput | None = None
     gallery: GalleryName = "default"
     k: Annotated[int, Field(ge=1)] = 10
-    min_score: float | None = None
+    min_score: float | None = None  # results below it are left out
     caption: Caption | None = None
     reproducible: Reproducible = False
 
@@ -54,7 +54,7 @@ class RetrieveResponse(Wire):
     """Results, best first; ties by id."""
 
     gallery: str
-    index_seq: int
+    index_seq: int  # the last write that the searched index contains
     fingerprint: str
     results: list[RetrieveResult]
     timings_ms: Timings
@@ -90,7 +90,7 @@ class LiveQuery(StrokesInput):
     """The current drawing; it replaces a query of smaller `seq` that still waits."""
 
     type: Literal["query"]
-    seq: Annotated[int, Field(ge=0, le=2**53 - 1)]
+    seq: Annotated[int, Field(ge=0, le=2**53 - 1)]  # exact in JavaScript
     text: Text | None = None
     gallery: GalleryName = "default"
     k: Annotated[int, Field(ge=1)] = 10

@@ -18,6 +18,7 @@ class ClassObject(Wire):
     templates: Annotated[list[Template], Field(max_length=64)] = Field(default_factory=list)
 
 
+# A label map has 8 bits, and 0 is the background.
 Classes = Annotated[list[Label | ClassObject], Field(min_length=1, max_length=255)]
 
 
@@ -26,7 +27,7 @@ class SegmentOptions(Wire):
 
     classes: Classes | None = None
     class_set: GalleryName | None = None
-    background: bool = True
+    background: bool = True  # False: every pixel gets one of the classes
     format: Literal["rle", "label_map", "png"] = "rle"
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
     caption: Caption | None = None
@@ -57,9 +58,9 @@ class SegmentedClass(Wire):
     index: int
     name: str
     area: int
-    fraction: float
+    fraction: float  # of the image's area
     score: float
-    bbox: tuple[int, int, int, int] | None
+    bbox: tuple[int, int, int, int] | None  # x, y, width, height in px, as in COCO
     mask: RleMask | str | None
 
 
@@ -70,7 +71,7 @@ class SegmentResponse(Wire):
     height: int
     fingerprint: str
     classes: list[SegmentedClass]
-    label_map: str | None = None
+    label_map: str | None = None  # a base64 palette PNG
     timings_ms: Timings
 
 

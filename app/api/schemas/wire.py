@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 GALLERY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 ITEM_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 EPISODE_PATTERN = r"^ep_[0-9a-f]{24}$"
+# Ids that the server generates.
 SUPPORT_PATTERN = r"^s_[0-9a-f]{16}$"
 JOB_PATTERN = r"^job_[0-9a-f]{24}$"
 
@@ -17,6 +18,7 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
+# Labels and names go into logs and terminals.
 def _printable(text: str) -> str:
     if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in text):
         raise ValueError("holds control characters")

@@ -49,7 +49,7 @@ class FakeReservation:
 
 
 class FakeEngine:
-    """Features that are plain functions of pixels: a coarse layout of ink for `pooled`, ink for `dense`."""
+    """Features as plain functions of pixels: `pooled` is a coarse layout of the foreground, `dense` the foreground."""
 
     def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Reservation:
         del views, texts, timeout_s
@@ -75,9 +75,9 @@ class FakeEngine:
 
     def _features(self, view: View) -> Features:
         assert view.pixels.shape == (SIZE, SIZE, 3)
-        ink = (1 - to_unit(view.pixels).mean(axis=0)) / 2
-        cells = ink.reshape(4, SIZE // 4, 4, SIZE // 4).mean(axis=(1, 3)).reshape(-1)
-        dense = np.broadcast_to(ink.reshape(32, 4, 32, 4).mean(axis=(1, 3)), (D, 32, 32))
+        foreground = (1 - to_unit(view.pixels).mean(axis=0)) / 2
+        cells = foreground.reshape(4, SIZE // 4, 4, SIZE // 4).mean(axis=(1, 3)).reshape(-1)
+        dense = np.broadcast_to(foreground.reshape(32, 4, 32, 4).mean(axis=(1, 3)), (D, 32, 32))
         return Features(
             pooled=unit(cells.astype(np.float32) + 1e-3),
             dense=np.asarray(dense, np.float32),
@@ -87,7 +87,7 @@ class FakeEngine:
 
 
 class FakeSegmentationHead:
-    """The first class is ink, the others nothing, paper is background."""
+    """The first class is the foreground, the others find nothing."""
 
     def probabilities(self, dense: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float32]:
         values = np.full((len(texts) + 1, *dense.shape[1:]), 1e-3, np.float32)

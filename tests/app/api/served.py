@@ -52,7 +52,7 @@ def new_app(encoder: FakeEncoder, data_dir: Path, **settings: object) -> FastAPI
             prototype_head=PrototypeHead(),
         )
 
-    # One lane: a pass that is held holds all that comes after it.
+    # One worker: a blocked pass blocks all later ones.
     found = Settings.model_validate({"data_dir": data_dir, "feature_cache_bytes": 0, "lanes": 1, **settings})
     return create_app(found, build)
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.deps import Tasks
-from tests.app.api.pictures import SQUARE, base64_image, bomb, png
+from tests.app.api.images import SQUARE, base64_image, bomb, png
 
 pytestmark = pytest.mark.anyio
 SLOWEST_S = 3.0
@@ -39,7 +39,7 @@ def check(answer: httpx.Response, status: int) -> None:
 
 
 BAD_FILES = {
-    "text-named-png": (b"I am no picture.\n" * 10, 400),
+    "text-named-png": (b"I am no image.\n" * 10, 400),
     "truncated": (png(200, 200)[:20_000], 400),
     "empty": (b"", 400),
     "tiff": (b"II*\x00" + b"\x00" * 100, 415),
@@ -50,7 +50,7 @@ BAD_FILES = {
 
 @pytest.mark.parametrize(("data", "status"), BAD_FILES.values(), ids=BAD_FILES.keys())
 async def test_bad_files_are_refused_by_every_task(client: httpx.AsyncClient, data: bytes, status: int) -> None:
-    file = ("picture.png", data)
+    file = ("image.png", data)
     check(await client.post("/retrieve", files={"sketch": file}), status)
     check(await client.post("/embed", files={"image": file}), status)
     check(await client.post("/segment", files={"image": file}, data={"classes": "cat"}), status)
@@ -109,7 +109,7 @@ async def test_bad_json_bodies(client: httpx.AsyncClient, url: str, body: object
     [[[[], []]], [[[], [], []], [[], []]], [[[1], []]], [[[1, 2], [1]]]],
     ids=["empty", "both-empty", "no-y", "ragged"],
 )
-async def test_a_drawing_without_ink_is_refused_by_every_task(client: httpx.AsyncClient, strokes: object) -> None:
+async def test_an_empty_drawing_is_refused_by_every_task(client: httpx.AsyncClient, strokes: object) -> None:
     drawing = {"strokes": strokes, "width": 256, "height": 256}
     check(await client.post("/retrieve", json={"sketch": drawing}), 422)
     check(await client.post("/embed", json={"images": [drawing]}), 422)

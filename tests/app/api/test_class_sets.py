@@ -4,13 +4,13 @@ import httpx
 import pytest
 
 from app.api.deps import Tasks
-from tests.app.api.pictures import SQUARE
+from tests.app.api.images import SQUARE
 
 pytestmark = pytest.mark.anyio
-CLASSES = ["ink", {"name": "sky", "synonyms": ["air"], "templates": ["a {}"]}]
+CLASSES = ["house", {"name": "sky", "synonyms": ["air"], "templates": ["a {}"]}]
 
 
-async def test_a_class_set_is_kept_and_segments_as_its_classes_do(client: httpx.AsyncClient) -> None:
+async def test_a_class_set_is_stored_and_segments_as_its_classes_do(client: httpx.AsyncClient) -> None:
     created = await client.put("/class-sets/scene", json={"classes": CLASSES})
     assert (created.status_code, created.headers["etag"], int(created.headers["x-seq"]) > 0) == (201, '"1"', True)
     stored = (await client.get("/class-sets/scene")).json()
@@ -53,11 +53,11 @@ async def test_exactly_one_of_classes_and_class_set(client: httpx.AsyncClient) -
         assert (await client.post("/segment", json=body)).status_code == 422
 
 
-async def test_a_job_is_told_cancelled_and_forgotten(client: httpx.AsyncClient, tasks: Tasks) -> None:
+async def test_a_job_is_reported_cancelled_and_deleted(client: httpx.AsyncClient, tasks: Tasks) -> None:
     job = tasks.stores.jobs.begin("reembed", 10)
     assert tasks.stores.jobs.advance(job.id, 4)
-    told = (await client.get(f"/jobs/{job.id}")).json()
-    assert (told["state"], told["done"], told["total"]) == ("running", 4, 10)
+    report = (await client.get(f"/jobs/{job.id}")).json()
+    assert (report["state"], report["done"], report["total"]) == ("running", 4, 10)
     assert (await client.delete(f"/jobs/{job.id}")).status_code == 204
     assert not tasks.stores.jobs.advance(job.id, 5)
     tasks.stores.jobs.finish(job.id, report={})

@@ -11,7 +11,7 @@ from app.errors import Invalid
 from app.imaging.sources import EncodedImage, PixelBudget
 from app.stores.records.episodes import NewSupport, NewWay
 from app.tasks.fewshot import EpisodeRequest, WayRequest
-from tests.app.api.pictures import BAR, CROSS, SQUARE, png
+from tests.app.api.images import BAR, CROSS, SQUARE, png
 
 pytestmark = pytest.mark.anyio
 WAYS = [{"label": "square", "support": [SQUARE, SQUARE]}, {"label": "cross", "support": [CROSS]}]
@@ -30,8 +30,8 @@ async def test_support_is_added_and_taken_away_under_if_match(client: httpx.Asyn
     added = await client.post(f"{url}/support", json=MORE, headers={"If-Match": '"1"'})
     assert (added.status_code, added.headers["etag"], added.json()["version"]) == (200, '"2"', 2)
     assert [(way["label"], way["shots"]) for way in added.json()["ways"]] == [("square", 2), ("cross", 2), ("bar", 1)]
-    said = await client.post(f"{url}/classify", json={"queries": [BAR]})
-    assert (said.json()["version"], said.json()["predictions"][0]["label"]) == (2, "bar")
+    classified = await client.post(f"{url}/classify", json={"queries": [BAR]})
+    assert (classified.json()["version"], classified.json()["predictions"][0]["label"]) == (2, "bar")
     support = f"{url}/support/{added.json()['ways'][0]['support'][0]['id']}"
     last = f"{url}/support/{added.json()['ways'][2]['support'][0]['id']}"
     assert (await client.delete(support, headers={"If-Match": '"1"'})).status_code == 412

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from app.api.deps import Tasks
-from tests.app.api.pictures import BAR, CROSS, SQUARE, png
+from tests.app.api.images import BAR, CROSS, SQUARE, png
 
 pytestmark = pytest.mark.anyio
 WAYS = [{"label": "square", "support": [SQUARE, SQUARE]}, {"label": "cross", "support": [CROSS]}]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from app.api.deps import Tasks
-from tests.app.api.pictures import BAR, CROSS, SQUARE, base64_image, png
+from tests.app.api.images import BAR, CROSS, SQUARE, base64_image, png
 
 pytestmark = pytest.mark.anyio
 

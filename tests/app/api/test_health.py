@@ -78,14 +78,14 @@ async def test_a_failed_load_fails_the_process_once(tmp_path: Path) -> None:
         del settings, platform
         raise ValueError("a damaged file")
 
-    app, told = create_app(Settings(data_dir=tmp_path), broken), list[str]()
+    app, failures = create_app(Settings(data_dir=tmp_path), broken), list[str]()
     platform: Platform = app.state.platform
-    platform.lifecycle.on_failure = lambda: told.append("failed")
+    platform.lifecycle.on_failure = lambda: failures.append("failed")
     async with app.router.lifespan_context(app):
         assert await app.state.supervisor.settled() is Phase.FAILED
         platform.lifecycle.fail(70)
     assert platform.lifecycle.exit_code == EXIT_START_FAILED
-    assert told == ["failed"]
+    assert failures == ["failed"]
 
 
 async def test_a_failed_warm_up_fails_the_process(tmp_path: Path) -> None:

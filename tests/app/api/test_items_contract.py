@@ -12,7 +12,7 @@ import pytest
 from app.api.deps import Tasks
 from app.errors import Conflict
 from app.stores.sql import metadata
-from tests.app.api.pictures import BAR, CROSS, SQUARE, png
+from tests.app.api.images import BAR, CROSS, SQUARE, png
 
 pytestmark = pytest.mark.anyio
 ITEMS = "/galleries/default/items"
@@ -109,7 +109,7 @@ async def test_many_are_deleted_at_once(client: httpx.AsyncClient) -> None:
         assert (await client.post(f"{ITEMS}/delete", json=body)).status_code == 422
 
 
-async def test_a_caption_alone_encodes_the_stored_picture_anew(client: httpx.AsyncClient) -> None:
+async def test_a_caption_alone_encodes_the_stored_image_again(client: httpx.AsyncClient) -> None:
     await add(client, bar={"n": 1})
     answer = await client.put(f"{ITEMS}/bar", json={"caption": "a bar"})
     assert (answer.status_code, answer.json()["caption"], answer.json()["metadata"]) == (200, "a bar", {"n": 1})
@@ -255,7 +255,7 @@ async def test_a_write_that_lost_its_hold_is_not_done_twice(client: httpx.AsyncC
         tasks.stores.items.remove_many("default", ids=["bar"], token=token)
 
 
-async def test_an_answer_is_kept_though_the_request_ends_first(
+async def test_an_answer_is_stored_though_the_request_ends_first(
     client: httpx.AsyncClient, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client goes away while the answer waits for the writer's thread."""
@@ -279,7 +279,7 @@ async def test_an_answer_is_kept_though_the_request_ends_first(
     assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true")
 
 
-async def test_another_bundles_state_is_told_by_409_and_never_mixed(client: httpx.AsyncClient, tasks: Tasks) -> None:
+async def test_another_bundles_state_is_409_and_never_mixed(client: httpx.AsyncClient, tasks: Tasks) -> None:
     await add(client, bar={})
     with tasks.stores.database.write() as connection:
         metadata.write(connection, metadata.FINGERPRINT, "e" * 64)

@@ -11,7 +11,7 @@ from app.domain import Limits
 from app.main import create_app
 from app.settings import Settings
 from tests.app.api.conftest import build_services
-from tests.app.api.pictures import BAR, CROSS, SQUARE, png
+from tests.app.api.images import BAR, CROSS, SQUARE, png
 
 pytestmark = pytest.mark.anyio
 WAYS = [{"label": "square", "support": [SQUARE]}, {"label": "cross", "support": [CROSS]}]

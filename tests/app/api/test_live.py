@@ -82,7 +82,7 @@ async def test_k_is_what_the_setting_allows(tmp_path: Path) -> None:
         pytest.param(query(0), 0, "invalid", id="number-used"),
     ],
 )
-async def test_a_bad_message_is_told_and_the_connection_goes_on(
+async def test_a_bad_message_is_reported_and_the_connection_goes_on(
     tmp_path: Path, message: str | bytes, seq: int | None, code: str
 ) -> None:
     async with served(new_app(FakeEncoder(), tmp_path)) as port, opened(port) as socket:

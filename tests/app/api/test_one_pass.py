@@ -18,7 +18,7 @@ from models.heads.fewshot import PrototypeHead
 from models.transforms import plan_views
 from models.types import TaskProfile
 from tests.app.api.conftest import FakeSegmentationHead
-from tests.app.api.pictures import CROSS, SQUARE, png
+from tests.app.api.images import CROSS, SQUARE, png
 from tests.app.fakes import DIMENSION, FakeEncoder
 
 pytestmark = pytest.mark.anyio
@@ -74,22 +74,22 @@ async def test_a_hundred_equal_requests_at_once_cost_one_pass(client: httpx.Asyn
     assert len({answer.text for answer in answers}) == 1
 
 
-async def test_three_tasks_on_one_picture_cost_one_pass(client: httpx.AsyncClient, encoder: FakeEncoder) -> None:
+async def test_three_tasks_on_one_image_cost_one_pass(client: httpx.AsyncClient, encoder: FakeEncoder) -> None:
     ways = [{"label": "square", "support": [SQUARE]}, {"label": "cross", "support": [CROSS]}]
     episode = (await sent(client, "/fewshot/episodes", json={"ways": ways})).json()["id"]
-    picture = png(SIZE, SIZE)
+    image = png(SIZE, SIZE)
     encoder.batches.clear()
-    await sent(client, "/retrieve", files={"sketch": picture})
-    await sent(client, "/segment", files={"image": picture}, data={"classes": ["cat"]})
-    await sent(client, f"/fewshot/episodes/{episode}/classify", files={"query": picture})
+    await sent(client, "/retrieve", files={"sketch": image})
+    await sent(client, "/segment", files={"image": image}, data={"classes": ["cat"]})
+    await sent(client, f"/fewshot/episodes/{episode}/classify", files={"query": image})
     assert sum(encoder.batches) == 1
 
 
 async def test_every_tile_is_a_sample_of_its_own(client: httpx.AsyncClient, encoder: FakeEncoder) -> None:
-    picture = png(300, 200)
-    await sent(client, "/retrieve", files={"sketch": picture})
+    image = png(300, 200)
+    await sent(client, "/retrieve", files={"sketch": image})
     encoder.batches.clear()
-    await sent(client, "/segment", files={"image": picture}, data={"classes": ["cat"]})
+    await sent(client, "/segment", files={"image": image}, data={"classes": ["cat"]})
     views = plan_views(200, 300, SIZE)
     assert len(views) > 2
     assert sum(encoder.batches) == len(views) - 1

@@ -53,11 +53,13 @@ def client() -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(make_app()), base_url="http://test")
 
 
-@pytest.mark.parametrize(("wait_s", "told"), [(0.0, "1"), (0.4, "1"), (1.1, "1"), (1.5, "2"), (2.4, "2"), (59.7, "60")])
-async def test_a_wait_is_told_to_the_nearest_second_and_never_as_none(wait_s: float, told: str) -> None:
+@pytest.mark.parametrize(
+    ("wait_s", "seconds"), [(0.0, "1"), (0.4, "1"), (1.1, "1"), (1.5, "2"), (2.4, "2"), (59.7, "60")]
+)
+async def test_a_wait_is_reported_to_the_nearest_second_and_never_as_none(wait_s: float, seconds: str) -> None:
     connection = HTTPConnection({"type": "http", "path": "/", "headers": [], "state": {}, "server": ("x", 80)})
     error = QueueFull("The queue is full.", retry_after_s=wait_s)
-    assert problem_response(error, connection).headers["Retry-After"] == told
+    assert problem_response(error, connection).headers["Retry-After"] == seconds
 
 
 @pytest.mark.parametrize("code", sorted(catalogue()))

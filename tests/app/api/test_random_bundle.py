@@ -10,7 +10,7 @@ from app.main import create_app
 from app.runtime.lifecycle import Phase
 from app.settings import Settings
 from models.bundle.pack import write_random
-from tests.app.api.pictures import BAR, CROSS, SQUARE, png
+from tests.app.api.images import BAR, CROSS, SQUARE, png
 
 pytestmark = pytest.mark.anyio
 

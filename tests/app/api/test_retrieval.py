@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.app.api.conftest import D, text_vector
-from tests.app.api.pictures import BAR, CROSS, SQUARE, base64_image, png
+from tests.app.api.images import BAR, CROSS, SQUARE, base64_image, png
 
 pytestmark = pytest.mark.anyio
 

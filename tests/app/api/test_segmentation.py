@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from tests.app.api.pictures import SQUARE, base64_image, encoded
+from tests.app.api.images import SQUARE, base64_image, encoded
 
 pytestmark = [
     pytest.mark.anyio,
@@ -29,7 +29,7 @@ def half_dark() -> NDArray[np.uint8]:
 
 
 def request(**fields: object) -> dict[str, object]:
-    return {"image": base64_image(encoded(half_dark())), "classes": ["ink", "tree"], **fields}
+    return {"image": base64_image(encoded(half_dark())), "classes": ["house", "tree"], **fields}
 
 
 async def test_masks_are_disjoint_and_of_the_inputs_size(client: httpx.AsyncClient) -> None:
@@ -37,14 +37,14 @@ async def test_masks_are_disjoint_and_of_the_inputs_size(client: httpx.AsyncClie
     assert answer.status_code == 200
     body = answer.json()
     assert (body["width"], body["height"]) == (WIDTH, HEIGHT)
-    ink, tree = body["classes"]
-    mask = coco.decode({"size": ink["mask"]["size"], "counts": ink["mask"]["counts"].encode()})
+    house, tree = body["classes"]
+    mask = coco.decode({"size": house["mask"]["size"], "counts": house["mask"]["counts"].encode()})
     assert mask.shape == (HEIGHT, WIDTH)
-    assert ink["area"] == int(mask.sum())
-    assert ink["fraction"] == pytest.approx(0.5, abs=0.06)
-    assert ink["bbox"][0] == 0
+    assert house["area"] == int(mask.sum())
+    assert house["fraction"] == pytest.approx(0.5, abs=0.06)
+    assert house["bbox"][0] == 0
     assert mask[:, : WIDTH // 2 - 6].all()
-    assert ink["score"] > 0.8
+    assert house["score"] > 0.8
     assert tree == {
         "index": 2, "name": "tree", "area": 0, "fraction": 0.0, "score": 0.0, "bbox": None, "mask": None
     }  # fmt: skip
@@ -61,7 +61,7 @@ async def test_the_label_map_is_the_same_in_every_form(client: httpx.AsyncClient
     assert raw.content == base64.b64decode(inline)
     image = Image.open(io.BytesIO(raw.content))
     image.load()
-    assert json.loads(image.info["classes"]) == {"1": "ink", "2": "tree"}
+    assert json.loads(image.info["classes"]) == {"1": "house", "2": "tree"}
     assert np.array_equal(np.asarray(image) == 1, mask == 1)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(bits)))), mask == 1)
 
@@ -78,14 +78,14 @@ async def test_multipart_classes_may_be_names_or_objects(client: httpx.AsyncClie
     answer = await client.post(
         "/segment",
         files={"image": ("x.png", encoded(half_dark()))},
-        data={"classes": ["ink", json.dumps({"name": "tree", "synonyms": ["oak"], "templates": ["a {}"]})]},
+        data={"classes": ["house", json.dumps({"name": "tree", "synonyms": ["oak"], "templates": ["a {}"]})]},
     )
     assert answer.status_code == 200
     assert answer.json()["classes"] == (await client.post("/segment", json=request())).json()["classes"]
 
 
 async def test_a_drawing_is_segmented_on_its_canvas(client: httpx.AsyncClient) -> None:
-    body = (await client.post("/segment", json={"image": SQUARE, "classes": ["ink"], "threshold": 0.0})).json()
+    body = (await client.post("/segment", json={"image": SQUARE, "classes": ["house"], "threshold": 0.0})).json()
     assert (body["width"], body["height"]) == (128, 128)
 
 

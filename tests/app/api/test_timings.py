@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.engine.entries import EntryQueue
-from tests.app.api.pictures import BAR, CROSS, SQUARE
+from tests.app.api.images import BAR, CROSS, SQUARE
 from tests.app.api.served import LIMIT_S, Watched, new_app, set_soon
 from tests.app.fakes import FakeEncoder
 
@@ -17,9 +17,7 @@ WAIT_S = 0.2
 """Long beside what else a request does."""
 
 
-async def test_a_picture_and_names_that_wait_together_wait_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_image_and_names_that_wait_together_wait_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, entered, loop = FakeEncoder(), asyncio.Event(), asyncio.get_running_loop()
     put = Watched(EntryQueue, "put", monkeypatch)
     app = new_app(encoder, tmp_path)
@@ -34,7 +32,7 @@ async def test_a_picture_and_names_that_wait_together_wait_once(
         first = asyncio.create_task(client.post("/embed", json={"images": [BAR]}))
         await put.wait()
         await entered.wait()
-        segment = asyncio.create_task(client.post("/segment", json={"image": SQUARE, "classes": ["ink"]}))
+        segment = asyncio.create_task(client.post("/segment", json={"image": SQUARE, "classes": ["house"]}))
         joined = asyncio.create_task(client.post("/retrieve", json={"sketch": CROSS}))
         for _ in range(3):
             await put.wait()

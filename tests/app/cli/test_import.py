@@ -23,7 +23,7 @@ from app.cli.importing import Imported, UnreadableSource, import_images, item_id
 from app.main import create_app
 from app.settings import Settings
 from tests.app.api.conftest import build_services
-from tests.app.api.pictures import png
+from tests.app.api.images import png
 from tests.app.api.served import served
 from tests.app.cli.test_gallery import LoopTransport
 

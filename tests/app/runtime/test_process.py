@@ -34,11 +34,11 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on
 
 
 def _faults_of_eight_passes(**variables: str) -> int:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "LD_PRELOAD"))}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "LD_PRELOAD"))}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _PASSES],
         cwd=_ROOT,
-        env={**kept, "PYTHONPATH": str(_ROOT), **variables},
+        env={**inherited, "PYTHONPATH": str(_ROOT), **variables},
         capture_output=True,
         text=True,
         check=True,

@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.stores.maintenance.reembed import roll_back
 from app.stores.records.jobs import JobState
 from tests.app.api.conftest import FakeEngine, FakePrototypeHead, FakeSegmentationHead, bundle_info
-from tests.app.api.pictures import BAR, CROSS, SQUARE, base64_image, png
+from tests.app.api.images import BAR, CROSS, SQUARE, base64_image, png
 from tests.app.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio

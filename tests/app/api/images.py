@@ -1,4 +1,4 @@
-"""Small pictures and drawings for requests."""
+"""Small images and drawings for requests."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ BAR: dict[str, object] = {"strokes": [[[0, 100], [50, 50]]], "width": 128, "heig
 
 
 def png(width: int = 60, height: int = 40, colour: tuple[int, int, int] = (200, 30, 30)) -> bytes:
-    """A picture with a coloured disc's worth of noise, so that it is no line drawing."""
+    """An image with a coloured disc's worth of noise, so that it is no line drawing."""
     generator = np.random.default_rng(sum(colour))
     pixels = np.clip(generator.normal(colour, 40, (height, width, 3)), 0, 255).astype(np.uint8)
     return encoded(pixels)
