@@ -35,7 +35,7 @@ from app.tasks.inputs import ImageInputs
 from app.tasks.items import ItemTask
 from app.tasks.reembed import Reembed
 from app.tasks.retrieval import Retrieval
-from app.tasks.segmentation.segmentation import Segmentation, SegmentationHead
+from app.tasks.segmentation import Segmentation, SegmentationHead
 from app.tasks.workers import Workers
 
 MAX_GREETINGS = 64

@@ -30,7 +30,7 @@ from app.tasks.idempotency import Idempotency
 from app.tasks.items import ItemTask
 from app.tasks.reembed import Reembed
 from app.tasks.retrieval import Retrieval
-from app.tasks.segmentation.segmentation import Segmentation
+from app.tasks.segmentation import Segmentation
 
 LOAD_RETRY_AFTER_S = 5.0  # a load takes seconds on a small bundle, minutes on a large one
 

@@ -59,70 +59,89 @@ class Timings:
         return {name: round(value, 3) for name, value in {**self.phases_ms, "total": total}.items()}
 
 
-async def pooled_images(
-    engine: FeatureEngine,
-    images: Sequence[DecodedImage],
-    *,
-    captions: Sequence[str | None],
-    profile: TaskProfile,
-    reservation: Reservation,
-    timeout_s: float | None,
-    timings: Timings,
-    is_reproducible: bool = False,
-) -> NDArray[np.float32]:
-    """Global features of model-ready images, in order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEncoder:
+    """The engine for one request: within its reservation and deadline, with its time measured.
 
-    Args:
-        reservation: holds room for all of them.
-
-    Returns:
-        [B, D] float32, unit length.
+    Attributes:
+        timeout_s: of the whole request, since `timings` began.
+        is_reproducible: whether bits must not depend on the load.
     """
-    rows: list[NDArray[np.float32]] = []
-    for start in range(0, len(images), VIEWS_AT_ONCE):
-        stop = start + VIEWS_AT_ONCE
-        part = zip(images[start:stop], captions[start:stop], strict=True)
+
+    engine: FeatureEngine
+    reservation: Reservation
+    timings: Timings
+    timeout_s: float | None
+    is_reproducible: bool
+
+    async def pooled_images(
+        self, images: Sequence[DecodedImage], captions: Sequence[str | None], profile: TaskProfile
+    ) -> NDArray[np.float32]:
+        """Global features of model-ready images, in order: [B, D] float32, unit length."""
+        rows: list[NDArray[np.float32]] = []
+        for start in range(0, len(images), VIEWS_AT_ONCE):
+            part = slice(start, start + VIEWS_AT_ONCE)
+            squares, keys = [one.square for one in images[part]], [one.key for one in images[part]]
+            features = await self.features(squares, keys, captions[part], profile)
+            rows.extend(one.pooled for one in features)
+        return np.stack(rows)
+
+    async def features(
+        self,
+        squares: Sequence[NDArray[np.uint8]],
+        keys: Sequence[str],
+        captions: Sequence[str | None],
+        profile: TaskProfile,
+    ) -> list[Features]:
+        """Features of squares, [size, size, 3] uint8 RGB, all at once; `keys` are the digests of their pixels."""
         views = [
-            view_of(image.square, image.key, caption=caption, profile=profile, is_reproducible=is_reproducible)
-            for image, caption in part
+            View(
+                pixels=square,
+                timestep=profile.timestep,
+                caption=caption,
+                key=key,
+                is_reproducible=self.is_reproducible,
+            )
+            for square, key, caption in zip(squares, keys, captions, strict=True)
         ]
-        features = await engine.encode_views(views, timeout_s=timings.left_s(timeout_s), reservation=reservation)
-        timings.add_device(features)
-        rows.extend(one.pooled for one in features)
-    return np.stack(rows)
+        features = await self.engine.encode_views(views, timeout_s=self._left_s(), reservation=self.reservation)
+        self.timings.add_device(features)
+        return features
+
+    async def pooled_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings of strings, in order: [T, D] float32, unit length."""
+        rows: list[NDArray[np.float32]] = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            features = await self.engine.encode_texts(
+                texts[start : start + TEXTS_AT_ONCE],
+                timeout_s=self._left_s(),
+                reservation=self.reservation,
+                is_reproducible=self.is_reproducible,
+            )
+            self.timings.add_device(features)
+            rows.extend(one.pooled for one in features)
+        return np.stack(rows)
+
+    def _left_s(self) -> float | None:
+        return self.timings.left_s(self.timeout_s)
 
 
-async def pooled_texts(
+@contextmanager
+def admitted(
     engine: FeatureEngine,
-    texts: Sequence[str],
     *,
-    reservation: Reservation,
-    timeout_s: float | None,
-    timings: Timings,
+    views: int = 0,
+    texts: int = 0,
+    timings: Timings | None = None,
+    timeout_s: float | None = None,
     is_reproducible: bool = False,
-) -> NDArray[np.float32]:
-    """Embeddings of strings, in order: [T, D] float32, unit length. Arguments as `pooled_images`."""
-    rows: list[NDArray[np.float32]] = []
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        features = await engine.encode_texts(
-            texts[start : start + TEXTS_AT_ONCE],
-            timeout_s=timings.left_s(timeout_s),
+) -> Iterator[RequestEncoder]:
+    """Reserve room for a request's views and strings until the block ends. Raises as `FeatureEngine.admit`."""
+    with engine.admit(views=views, texts=texts, timeout_s=timeout_s) as reservation:
+        yield RequestEncoder(
+            engine=engine,
             reservation=reservation,
+            timings=timings or Timings(),
+            timeout_s=timeout_s,
             is_reproducible=is_reproducible,
         )
-        timings.add_device(features)
-        rows.extend(one.pooled for one in features)
-    return np.stack(rows)
-
-
-def view_of(
-    square: NDArray[np.uint8], key: str, *, caption: str | None, profile: TaskProfile, is_reproducible: bool = False
-) -> View:
-    """An encoder input from [size, size, 3] uint8 RGB; `key` is the digest of its pixels."""
-    return View(
-        pixels=square,
-        timestep=profile.timestep,
-        caption=caption,
-        key=key,
-        is_reproducible=is_reproducible,
-    )

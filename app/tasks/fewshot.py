@@ -1,4 +1,4 @@
-"""Few-shot classification: episodes of labelled examples, prototypes, probabilities."""
+"""The few-shot task: episodes of labelled examples, and the classification of queries by them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from app.imaging.raster import DecodedImage
 from app.imaging.sources import PixelBudget
 from app.stores.records.episodes import Episode, Episodes, NewSupport, NewWay, StoredImage
 from app.stores.sql.database import Database
-from app.tasks.features import Timings, pooled_images
+from app.tasks.features import Timings, admitted
 from app.tasks.inputs import ImageInputs, Source
 from app.tasks.workers import Workers
 from models.heads.fewshot import (
@@ -27,11 +27,11 @@ from models.heads.fewshot import (
 
 MAX_REPORTS = 256
 FEW_COMPARISONS = 64
-"""Examples times queries that prototypes answer in at most .3 ms, mostly .05: a thread's turn would take longer."""
+"""Examples times queries that take at most 0.3 ms with prototypes, mostly 0.05: less than a switch of threads."""
 
 
 class PrototypeHead(Protocol):
-    """The head that compares queries with the ways of an episode."""
+    """Compares queries with the ways of an episode."""
 
     def probabilities(
         self, support: Sequence[NDArray[np.float32]], queries: NDArray[np.float32]
@@ -63,7 +63,7 @@ class EpisodeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """How likely one label is."""
+    """The probability of one label."""
 
     label: str
     probability: float
@@ -71,17 +71,21 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One query's answer: best first in `scores`; `label` is None where it abstained."""
+    """The answer to one query: `scores` best first; `label` is None where it abstained."""
 
     label: str | None
     probability: float
-    abstained: bool
     scores: Sequence[Score]
+
+    @property
+    def abstained(self) -> bool:
+        """Whether the best probability was under the request's threshold."""
+        return self.label is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Created:
-    """A new episode with the predictions asked for (None: none were)."""
+    """A new episode; `predictions` is None where the request had no queries."""
 
     seq: int
     episode: Episode
@@ -100,7 +104,7 @@ class Classified:
 
 
 class FewShot:
-    """The few-shot task."""
+    """Creates and changes episodes, and classifies queries."""
 
     def __init__(
         self,
@@ -132,31 +136,22 @@ class FewShot:
         token: str | None = None,
         timeout_s: float | None = None,
     ) -> Created:
-        """Encode and store an episode; queries are answered from what was stored.
+        """Encode and store an episode, and classify its queries.
 
         Args:
-            token: ids follow from it, so that a repeated request makes no second episode.
+            token: ids are derived from it, so that a repeated request creates no second episode.
 
         Raises:
             FingerprintMismatch: another bundle's features are the active ones.
             Invalid: there is no such method.
-            As `ImageInputs.prepare_all` and `FeatureEngine`; nothing was stored then.
+            As `ImageInputs.prepare_all` and `FeatureEngine`; nothing is stored then.
         """
         if request.method not in METHODS:
             raise Invalid(f"There is no method {request.method!r}.")
         timings = Timings()
-        shots = [len(way.support) for way in request.ways]
         sources = [source for way in request.ways for source in way.support]
-        prepared, vectors = await self._encode([*sources, *request.queries], budget, timeout_s, timings)
-        stored = [
-            NewSupport(data=one.data, media_type=one.media_type, vector=vector)
-            for one, vector in zip(prepared[: len(sources)], vectors[: len(sources)], strict=True)
-        ]
-        starts = np.cumsum([0, *shots])
-        ways = [
-            NewWay(label=way.label, support=stored[starts[index] : starts[index + 1]])
-            for index, way in enumerate(request.ways)
-        ]
+        images, vectors = await self._encode([*sources, *request.queries], budget, timeout_s, timings)
+        ways = _new_ways(request.ways, images, vectors)
         seq, episode = await self._database.run_write(
             self._episodes.create,
             ways,
@@ -192,19 +187,14 @@ class FewShot:
             The write's `seq`, the episode's next version, and its leave-one-out report.
 
         Raises:
-            NotFound: no such episode.
+            NotFound: there is no such episode.
             PreconditionFailed: its version is none of `if_match`.
             Invalid: it would have too many ways or examples.
             As `create`.
         """
         await self._database.run(self._episodes.get, episode_id)
         sources = [source for way in ways for source in way.support]
-        prepared, vectors = await self._encode(sources, budget, timeout_s, Timings())
-        stored = iter(
-            NewSupport(data=one.data, media_type=one.media_type, vector=vector)
-            for one, vector in zip(prepared, vectors, strict=True)
-        )
-        new = [NewWay(label=way.label, support=[next(stored) for _ in way.support]) for way in ways]
+        new = _new_ways(ways, *await self._encode(sources, budget, timeout_s, Timings()))
         seq, episode = await self._database.run_write(
             self._episodes.add, episode_id, new, if_match=if_match, limits=self._limits, token=token
         )
@@ -242,11 +232,11 @@ class FewShot:
         return await self._database.run_write(self._episodes.delete, episode_id)
 
     async def _report(self, episode: Episode) -> LeaveOneOut | None:
-        """The leave-one-out report of one version; None where no way has two examples, or another bundle's are."""
+        """The leave-one-out report of one version; None where no way has two examples or the bundle is another."""
         key = (episode.id, episode.version)
         if episode.fingerprint != self._bundle.fingerprint:
             return None
-        if key not in self._reports:
+        if key not in self._reports:  # a version never changes, so its report is computed once
             labels = [way.label for way in episode.ways]
             found = await self._workers.run(leave_one_out, method_of(episode), labels, _support(episode))
             while len(self._reports) >= MAX_REPORTS:
@@ -265,10 +255,10 @@ class FewShot:
         timeout_s: float | None = None,
         is_reproducible: bool = False,
     ) -> Classified:
-        """Predictions for pictures.
+        """Classify images by an episode.
 
         Raises:
-            NotFound: no such episode, or it expired.
+            NotFound: there is no such episode, or it expired.
             FingerprintMismatch: another bundle made its features.
             As `ImageInputs.prepare_all` and `FeatureEngine`.
         """
@@ -292,46 +282,53 @@ class FewShot:
         *,
         is_reproducible: bool = False,
     ) -> tuple[Sequence[DecodedImage], NDArray[np.float32]]:
-        """The pictures as they are stored, and their features [B, D] float32, unit length."""
+        """The images as they are stored, and their features: [B, D] float32, unit length."""
         profile = self._bundle.tasks["fewshot"]
-        with self._engine.admit(views=len(sources), timeout_s=timeout_s) as reservation:
+        with admitted(
+            self._engine, views=len(sources), timings=timings, timeout_s=timeout_s, is_reproducible=is_reproducible
+        ) as encoder:
             with timings.phase("decode"):
-                prepared = await self._inputs.prepare_all(sources, budget, profile)
-            vectors = await pooled_images(
-                self._engine,
-                prepared,
-                captions=[None] * len(prepared),
-                profile=profile,
-                reservation=reservation,
-                timeout_s=timeout_s,
-                timings=timings,
-                is_reproducible=is_reproducible,
-            )
-        return prepared, vectors
+                images = await self._inputs.prepare_all(sources, budget, profile)
+            return images, await encoder.pooled_images(images, [None] * len(images), profile)
 
     async def _predict(
         self, episode: Episode, queries: NDArray[np.float32], top_k: int | None, abstain_below: float | None
     ) -> Sequence[Prediction]:
-        classify = {
-            "prototype": self._head.probabilities,
-            "ridge": ridge_probabilities,
-            "cache": cache_probabilities,
-        }[method_of(episode)]
-        support = _support(episode)
-        if sum(map(len, support)) * len(queries) <= FEW_COMPARISONS and method_of(episode) == "prototype":
-            probabilities = classify(support, queries)
+        method, support = method_of(episode), _support(episode)
+        if method == "prototype" and sum(map(len, support)) * len(queries) <= FEW_COMPARISONS:
+            probabilities = self._head.probabilities(support, queries)
         else:
-            probabilities = await self._workers.run(classify, support, queries)
+            heads = {
+                "prototype": self._head.probabilities,
+                "ridge": ridge_probabilities,
+                "cache": cache_probabilities,
+            }
+            probabilities = await self._workers.run(heads[method], support, queries)
         labels = [way.label for way in episode.ways]
         return [_prediction(labels, row, top_k, abstain_below) for row in probabilities]
 
 
 def method_of(episode: Episode) -> Method:
-    """The episode's method. Raises Damaged where it is none of those there are."""
+    """The episode's method. Raises Damaged where this release has no such method."""
     for method in METHODS:
         if method == episode.method:
             return method
     raise Damaged(f"The episode {episode.id!r} is of the method {episode.method!r}, which this release lacks.")
+
+
+def _new_ways(ways: Sequence[WayRequest], images: Sequence[DecodedImage], vectors: NDArray[np.float32]) -> list[NewWay]:
+    """Ways to store; their images and vectors come first in `images` and `vectors`, in order."""
+    pairs = zip(images, vectors, strict=True)
+    return [
+        NewWay(
+            label=way.label,
+            support=[
+                NewSupport(data=image.data, media_type=image.media_type, vector=vector)
+                for _, (image, vector) in zip(way.support, pairs, strict=False)
+            ],
+        )
+        for way in ways
+    ]
 
 
 def _support(episode: Episode) -> list[NDArray[np.float32]]:
@@ -344,10 +341,5 @@ def _prediction(
     ranked = sorted(zip(labels, row.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
     scores = [Score(label=label, probability=probability) for label, probability in ranked[:top_k]]
     best = scores[0]
-    abstained = abstain_below is not None and best.probability < abstain_below
-    return Prediction(
-        label=None if abstained else best.label,
-        probability=best.probability,
-        abstained=abstained,
-        scores=scores,
-    )
+    abstains = abstain_below is not None and best.probability < abstain_below
+    return Prediction(label=None if abstains else best.label, probability=best.probability, scores=scores)

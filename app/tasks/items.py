@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from app.domain import BundleInfo, FeatureEngine, Reservation
+from app.domain import BundleInfo, FeatureEngine
 from app.errors import Conflict, NotFound, PreconditionFailed, ServiceError
 from app.imaging.decoding import ImageDecoder
 from app.imaging.raster import DecodedImage
@@ -17,7 +17,7 @@ from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries
 from app.stores.records.items import Change, Exported, Item, Items, NewItem, Removed
 from app.stores.sql.database import Database
-from app.tasks.features import Timings, pooled_images
+from app.tasks.features import RequestEncoder, admitted
 from app.tasks.inputs import ImageInputs, ItemImage, Source
 
 T = TypeVar("T")
@@ -117,12 +117,12 @@ class ItemTask:
         await self._database.run(self._galleries.require, gallery)
         ids = [request.id or _new_id(token, at) for at, request in enumerate(requests)]
         outcomes: dict[int, Outcome] = {}
-        with self._engine.admit(views=len(requests), timeout_s=timeout_s) as reservation:
+        with admitted(self._engine, views=len(requests), timeout_s=timeout_s) as encoder:
             prepared = await self._inputs.prepare(
                 [request.source for request in requests], budget, self._bundle.tasks["retrieval"]
             )
             accepted = _accepted(requests, ids, prepared, outcomes)
-            new = await self._encoded(requests, ids, accepted, reservation, timeout_s)
+            new = await self._encoded(requests, ids, accepted, encoder)
         seq = await self._database.run(self._galleries.head_seq)
         if new:
             written = await self._database.run_write(
@@ -272,20 +272,12 @@ class ItemTask:
         requests: Sequence[ItemRequest],
         ids: Sequence[str],
         accepted: Sequence[tuple[int, DecodedImage]],
-        reservation: Reservation,
-        timeout_s: float | None,
+        encoder: RequestEncoder,
     ) -> Sequence[NewItem]:
         if not accepted:
             return []
-        vectors = await pooled_images(
-            self._engine,
-            [one for _, one in accepted],
-            captions=[requests[at].caption for at, _ in accepted],
-            profile=self._bundle.tasks["retrieval"],
-            reservation=reservation,
-            timeout_s=timeout_s,
-            timings=Timings(),
-        )
+        captions = [requests[at].caption for at, _ in accepted]
+        vectors = await encoder.pooled_images([one for _, one in accepted], captions, self._bundle.tasks["retrieval"])
         return [
             NewItem(
                 id=ids[at],

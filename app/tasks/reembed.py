@@ -1,4 +1,4 @@
-"""Going over to another bundle: everything embedded anew beside the old, compared, switched at once."""
+"""The re-embedding task: everything is embedded by a new bundle beside the old one, compared, and switched at once."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,12 @@ from app.stores.maintenance.reembed import LackingImage, Reembedding
 from app.stores.records.galleries import Galleries
 from app.stores.records.jobs import Job, Jobs
 from app.stores.sql.database import Database
-from app.tasks.features import Timings, pooled_images
+from app.tasks.features import admitted
 from app.tasks.inputs import ImageInputs
-from app.tasks.segmentation.segmentation import Segmentation
+from app.tasks.segmentation import Segmentation
 from models.types import TaskProfile
 
-PICTURES_AT_ONCE = 32
+IMAGES_AT_ONCE = 32
 SAMPLED = 100
 NEIGHBOURS = 10
 MAX_FAULTS = 20
@@ -29,13 +29,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reembedded:
-    """What a change of bundle did.
+    """The result of a change of bundle.
 
     Attributes:
         job: its id.
-        embedded: items, supports and class sets that got new vectors.
-        overlap_at_10: for each gallery of more than ten, how many of the ten nearest of a sampled item are the
-            same with the new vectors, on average, as a share.
+        embedded: items, support images and class sets that have new vectors.
+        overlap_at_10: by gallery of more than ten items: the mean share of a sampled item's ten nearest neighbours
+            that stay the same with the new vectors.
     """
 
     job: str
@@ -44,7 +44,7 @@ class Reembedded:
 
 
 class Reembed:
-    """Embeds what is stored with this process's bundle, whatever bundle is the active one."""
+    """Embeds everything that is stored with this process's bundle, whichever bundle is active."""
 
     def __init__(
         self,
@@ -72,26 +72,26 @@ class Reembed:
         self._limits = limits
 
     async def run(self, progress: Progress = lambda *_: None) -> Reembedded:
-        """Embed what lacks a vector, then switch. What a stopped run made is used by the next.
+        """Embed everything that lacks a vector, then switch. The next run reuses the vectors of a stopped one.
 
         Args:
-            progress: told of entries done and in all.
+            progress: called with the numbers of done and of all entries.
 
         Raises:
-            Conflict: the job was cancelled, or some entries cannot be embedded; nothing was switched then.
+            Conflict: the job was cancelled, or some entries cannot be embedded; nothing is switched then.
         """
         total = await self._database.run(self._reembedding.count)
         job = await self._database.run_write(self._jobs.begin, "reembed", total)
         try:
             done = await self._round(job.id, 0, total, progress)
-            # Once: it reads everything, and between a round and the switch nothing may be written.
+            # Before the last round: it reads everything, and nothing may be written between a round and the switch.
             overlap = await asyncio.to_thread(self._overlap)
             while not await self._database.run_write(self._reembedding.switch):
-                # Something was written meanwhile by those who still serve the other bundle.
+                # A replica that still serves the old bundle has written something since.
                 done = await self._round(job.id, done, total, progress)
         except BaseException as err:
-            told = err.detail if isinstance(err, ServiceError) else "The process ended."
-            await self._database.run_write(self._jobs.finish, job.id, report={}, error=told)
+            reason = err.detail if isinstance(err, ServiceError) else "The process ended."
+            await self._database.run_write(self._jobs.finish, job.id, report={}, error=reason)
             raise
         report = {"embedded": done, "overlap_at_10": dict(overlap), "fingerprint": self._bundle.fingerprint}
         await self._database.run_write(self._jobs.finish, job.id, report=report)
@@ -114,14 +114,14 @@ class Reembed:
         return await self._database.run(self._galleries.head_seq)
 
     async def _round(self, job_id: str, done: int, total: int, progress: Progress) -> int:
-        """Embed all that lacks a vector now; returns how many were done so far."""
+        """Embed everything that lacks a vector now; returns how many entries are done in all."""
         faults: list[str] = []
         last_item, last_support = 0, ""
-        while part := await self._database.run(self._reembedding.items, PICTURES_AT_ONCE, last_item):
+        while part := await self._database.run(self._reembedding.items, IMAGES_AT_ONCE, last_item):
             last_item = int(part[-1].owner)
             faults += await self._embed(part, self._bundle.tasks["retrieval"])
             done = await self._advance(job_id, done + len(part), total, progress)
-        while part := await self._database.run(self._reembedding.supports, PICTURES_AT_ONCE, last_support):
+        while part := await self._database.run(self._reembedding.supports, IMAGES_AT_ONCE, last_support):
             last_support = str(part[-1].owner)
             faults += await self._embed(part, self._bundle.tasks["fewshot"])
             done = await self._advance(job_id, done + len(part), total, progress)
@@ -134,7 +134,7 @@ class Reembed:
         return done
 
     async def _embed(self, part: Sequence[LackingImage], profile: TaskProfile) -> list[str]:
-        """Embed stored pictures; a sentence for each that cannot be."""
+        """Embed stored images; returns a sentence for each that cannot be embedded."""
         budget = PixelBudget(max_pixels=self._limits.max_image_pixels * len(part), max_images=len(part))
         read: list[tuple[LackingImage, bytes]] = []
         faults: list[str] = []
@@ -153,16 +153,9 @@ class Reembed:
             if isinstance(ready, ServiceError)
         ]
         if sound:
-            with self._engine.admit(views=len(sound)) as reservation:
-                vectors = await pooled_images(
-                    self._engine,
-                    [ready for _, ready in sound],
-                    captions=[one.caption for one, _ in sound],
-                    profile=profile,
-                    reservation=reservation,
-                    timeout_s=None,
-                    timings=Timings(),
-                )
+            with admitted(self._engine, views=len(sound)) as encoder:
+                captions = [one.caption for one, _ in sound]
+                vectors = await encoder.pooled_images([ready for _, ready in sound], captions, profile)
             found = [(one, vector) for (one, _), vector in zip(sound, vectors, strict=True)]
             await self._database.run_write(self._reembedding.store_vectors, found)
         return faults
@@ -180,7 +173,7 @@ class Reembed:
             return {}
         found: dict[str, float] = {}
         for name in self._reembedding.galleries():
-            # Two galleries' worth of vectors in memory, whatever the store holds.
+            # One gallery at a time: its vectors of both bundles are in memory.
             old, new = (self._reembedding.vectors(name, one) for one in (active, self._bundle.fingerprint))
             shared = np.intersect1d(old.ids, new.ids)
             if len(shared) > NEIGHBOURS:

@@ -1,4 +1,4 @@
-"""Search by sketch, text and liked items, and embeddings in the space it searches."""
+"""The retrieval task: search by sketch, text and liked items, and embeddings in the same space."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,13 @@ from app.stores.filters.tree import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries, Hit
 from app.stores.sql.database import Database
-from app.tasks.features import Timings, pooled_images, pooled_texts
+from app.tasks.features import RequestEncoder, Timings, admitted
 from app.tasks.inputs import ImageInputs, Source
-from models.types import TaskProfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieveQuery:
-    """What to search for; at least one of `sketch`, `text`, `like` and `unlike`, which are ids of items."""
+    """A search by at least one of `sketch`, `text`, `like` and `unlike`; the last two are ids of items."""
 
     sketch: Source | None
     text: str | None
@@ -58,7 +57,7 @@ class EmbedAnswer:
 
 
 class Retrieval:
-    """The retrieval task."""
+    """Searches galleries, and embeds images and texts."""
 
     def __init__(
         self,
@@ -77,17 +76,13 @@ class Retrieval:
         self._galleries = galleries
         self._indexes = indexes
 
-    @property
-    def _profile(self) -> TaskProfile:
-        return self._bundle.tasks["retrieval"]
-
     async def retrieve(
         self, query: RetrieveQuery, budget: PixelBudget, *, timeout_s: float | None = None
     ) -> RetrieveAnswer:
         """The nearest items of a gallery.
 
         Raises:
-            NotFound: no such gallery, or no such item to be like.
+            NotFound: there is no such gallery, or an item of `like` or `unlike` is not in it.
             FingerprintMismatch: the gallery was embedded by another bundle.
             Invalid: the parts of the query cancel each other out.
             As `ImageInputs.prepare_all` and `FeatureEngine`.
@@ -102,15 +97,15 @@ class Retrieval:
         weight = query.text_weight if query.sketch is not None and query.text is not None else None
         sketches = [] if query.sketch is None else [query.sketch]
         texts = [] if query.text is None else [query.text]
-        images, vectors = await self._encoded(
-            sketches,
-            [query.caption],
-            texts,
-            budget,
-            timeout_s=timeout_s,
+        with admitted(
+            self._engine,
+            views=len(sketches),
+            texts=len(texts),
             timings=timings,
+            timeout_s=timeout_s,
             is_reproducible=query.is_reproducible,
-        )
+        ) as encoder:
+            images, vectors = await self._encoded(encoder, sketches, [query.caption], texts, budget)
         if sketches:
             parts.append((1.0 if weight is None else 1.0 - weight, images[0]))
         if texts:
@@ -127,7 +122,7 @@ class Retrieval:
         )
 
     async def _search(self, query: RetrieveQuery, vector: NDArray[np.float32]) -> tuple[int, Sequence[Hit]]:
-        if query.where is None:
+        if query.where is None:  # a small gallery without a filter is searched at once, without a thread
             found = self._galleries.search_cached(query.gallery, vector, k=query.k, min_score=query.min_score)
             if found is not None:
                 return found
@@ -144,17 +139,17 @@ class Retrieval:
         timeout_s: float | None = None,
         is_reproducible: bool = False,
     ) -> EmbedAnswer:
-        """Vectors of pictures and texts, in order. Raises as `retrieve`."""
+        """Vectors of images and texts, in order. Raises as `retrieve`."""
         timings = Timings()
-        images, vectors = await self._encoded(
-            sources,
-            [None] * len(sources),
-            texts,
-            budget,
-            timeout_s=timeout_s,
+        with admitted(
+            self._engine,
+            views=len(sources),
+            texts=len(texts),
             timings=timings,
+            timeout_s=timeout_s,
             is_reproducible=is_reproducible,
-        )
+        ) as encoder:
+            images, vectors = await self._encoded(encoder, sources, [None] * len(sources), texts, budget)
         return EmbedAnswer(
             fingerprint=self._bundle.fingerprint,
             dimension=self._bundle.dimension,
@@ -165,40 +160,21 @@ class Retrieval:
 
     async def _encoded(
         self,
+        encoder: RequestEncoder,
         sources: Sequence[Source],
         captions: Sequence[str | None],
         texts: Sequence[str],
         budget: PixelBudget,
-        *,
-        timeout_s: float | None,
-        timings: Timings,
-        is_reproducible: bool,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Global features of pictures, [B, D], and embeddings of strings, [T, D]; float32, unit length."""
+        """Global features of images, [B, D], and embeddings of strings, [T, D]; float32, unit length."""
+        profile = self._bundle.tasks["retrieval"]
         images = vectors = np.empty((0, self._bundle.dimension), np.float32)
-        with self._engine.admit(views=len(sources), texts=len(texts), timeout_s=timeout_s) as reservation:
-            if sources:
-                with timings.phase("decode"):
-                    prepared = await self._inputs.prepare_all(sources, budget, self._profile)
-                images = await pooled_images(
-                    self._engine,
-                    prepared,
-                    captions=captions,
-                    profile=self._profile,
-                    reservation=reservation,
-                    timeout_s=timeout_s,
-                    timings=timings,
-                    is_reproducible=is_reproducible,
-                )
-            if texts:
-                vectors = await pooled_texts(
-                    self._engine,
-                    texts,
-                    reservation=reservation,
-                    timeout_s=timeout_s,
-                    timings=timings,
-                    is_reproducible=is_reproducible,
-                )
+        if sources:
+            with encoder.timings.phase("decode"):
+                decoded = await self._inputs.prepare_all(sources, budget, profile)
+            images = await encoder.pooled_images(decoded, captions, profile)
+        if texts:
+            vectors = await encoder.pooled_texts(texts)
         return images, vectors
 
 

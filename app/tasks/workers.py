@@ -1,4 +1,4 @@
-"""The bounded pool in which head maths runs, off the event loop."""
+"""The bounded pool for the maths of the heads, off the event loop."""
 
 import asyncio
 import time
@@ -13,11 +13,11 @@ from app.errors import QueueFull
 P = ParamSpec("P")
 T = TypeVar("T")
 MAX_CELLS_WAITING = 1 << 30
-"""Most (pixel, class) pairs promised to requests at once; the largest request is a sixteenth of it."""
+"""Most (pixel, class) pairs reserved at once; the largest request takes a sixteenth of it."""
 
 
 class Workers:
-    """A few threads, and bounds on what waits for them: calls, and the cells of those that say how many they have."""
+    """A few threads, with a bound on the calls that wait and on the cells that requests reserve."""
 
     def __init__(self, *, threads: int = 2, max_pending: int = 64, max_cells: int = MAX_CELLS_WAITING) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="heads")
@@ -29,28 +29,28 @@ class Workers:
 
     @contextmanager
     def room(self, cells: int) -> Iterator[None]:
-        """Hold a place for so many (pixel, class) pairs, taken before the device spends anything on the request.
+        """Reserve room for this many (pixel, class) pairs until the block ends.
 
         Raises:
-            QueueFull: too many are promised already; one request alone is never too much.
+            QueueFull: too many are reserved; a single request is always admitted.
         """
         if self._cells and self._cells + cells > self._max_cells:
             wait_s = self._rate.seconds_for(self._cells) or 1.0
-            raise QueueFull("Too many masks wait to be worked out.", retry_after_s=min(MAX_RETRY_AFTER_S, wait_s))
+            raise QueueFull("Too many masks wait to be computed.", retry_after_s=min(MAX_RETRY_AFTER_S, wait_s))
         self._cells += cells
         started_s = time.monotonic()
         try:
             yield
         finally:
-            # All that was promised drained side by side with this one.
+            # Everything reserved drained side by side with this request.
             self._rate.observe(self._cells, time.monotonic() - started_s)
             self._cells -= cells
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The function's result, worked out in the pool.
+        """Run the function in the pool and return its result.
 
         Raises:
-            QueueFull: too many calls wait already.
+            QueueFull: too many calls wait.
         """
         if self._pending >= self._max_pending:
             raise QueueFull("Too many requests wait for the worker pool.", retry_after_s=1.0)
@@ -62,5 +62,5 @@ class Workers:
             self._pending -= 1
 
     def close(self) -> None:
-        """Wait for what runs and end the threads."""
+        """Wait for running calls and end the threads."""
         self._pool.shutdown(wait=True)

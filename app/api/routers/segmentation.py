@@ -17,8 +17,8 @@ from app.api.schemas.wire import GALLERY_PATTERN
 from app.errors import Invalid, NotAcceptable, TooMuchWork
 from app.stores.records.class_sets import ClassPrompt
 from app.tasks.inputs import Source
-from app.tasks.segmentation.masks import bit_png, palette_png
-from app.tasks.segmentation.segmentation import ClassAnswer, SegmentAnswer, SegmentQuery
+from app.tasks.masks import bit_png, palette_png
+from app.tasks.segmentation import ClassAnswer, SegmentAnswer, SegmentQuery
 
 router = new_router("segmentation", dependencies=[Depends(wait_for_min_seq)])
 class_sets = new_router("class sets", dependencies=[Depends(wait_for_min_seq)])

@@ -9,7 +9,7 @@ LIMIT_MIB = 800
 SCRIPT = """
 from pathlib import Path
 import numpy as np
-from app.tasks.segmentation.masks import palette_png, regions
+from app.tasks.masks import palette_png, regions
 from models.heads.stitching import ViewProbabilities, stitch
 from models.transforms import plan_views
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from app.tasks.segmentation.masks import bit_png, palette_png, regions
+from app.tasks.masks import bit_png, palette_png, regions
 
 
 @pytest.mark.parametrize("seed", range(5))

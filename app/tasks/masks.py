@@ -1,4 +1,4 @@
-"""A label map to per-class areas, boxes and exchange forms; pure NumPy, one pass over the pixels."""
+"""Converts a label map to areas, boxes, COCO run lengths and PNGs; pure NumPy, one pass over the pixels."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from models.heads.stitching import UNLABELLED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """Where one class lies: its area in pixels, its box `(x, y, width, height)` and its COCO counts."""
+    """The region of one class: area in pixels, box `(x, y, width, height)` in pixels, and COCO run lengths."""
 
     area: int
     bbox: tuple[int, int, int, int]
@@ -34,7 +34,7 @@ def regions(labels: NDArray[np.uint8], classes: int) -> list[Region | None]:
     columns = np.flatnonzero(labels.any(axis=0))
     if not len(columns):
         return [None] * classes
-    # COCO counts run down the columns; only those that show more than background are looked at.
+    # COCO counts run down the columns; columns that are all background are skipped.
     flat = np.ascontiguousarray(labels[:, columns[0] : columns[-1] + 1].T).reshape(-1)
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]).astype(np.int32)
     ends = np.append(starts[1:], np.int32(flat.size))
@@ -50,7 +50,7 @@ def regions(labels: NDArray[np.uint8], classes: int) -> list[Region | None]:
 
 
 def palette_png(labels: NDArray[np.uint8], names: Sequence[str]) -> bytes:
-    """The label map as a palette PNG; names of the classes lie in an `iTXt` chunk as JSON.
+    """The label map as a palette PNG; an `iTXt` chunk holds the names of the classes as JSON.
 
     Args:
         labels: [H, W] uint8.
@@ -80,7 +80,7 @@ def _region(starts: NDArray[np.int32], ends: NDArray[np.int32], height: int, wid
     counts[-1] = height * width - ends[-1]
     encoded = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     left, right = int(starts[0] // height), int((ends[-1] - 1) // height)
-    # A run that goes on in the next column touches the bottom of one and the top of the other.
+    # A run that crosses columns touches the bottom of one and the top of the next.
     if (starts // height != (ends - 1) // height).any():
         top, bottom = 0, height - 1
     else:

@@ -1,0 +1,274 @@
+"""The segmentation task: open-vocabulary masks, and the class sets whose embeddings are stored."""
+
+import asyncio
+import time
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain import BundleInfo, FeatureEngine, Features, Limits
+from app.errors import Invalid, TooMuchWork
+from app.imaging.raster import TiledImage
+from app.imaging.sources import PixelBudget
+from app.stores.records.class_sets import ClassPrompt, ClassSet, ClassSets
+from app.stores.sql.database import Database
+from app.tasks.features import RequestEncoder, Timings, admitted
+from app.tasks.inputs import ImageInputs, Source
+from app.tasks.masks import Region, regions
+from app.tasks.workers import Workers
+from models.heads.stitching import MAX_CELLS, ViewProbabilities, stitch
+from models.types import TaskProfile
+
+T = TypeVar("T")
+
+
+class SegmentationHead(Protocol):
+    """The light head that turns dense features into class probabilities."""
+
+    def probabilities(self, dense: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[D, h, w] and [N, D] float32 → [N + 1, h, w] float32, background first, summing to one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentQuery:
+    """An image and the classes to find in it: `classes`, or those of a stored `class_set`."""
+
+    source: Source
+    classes: Sequence[ClassPrompt]
+    has_background: bool
+    threshold: float
+    caption: str | None
+    class_set: str | None = None
+    is_reproducible: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAnswer:
+    """The result for one class; `region` is None where it was not found."""
+
+    index: int
+    name: str
+    score: float
+    region: Region | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentAnswer:
+    """The masks of one image; `labels` is [H, W] uint8."""
+
+    labels: NDArray[np.uint8]
+    fingerprint: str
+    classes: Sequence[ClassAnswer]
+    timings_ms: Mapping[str, float]
+
+
+class Segmentation:
+    """Segments images, and manages class sets."""
+
+    def __init__(
+        self,
+        *,
+        bundle: BundleInfo,
+        engine: FeatureEngine,
+        head: SegmentationHead,
+        inputs: ImageInputs,
+        workers: Workers,
+        limits: Limits,
+        database: Database,
+        class_sets: ClassSets,
+    ) -> None:
+        self._bundle = bundle
+        self._engine = engine
+        self._head = head
+        self._inputs = inputs
+        self._workers = workers
+        self._limits = limits
+        self._database = database
+        self._class_sets = class_sets
+
+    async def segment(
+        self,
+        query: SegmentQuery,
+        budget: PixelBudget,
+        render: Callable[[SegmentAnswer], T],
+        *,
+        timeout_s: float | None = None,
+    ) -> tuple[SegmentAnswer, T]:
+        """A mask for every class of the query, and what `render` makes of the answer in the worker pool.
+
+        Raises:
+            Whatever `render` raises.
+            Invalid: names that are equal, or templates without one `{}`.
+            TooMuchWork: too many strings.
+            NotFound: there is no such class set.
+            FingerprintMismatch: the class set was embedded by another bundle.
+            As `ImageInputs.tiles` and `FeatureEngine`.
+        """
+        timings = Timings()
+        stored: NDArray[np.float32] | None = None
+        if query.class_set is not None:
+            class_set, stored = await self._database.run(self._class_sets.embedded, query.class_set)
+            query = replace(query, classes=[ClassPrompt(name=one.name) for one in class_set.classes])
+        prompts = [self._strings(prompt) for prompt in query.classes] if stored is None else []
+        self._check(query.classes, prompts)
+        if not query.has_background and len(query.classes) > 254:
+            raise Invalid("Without a background at most 254 classes fit: 255 marks unlabelled pixels.")
+        with admitted(
+            self._engine,
+            views=1,
+            texts=sum(map(len, prompts)),
+            timings=timings,
+            timeout_s=timeout_s,
+            is_reproducible=query.is_reproducible,
+        ) as encoder:
+            with timings.phase("decode"):
+                image = await self._inputs.tiles(query.source, budget, self._profile)
+            encoder.reservation.grow(views=len(image.squares) - 1)
+            # Room in the worker pool is taken before the device spends anything on the request.
+            with self._workers.room(min(MAX_CELLS, image.height * image.width * (len(query.classes) + 1))):
+                features, texts = await self._encoded(encoder, image, query.caption, prompts, stored)
+                asked_s = time.perf_counter()
+
+                def answer_in_worker() -> tuple[SegmentAnswer, T]:
+                    answer = self._answer(query, image, features, texts, timings, asked_s)
+                    return answer, render(answer)
+
+                return await self._workers.run(answer_in_worker)
+
+    async def put_class_set(
+        self,
+        name: str,
+        classes: Sequence[ClassPrompt],
+        *,
+        if_match: Sequence[int] | None,
+        timeout_s: float | None = None,
+    ) -> tuple[int, ClassSet, bool]:
+        """Embed the classes of a set and store it.
+
+        Returns:
+            The write's `seq`, the class set, and whether it is new.
+
+        Raises:
+            As `segment`, and PreconditionFailed: its version is none of `if_match`.
+        """
+        vectors = await self.embed_classes(classes, timeout_s=timeout_s)
+        return await self._database.run_write(self._class_sets.put, name, classes, vectors, if_match=if_match)
+
+    async def class_sets(self) -> Sequence[ClassSet]:
+        """Every class set, sorted by name."""
+        return await self._database.run(self._class_sets.all)
+
+    async def class_set(self, name: str) -> ClassSet:
+        """One class set. Raises NotFound."""
+        return await self._database.run(self._class_sets.get, name)
+
+    async def delete_class_set(self, name: str, *, if_match: Sequence[int] | None) -> int:
+        """Delete a class set and return the write's `seq`. Raises NotFound, PreconditionFailed."""
+        return await self._database.run_write(self._class_sets.delete, name, if_match=if_match)
+
+    async def embed_classes(
+        self, classes: Sequence[ClassPrompt], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """[N, D] float32, unit length: one embedding per class. Raises as `segment`."""
+        prompts = [self._strings(prompt) for prompt in classes]
+        self._check(classes, prompts)
+        with admitted(self._engine, texts=sum(map(len, prompts)), timeout_s=timeout_s) as encoder:
+            return await _class_embeddings(encoder, prompts)
+
+    @property
+    def _profile(self) -> TaskProfile:
+        return self._bundle.tasks["segmentation"]
+
+    def _strings(self, prompt: ClassPrompt) -> list[str]:
+        templates = prompt.templates or self._profile.templates or ("{}",)
+        if any(template.count("{}") != 1 for template in templates):
+            raise Invalid("A template must hold `{}` exactly once.")
+        return [template.replace("{}", name) for name in (prompt.name, *prompt.synonyms) for template in templates]
+
+    def _check(self, classes: Sequence[ClassPrompt], prompts: Sequence[Sequence[str]]) -> None:
+        names = [normalised_name(prompt.name) for prompt in classes]
+        if len(names) > self._limits.max_classes:
+            raise Invalid(f"At most {self._limits.max_classes} classes a request.")
+        if not all(names):
+            raise Invalid("A class name is blank.")
+        if len(set(names)) < len(names):
+            raise Invalid("Class names must be unique.")
+        if sum(map(len, prompts)) > self._limits.max_segment_strings:
+            raise TooMuchWork(f"Names and templates make more than {self._limits.max_segment_strings} strings.")
+
+    async def _encoded(
+        self,
+        encoder: RequestEncoder,
+        image: TiledImage,
+        caption: str | None,
+        prompts: Sequence[Sequence[str]],
+        stored: NDArray[np.float32] | None,
+    ) -> tuple[Sequence[Features], NDArray[np.float32]]:
+        """Features of the squares and embeddings of the classes, which wait for the device at the same time."""
+        captions = [caption] * len(image.squares)
+        if stored is not None:
+            return await encoder.features(image.squares, image.keys, captions, self._profile), stored
+        timings = encoder.timings
+        of_names, of_views = (replace(encoder, timings=Timings(started_s=timings.started_s)) for _ in range(2))
+        naming = asyncio.create_task(_class_embeddings(of_names, prompts))
+        try:
+            features = await of_views.features(image.squares, image.keys, captions, self._profile)
+            texts = await naming
+        finally:
+            # If one of the two fails, the other must not run on.
+            naming.cancel()
+            await asyncio.gather(naming, return_exceptions=True)
+        timings.add_longest(of_names.timings, of_views.timings)
+        return features, texts
+
+    def _answer(
+        self,
+        query: SegmentQuery,
+        image: TiledImage,
+        features: Sequence[Features],
+        texts: NDArray[np.float32],
+        timings: Timings,
+        asked_s: float,
+    ) -> SegmentAnswer:
+        """Masks of all classes; runs in the worker pool, and its wait there counts as the head's time."""
+        stitched = stitch(
+            [
+                ViewProbabilities(box=box, values=self._head.probabilities(one.dense, texts))
+                for box, one in zip(image.boxes, features, strict=True)
+            ],
+            height=image.height,
+            width=image.width,
+            has_background=query.has_background,
+            threshold=query.threshold,
+            max_bytes=self._limits.max_stitch_bytes,
+        )
+        found = regions(stitched.labels, len(texts))
+        timings.add("head", (time.perf_counter() - asked_s) * 1e3)
+        rows = zip(query.classes, stitched.scores, found, strict=True)
+        return SegmentAnswer(
+            labels=stitched.labels,
+            fingerprint=self._bundle.fingerprint,
+            classes=[
+                ClassAnswer(index=index, name=prompt.name, score=float(score), region=region)
+                for index, (prompt, score, region) in enumerate(rows, start=1)
+            ],
+            timings_ms=timings.totals_ms(),
+        )
+
+
+async def _class_embeddings(encoder: RequestEncoder, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+    """[N, D] float32, unit length: the mean over the strings of each class."""
+    vectors = await encoder.pooled_texts([string for prompt in prompts for string in prompt])
+    bounds = np.cumsum([0, *map(len, prompts)])[:-1]
+    means = np.add.reduceat(vectors, bounds, axis=0)
+    return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def normalised_name(name: str) -> str:
+    """The name with case, character width and spacing made uniform."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
