@@ -1,20 +1,22 @@
-"""Finding the lines of a drawn raster: paper, ink, skeleton, polylines.
+"""Traces the lines of a drawn raster: background, foreground, skeleton, polylines.
 
-NumPy in, polylines out; `models.transforms` redraws them at the canonical line width.
+`models.transforms` redraws the polylines at the canonical line width.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from models.sketch.background import (
-    INK_NOISE,
+    FOREGROUND_NOISE,
     MAX_THRESHOLD,
-    contrast_to_paper,
+    Map,
+    Mask,
+    Pixels,
+    contrast_to_surface,
     contrast_to_tone,
-    fitted_paper,
+    fit_background,
     frame,
     frame_tone,
     is_all_noise,
@@ -28,11 +30,11 @@ _SEARCH_SIDE = 1024
 _TRACE_SIDE = 256
 _STRIP_ROWS = 16
 _MIN_CONTRAST = 40.0
-_MIN_INK = 24.0
+_MIN_FOREGROUND = 24.0
 _MAX_COVERAGE = 0.45
 _MAX_LINE_WIDTH = 0.13
 _MAX_COLOURED_LINE_WIDTH = 0.06
-_MAX_TINTED_PAPER = 0.06
+_MAX_TINTED_BACKGROUND = 0.06
 _MAX_FOREIGN_COLOUR = 0.02
 _FOREIGN_DISTANCE = 22.0
 _PEN_DISTANCE = 40.0
@@ -41,11 +43,11 @@ _MAX_OTHER_PENS = 0.25
 Polyline = list[list[float]]
 
 
-def trace_linework(pixels: NDArray[np.uint8]) -> list[Polyline] | None:
-    """The lines of a line drawing, or None when the raster is a picture.
+def trace_linework(pixels: Pixels) -> list[Polyline] | None:
+    """Returns the lines of a line drawing, or None if the raster is none.
 
-    A line drawing has paper of one tone (light may vary smoothly over it) and thin ink that stands
-    out from it, darker or lighter. Solid regions much thicker than the lines keep their contour.
+    A line drawing has a background of one tone, which light may vary smoothly, and thin lines that stand out from it,
+    darker or lighter. Solid regions much thicker than the lines keep their contour.
 
     Args:
         pixels: [H, W, 3] uint8 RGB.
@@ -60,47 +62,47 @@ def trace_linework(pixels: NDArray[np.uint8]) -> list[Polyline] | None:
     if is_even:
         contrast = contrast_to_tone(low, high, tone)
     else:
-        paper = fitted_paper(low, high)
-        if is_all_noise(low, high, paper):
+        background = fit_background(low, high)
+        if is_all_noise(low, high, background):
             return None
-        contrast = contrast_to_paper(low, high, paper.surface)
+        contrast = contrast_to_surface(low, high, background.surface)
     peak = float(contrast.max())
     if peak < _MIN_CONTRAST:
         return None
     noise = noise_of(contrast)
-    threshold = max(_MIN_INK, INK_NOISE * noise, 0.35 * peak)
+    threshold = max(_MIN_FOREGROUND, FOREGROUND_NOISE * noise, 0.35 * peak)
     if threshold >= MAX_THRESHOLD * peak:
         return None
-    ink = _without_specks(contrast > threshold)
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    foreground = _without_specks(contrast > threshold)
+    rows, columns = np.flatnonzero(foreground.any(axis=1)), np.flatnonzero(foreground.any(axis=0))
     if not len(rows):
         return None
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    if ink[box].mean() > _MAX_COVERAGE and min(ink[box].shape) > 0.1 * max(ink[box].shape):
+    if foreground[box].mean() > _MAX_COVERAGE and min(foreground[box].shape) > 0.1 * max(foreground[box].shape):
         return None
-    if _tinted_share(contrast[box], ink[box], threshold, noise) > _MAX_TINTED_PAPER:
+    if _tinted_share(contrast[box], foreground[box], threshold, noise) > _MAX_TINTED_BACKGROUND:
         return None
-    if _has_other_colours(low, high, ink, box):
+    if _has_other_colours(low, high, foreground, box):
         return None
-    work = _at_trace_scale(np.where(ink, contrast, np.minimum(contrast, threshold))[box], threshold)
-    ink_colour_spread, ink_chroma = _ink_colour(low, high, contrast, ink)
-    skeleton, line_width = _skeleton(work)
-    limit = _MAX_LINE_WIDTH if ink_chroma < 40 else _MAX_COLOURED_LINE_WIDTH
-    if line_width > limit * _TRACE_SIDE or ink_colour_spread > 45:
+    mask = _at_trace_scale(np.where(foreground, contrast, np.minimum(contrast, threshold))[box], threshold)
+    colour_spread, chroma = _foreground_colour(low, high, contrast, foreground)
+    skeleton, line_width = _skeleton(mask)
+    limit = _MAX_LINE_WIDTH if chroma < 40 else _MAX_COLOURED_LINE_WIDTH
+    if line_width > limit * _TRACE_SIDE or colour_spread > 45:
         return None
     return _polylines(skeleton, min_spur=0.6 * line_width)
 
 
-def _block_extremes(pixels: NDArray[np.uint8], side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Darkest and lightest value a channel of each block: thin lines survive the reduction."""
+def _block_extremes(pixels: Pixels, side: int) -> tuple[Pixels, Pixels]:
+    """Returns the smallest and largest value per channel of each block: thin lines survive the reduction."""
     factor = -(-max(pixels.shape[:2]) // side)
     if factor == 1:
         return pixels, pixels
     return _reduced(pixels, factor, np.minimum), _reduced(pixels, factor, np.maximum)
 
 
-def _reduced(pixels: NDArray[np.uint8], factor: int, extreme: np.ufunc) -> NDArray[np.uint8]:
-    """`extreme` over blocks of `factor` × `factor`, a few rows at a time, which stay in a processor's cache."""
+def _reduced(pixels: Pixels, factor: int, extreme: np.ufunc) -> Pixels:
+    """Returns `extreme` over blocks of `factor` × `factor`, a few rows at a time, to stay in a processor's cache."""
     height, width = pixels.shape[:2]
     blocks = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
     for top in range(0, len(blocks), _STRIP_ROWS):
@@ -109,7 +111,7 @@ def _reduced(pixels: NDArray[np.uint8], factor: int, extreme: np.ufunc) -> NDArr
         for offset in range(1, factor):
             below = part[offset::factor]
             extreme(rows[: len(below)], below, out=rows[: len(below)])
-        # Over all columns and then every `factor`-th: NumPy is slow on runs of three.
+        # Over all columns, of which every `factor`-th is used: NumPy is slow on runs of three.
         line = rows.reshape(len(rows), -1)
         widened = line.copy()
         for offset in range(3, 3 * factor, 3):
@@ -118,80 +120,78 @@ def _reduced(pixels: NDArray[np.uint8], factor: int, extreme: np.ufunc) -> NDArr
     return blocks
 
 
-def _without_specks(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    labels, count = ndimage.label(ink, structure=np.ones((3, 3)))
+def _without_specks(foreground: Mask) -> Mask:
+    labels, count = ndimage.label(foreground, structure=np.ones((3, 3)))
     if count < 2:
-        return ink
-    inked = labels[ink]
-    area = np.bincount(inked)
+        return foreground
+    labelled = labels[foreground]
+    area = np.bincount(labelled)
     keep = area >= min(6, 0.05 * area.max())
-    kept = ink.copy()
-    kept[ink] = keep[inked]
-    return kept
+    large = foreground.copy()
+    large[foreground] = keep[labelled]
+    return large
 
 
-def _tinted_share(contrast: NDArray[np.float32], ink: NDArray[np.bool_], threshold: float, noise: float) -> float:
-    """Share of the drawing's box that is neither paper nor ink nor ink's soft edge."""
-    near = _grown(_grown(_grown(ink)))
+def _tinted_share(contrast: Map, foreground: Mask, threshold: float, noise: float) -> float:
+    """Returns the share of the box that is neither background nor foreground nor its soft edge."""
+    near = _grown(_grown(_grown(foreground)))
     tinted = (contrast > max(14.0, 4 * noise, 0.35 * threshold)) & ~near
     return float(tinted.mean())
 
 
-def _grown(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """`ndimage.binary_dilation`, seven times as fast."""
-    grown = ink.copy()
-    grown[1:] |= ink[:-1]
-    grown[:-1] |= ink[1:]
-    grown[:, 1:] |= ink[:, :-1]
-    grown[:, :-1] |= ink[:, 1:]
+def _grown(foreground: Mask) -> Mask:
+    """Returns `ndimage.binary_dilation`, seven times as fast."""
+    grown = foreground.copy()
+    grown[1:] |= foreground[:-1]
+    grown[:-1] |= foreground[1:]
+    grown[:, 1:] |= foreground[:, :-1]
+    grown[:, :-1] |= foreground[:, 1:]
     return grown
 
 
-def _has_other_colours(
-    low: NDArray[np.uint8], high: NDArray[np.uint8], ink: NDArray[np.bool_], box: tuple[slice, slice]
-) -> bool:
-    """Whether the drawing's box holds hues that are no mixture of one paper and one pen: the fills of a picture.
+def _has_other_colours(low: Pixels, high: Pixels, foreground: Mask, box: tuple[slice, slice]) -> bool:
+    """Returns whether the box holds hues that are no mixture of one background and one pen, as filled areas do.
 
-    Hue is taken relative to brightness, so that shade on coloured paper does not count, and the paper's from the
-    border of the raster, since a fitted surface bends to large fills.
+    Hue is relative to brightness, so that shade on a coloured background does not count. The background's hue is that
+    of the raster's border, because a fitted surface bends to large fills.
     """
-    edge = max(1, round(0.02 * max(ink.shape)))
-    border = ~frame(ink[..., None], edge)[:, 0]
+    edge = max(1, round(0.02 * max(foreground.shape)))
+    border = ~frame(foreground[..., None], edge)[:, 0]
     if bool(border.any()):
-        papers = _hue(frame(low, edge)[border], frame(high, edge)[border])
+        backgrounds = _hue(frame(low, edge)[border], frame(high, edge)[border])
     else:
-        papers = _hue(low[~ink], high[~ink])
-    paper = np.array([median(channel) for channel in papers])
-    low, high, ink = low[box], high[box], ink[box]
-    core = ink & ndimage.binary_erosion(ink)
-    core = core if bool(core.any()) else ink
+        backgrounds = _hue(low[~foreground], high[~foreground])
+    background = np.array([median(channel) for channel in backgrounds])
+    low, high, foreground = low[box], high[box], foreground[box]
+    core = foreground & ndimage.binary_erosion(foreground)
+    core = core if bool(core.any()) else foreground
     pens = _hue(low[core], high[core])
     pen = np.array([median(channel) for channel in pens])
     if float((np.abs(pens - pen[:, None]).max(axis=0) > _PEN_DISTANCE).mean()) > _MAX_OTHER_PENS:
         return True
-    along = pen - paper
+    along = pen - background
     length = float(along @ along)
     foreign = 0
     for rows in strips(low):
-        inside = _hue(low[rows], high[rows]).reshape(3, -1) - paper[:, None]
+        inside = _hue(low[rows], high[rows]).reshape(3, -1) - background[:, None]
         if length > 1:
-            # Pixel by pixel in memory: the product rounds by layout, and a rounding may decide.
+            # Fortran order: rounding of the product depends on the layout, and may decide at a threshold.
             share = np.clip(np.tensordot(along, inside.copy("F"), 1) / np.float32(length), 0, 1)
             inside -= along[:, None] * share
         foreign += int((np.abs(inside).max(axis=0) > _FOREIGN_DISTANCE).sum())
-    return foreign / ink.size > _MAX_FOREIGN_COLOUR
+    return foreign / foreground.size > _MAX_FOREIGN_COLOUR
 
 
-def _hue(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """[…, 3] → [3, …], each channel in one piece: what a tone is more or less than grey, at one brightness."""
+def _hue(low: Pixels, high: Pixels) -> Map:
+    """Returns the difference of each tone from grey at one brightness: […, 3] → [3, …], channels contiguous."""
     middle = (np.moveaxis(low, -1, 0).astype(np.float32, "C") + np.moveaxis(high, -1, 0)) / 2
     mean = (middle[0] + middle[1] + middle[2]) / 3
-    hue: NDArray[np.float32] = (middle - mean) * (128 / np.maximum(mean, 64))
+    hue: Map = (middle - mean) * (128 / np.maximum(mean, 64))
     return hue
 
 
-def _at_trace_scale(contrast: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
-    """Ink mask whose longer side is `_TRACE_SIDE`, with a border of paper."""
+def _at_trace_scale(contrast: Map, threshold: float) -> Mask:
+    """Returns a foreground mask whose longer side is `_TRACE_SIDE`, with a border of background."""
     height, width = contrast.shape
     scale = _TRACE_SIDE / max(height, width)
     if scale < 1:
@@ -204,11 +204,9 @@ def _at_trace_scale(contrast: NDArray[np.float32], threshold: float) -> NDArray[
     return np.pad(np.asarray(resized) > threshold, 2)
 
 
-def _ink_colour(
-    low: NDArray[np.uint8], high: NDArray[np.uint8], contrast: NDArray[np.float32], ink: NDArray[np.bool_]
-) -> tuple[float, float]:
-    """Spread of the ink's colour and its median chroma, both on the 0–255 scale, at the ink's core."""
-    core = ink & (contrast >= 0.75 * np.quantile(contrast[ink], 0.9))
+def _foreground_colour(low: Pixels, high: Pixels, contrast: Map, foreground: Mask) -> tuple[float, float]:
+    """Returns the spread of the foreground's colour and its median chroma, from its core, both in 0–255."""
+    core = foreground & (contrast >= 0.75 * np.quantile(contrast[foreground], 0.9))
     darker = low[core].astype(np.float32)
     lighter = darker if low is high else high[core].astype(np.float32)
     colour = darker if darker.mean() <= 255 - lighter.mean() else lighter
@@ -219,24 +217,25 @@ def _ink_colour(
     return spread, chroma
 
 
-def _skeleton(ink: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float]:
-    """Skeleton, contours in place of solid regions, and the mean line width, px of the trace scale."""
-    skeleton: NDArray[np.bool_] = skeletonize(ink)
-    depth = ndimage.distance_transform_edt(ink)
+def _skeleton(foreground: Mask) -> tuple[Mask, float]:
+    """Returns the skeleton, with contours in place of solid regions, and the mean line width in px."""
+    skeleton: Mask = skeletonize(foreground)
+    depth = ndimage.distance_transform_edt(foreground)
     half = float(np.median(depth[skeleton]))
-    line_width = float(ink.sum()) / max(1, int(skeleton.sum()))
+    line_width = float(foreground.sum()) / max(1, int(skeleton.sum()))
     solid = depth > max(2.5 * half, 5.0)
     if solid.any():
-        shell = ink & ~ndimage.binary_dilation(solid, iterations=max(1, round(0.5 * half)), mask=depth > half)
+        shell = foreground & ~ndimage.binary_dilation(solid, iterations=max(1, round(0.5 * half)), mask=depth > half)
         skeleton = skeletonize(shell)
     return skeleton, line_width
 
 
 _Pixel = tuple[int, int]
+_Links = dict[_Pixel, list[_Pixel]]
 
 
-def _polylines(skeleton: NDArray[np.bool_], min_spur: float) -> list[Polyline]:
-    """Walk a skeleton into smoothed polylines, dropping short spurs that thinning leaves."""
+def _polylines(skeleton: Mask, min_spur: float) -> list[Polyline]:
+    """Follows a skeleton along smoothed polylines and drops the short spurs that thinning leaves."""
     links = _links({(int(y), int(x)) for y, x in np.argwhere(skeleton)})
     walked: set[tuple[_Pixel, _Pixel]] = set()
     lines: list[list[_Pixel]] = [[pixel] for pixel, linked in links.items() if not linked]
@@ -248,13 +247,13 @@ def _polylines(skeleton: NDArray[np.bool_], min_spur: float) -> list[Polyline]:
         for step in links[start][: 1 if closed_only else None]:
             if (start, step) not in walked:
                 lines.append(_walk(start, step, links, walked))
-    kept = [line for line in lines if not _is_spur(line, links, min_spur)]
-    return [_smoothed(line) for line in kept or lines]
+    long = [line for line in lines if not _is_spur(line, links, min_spur)]
+    return [_smoothed(line) for line in long or lines]
 
 
-def _links(pixels: set[_Pixel]) -> dict[_Pixel, list[_Pixel]]:
-    """Neighbours of each pixel; a diagonal counts only where no shared side neighbour bridges it."""
-    links: dict[_Pixel, list[_Pixel]] = {}
+def _links(pixels: set[_Pixel]) -> _Links:
+    """Returns the neighbours of each pixel; a diagonal counts only if no common neighbour bridges it."""
+    links: _Links = {}
     for y, x in sorted(pixels):
         near = [(y + dy, x + dx) for dy, dx in ((-1, 0), (0, -1), (0, 1), (1, 0)) if (y + dy, x + dx) in pixels]
         for dy, dx in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
@@ -265,9 +264,7 @@ def _links(pixels: set[_Pixel]) -> dict[_Pixel, list[_Pixel]]:
     return links
 
 
-def _walk(
-    start: _Pixel, step: _Pixel, links: dict[_Pixel, list[_Pixel]], walked: set[tuple[_Pixel, _Pixel]]
-) -> list[_Pixel]:
+def _walk(start: _Pixel, step: _Pixel, links: _Links, walked: set[tuple[_Pixel, _Pixel]]) -> list[_Pixel]:
     line = [start]
     here = step
     while True:
@@ -279,7 +276,7 @@ def _walk(
         here = ahead[0]
 
 
-def _is_spur(line: list[_Pixel], links: dict[_Pixel, list[_Pixel]], min_spur: float) -> bool:
+def _is_spur(line: list[_Pixel], links: _Links, min_spur: float) -> bool:
     degrees = sorted((len(links[line[0]]), len(links[line[-1]])))
     return degrees[0] == 1 and degrees[1] > 2 and len(line) < min_spur
 

@@ -1,4 +1,4 @@
-"""The paper of a raster: short cuts that must not change a bit of it."""
+"""The background of a raster: fast paths that must not change a bit of it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +9,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.sketch import background as paper
-from models.sketch.background import contrast_to_paper, contrast_to_tone, fitted_paper, frame_tone, is_all_noise, median
+from models.sketch import background
+from models.sketch.background import (
+    contrast_to_surface,
+    contrast_to_tone,
+    fit_background,
+    frame_tone,
+    is_all_noise,
+    median,
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -43,8 +50,8 @@ def _fields() -> Pixels:
 
 RASTERS: dict[str, Callable[[], Pixels]] = {
     "photo": _photo,
-    "lit paper": lambda: _lit(0),
-    "grainy paper": lambda: _lit(6),
+    "lit background": lambda: _lit(0),
+    "grainy background": lambda: _lit(6),
     "mirrored, so that distances are equal in pairs": _mirrored,
     "flat fields": _fields,
     "one tone": lambda: np.full((200, 140, 3), 77, np.uint8),
@@ -56,36 +63,38 @@ RASTERS: dict[str, Callable[[], Pixels]] = {
 
 
 @pytest.mark.parametrize("name", RASTERS)
-def test_quick_fits_lead_to_the_same_paper_as_full_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_fits_lead_to_the_same_background_as_full_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = RASTERS[name]()
     lighter = np.maximum(pixels, np.roll(pixels, 1, axis=1))
     for low, high in ((pixels, pixels), (pixels, lighter)):
-        quick = fitted_paper(low, high)
+        quick = fit_background(low, high)
         with monkeypatch.context() as patched:
-            patched.setattr(paper, "_quickly_near", lambda *_: None)
-            full = fitted_paper(low, high)
+            patched.setattr(background, "_quick_near", lambda *_: None)
+            full = fit_background(low, high)
         assert np.array_equal(quick.surface, full.surface)
         assert np.array_equal(quick.tones, full.tones)
         assert np.array_equal(quick.contrast, full.contrast)
 
 
 def test_a_photograph_needs_one_full_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    fit = Mock(wraps=paper._fit)
-    monkeypatch.setattr(paper, "_fit", fit)
-    fitted_paper(_photo(), _photo())
+    fit = Mock(wraps=background._fit)
+    monkeypatch.setattr(background, "_fit", fit)
+    fit_background(_photo(), _photo())
     assert fit.call_count == 1
 
 
 @pytest.mark.parametrize("name", RASTERS)
 def test_noise_is_judged_by_the_largest_difference(name: str) -> None:
     pixels = RASTERS[name]()
-    found = fitted_paper(pixels, pixels)
+    found = fit_background(pixels, pixels)
     corners = pixels.reshape(-1, 3)
     largest = max(
         (corners.max(axis=0) - found.tones.min(axis=1)).max(), (found.tones.max(axis=1) - corners.min(axis=0)).max()
     )
     noise = 1.4826 * float(np.median(found.contrast))
-    assert is_all_noise(pixels, pixels, found) == (0.9 * paper.INK_NOISE * noise >= paper.MAX_THRESHOLD * largest)
+    assert is_all_noise(pixels, pixels, found) == (
+        0.9 * background.FOREGROUND_NOISE * noise >= background.MAX_THRESHOLD * largest
+    )
 
 
 @pytest.mark.parametrize("name", RASTERS)
@@ -95,10 +104,12 @@ def test_one_raster_for_both_extremes_is_worth_two_equal_ones(name: str) -> None
     other_tone, other_is_even = frame_tone(pixels, pixels.copy())
     assert np.array_equal(tone, other_tone)
     assert is_even == other_is_even
-    surface = fitted_paper(pixels, pixels).surface
-    assert np.array_equal(surface, fitted_paper(pixels, pixels.copy()).surface)
+    surface = fit_background(pixels, pixels).surface
+    assert np.array_equal(surface, fit_background(pixels, pixels.copy()).surface)
     assert np.array_equal(contrast_to_tone(pixels, pixels, tone), contrast_to_tone(pixels, pixels.copy(), tone))
-    assert np.array_equal(contrast_to_paper(pixels, pixels, surface), contrast_to_paper(pixels, pixels.copy(), surface))
+    assert np.array_equal(
+        contrast_to_surface(pixels, pixels, surface), contrast_to_surface(pixels, pixels.copy(), surface)
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 511, 5000, 5001])

@@ -21,15 +21,15 @@ def test_blocks_keep_their_extremes(height: int, width: int, side: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (40, 50)])
-def test_ink_grows_by_its_four_neighbours(shape: tuple[int, int]) -> None:
-    ink = np.random.default_rng(0).random(shape) < 0.1
-    assert np.array_equal(linework._grown(ink), ndimage.binary_dilation(ink))
+def test_foreground_grows_by_its_four_neighbours(shape: tuple[int, int]) -> None:
+    foreground = np.random.default_rng(0).random(shape) < 0.1
+    assert np.array_equal(linework._grown(foreground), ndimage.binary_dilation(foreground))
 
 
 def test_specks_go_and_the_rest_stays() -> None:
-    ink = np.random.default_rng(0).random((80, 90)) < 0.2
-    labels, count = ndimage.label(ink, structure=np.ones((3, 3)))
+    foreground = np.random.default_rng(0).random((80, 90)) < 0.2
+    labels, count = ndimage.label(foreground, structure=np.ones((3, 3)))
     area = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     large = 1 + np.flatnonzero(area >= min(6, 0.05 * area.max()))
-    assert np.array_equal(linework._without_specks(ink), np.isin(labels, large))
+    assert np.array_equal(linework._without_specks(foreground), np.isin(labels, large))
     assert 0 < len(large) < count
