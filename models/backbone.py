@@ -95,14 +95,7 @@ def add_noise(
 class StableDiffusionBackbone(nn.Module):
     """Maps images and text states to a pyramid of tapped feature maps.
 
-    Not thread-safe: hooks store the maps of a pass in the module.
-
-    Args:
-        vae: from `build_vae_encoder`, with weights.
-        unet: from `build_truncated_unet`, with weights.
-        scheduler_config: of a DDPM scheduler; only its noise schedule is used.
-        taps: blocks whose output is returned, such as `mid` and `up_1`.
-        noise_seed: seed of the fixed noise.
+    Not thread-safe: hooks store the maps of a pass in the module. Of the scheduler only the noise schedule is used.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """Captions that condition the U-Net: BLIP with greedy decoding after a fixed prefix, or none."""
 
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -24,14 +23,7 @@ class NoCaptioner:
 
 
 class BlipCaptioner:
-    """BLIP-base as the paper uses it (Li et al. 2022).
-
-    Args:
-        model: BLIP on its device.
-        processor: BLIP's image processor and tokenizer.
-        prefix: first words of every caption.
-        max_tokens: tokens after the prefix.
-    """
+    """BLIP-base as the paper uses it (Li et al. 2022): `max_tokens` tokens after a fixed prefix."""
 
     def __init__(
         self, model: BlipForConditionalGeneration, processor: BlipProcessor, *, prefix: str, max_tokens: int
@@ -56,8 +48,3 @@ class BlipCaptioner:
             num_beams=1,
         )
         return [text.strip() for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]
-
-
-def load_processor(folder: Path) -> BlipProcessor:
-    """Returns BLIP's processor from a folder, without network access."""
-    return BlipProcessor.from_pretrained(folder, local_files_only=True)

@@ -44,14 +44,7 @@ class FrozenMaps:
 
 
 class FrozenExtractor(nn.Module):
-    """Everything before the heads, shared by serving and head training. Not thread-safe.
-
-    Args:
-        backbone: tapped for feature maps.
-        text: gives the states that condition the backbone.
-        captioner: captions images that come without a caption.
-        expert: maps pixels to a list of feature maps, or None.
-    """
+    """Everything before the heads, shared by serving and head training. Not thread-safe."""
 
     def __init__(
         self, backbone: StableDiffusionBackbone, text: TextEncoder, captioner: Captioner, expert: nn.Module | None
@@ -119,12 +112,9 @@ class Encoder:
     its padding, and each graph is recorded once.
 
     Args:
-        extractor: everything before the heads, on `device`.
-        uhead: the trained head, on `device`.
+        extractor, uhead: on `device`, in `dtype`.
         names: embeds class names and queries.
         fingerprint: hex digest of everything that shapes a feature.
-        device: where passes run.
-        dtype: precision of a pass.
         is_recorded: whether passes run as recorded graphs: on a CPU one per image size (docs/adr/0022), on a GPU one
             per image size and number of images (docs/adr/0025).
     """

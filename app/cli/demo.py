@@ -15,8 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.cli.importing import Importable, add_items
 from app.cli.service_calls import existing_ids
 
-RENDERED_SIDE = 256
-"""Side of a rendered image, px."""
+RENDERED_SIDE_PX = 256
 HOUSE = {
     "strokes": [
         [[40, 40, 210, 210, 40], [120, 230, 230, 120, 120]],
@@ -42,9 +41,9 @@ class DemoImage:
     file: Traversable
 
     def render(self) -> bytes:
-        """Returns a PNG of `RENDERED_SIDE` px with a transparent background."""
+        """Returns a PNG of `RENDERED_SIDE_PX` with a transparent background."""
         svg = self.file.read_text(encoding="utf-8")
-        return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=RENDERED_SIDE, skip_system_fonts=True))
+        return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=RENDERED_SIDE_PX, skip_system_fonts=True))
 
 
 def demo_images() -> list[DemoImage]:

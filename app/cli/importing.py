@@ -63,12 +63,8 @@ def import_images(
     """Adds images whose ids the gallery lacks; creates the gallery if needed.
 
     Args:
-        client: of the service.
-        gallery: its name.
-        images: read as they are sent.
         batch: largest number of images per request.
         workers: concurrent requests; at most twice as many batches are in memory.
-        bar: shows the progress.
 
     Raises:
         ServiceRefused: a request failed for good; a second run continues from there.
@@ -97,16 +93,7 @@ def import_images(
 
 
 def add_items(client: httpx.Client, gallery: str, part: Sequence[Importable], *, wait: bool = True) -> list[str]:
-    """Adds images in one request.
-
-    Args:
-        client: of the service.
-        gallery: its name.
-        part: the images.
-        wait: whether the service answers only once searches find them.
-
-    Returns:
-        A line for each rejected image.
+    """Adds images in one request and returns a line for each rejected one; `wait` until searches find the others.
 
     Raises:
         ServiceRefused: the service refused the request as a whole.

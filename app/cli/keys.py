@@ -9,7 +9,7 @@ keys_app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 class KeyScope(StrEnum):
-    """Values of `--scope`; `app.api.auth.Scope` would load the API for `--help`."""
+    """Values of `--scope`; typer takes no list of literals, and `app.api.auth.Scope` would load the API."""
 
     read = "read"
     write = "write"

@@ -34,8 +34,6 @@ def wait_until_ready(client: httpx.Client, wait_s: float, *, is_started: bool = 
     """Polls `/readyz` until the service is ready.
 
     Args:
-        client: of the service.
-        wait_s: longest wait.
         is_started: whether the service listens already, so that a first request that cannot connect has a wrong URL.
 
     Raises:
@@ -80,12 +78,6 @@ def send(
     client: httpx.Client, method: str, url: str, *, accepted: Sequence[int] = (200,), **request: object
 ) -> httpx.Response:
     """Sends one request and repeats it while the service is busy.
-
-    Args:
-        client: of the service.
-        method, url: of the request.
-        accepted: statuses to return; all others are refusals.
-        request: keywords of `httpx.Client.request`.
 
     Raises:
         ServiceRefused: the status is not accepted, or the service was busy for too long.

@@ -41,14 +41,7 @@ def optimize_convolutions(network: nn.Module, example: torch.Tensor | None = Non
 
 
 def pack_convolutions(network: nn.Module) -> int:
-    """Replaces only convolutions whose packed form has the library's bits, in batches of two or more.
-
-    Args:
-        network: changed in place; for inference only.
-
-    Returns:
-        How many convolutions were replaced.
-    """
+    """Replaces in place, and counts, the convolutions whose packed form has the library's bits in batches of two."""
 
     def packed(module: nn.Module) -> nn.Module | None:
         return PackedConvolution(module) if _is_packable(module) and not _is_pointwise(module) else None
@@ -96,15 +89,13 @@ def _is_packable(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         and platform.machine().lower() in ("x86_64", "amd64")  # others were not measured
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        and _has_kernels(module.weight.dtype)
+        and (module.weight.dtype == torch.float32 or _is_fast_bfloat16(module.weight.dtype))
     )
 
 
-def _has_kernels(dtype: torch.dtype) -> bool:
-    """Returns whether oneDNN has fast kernels; those for bfloat16 need AVX-512."""
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
+def _is_fast_bfloat16(dtype: torch.dtype) -> bool:
+    # Needs AVX-512.
+    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -120,9 +111,7 @@ class PackedConvolution(nn.Module):
     In batches of two or more the library uses the same kernel but packs the weights in every pass, a tenth of a pass
     over four images. For a single image it uses another kernel, whose last bits differ.
 
-    Args:
-        conv: the convolution to replace.
-        limits: smallest and largest value of the output, if it is clamped.
+    `limits` are the smallest and largest value of the output, if it is clamped.
     """
 
     def __init__(self, conv: nn.Conv2d, limits: tuple[float, float] | None = None) -> None:

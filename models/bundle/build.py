@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import AutoConfig, AutoModel, BlipConfig, BlipForConditionalGeneration, CLIPTextModel
+from transformers import AutoConfig, AutoModel, BlipConfig, BlipForConditionalGeneration, BlipProcessor, CLIPTextModel
 
 from models.acceleration.convolutions import optimize_convolutions, pack_convolutions
 from models.acceleration.fusion import fuse_batch_norms
 from models.backbone import StableDiffusionBackbone, build_truncated_unet, build_vae_encoder
 from models.bundle.files import fingerprint, only_file, read_json, read_manifest, read_tensors, verified
 from models.bundle.manifest import AnySource, CaptionerPart, ExpertPart, Manifest, Part, TextPart
-from models.captioner import BlipCaptioner, Captioner, NoCaptioner, load_processor
+from models.captioner import BlipCaptioner, Captioner, NoCaptioner
 from models.encoder import Encoder, FrozenExtractor, NameEncoder
 from models.errors import BundleError
 from models.expert import OpenClipExpert, TimmExpert, adapt, adapter_tensors, merge_adapters, read_lite0_package
@@ -244,7 +244,8 @@ def _load_captioner(part: CaptionerPart | None, bundle: Path, device: torch.devi
     model.load_state_dict(read_tensors(file, wanted, ignored=tied | _BLIP_POSITION_IDS), strict=False)
     model.tie_weights()
     _ready(model, device, dtype)
-    return BlipCaptioner(model, load_processor(folder), prefix=part.prefix, max_tokens=part.max_tokens)
+    processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
+    return BlipCaptioner(model, processor, prefix=part.prefix, max_tokens=part.max_tokens)
 
 
 def _load_fused_expert(part: ExpertPart, adapters: Part | None, bundle: Path) -> nn.Module:

@@ -74,25 +74,20 @@ def prior_manifest(folder: Path) -> Manifest:
     return _manifest(folder, heads=PathSource(path="heads", files={}), shared=".", name="prior")
 
 
-def write_manifest(
-    folder: Path, *, name: str, licence: str, attribution: str, shared: str = ".", metrics: Mapping[str, float] = {}
-) -> Manifest:
+def write_manifest(folder: Path, *, name: str, licence: str, attribution: str, shared: str = ".") -> Manifest:
     """Writes `bundle.json` for a folder that holds trained vae/, unet/, scheduler/ and heads/.
 
     Args:
         folder: the bundle.
         name, licence, attribution: shown by `GET /bundle`.
         shared: folder of vae/, unet/ and scheduler/, relative to the bundle's.
-        metrics: figures measured for the bundle.
 
     Raises:
         BundleError: a file is missing.
     """
     adapters = [ADAPTERS] if (folder / "heads" / ADAPTERS).is_file() else []
     heads = _files(folder, "heads", *HEAD_FILES, *adapters)
-    manifest = _manifest(
-        folder, heads=heads, shared=shared, name=name, licence=licence, attribution=attribution, metrics=metrics
-    )
+    manifest = _manifest(folder, heads=heads, shared=shared, name=name, licence=licence, attribution=attribution)
     text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n")
     return manifest
@@ -205,14 +200,7 @@ def _uhead_scales(unet_channels: tuple[int, ...]) -> tuple[UHeadScale, ...]:
 
 
 def _manifest(
-    folder: Path,
-    *,
-    heads: PathSource,
-    shared: str,
-    name: str,
-    licence: str = "",
-    attribution: str = "",
-    metrics: Mapping[str, float] = {},
+    folder: Path, *, heads: PathSource, shared: str, name: str, licence: str = "", attribution: str = ""
 ) -> Manifest:
     def head(file: str) -> PathSource:
         return PathSource(path=heads.path, files={key: value for key, value in heads.files.items() if key == file})
@@ -223,7 +211,6 @@ def _manifest(
         name=name,
         licence=licence,
         attribution=attribution,
-        metrics=dict(metrics),
         dimension=MINI_DIMENSION,
         noise_seed=0,
         taps=TAPS,
