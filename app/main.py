@@ -13,8 +13,7 @@ from app.api import openapi as contract
 from app.api import problems
 from app.api.auth import ScopedRoute, declared_scope
 from app.api.deps import Platform, Services
-from app.api.middleware.cancellation import DisconnectWatch, RequestDeadline
-from app.api.middleware.context import RequestContext
+from app.api.middleware.context import DisconnectWatch, RequestContext, RequestDeadline
 from app.api.middleware.guards import BodyLimit, InFlightLimit, PathGuard
 from app.api.routers import fewshot, galleries, items, live, operation, retrieval, segmentation
 from app.composition import build_platform

@@ -125,7 +125,7 @@ async def test_empty_strokes_beside_others_are_ignored(client: httpx.AsyncClient
     # So large that its lines are wide enough to be joined in curves.
     square = {**SQUARE, "width": 256, "height": 256}
     drawing = {**square, "strokes": [[[], []], *SQUARE["strokes"], [[], [], []]]}  # type: ignore[misc]  # a list
-    for body, name, url in (({}, "sketch", "/retrieve"), ({"classes": ["ink"]}, "image", "/segment")):
+    for body, name, url in (({}, "sketch", "/retrieve"), ({"classes": ["house"]}, "image", "/segment")):
         found = await client.post(url, json={**body, name: drawing})
         plain = await client.post(url, json={**body, name: square})
         assert found.status_code == 200, found.text
@@ -171,7 +171,7 @@ async def test_forms_are_checked_like_json(client: httpx.AsyncClient) -> None:
     check(await client.post("/retrieve", files=sketch, data={"k": "0"}), 422)
     check(await client.post("/retrieve", files=sketch, data={"colour": "red"}), 422)
     check(await client.post("/retrieve", files=sketch, data={"min_score": "nan"}), 422)
-    check(await client.post("/retrieve", files={"picture": ("x.png", png())}), 422)
+    check(await client.post("/retrieve", files={"photo": ("x.png", png())}), 422)
     check(await client.post("/retrieve", files=[("sketch", ("x.png", png()))] * 2), 422)
     check(await client.post("/retrieve", files={"x": b""}, data={"sketch": "text"}), 422)
     two = [("image", ("x.png", png()))] * 2
