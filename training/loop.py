@@ -16,8 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training.devices import BatchLoss, Gradients
 
-Progress = Callable[[int, float], None]
-"""Called with (steps or rows done, loss); the loss is 0 where there is none."""
+Progress = Callable[[int, float], None]  # called with (steps or rows done, loss); the loss is 0 where there is none
 
 _CHECKPOINT_S = 120.0
 _LOGGED_STEPS = 10

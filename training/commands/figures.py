@@ -32,7 +32,7 @@ SHOWN_WORDS = 10
 SHOWN_SCENES = 3
 FIRST = 10
 _DPI = 90
-_MOST_BARS = 60
+_MOST_BARS = 60  # in one plot, so that their words stay legible
 
 
 def retrieval_figures(
@@ -54,6 +54,7 @@ def retrieval_figures(
             others = retrieval.scores(protocol, each.embed, centred=each.centred)
             curves[each.name] = precision_recall(ranked_relevance(others, retrieval.relevance(protocol)))
         panels[canonical.name] = curves
+        # Every outline is a class of its own, so there is nothing to group.
         if build is not retrieval.outline_zs:
             for title, values in (("R@10", hit_at(ranked, FIRST)), ("mAP", average_precision(ranked))):
                 word_bars(
@@ -67,13 +68,7 @@ def retrieval_figures(
 
 
 def contact_sheet(protocol: retrieval.Protocol, scores: NDArray[np.float32], names: Mapping[str, str]) -> Image.Image:
-    """The first query of evenly spaced words and its first ten answers, relevant ones in green.
-
-    Args:
-        protocol: queries and gallery.
-        scores: [Q, G] similarities.
-        names: of the gallery's classes.
-    """
+    """The first query of evenly spaced words and its first ten answers by [Q, G] `scores`, relevant ones in green."""
     groups = np.unique(protocol.groups)
     chosen = groups[np.linspace(0, len(groups) - 1, min(SHOWN_WORDS, len(groups))).astype(int)]
     rows = []
@@ -128,12 +123,7 @@ def robustness_figure(rows: Sequence[Row], out: Path) -> None:
 
 
 def precision_recall_plot(panels: Mapping[str, Mapping[str, Floats]], file: Path) -> None:
-    """Draw precision over recall, a panel a protocol and a line a model.
-
-    Args:
-        panels: protocol → model → precision at evenly spaced recalls from 0 to 1.
-        file: the PNG.
-    """
+    """Draw precision at evenly spaced recalls from 0 to 1, a panel a protocol and a line a model."""
     with _figure(file, columns=len(panels), width=4.2, height=4.4) as (figure, axes):
         for axis, (protocol, curves) in zip(axes, panels.items(), strict=True):
             for number, (model, curve) in enumerate(curves.items()):

@@ -22,8 +22,7 @@ from models.transforms import canonical_strokes
 from training.data.dataset import DEFAULT_FOLDER, DataSet, DrawingRecord, load_dataset
 from training.data.scenes import Scene, compose_evaluation_scene, seen_evaluation_pool
 
-CANVAS_SIDE = 256
-"""Side of the canvas of a person's drawing in the data set, px."""
+CANVAS_SIDE = 256  # side of the canvas of a person's drawing in the data set, px
 SEARCHED = ("fish", "house", "star")
 TAUGHT = ("umbrella", "butterfly", "bicycle")
 SKETCHED = "bicycle"
@@ -31,8 +30,7 @@ SHOTS = 3
 MAX_FILE_BYTES = 150_000
 
 _CELL = 104
-LINE = 15
-"""Height of a line of text, px."""
+LINE = 15  # height of a line of text, px
 _GAP = 8
 _COLOURS = np.array(
     [
@@ -141,9 +139,10 @@ def fewshot_image(client: httpx.Client, data: DataSet) -> Image.Image:
     body = {
         "ways": [{"label": word, "support": [_sketch(d) for d in drawings[word][:SHOTS]]} for word in TAUGHT],
         "queries": [image for _, image, _ in queries],
-        "ttl_seconds": 600,
+        "ttl_seconds": 600,  # in case it cannot be deleted
     }
     answer = _send(client, "POST", "/fewshot/episodes", json=body).json()
+    # The episode would be listed to users of the service until it expires.
     _send(client, "DELETE", f"/fewshot/episodes/{answer['id']}")
     predictions = answer["predictions"]
     rows = []
@@ -225,6 +224,7 @@ def grid(rows: Sequence[Sequence[Cell]]) -> Image.Image:
 
 def png(image: Image.Image) -> bytes:
     """A palette PNG of at most `MAX_FILE_BYTES`, with as many colours as that allows."""
+    # Documents hold dozens of them: few colours rather than many kilobytes.
     for colours in (256, 128, 64, 32):
         out = io.BytesIO()
         image.quantize(colours, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)

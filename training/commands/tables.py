@@ -29,8 +29,7 @@ from training.heads.recipe import HeadRecord, read_record
 Row = dict[str, Any]
 
 VENDOR_EPISODES = ((20, 1), (100, 1))
-DRAWING_EPISODES = ((20, 1), (20, 5), (77, 1))
-"""(n_way, k_shot) of the few-shot protocols."""
+DRAWING_EPISODES = ((20, 1), (20, 5), (77, 1))  # (n_way, k_shot) of the few-shot protocols
 _BATCH = 32
 _NAMES = {"fused": "fused", "expert": "expert alone", "diffusion": "diffusion alone"}
 
@@ -203,14 +202,9 @@ def trained_heads(folder: Path) -> TrainedHeads:
 def ablation_rows(
     data: DataSet, frozen: FrozenParts, heads: Sequence[TrainedHeads], cache: EvaluationCache, *, scenes: int
 ) -> list[Row]:
-    """Zero-shot protocols by features: without training, then fused, expert and diffusion alone, over seeds.
+    """Zero-shot protocols by features: without training, then fused, expert and diffusion alone.
 
-    Args:
-        data: the data set.
-        frozen: the parts that all heads read.
-        heads: of any features; those of the same features are seeds.
-        cache: of images and features.
-        scenes: number of scenes a pool; 0 leaves them out.
+    Heads of the same features are seeds of one line. The scenes protocol is left out when `scenes` is 0.
     """
     rows: list[Row] = []
     for build in (retrieval.outline_zs, retrieval.drawing_zs):

@@ -192,7 +192,6 @@ def train_heads_command(
             help="Continue from this bundle's release heads: the pooled stage alone, with next to no dropout."
         ),
     ] = False,
-    start: Annotated[Path | None, typer.Option(help="Bundle whose heads training starts from.")] = None,
     adapt: Annotated[bool, typer.Option(help="Let the expert learn too, by low-rank adapters.")] = False,
     features: Annotated[
         Literal["fused", "expert", "diffusion"], typer.Option(help="Frozen maps that heads see; others are zero.")
@@ -228,7 +227,6 @@ def train_heads_command(
     plan = HeadPlan(
         release=release,
         finish=finish,
-        start=start,
         adapt=adapt,
         features=features,
         steps=steps,

@@ -50,15 +50,10 @@ _LEAST_DEVIATION = 2.0  # of the pixels, below which clip art is blank
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packages:
-    """Unpacked packages.
+    """Unpacked packages."""
 
-    Attributes:
-        npm: a `node_modules` folder with `NPM_PACKAGES`.
-        clipart: the `png` folder of openclipart.
-    """
-
-    npm: Path
-    clipart: Path
+    npm: Path  # a `node_modules` folder with `NPM_PACKAGES`
+    clipart: Path  # the `png` folder of openclipart
 
     def versions(self) -> dict[str, str]:
         """Version of every npm package, from its package.json."""

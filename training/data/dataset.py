@@ -21,8 +21,7 @@ from models.errors import DataError
 DEFAULT_FOLDER = Path("~/.cache/vermouth/data")
 PIXELS, ALPHA, RECORDS = "pictures.npy", "alpha.npy", "pictures.jsonl"
 DRAWINGS, MANIFEST = "drawings.jsonl.gz", "manifest.json"
-SIDE = 128
-"""Of every image, px."""
+SIDE = 128  # of every image, px
 
 Split = Literal["seen", "unseen", "none", "evaluation"]
 Strokes = list[list[list[float]]]
@@ -64,61 +63,36 @@ _SPELLINGS = {"doughnut": "donut", "doughnuts": "donuts", "grey": "gray", "musta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
-    """What one row of the pixels shows.
+    """What one row of the pixels shows."""
 
-    Attributes:
-        row: of `DataSet.pixels`.
-        source: package or style, such as `noto` or `phosphor-bold`.
-        kind: `picture`, `outline`, `icon` or `clipart`.
-        hexcode: of the OpenMoji class, or None.
-        name: of the class or the file.
-        split: see `Split`.
-    """
-
-    row: int
-    source: str
-    kind: str
-    hexcode: str | None
-    name: str
-    split: str
+    row: int  # of `DataSet.pixels`
+    source: str  # package or style, such as `noto` or `phosphor-bold`
+    kind: str  # `picture`, `outline`, `icon` or `clipart`
+    hexcode: str | None  # of the OpenMoji class, or None
+    name: str  # of the class or the file
+    split: str  # see `Split`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawingRecord:
-    """One person's drawing.
+    """One person's drawing."""
 
-    Attributes:
-        word: that the person was asked to draw.
-        key_id: of Quick, Draw!.
-        hexcodes: OpenMoji classes that show the same thing.
-        split: of the word.
-        validation: excluded from all training.
-        strokes: `[[x…], [y…]]` in 0–255.
-    """
-
-    word: str
-    key_id: str
-    hexcodes: tuple[str, ...]
-    split: str
-    validation: bool
-    strokes: Strokes
+    word: str  # that the person was asked to draw
+    key_id: str  # of Quick, Draw!
+    hexcodes: tuple[str, ...]  # OpenMoji classes that show the same thing
+    split: str  # of the word
+    validation: bool  # excluded from all training
+    strokes: Strokes  # `[[x…], [y…]]` in 0–255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """Images, their transparency, and people's drawings.
+    """Images, their transparency, and people's drawings."""
 
-    Attributes:
-        pixels: [N, 128, 128, 3] uint8 RGB on white, memory-mapped.
-        alpha: [N, 128, 128] uint8, memory-mapped.
-        images: N records, row by row.
-        drawings: strokes of all drawings.
-    """
-
-    pixels: NDArray[np.uint8]
-    alpha: NDArray[np.uint8]
-    images: tuple[ImageRecord, ...]
-    drawings: tuple[DrawingRecord, ...]
+    pixels: NDArray[np.uint8]  # [N, 128, 128, 3] uint8 RGB on white, memory-mapped
+    alpha: NDArray[np.uint8]  # [N, 128, 128] uint8, memory-mapped
+    images: tuple[ImageRecord, ...]  # N records, row by row
+    drawings: tuple[DrawingRecord, ...]  # strokes of all drawings
 
     def rows(self, condition: Callable[[ImageRecord], bool]) -> list[ImageRecord]:
         """The image records that meet a condition, in order."""

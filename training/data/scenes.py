@@ -16,32 +16,23 @@ from models.errors import DataError
 from training.data.backgrounds import HELD_OUT_FAMILIES, TEXTURES, TRAINING_FAMILIES, Family, render_background
 from training.data.dataset import DataSet, ImageRecord
 
-SCENE_SIDE = 256
-"""Side of a scene of the protocol, px."""
-TRAINING_SEED = 20260101
-"""First word of every training scene's seed; the second is the scene's index."""
+SCENE_SIDE = 256  # side of a scene of the protocol, px
+TRAINING_SEED = 20260101  # first word of every training scene's seed; the second is the scene's index
 VALIDATION_SEED = 20260202
 """For choices made during training (seen classes, training styles), such as temperature or stopping."""
-EVALUATION_SEED = 20261231
-"""For the reported figures only."""
-_LEAST_VISIBLE = 0.3
-_OPAQUE = 128
+EVALUATION_SEED = 20261231  # for the reported figures only
+_LEAST_VISIBLE = 0.3  # of every object
+_OPAQUE = 128  # least alpha of a pixel that carries its object's label
 _TRIES_PER_OBJECT = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Bounds of what a scene shows.
+    """Bounds of what a scene shows."""
 
-    Attributes:
-        families: textures to choose from.
-        counts: least and most objects.
-        sizes: least and most of an object's longer side, as a share of the scene's.
-    """
-
-    families: tuple[Family, ...]
-    counts: tuple[int, int]
-    sizes: tuple[float, float]
+    families: tuple[Family, ...]  # textures to choose from
+    counts: tuple[int, int]  # least and most objects
+    sizes: tuple[float, float]  # least and most of an object's longer side, as a share of the scene's
 
 
 EVALUATION_LAYOUT = Layout(families=(*TEXTURES, *HELD_OUT_FAMILIES), counts=(3, 5), sizes=(0.35, 0.6))
@@ -59,34 +50,21 @@ class ObjectClass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenePool:
-    """Objects that scenes are composed of.
+    """Objects that scenes are composed of."""
 
-    Attributes:
-        pixels: [N, s, s, 3] uint8 on white.
-        alpha: [N, s, s] uint8.
-        classes: at least 10, names distinct.
-    """
-
-    pixels: NDArray[np.uint8]
-    alpha: NDArray[np.uint8]
-    classes: tuple[ObjectClass, ...]
+    pixels: NDArray[np.uint8]  # [N, s, s, 3] uint8 on white
+    alpha: NDArray[np.uint8]  # [N, s, s] uint8
+    classes: tuple[ObjectClass, ...]  # at least 10, names distinct
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A composed image and its true labels.
+    """A composed image and its true labels."""
 
-    Attributes:
-        pixels: [S, S, 3] uint8 RGB.
-        labels: [S, S] uint8: 0 background, i + 1 the pixels of `present[i]`.
-        present: names of the objects.
-        absent: as many names of the same pool that the scene does not show.
-    """
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    present: tuple[str, ...]
-    absent: tuple[str, ...]
+    pixels: NDArray[np.uint8]  # [S, S, 3] uint8 RGB
+    labels: NDArray[np.uint8]  # [S, S] uint8: 0 background, i + 1 the pixels of `present[i]`
+    present: tuple[str, ...]  # names of the objects
+    absent: tuple[str, ...]  # as many names of the same pool that the scene does not show
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -127,9 +105,9 @@ def unseen_evaluation_pool(data: DataSet) -> ScenePool:
     return build_pool(data, data.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.hexcode in unseen))
 
 
-def compose_training_scene(pool: ScenePool, index: int, *, seed: int = TRAINING_SEED, side: int = SCENE_SIDE) -> Scene:
-    """Training scene number `index`; `side` may differ from the protocol's."""
-    return compose_scene(pool, TRAINING_LAYOUT, seed=seed, index=index, side=side)
+def compose_training_scene(pool: ScenePool, index: int, *, seed: int = TRAINING_SEED) -> Scene:
+    """Training scene number `index`, of 256 px."""
+    return compose_scene(pool, TRAINING_LAYOUT, seed=seed, index=index, side=SCENE_SIDE)
 
 
 def compose_evaluation_scene(pool: ScenePool, index: int) -> Scene:
@@ -148,6 +126,7 @@ def compose_scene(pool: ScenePool, layout: Layout, *, seed: int, index: int, sid
         side: of the scene, px.
     """
     generator = np.random.default_rng([seed, index])
+    # A layout that hides an object is thrown away whole, with its objects.
     while True:
         count = int(generator.integers(layout.counts[0], layout.counts[1] + 1))
         chosen = generator.choice(len(pool.classes), size=2 * count, replace=False)

@@ -30,19 +30,12 @@ DEFAULT_CACHE = Path("~/.cache/vermouth/eval")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """One line of a table.
+    """One line of a table."""
 
-    Attributes:
-        name: in the table.
-        embed: all images of a side to features.
-        canonical: sees canonical sketches as the service does, else images as rendered.
-        centred: its features lose their mean, see `retrieval.scores`.
-    """
-
-    name: str
-    embed: Embed
-    canonical: bool = True
-    centred: bool = False
+    name: str  # in the table
+    embed: Embed  # all images of a side to features
+    canonical: bool = True  # sees canonical sketches as the service does, else images as rendered
+    centred: bool = False  # its features lose their mean, see `retrieval.scores`
 
 
 class EvaluationCache:

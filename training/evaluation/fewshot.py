@@ -19,19 +19,12 @@ EPISODES = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShotPool:
-    """Images by class.
+    """Images by class."""
 
-    Attributes:
-        name: of the protocol.
-        pixels: [N, 128, 128, 3] uint8.
-        rows: row numbers of each class.
-        labels: of each class.
-    """
-
-    name: str
-    pixels: NDArray[np.uint8]
-    rows: Sequence[NDArray[np.int64]]
-    labels: Sequence[str] = ()
+    name: str  # of the protocol
+    pixels: NDArray[np.uint8]  # [N, 128, 128, 3] uint8
+    rows: Sequence[NDArray[np.int64]]  # row numbers of each class
+    labels: Sequence[str] = ()  # of each class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

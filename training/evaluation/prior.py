@@ -23,21 +23,13 @@ STYLES = {source: CAPTIONS[f"{source}/picture"] for source in ("openmoji", "noto
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Captions for the prior, and images for the classifier.
+    """Captions for the prior, and images for the classifier."""
 
-    Attributes:
-        names: the 100 class names.
-        captions: of the 256 samples, styles in turn.
-        wanted: [256] index into `names`.
-        known: images of the 100 classes that the classifier is trained on.
-        labels: class of each of them.
-    """
-
-    names: tuple[str, ...]
-    captions: tuple[str, ...]
-    wanted: NDArray[np.int64]
-    known: tuple[ImageRecord, ...]
-    labels: NDArray[np.int64]
+    names: tuple[str, ...]  # the 100 class names
+    captions: tuple[str, ...]  # of the 256 samples, styles in turn
+    wanted: NDArray[np.int64]  # [256] index into `names`
+    known: tuple[ImageRecord, ...]  # images of the 100 classes that the classifier is trained on
+    labels: NDArray[np.int64]  # class of each of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +66,7 @@ def question(data: DataSet, *, seed: int = 0) -> Question:
     chosen = [complete[i] for i in np.sort(rng.choice(len(complete), CLASSES, replace=False))]
     names = tuple(by_class[code][0].name for code in chosen)
     wanted = np.arange(SAMPLES) % CLASSES
+    # The style moves on with every round of classes, so that a class is asked for in several.
     styles = list(STYLES.values())
     captions = tuple(styles[(i + i // CLASSES) % len(styles)].format(names[w]) for i, w in enumerate(wanted))
     known = [(record, label) for label, code in enumerate(chosen) for record in by_class[code]]
@@ -87,14 +80,7 @@ def question(data: DataSet, *, seed: int = 0) -> Question:
 
 
 def measure(data: DataSet, asked: Question, samples: NDArray[np.uint8], embed: Embed) -> PriorFigures:
-    """Figures of the samples.
-
-    Args:
-        data: the data set.
-        asked: the question they answer.
-        samples: [256, 128, 128, 3] uint8 RGB.
-        embed: the expert's embedding.
-    """
+    """Figures of [256, 128, 128, 3] uint8 RGB samples that answer a question, by the expert's embedding."""
     drawn = in_batches(embed, samples)
     known = in_batches(embed, _pixels(data, asked.known))
     classifier = LogisticRegression(C=100.0, max_iter=2000).fit(known, asked.labels)

@@ -22,44 +22,30 @@ from training.evaluation.metrics import (
 )
 
 GALLERY_STYLES = ("noto", "twemoji", "fluent")
-RASTER_VERSION = "drawn-1"
-"""Of the rasters; evaluations cache their canonical images under it."""
-CANVAS_SIDE = 256
-"""Side of the canvas that line widths refer to, px."""
-_SUPERSAMPLING = 4
-_MARGIN = 16
+RASTER_VERSION = "drawn-1"  # of the rasters; evaluations cache their canonical images under it
+CANVAS_SIDE = 256  # side of the canvas that line widths refer to, px
+_SUPERSAMPLING = 4  # PIL draws no antialiased lines
+_MARGIN = 16  # px, around a drawing
 
-Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""[B, 128, 128, 3] uint8 → [B, D] float32, unit length."""
+Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # [B, 128, 128, 3] uint8 → [B, D] float32, unit length
 
 Images = Callable[[DataSet, Sequence[ImageRecord]], NDArray[np.uint8]]
 """Pixels of some records, [len(records), 128, 128, 3] uint8."""
 
-Draw = Callable[[Strokes, np.random.Generator], NDArray[np.uint8]]
-"""Strokes → a raster, [S, S, 3] uint8."""
+Draw = Callable[[Strokes, np.random.Generator], NDArray[np.uint8]]  # strokes → a raster, [S, S, 3] uint8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """Queries, a gallery, and which images are relevant.
+    """Queries, a gallery, and which images are relevant."""
 
-    Attributes:
-        name: in tables.
-        queries: [Q, 128, 128, 3] uint8.
-        wanted: relevant classes of each query.
-        groups: [Q] number of each query's class or word, for means over classes.
-        group_names: by number.
-        gallery: [G, 128, 128, 3] uint8.
-        classes: class of each gallery image.
-    """
-
-    name: str
-    queries: NDArray[np.uint8]
-    wanted: Sequence[tuple[str, ...]]
-    groups: NDArray[np.int64]
-    group_names: Sequence[str]
-    gallery: NDArray[np.uint8]
-    classes: Sequence[str]
+    name: str  # in tables
+    queries: NDArray[np.uint8]  # [Q, 128, 128, 3] uint8
+    wanted: Sequence[tuple[str, ...]]  # relevant classes of each query
+    groups: NDArray[np.int64]  # [Q] number of each query's class or word, for means over classes
+    group_names: Sequence[str]  # by number
+    gallery: NDArray[np.uint8]  # [G, 128, 128, 3] uint8
+    classes: Sequence[str]  # class of each gallery image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,7 @@ class _NameCounts:
         self._shown.update(scene.present)
 
     def mean(self) -> float:
+        # Names that no scene shows do not count, whatever was predicted for them.
         return float(np.mean([self._hits[name] / self._unions[name] for name in sorted(self._shown)]))
 
 

@@ -11,8 +11,7 @@ from skimage.measure import approximate_polygon
 
 from models.sketch.linework import trace_linework
 
-Lines = list[NDArray[np.float64]]
-"""Polylines, [P, 2] float64 each."""
+Lines = list[NDArray[np.float64]]  # polylines, [P, 2] float64 each
 _LEAST_EDGE_PIXELS = 40
 _LEAST_LENGTH = 0.06  # of an edge, as a share of the drawing's longer side
 

@@ -27,16 +27,13 @@ from training.loop import Progress
 
 CELLS = 32
 UNSEEN_SEED_OFFSET = 1_000_000
-SCENES = 24
-"""Scene views a step."""
+SCENES = 24  # scene views a step
 DENSE_WEIGHT = 0.7
 REGION_WEIGHT = 0.5
-WITHHELD_SHARE = 0.1
-"""Share of present names that a scene is not asked for."""
-LEAST_CELLS = 8
-"""Objects that fill fewer cells do not count as regions."""
+WITHHELD_SHARE = 0.1  # share of present names that a scene is not asked for
+LEAST_CELLS = 8  # objects that fill fewer cells do not count as regions
 _NO_TARGET = -100
-_GROUP = 100
+_GROUP = 100  # scenes a task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +72,8 @@ def build_scene_views(
 ) -> tuple[NDArray[np.uint8], SceneViews]:
     """Compose `seen` and `unseen` training scenes, two views each, or open what an earlier call finished.
 
-    Args:
-        dataset: objects to compose.
-        folder: of the cache.
-        seen, unseen: number of scenes.
-        progress: called with (scenes done, 0).
-        workers: processes; the scenes do not depend on their number.
-
     Returns:
-        [N, 128, 128, 3] uint8 pixels, and what they show.
+        [N, 128, 128, 3] uint8 pixels, and what they show; the same for any number of `workers` (processes).
     """
     file, index = folder / "scenes.npz", folder / "scenes.json"
     if not index.is_file():
@@ -214,6 +204,7 @@ class DenseLoss:
         is_asked[:, 0] |= ~is_asked.any(dim=1)  # at least one name
         prompts = torch.cat([present.masked_fill(~is_asked, NONE), self._absent[rows]], dim=1)
         logits = self._stage.segmentation.logits(dense, self._embeddings[prompts])
+        # Prompts that fill up a row can win no cell.
         logits[:, 1:].masked_fill_((prompts == NONE)[..., None, None], float("-inf"))
         # Cells of a withheld name count as background.
         counts = F.pad(is_asked, (1, 0), value=True).gather(1, labels.flatten(1)).view_as(labels)

@@ -14,8 +14,7 @@ from models.bundle.pack import mini_uhead_shape
 from training.devices import half_on_gpu, to_input
 from training.loop import Progress
 
-Maps = Mapping[str, torch.Tensor]
-"""Frozen maps by name: [B, C, h, w] float32; `sd.<tap>` and `expert.<level>`."""
+Maps = Mapping[str, torch.Tensor]  # frozen maps by name: [B, C, h, w] float32; `sd.<tap>` and `expert.<level>`
 
 EXPERT_CELLS, TAP_CELLS = "expert.cells", "sd.cells"
 """What a U-head's pool reads of a view, in two maps because taps change more often."""

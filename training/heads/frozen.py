@@ -51,25 +51,15 @@ _Encode = Callable[[NDArray[Any]], Maps]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadData:
-    """Views with the cells of their frozen maps, and scenes with their maps, on the device that trains.
+    """Views with the cells of their frozen maps, and scenes with their maps, on the device that trains."""
 
-    Attributes:
-        views: what N views show.
-        store: their `TAP_CELLS` and `EXPERT_CELLS`.
-        pixels: [N, 128, 128, 3] uint8 of the views, for an expert that learns; else None.
-        scenes: what M scene views show.
-        scene_store: their maps.
-        scene_pixels: [M, 128, 128, 3] uint8, on the CPU.
-        scene_names: name → [D] unit embedding of every name that a scene is asked for.
-    """
-
-    views: ViewSet
-    store: DeviceStore
-    pixels: torch.Tensor | None
-    scenes: SceneViews
-    scene_store: DeviceStore
-    scene_pixels: NDArray[np.uint8]
-    scene_names: Mapping[str, torch.Tensor]
+    views: ViewSet  # what N views show
+    store: DeviceStore  # their `TAP_CELLS` and `EXPERT_CELLS`
+    pixels: torch.Tensor | None  # [N, 128, 128, 3] uint8 of the views, for an expert that learns; else None
+    scenes: SceneViews  # what M scene views show
+    scene_store: DeviceStore  # their maps
+    scene_pixels: NDArray[np.uint8]  # [M, 128, 128, 3] uint8, on the CPU
+    scene_names: Mapping[str, torch.Tensor]  # name → [D] unit embedding of every name that a scene is asked for
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +110,7 @@ def frozen_features(
     manifest, shape = prior_manifest(prior), mini_uhead_shape()
     encode, tap = _pixel_encoder(prior, manifest, device), _latent_encoder(prior, manifest, device)
     vae, unet = _digest(manifest.components.vae), _digest(manifest.components.unet)
-    size = batch_size(device, cpu=8, gpu=1024)
+    size = batch_size(device, cpu=8, gpu=1024)  # on a CPU twice as fast as 32
 
     def encode_cells(pixels: NDArray[Any]) -> Maps:
         latents, *levels = encode(pixels).values()
@@ -139,6 +129,7 @@ def frozen_features(
             progress=progress,
         )
         taps = build_store(
+            # Taps depend on the latents, hence on the VAE too.
             folder / f"{kind}-taps-{vae}{unet}-t{MINI_TIMESTEP}",
             in_batches(inputs.arrays[LATENTS], size),
             limit=len(inputs),
@@ -147,6 +138,7 @@ def frozen_features(
         )
         return inputs.without(LATENTS) | taps
 
+    # Parts stay apart on disk and are joined only on the device: a new part leaves the others' caches valid.
     views = functools.reduce(operator.add, (shown for _, shown in parts.values()))
     stores = [stored(f"{name}-cells", pixels, encode_cells, tap_cells) for name, (pixels, _) in parts.items()]
     names = scenes.prompts()
@@ -166,13 +158,7 @@ def head_images(
 ) -> tuple[dict[str, tuple[NDArray[np.uint8], ViewSet]], tuple[NDArray[np.uint8], SceneViews]]:
     """Draw, or open, all views by part, and the scenes: everything that needs no network.
 
-    Args:
-        dataset: the data set.
-        folder: of the caches.
-        seed: of the augmentation.
-        rounds: how often everything is redrawn.
-        workers: processes; the images do not depend on their number.
-        progress: called with (rows done, 0).
+    Seeds belong to images and scenes, so that the result does not depend on the number of `workers` (processes).
     """
     parts = {
         part.name: build_views(dataset, part, folder, seed=seed, progress=progress, workers=workers)
@@ -202,7 +188,7 @@ def _pixel_encoder(prior: Path, manifest: Manifest, device: torch.device) -> _En
 def _latent_encoder(prior: Path, manifest: Manifest, device: torch.device) -> _Encode:
     """[B, 8, 16, 16] float16 latents → the U-Net's taps, conditioned on the empty caption."""
     extractor = load_extractor(prior, manifest, device=device, dtype=torch.float32, taps=manifest.taps)
-    empty = extractor.text.states([""])
+    empty = extractor.text.states([""])  # `mini` has no captioner, so serving conditions on it too
 
     @torch.inference_mode()
     def tap(latents: NDArray[Any]) -> Maps:

@@ -14,14 +14,11 @@ from training.devices import CPU
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, MapReader
 from training.heads.views import ViewSet
 
-PAIRS = 512
-"""Pairs a step: with 128, twice the steps reach half as far (docs/adr/0018)."""
+PAIRS = 512  # pairs a step: with 128, twice the steps reach half as far (docs/adr/0018)
 TEXT_WEIGHT = 0.5
-NONE = -1
-"""Fills up a row of `concept_numbers`."""
+NONE = -1  # fills up a row of `concept_numbers`
 
-Embed = Callable[[list[str]], torch.Tensor]
-"""Names → [G, D] unit embeddings, as served."""
+Embed = Callable[[list[str]], torch.Tensor]  # names → [G, D] unit embeddings, as served
 
 
 class PooledStage(nn.Module):
@@ -112,17 +109,11 @@ def all_cells(cells: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """Every name that training uses.
+    """Every name that training uses."""
 
-    Attributes:
-        names: G distinct names.
-        embeddings: [G, D] float32, unit length.
-        stands_for: [K + 1, G] bool: names used for a concept; the last row, of `NONE`, is False.
-    """
-
-    names: tuple[str, ...]
-    embeddings: torch.Tensor
-    stands_for: torch.Tensor
+    names: tuple[str, ...]  # G distinct names
+    embeddings: torch.Tensor  # [G, D] float32, unit length
+    stands_for: torch.Tensor  # [K + 1, G] bool: names used for a concept; the last row, of `NONE`, is False
 
     def of(self, concepts: torch.Tensor) -> torch.Tensor:
         """[B, C] concept numbers → [B, G] bool: names of each row."""

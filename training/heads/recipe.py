@@ -37,12 +37,9 @@ from training.heads.frozen import FEATURES, Features, HeadData
 from training.heads.pooled import Embed, PairLoss, PooledStage, all_cells
 from training.loop import Progress, Schedule, fit
 
-STANDARD_VIEWS, STANDARD_SCENES = 4096, 256
-"""Rows that means and deviations are measured on."""
-CHANNEL_DROPOUT = 0.15
-"""Share of channels that the pool misses in a step, so that it relies on none alone."""
-DENSE_CHANNEL_DROPOUT = 0.3
-"""Share of a map's channels that the dense path misses in a step."""
+STANDARD_VIEWS, STANDARD_SCENES = 4096, 256  # rows that means and deviations are measured on
+CHANNEL_DROPOUT = 0.15  # share of channels that the pool misses in a step, so that it relies on none alone
+DENSE_CHANNEL_DROPOUT = 0.3  # share of a map's channels that the dense path misses in a step
 _RECORD = "training.json"
 
 
@@ -80,7 +77,6 @@ class HeadPlan:
         release: on unseen classes and words too.
         finish: continues from the bundle's own release heads, with next to no dropout; the pooled stage alone, unless
             the expert learns with it, whose maps the dense stage reads.
-        start: bundle whose heads training starts from.
         adapt: the expert learns too.
         features: frozen maps that heads see; others are zero.
         steps: of the pooled stage in all; 0 for the course's own.
@@ -91,7 +87,6 @@ class HeadPlan:
 
     release: bool = False
     finish: bool = False
-    start: Path | None = None
     adapt: bool = False
     features: Features = "fused"
     steps: int = 0
@@ -129,21 +124,13 @@ class HeadPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadRecord:
-    """How a folder's heads were trained, stored beside them.
+    """How a folder's heads were trained, stored beside them."""
 
-    Attributes:
-        features: frozen maps they saw; others were zero.
-        release: trained on unseen classes and words too.
-        seed: of training.
-        steps: planned; the curve shows how many were taken.
-        adapted: the expert learned with them.
-    """
-
-    features: Features
-    release: bool
-    seed: int
-    steps: int
-    adapted: bool = False
+    features: Features  # frozen maps they saw; others were zero
+    release: bool  # trained on unseen classes and words too
+    seed: int  # of training
+    steps: int  # planned; the curve shows how many were taken
+    adapted: bool = False  # the expert learned with them
 
     def write(self, heads: Path) -> None:
         """Write `training.json` into a folder of heads."""
@@ -179,7 +166,7 @@ def train_heads(bundle: Path, data: HeadData, plan: HeadPlan, runs: Path, progre
         DataError: the heads to continue from read an adapted expert, and the plan uses the frozen one.
     """
     data = data.only(plan.features)
-    start = bundle if plan.finish else plan.start
+    start = bundle if plan.finish else None
     torch.manual_seed(plan.seed)
     uhead, segmentation = UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
     if start is None:
@@ -187,6 +174,7 @@ def train_heads(bundle: Path, data: HeadData, plan: HeadPlan, runs: Path, progre
     else:
         if read_record(start / "heads").adapted and not plan.adapt:
             raise DataError(f"the heads in {start} were trained with an expert that learned: add --adapt")
+        # Weights carry their own means and deviations, so nothing is measured.
         load_heads(uhead, segmentation, start / "heads")
     expert = _adapted_expert(start, data.device) if plan.adapt else None
     schedule = Schedule(
@@ -194,7 +182,7 @@ def train_heads(bundle: Path, data: HeadData, plan: HeadPlan, runs: Path, progre
         minutes=plan.minutes,
         learning_rate=plan.course.rate,
         decay=True,
-        ema=0.99,
+        ema=0.99,  # of hundreds of steps, where the prior takes thousands
         weight_decay=0.05,
     )
     run = Run(
@@ -209,6 +197,7 @@ def train_heads(bundle: Path, data: HeadData, plan: HeadPlan, runs: Path, progre
     if plan.dense_steps_taken:
         if expert is not None:
             data = dataclasses.replace(data, scene_store=adapted_scenes(expert, data))
+        # An adapted expert has other means and deviations.
         if expert is not None or start is None:
             measure_dense(uhead, data.scene_store)
         run = dataclasses.replace(
@@ -244,21 +233,13 @@ def _adapted_expert(start: Path | None, device: torch.device) -> nn.Module:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """How a stage is trained.
+    """How a stage is trained."""
 
-    Attributes:
-        schedule: length and rates.
-        with_unseen: release heads (True) or zero-shot heads (False).
-        folder: of checkpoints and curves, one below it for each stage.
-        seed: of batches and augmentation.
-        progress: called with (step, loss).
-    """
-
-    schedule: Schedule
-    with_unseen: bool
-    folder: Path
-    seed: int
-    progress: Progress
+    schedule: Schedule  # length and rates
+    with_unseen: bool  # release heads (True) or zero-shot heads (False)
+    folder: Path  # of checkpoints and curves, one below it for each stage
+    seed: int  # of batches and augmentation
+    progress: Progress  # called with (step, loss)
 
 
 def train_pooled(
@@ -267,11 +248,6 @@ def train_pooled(
     """Train the U-head's pool in place, or continue to, and leave it with averaged weights.
 
     Args:
-        uhead: its pool must be a `GridPool`.
-        data: views and the cells of their frozen maps.
-        run: how to train.
-        course: shares and dropout.
-        embed: of names, as served.
         expert: an adapted one, trained with the pool; None for the frozen one's cached maps.
 
     Raises:

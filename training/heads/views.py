@@ -25,8 +25,7 @@ WIDE_DRAWING_STRENGTHS = (0.45, 0.8)
 EDGE_SOURCES = ("noto", "fluent")
 WIDE_EDGE_SOURCES = ("openmoji", "twemoji")
 ICON_SOURCES = ("phosphor-regular", "phosphor-fill")
-SHARES = 64
-"""Tasks that the views of a part are divided into."""
+SHARES = 64  # tasks that the views of a part are divided into
 _ROUND_SEEDS = 1_000  # between the seeds of two rounds
 
 
@@ -75,19 +74,12 @@ class ViewSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewPart:
-    """A part of the views in files of its own, so that adding one leaves the others as they are.
+    """A part of the views in files of its own, so that adding one leaves the others as they are."""
 
-    Attributes:
-        name: of its files.
-        views: dataset, seed and share → views.
-        most: an upper bound on their number.
-        round: further rounds show the same things in other ways.
-    """
-
-    name: str
-    views: Callable[[DataSet, int, int], Iterator[TrainingView]]
-    most: Callable[[DataSet], int]
-    round: int = 0
+    name: str  # of its files
+    views: Callable[[DataSet, int, int], Iterator[TrainingView]]  # dataset, seed and share → views
+    most: Callable[[DataSet], int]  # an upper bound on their number
+    round: int = 0  # further rounds show the same things in other ways
 
 
 def view_parts(rounds: int = 1) -> tuple[ViewPart, ...]:
@@ -104,16 +96,8 @@ def build_views(
 ) -> tuple[NDArray[np.uint8], ViewSet]:
     """Draw the views of one part into `folder`, or open what an earlier call finished.
 
-    Args:
-        dataset: images and drawings.
-        part: which views.
-        folder: of the cache.
-        seed: of the augmentation.
-        progress: called with (views done, 0).
-        workers: processes; the views do not depend on their number.
-
     Returns:
-        [N, 128, 128, 3] uint8, memory-mapped, and what they show.
+        [N, 128, 128, 3] uint8, memory-mapped, and what they show; the same for any number of `workers` (processes).
     """
     index = folder / f"{part.name}.jsonl"
     if not index.is_file():
@@ -193,13 +177,14 @@ def most_wide_views(dataset: DataSet) -> int:
 def _of_image(dataset: DataSet, record: ImageRecord, rng: np.random.Generator) -> Iterator[TrainingView]:
     pixels = np.asarray(dataset.pixels[record.row])
     if record.kind == "picture":
+        # Arguments draw from `rng` too: their order belongs to the result.
         yield _view(record, "picture", _moved(canonical_image(pixels), rng))
         lines = _edges(pixels, rng) if record.source in EDGE_SOURCES else None
         if lines is not None:
             yield _view(record, "edges", _redrawn(lines, rng, float(rng.uniform(0.2, 0.9))))
     elif record.source == "openmoji":
         strokes = trace_linework(pixels)
-        if strokes is None:
+        if strokes is None:  # filled, not linework
             yield _view(record, "outline", canonical_image(pixels))
             return
         for strength in OUTLINE_STRENGTHS:

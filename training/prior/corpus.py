@@ -30,17 +30,11 @@ _DRAWING_WEIGHT = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """Everything the prior is trained on.
+    """Everything the prior is trained on."""
 
-    Attributes:
-        pixels: [N, 128, 128, 3] uint8 RGB.
-        captions: N captions, name with style.
-        weights: [N] float64 sampling weights.
-    """
-
-    pixels: NDArray[np.uint8]
-    captions: tuple[str, ...]
-    weights: NDArray[np.float64]
+    pixels: NDArray[np.uint8]  # [N, 128, 128, 3] uint8 RGB
+    captions: tuple[str, ...]  # N captions, name with style
+    weights: NDArray[np.float64]  # [N] float64 sampling weights
 
     def draw(self, count: int, generator: torch.Generator) -> NDArray[np.int64]:
         """[count] row numbers drawn by weight, with replacement."""

@@ -22,8 +22,7 @@ from training.prior.corpus import Corpus, save_grid, to_tensor, to_uint8
 
 EMPTY_CAPTION_SHARE = 0.25
 SNR_CAP = 5.0
-VARIANTS = 2
-"""Latents an image: as it is, mirrored; further ones are shrunk and moved."""
+VARIANTS = 2  # latents an image: as it is, mirrored; further ones are shrunk and moved
 _LATENT_SHAPE = (8, 16, 16)
 
 

@@ -14,8 +14,7 @@ from training.devices import CPU, BatchLoss, half_on_gpu, to_input
 from training.loop import Progress, Schedule, fit
 from training.prior.corpus import Corpus, save_grid, to_tensor, to_uint8
 
-SCALING_IMAGES = 256
-"""Images that the scaling factor is measured on."""
+SCALING_IMAGES = 256  # images that the scaling factor is measured on
 LATENT_CHANNELS = 8
 _TRIES = 4  # crops of an image, until one is not blank
 _LEAST_DEVIATION = 4 / 127.5  # of a crop's pixels, below which it is blank
@@ -51,12 +50,6 @@ def train_vae(
     """Train, or continue to train.
 
     Args:
-        corpus: images to crop.
-        schedule: length and rates.
-        folder: of checkpoints and curves.
-        seed: of initialization and batches.
-        progress: called with (step, loss).
-        device: that trains.
         batch: crops a step.
         crop: their side, px; a multiple of 8, at most 128.
 
