@@ -85,7 +85,7 @@ lock: $(VENV)/test.stamp ## pin every extra anew, for every platform
 		--extra cpu --extra gpu --extra postgres --extra train --extra dev \
 		pyproject.toml --output-file requirements.lock
 
-# Every stage goes on from its last checkpoint, so the budgets may be raised and run again. On an H100, with
+# Every stage continues from its last checkpoint: raise a budget and run it again. On an H100, with
 # DEVICE=cuda VAE_MINUTES=0.7 UNET_MINUTES=2.6, the prior sees ten times what the shipped one saw (docs/adr/0023).
 DEVICE ?= cpu
 WORKERS ?= 2
@@ -100,7 +100,7 @@ VAE_SIZES := --batch 64 --crop 128
 UNET_SIZES := --batch 1024 --variants 4
 endif
 HEADS = $(BIN)/vermouth train heads --prior weights/mini --minutes $(HEAD_MINUTES) --device $(DEVICE)
-weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot anew: packages, data set, five stages
+weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot again: packages, data set, five stages
 	$(BIN)/vermouth data build
 	$(BIN)/vermouth train views --workers $(WORKERS)
 	$(BIN)/vermouth train vae --minutes $(VAE_MINUTES) --device $(DEVICE) $(VAE_SIZES)

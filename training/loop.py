@@ -81,14 +81,11 @@ def fit(
     seed: int,
     progress: Progress = lambda _step, _loss: None,
 ) -> dict[str, torch.Tensor]:
-    """Train `module` in place, from the folder's checkpoint if there is one.
+    """Train `module` on its device, from the folder's checkpoint if there is one.
 
     Args:
-        module: on the device that trains.
-        loss: minimized.
-        schedule: length and rates.
         folder: receives checkpoint.pt, curve.csv and curve.png.
-        seed: of batches and augmentation.
+        seed: of batches and augmentation; dropout and initialization have torch's.
         progress: called every ten steps.
 
     Returns:

@@ -76,14 +76,14 @@ def build_pool(data: DataSet, records: Iterable[ImageRecord]) -> ScenePool:
     """Objects of the given images, grouped by name.
 
     Raises:
-        DataError: fewer than 10 names, so that present and absent names cannot be told apart.
+        DataError: fewer than 10 names, so that present and absent names would overlap.
     """
     rows: defaultdict[str, list[int]] = defaultdict(list)
     for record in records:
         rows[record.name].append(record.row)
     least = 2 * EVALUATION_LAYOUT.counts[1]
     if len(rows) < least:
-        raise DataError(f"scenes need pictures of at least {least} names, not {len(rows)}")
+        raise DataError(f"scenes need images of at least {least} names, not {len(rows)}")
     classes = tuple(ObjectClass(name=name, rows=tuple(rows[name])) for name in sorted(rows))
     return ScenePool(pixels=data.pixels, alpha=data.alpha, classes=classes)
 
