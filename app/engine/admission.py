@@ -61,12 +61,14 @@ class Admission:
             QueueFull: over the bound; `retry_after_s` is when all that is admitted now will be done.
             DeadlineExceeded: it would not be done within `timeout_s`.
         """
-        if cost <= 0:
+        if cost <= 0:  # everything is cached or already in the queue
             return
         waiting = self.waiting()
+        # A request over the bound would never fit; alone it is the only one that it delays.
         if waiting and waiting + cost > self._max_cost:
             self._telemetry.requests_rejected.labels("queue_full").inc()
             raise QueueFull("The queue for the device is full.", retry_after_s=self._retry_after_s())
+        # With an empty queue the request is tried: the rate may be stale, and only a pass corrects it.
         wait_s = self.wait_s(cost)
         if waiting and timeout_s is not None and wait_s is not None and wait_s > timeout_s:
             self._telemetry.requests_rejected.labels("deadline").inc()
@@ -105,7 +107,7 @@ class CostReservation:
         return cost - used
 
     def _claim(self, cost: int) -> None:
-        self._admission.check(cost, self._timeout_s)
+        self._admission.check(cost, self._timeout_s)  # before the cost counts, so that a refusal leaves nothing
         self._left += cost
         self._admission.backlog.reserved += cost
 
@@ -129,6 +131,7 @@ class DrainRate:
             busy_s: how long it took.
             share: part of that time that the same samples take in full batches, see `PassTimes.share_of_full`.
         """
+        # Decay by busy time: an idle hour must not forget how fast the device is.
         remembered = math.exp(-busy_s / self._memory_s)
         self._cost = self._cost * remembered + cost
         self._busy_s = self._busy_s * remembered + max(busy_s * share, 1e-6)
@@ -178,6 +181,7 @@ class PassTimes:
         known_s = self._warm_up_s.get(group)
         if not known_s:
             return 1.0
+        # Warm-up runs powers of two only; sizes between them are interpolated.
         sizes, seconds = list(known_s), list(known_s.values())
         largest = min(largest, sizes[-1])
         full_s, this_s = (float(np.interp(each, sizes, seconds)) / each for each in (largest, size))
@@ -185,4 +189,5 @@ class PassTimes:
 
 
 def _size_class(batch: Batch) -> tuple[Group, int]:
+    # Powers of two: every size of its own would be seen too rarely.
     return batch.group, (len(batch.entries) - 1).bit_length()

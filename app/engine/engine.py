@@ -62,7 +62,7 @@ class BatchingEngine:
         self._entries: dict[CacheKey, Entry] = {}
         self._scheduler = Scheduler(device, self, telemetry, max_batch=max_batch, clock=clock)
         self._admission = Admission(self._scheduler, telemetry, max_cost=max_queue_cost)
-        self._is_idle = asyncio.Event()
+        self._is_idle = asyncio.Event()  # set while no entry is left: `stop` waits for it
         self._is_idle.set()
         self._is_stopping = False
         self._is_fatal = False
@@ -101,12 +101,13 @@ class BatchingEngine:
         """Refuse new samples, finish admitted ones, then end the device's threads."""
         self._is_stopping = True
         try:
+            # No task loops here: the scheduler's callbacks finish what is admitted.
             async with asyncio.timeout(self._stop_timeout_s):
                 await self._is_idle.wait()
         except TimeoutError:
             get_logger().error("stop_gave_up", waiting=len(self._entries))
         self._fail_all("The service is stopping.")
-        await asyncio.to_thread(self._device.stop)
+        await asyncio.to_thread(self._device.stop)  # blocks until running passes end
 
     async def warm_up(self, views: Sequence[View], text: str = "warm-up") -> None:
         """Run each view in every batch size (powers of two, and the largest) on all workers at once.
@@ -121,6 +122,7 @@ class BatchingEngine:
         samples: list[tuple[Sample, int]] = [
             ((self._view_key(view), view), size) for view in views for size in [*sizes, self._max_batch]
         ]
+        # The warm-up bypasses the cache, so the string's key needs no fingerprint.
         string: Sample = (CacheKey(Group(Kind.TEXTS), text, None, 0, ""), text)
         samples += [(string, 1), (string, self._max_batch * VIEW_COST // TEXT_COST)]
         for (key, payload), size in samples:
@@ -145,7 +147,7 @@ class BatchingEngine:
         """See `scheduler.Listener`."""
         self._cache.put(entry.key, features, features.pooled.nbytes + features.dense.nbytes)
         self._telemetry.cache_bytes.set(self._cache.size_bytes)
-        self._forget(entry)
+        self._forget(entry)  # after `put`, so that no turn of the loop finds the sample in neither place
         entry.resolve(features, queue_s=queue_s, inference_s=inference_s)
 
     def failed(self, entry: Entry, error: ServiceError) -> None:
@@ -166,7 +168,7 @@ class BatchingEngine:
 
     def _view_key(self, view: View) -> CacheKey:
         group = Group(Kind.IMAGES, view.pixels.shape)
-        if view.is_reproducible:
+        if view.is_reproducible:  # never cached together with the plain result: the last bits differ
             group = Group(Kind.IMAGES, view.pixels.shape, REPRODUCIBLE_BATCH, view.caption is not None)
         return CacheKey(group, view.key, view.caption, view.timestep, self._device.fingerprint)
 
@@ -178,6 +180,7 @@ class BatchingEngine:
         self, samples: Sequence[Sample], cost: int, timeout_s: float | None, reservation: Reservation | None
     ) -> list[Features]:
         self._check_open()
+        # No await until every sample has joined: neither the cache nor the entries change in between.
         cached = [self._cache.get(key) for key, _ in samples]
         missing = [sample for sample, hit in zip(samples, cached, strict=True) if hit is None]
         new_cost = cost * len({key for key, _ in missing if key not in self._entries})
@@ -209,7 +212,7 @@ class BatchingEngine:
         entry = self._entries.get(key)
         self._telemetry.cache_lookups.labels("miss" if entry is None else "joined").inc()
         if entry is None:
-            if not self._entries:
+            if not self._entries:  # idle time before this sample is no stall
                 self._scheduler.progress_at_s = now_s
                 self._is_idle.clear()
             entry = self._entries[key] = Entry(key=key, payload=payload, cost=cost, arrived_s=now_s)
@@ -223,12 +226,13 @@ class BatchingEngine:
             waiter.future.exception()  # marks it as seen: the request raised the error of an earlier sample
         entry = waiter.entry
         entry.leave(waiter)
+        # With the device already, it stays: its features are cached for the next caller.
         if not entry.is_wanted and not entry.has_left_queue:
             self._scheduler.queue.drop(entry)
             self._forget(entry)
 
     def _forget(self, entry: Entry) -> None:
-        if self._entries.get(entry.key) is entry:
+        if self._entries.get(entry.key) is entry:  # the warm-up's entries were never listed
             del self._entries[entry.key]
         if not self._entries:
             self._is_idle.set()

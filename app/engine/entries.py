@@ -10,7 +10,7 @@ from typing import Protocol
 
 from app.domain import Features, View
 
-VIEW_COST = 8
+VIEW_COST = 8  # in units of one string
 TEXT_COST = 1
 
 
@@ -41,7 +41,7 @@ class Group:
     """
 
     kind: Kind
-    shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()  # views of different shapes cannot be stacked
     bucket: int = 0
     is_captioned: bool = False
 
@@ -67,6 +67,7 @@ class Waiter:
     deadline_s: float
 
 
+# eq=False: entries are compared by identity, since two callers may ask for equal samples at different times.
 @dataclass(slots=True, kw_only=True, eq=False)
 class Entry:
     """A sample that waits for the device, and the callers that wait for it.
@@ -108,12 +109,13 @@ class Entry:
         """Remove a caller."""
         if waiter in self.waiters:
             self.waiters.remove(waiter)
+            # The device's thread may read this now: one assignment, so it sees the old or the new value.
             self.deadline_s = max((rest.deadline_s for rest in self.waiters), default=-math.inf)
 
     def resolve(self, features: Features, *, queue_s: float, inference_s: float) -> None:
         """Answer all waiters; one that joined late reports only its own time in the queue and in the pass."""
         for waiter in self.waiters:
-            if not waiter.future.done():
+            if not waiter.future.done():  # done: its caller was cancelled
                 late_s = waiter.joined_s - self.arrived_s
                 own_queue_s = max(0.0, queue_s - late_s)
                 own_inference_s = max(0.0, min(inference_s, queue_s + inference_s - late_s))
@@ -160,9 +162,11 @@ class EntryQueue:
             The batch, empty when nothing waits, and the entries whose deadline passed, which leave the queue too.
         """
         expired: list[Entry] = []
+        # Heads first: the age of a line is that of its oldest entry that still counts.
         for line in self._lines.values():
             while line and (line[0].has_left_queue or not line[0].is_live(now_s)):
                 self._shed(line.popleft(), expired)
+        # Shapes come from requests: a line is forgotten when it is empty, or the dict would grow.
         self._lines = {group: line for group, line in self._lines.items() if line}
         batch: list[Entry] = []
         if self._lines:
@@ -179,7 +183,7 @@ class EntryQueue:
 
     def _shed(self, entry: Entry, expired: list[Entry]) -> None:
         if not entry.has_left_queue:
-            self.drop(entry)
+            self.drop(entry)  # dropped entries were reported when their caller left
             expired.append(entry)
 
 

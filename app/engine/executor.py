@@ -70,6 +70,7 @@ class DeviceExecutor:
     def submit(self, batch: Batch) -> "asyncio.Future[PassResult]":
         """Stage the batch now and run it when a worker is free. Raises as `entries.Device`."""
         done: Future[PassResult] = Future()
+        # Staging overlaps with the pass that still runs.
         staged = self._staging.submit(_stacked, batch.entries)
         self._pool.submit(self._run, batch, staged, done)
         return asyncio.wrap_future(done)
@@ -84,7 +85,7 @@ class DeviceExecutor:
             if self._is_dead:
                 raise DeviceFatal("the device failed before")
             prepared = staged.result()
-            ran = batch.begin(self._clock())
+            ran = batch.begin(self._clock())  # as late as possible: callers may have left since staging
             if not ran:
                 done.set_result(PassResult(features=[], finished_s=self._clock()))
                 return

@@ -90,6 +90,7 @@ class Scheduler:
 
     def wake(self) -> None:
         """Form batches once everything that arrives in this turn of the loop is queued."""
+        # Once per turn: the samples of one request, and of requests that arrive together, share a batch.
         if not self._is_woken and not self._is_closed:
             self._is_woken = True
             asyncio.get_running_loop().call_soon(self._guarded, self._form_batches)
@@ -115,7 +116,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Form no more batches and ignore the results of those with the device."""
-        self._is_closed = True
+        self._is_closed = True  # `_finish` ignores late results from now on
         if self._timer is not None:
             self._timer.cancel()
         self._retries.clear()
@@ -148,13 +149,13 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._is_idle:
+        if self._is_idle:  # a pause ended: a burst begins
             self._busy_from_s = self._clock()
         while not self._is_closed and len(self._in_flight) <= self._workers:
             delay_s = self._delay_s()
             if delay_s is None:
                 break
-            if delay_s > 0:
+            if delay_s > 0:  # what arrives until then still joins the batch
                 if self._retries or self.queue.cost:
                     self._timer = asyncio.get_running_loop().call_later(delay_s, self._guarded, self._form_batches)
                 break
@@ -167,6 +168,7 @@ class Scheduler:
         """Seconds until the next batch should be formed; None: when a running one returns."""
         if len(self._in_flight) < self._workers:
             return 0.0
+        # All workers are busy: the prefetched batch is formed just before the first of them is free.
         due_s = [at_s for batch in self._in_flight if (at_s := self._due_s(batch)) is not None]
         return min(due_s) - self._clock() if due_s else None
 
@@ -185,6 +187,7 @@ class Scheduler:
         return min(1.0, (self._clock() - batch.started_s) / expected_s)
 
     def _next_entries(self) -> list[Entry]:
+        # Retries go first: their samples have waited longest.
         while self._retries:
             if entries := self._still_live(self._retries.popleft()):
                 return entries
@@ -273,6 +276,7 @@ class Scheduler:
         self._telemetry.batch_failures.labels(type(error).__name__).inc()
         get_logger().warning("batch_failed", size=len(ran), kind=batch.group.kind.value, exc_info=error)
         middle = len(ran) // 2
+        # The cap is remembered: the next batch of this group does not fail again.
         if isinstance(error, DeviceOutOfMemory) and middle:
             self._caps[batch.group] = min(middle, self._caps.get(batch.group, middle))
         if middle:
@@ -286,13 +290,13 @@ class Scheduler:
         # The rate is that of all workers with full batches: what waits will run in such.
         share = self._pass_times.share_of_full(batch.group, len(ran), self._largest(ran[0]))
         self.rate.observe(cost, duration_s / self._workers, share)
-        if len(ran) == len(batch.entries):
+        if len(ran) == len(batch.entries):  # otherwise the batch was stacked again, which is not the usual time
             self._pass_times.observe(batch, duration_s)
         self._telemetry.batch_size.labels(kind).observe(len(ran))
         self._telemetry.batch_cost_ratio.observe(cost / (self._max_batch * VIEW_COST))
         self._telemetry.batch_execution.labels(kind).observe(duration_s)
         for entry, features in zip(ran, result.features, strict=True):
-            if not np.isfinite(features.pooled).all():
+            if not np.isfinite(features.pooled).all():  # one bad sample must not fail the others, nor be cached
                 self._listener.failed(entry, InferenceFailed("The model failed on this input."))
                 continue
             queue_s = max(0.0, started_s - entry.arrived_s)

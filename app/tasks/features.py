@@ -12,9 +12,8 @@ from app.domain import FeatureEngine, Features, Reservation, View
 from app.imaging.raster import DecodedImage
 from models.types import TaskProfile
 
-VIEWS_AT_ONCE = 16
-"""A dense map is 1.5 MB, so features of many images are not held together."""
-TEXTS_AT_ONCE = 128
+VIEWS_AT_ONCE = 16  # a dense map is 1.5 MB: those of many images are not held together
+TEXTS_AT_ONCE = 128  # leaves room in the queue for other requests between the parts
 
 
 @dataclass(slots=True)
@@ -39,6 +38,7 @@ class Timings:
 
     def add_device(self, features: Sequence[Features]) -> None:
         """Add the longest time in the queue and the longest device pass of one submission."""
+        # The longest, not the sum: the samples of one submission wait at the same time.
         self.add("queue", max((one.queue_ms for one in features), default=0.0))
         self.add("inference", max((one.inference_ms for one in features), default=0.0))
 
@@ -83,7 +83,7 @@ class RequestEncoder:
             part = slice(start, start + VIEWS_AT_ONCE)
             squares, keys = [one.square for one in images[part]], [one.key for one in images[part]]
             features = await self.features(squares, keys, captions[part], profile)
-            rows.extend(one.pooled for one in features)
+            rows.extend(one.pooled for one in features)  # the dense maps are released here
         return np.stack(rows)
 
     async def features(

@@ -146,10 +146,11 @@ class FewShot:
             Invalid: there is no such method.
             As `ImageInputs.prepare_all` and `FeatureEngine`; nothing is stored then.
         """
-        if request.method not in METHODS:
+        if request.method not in METHODS:  # before the device spends anything on it
             raise Invalid(f"There is no method {request.method!r}.")
         timings = Timings()
         sources = [source for way in request.ways for source in way.support]
+        # Queries share the passes of the examples.
         images, vectors = await self._encode([*sources, *request.queries], budget, timeout_s, timings)
         ways = _new_ways(request.ways, images, vectors)
         seq, episode = await self._database.run_write(
@@ -192,7 +193,7 @@ class FewShot:
             Invalid: it would have too many ways or examples.
             As `create`.
         """
-        await self._database.run(self._episodes.get, episode_id)
+        await self._database.run(self._episodes.get, episode_id)  # 404 before anything is encoded
         sources = [source for way in ways for source in way.support]
         new = _new_ways(ways, *await self._encode(sources, budget, timeout_s, Timings()))
         seq, episode = await self._database.run_write(
@@ -239,7 +240,7 @@ class FewShot:
         if key not in self._reports:  # a version never changes, so its report is computed once
             labels = [way.label for way in episode.ways]
             found = await self._workers.run(leave_one_out, method_of(episode), labels, _support(episode))
-            while len(self._reports) >= MAX_REPORTS:
+            while len(self._reports) >= MAX_REPORTS:  # oldest first: dicts keep their order
                 self._reports.pop(next(iter(self._reports)))
             self._reports[key] = found
         return self._reports[key]
@@ -263,7 +264,7 @@ class FewShot:
             As `ImageInputs.prepare_all` and `FeatureEngine`.
         """
         timings = Timings()
-        episode = self._episodes.get_cached(episode_id)
+        episode = self._episodes.get_cached(episode_id)  # no turn of a thread where nothing was written since
         if episode is None:
             episode = await self._database.run(self._episodes.get, episode_id)
         if episode.fingerprint != self._bundle.fingerprint:
@@ -318,7 +319,7 @@ def method_of(episode: Episode) -> Method:
 
 def _new_ways(ways: Sequence[WayRequest], images: Sequence[DecodedImage], vectors: NDArray[np.float32]) -> list[NewWay]:
     """Ways to store; their images and vectors come first in `images` and `vectors`, in order."""
-    pairs = zip(images, vectors, strict=True)
+    pairs = zip(images, vectors, strict=True)  # one iterator for all ways: each takes its share
     return [
         NewWay(
             label=way.label,
@@ -338,6 +339,7 @@ def _support(episode: Episode) -> list[NDArray[np.float32]]:
 def _prediction(
     labels: Sequence[str], row: NDArray[np.float32], top_k: int | None, abstain_below: float | None
 ) -> Prediction:
+    # Equal probabilities by label, so that the order does not depend on the platform.
     ranked = sorted(zip(labels, row.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
     scores = [Score(label=label, probability=probability) for label, probability in ranked[:top_k]]
     best = scores[0]

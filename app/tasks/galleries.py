@@ -45,6 +45,7 @@ class GalleryTask:
         Returns:
             The write's `seq`, whether the gallery is new, and its state.
         """
+        # Written and read in two turns: the state shows the write, and maybe a later one.
         seq, is_new = await self._database.run_write(self._galleries.put, name, description)
         return seq, is_new, await self.get(name)
 
@@ -61,6 +62,7 @@ class GalleryTask:
         """Wait until this process has applied the write `seq`. Raises DeadlineExceeded."""
         loop = asyncio.get_running_loop()
         until_s, poll_s = loop.time() + timeout_s, POLL_S
+        # The first look is in memory; only a process that is behind asks the database.
         while self._indexes.applied_seq < seq and await self._database.run(self._indexes.catch_up) < seq:
             if loop.time() >= until_s:
                 raise DeadlineExceeded(f"The write {seq} has not arrived here in time.")

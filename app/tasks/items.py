@@ -114,16 +114,17 @@ class ItemTask:
             Conflict: the token's write is committed already.
             As `ImageInputs.prepare` and `FeatureEngine`; nothing is written then.
         """
-        await self._database.run(self._galleries.require, gallery)
+        await self._database.run(self._galleries.require, gallery)  # 404 before anything is decoded
         ids = [request.id or _new_id(token, at) for at, request in enumerate(requests)]
         outcomes: dict[int, Outcome] = {}
+        # Admission comes before decoding: a request that is refused costs nothing.
         with admitted(self._engine, views=len(requests), timeout_s=timeout_s) as encoder:
             prepared = await self._inputs.prepare(
                 [request.source for request in requests], budget, self._bundle.tasks["retrieval"]
             )
             accepted = _accepted(requests, ids, prepared, outcomes)
             new = await self._encoded(requests, ids, accepted, encoder)
-        seq = await self._database.run(self._galleries.head_seq)
+        seq = await self._database.run(self._galleries.head_seq)  # the answer's `seq` when all items are rejected
         if new:
             written = await self._database.run_write(
                 self._items.upsert, gallery, new, wait=wait, if_match=if_match, token=token
@@ -200,7 +201,7 @@ class ItemTask:
 
         def change(old: Mapping[str, object]) -> Mapping[str, object]:
             new = _merged(old, patch)
-            check(new)
+            check(new)  # in the transaction: the limits hold for the merged metadata
             return new
 
         return await self._database.run_write(self._items.change, gallery, item_id, change, if_match=if_match)
@@ -213,6 +214,7 @@ class ItemTask:
         self, gallery: str, *, after: str | None, limit: int, where: Filter | None = None
     ) -> tuple[Sequence[Item], str | None]:
         """Up to `limit` items sorted by id that follow `after`, and the cursor of the next page. Raises NotFound."""
+        # One more than asked for tells whether there is a next page.
         found = await self._database.run(self._items.page, gallery, after=after, limit=limit + 1, where=where)
         return found[:limit], found[limit - 1].id if len(found) > limit else None
 
@@ -234,7 +236,7 @@ class ItemTask:
             FingerprintMismatch: the gallery was embedded by another bundle.
         """
         seq, parts = await self._database.run(self._items.export, gallery)
-        rendered = map(render, parts)
+        rendered = map(render, parts)  # lazy: reading and rendering take one turn in the pool
 
         async def stream() -> AsyncIterator[T]:
             while (part := await self._database.run(next, rendered, None)) is not None:
@@ -294,7 +296,7 @@ class ItemTask:
 
 
 def _new_id(token: str | None, at: int) -> str:
-    if token is None:
+    if token is None:  # without an idempotency key a repeat is a new item
         return f"i_{secrets.token_hex(12)}"
     return f"i_{hashlib.sha256(f'{token}:item:{at}'.encode()).hexdigest()[:24]}"
 

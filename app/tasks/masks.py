@@ -40,7 +40,7 @@ def regions(labels: NDArray[np.uint8], classes: int) -> list[Region | None]:
     ends = np.append(starts[1:], np.int32(flat.size))
     values = flat[starts]
     starts, ends = starts + np.int32(columns[0] * height), ends + np.int32(columns[0] * height)
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(values, kind="stable")  # runs of one class stay in order down the image
     first, last = (np.searchsorted(values[order], np.arange(classes + 2), side) for side in ("left", "right"))
     found: list[Region | None] = []
     for index in range(1, classes + 1):

@@ -118,7 +118,7 @@ class Reembed:
         faults: list[str] = []
         last_item, last_support = 0, ""
         while part := await self._database.run(self._reembedding.items, IMAGES_AT_ONCE, last_item):
-            last_item = int(part[-1].owner)
+            last_item = int(part[-1].owner)  # an entry that cannot be embedded is passed, not tried again for ever
             faults += await self._embed(part, self._bundle.tasks["retrieval"])
             done = await self._advance(job_id, done + len(part), total, progress)
         while part := await self._database.run(self._reembedding.supports, IMAGES_AT_ONCE, last_support):

@@ -88,12 +88,13 @@ class Retrieval:
             As `ImageInputs.prepare_all` and `FeatureEngine`.
         """
         timings = Timings()
-        self._indexes.require(query.gallery)
+        self._indexes.require(query.gallery)  # 404 and 409 before anything is decoded
         parts: list[tuple[float, NDArray[np.float32]]] = []
         if query.like or query.unlike:
             liked = await self._database.run(self._galleries.vectors, query.gallery, [*query.like, *query.unlike])
             parts += [(1.0, liked[item_id]) for item_id in query.like]
             parts += [(-1.0, liked[item_id]) for item_id in query.unlike]
+        # The weight balances sketch and text; one alone counts in full.
         weight = query.text_weight if query.sketch is not None and query.text is not None else None
         sketches = [] if query.sketch is None else [query.sketch]
         texts = [] if query.text is None else [query.text]
@@ -110,7 +111,7 @@ class Retrieval:
             parts.append((1.0 if weight is None else 1.0 - weight, images[0]))
         if texts:
             parts.append((1.0 if weight is None else weight, vectors[0]))
-        vector = _combined(parts)
+        vector = _combined(parts)  # one query vector: the index is searched once
         with timings.phase("search"):
             seq, found = await self._search(query, vector)
         return RetrieveAnswer(
@@ -182,6 +183,6 @@ def _combined(parts: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.
     """normalise(Σ weight · vector), [D] float32."""
     total = np.sum([weight * vector for weight, vector in parts], axis=0)
     norm = float(np.linalg.norm(total))
-    if norm < 1e-6:
+    if norm < 1e-6:  # a direction made of rounding errors would return arbitrary items
         raise Invalid("The parts of the query cancel each other out.")
     return np.asarray(total / norm, np.float32)

@@ -113,6 +113,7 @@ class Segmentation:
         stored: NDArray[np.float32] | None = None
         if query.class_set is not None:
             class_set, stored = await self._database.run(self._class_sets.embedded, query.class_set)
+            # The embeddings are stored: only the names are needed.
             query = replace(query, classes=[ClassPrompt(name=one.name) for one in class_set.classes])
         prompts = [self._strings(prompt) for prompt in query.classes] if stored is None else []
         self._check(query.classes, prompts)
@@ -128,11 +129,12 @@ class Segmentation:
         ) as encoder:
             with timings.phase("decode"):
                 image = await self._inputs.tiles(query.source, budget, self._profile)
+            # The number of tiles is known only after decoding.
             encoder.reservation.grow(views=len(image.squares) - 1)
             # Room in the worker pool is taken before the device spends anything on the request.
             with self._workers.room(min(MAX_CELLS, image.height * image.width * (len(query.classes) + 1))):
                 features, texts = await self._encoded(encoder, image, query.caption, prompts, stored)
-                asked_s = time.perf_counter()
+                asked_s = time.perf_counter()  # the wait for a worker counts as the head's time
 
                 def answer_in_worker() -> tuple[SegmentAnswer, T]:
                     answer = self._answer(query, image, features, texts, timings, asked_s)
@@ -191,6 +193,7 @@ class Segmentation:
         return [template.replace("{}", name) for name in (prompt.name, *prompt.synonyms) for template in templates]
 
     def _check(self, classes: Sequence[ClassPrompt], prompts: Sequence[Sequence[str]]) -> None:
+        # Names that differ only in case would have masks that no reader can tell apart.
         names = [normalised_name(prompt.name) for prompt in classes]
         if len(names) > self._limits.max_classes:
             raise Invalid(f"At most {self._limits.max_classes} classes a request.")
@@ -235,7 +238,7 @@ class Segmentation:
         timings: Timings,
         asked_s: float,
     ) -> SegmentAnswer:
-        """Masks of all classes; runs in the worker pool, and its wait there counts as the head's time."""
+        """Masks of all classes; runs in the worker pool."""
         stitched = stitch(
             [
                 ViewProbabilities(box=box, values=self._head.probabilities(one.dense, texts))
@@ -265,6 +268,7 @@ async def _class_embeddings(encoder: RequestEncoder, prompts: Sequence[Sequence[
     """[N, D] float32, unit length: the mean over the strings of each class."""
     vectors = await encoder.pooled_texts([string for prompt in prompts for string in prompt])
     bounds = np.cumsum([0, *map(len, prompts)])[:-1]
+    # A mean over prompts, then unit length: prompt ensembling as in CLIP (Radford et al. 2021).
     means = np.add.reduceat(vectors, bounds, axis=0)
     return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.float32)
 

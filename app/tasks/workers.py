@@ -52,11 +52,12 @@ class Workers:
         Raises:
             QueueFull: too many calls wait.
         """
-        if self._pending >= self._max_pending:
+        if self._pending >= self._max_pending:  # the executor's own queue has no bound
             raise QueueFull("Too many requests wait for the worker pool.", retry_after_s=1.0)
         self._pending += 1
         try:
             loop = asyncio.get_running_loop()
+            # A lambda, since `run_in_executor` takes no keyword arguments.
             return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
         finally:
             self._pending -= 1

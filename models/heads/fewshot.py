@@ -118,7 +118,7 @@ def _prototype_scores(rows: Matrix, ways: NDArray[np.int64], count: int) -> Matr
     """[M, N]: cosines with the prototypes, each row's own way without it."""
     sums = _sums(rows, ways, count)
     scores = rows @ _unit_rows(sums).T
-    own = _unit_rows(sums[ways] - rows)
+    own = _unit_rows(sums[ways] - rows)  # a sum needs no division: only its direction counts
     scores[np.arange(len(rows)), ways] = (own * rows).sum(axis=1)
     return np.asarray(scores, np.float32)
 
@@ -133,9 +133,9 @@ def _cache_scores(rows: Matrix, ways: NDArray[np.int64], count: int) -> Matrix:
     for start in range(0, len(rows), ROWS_AT_ONCE):
         here = np.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
         affinity = _affinity(rows[here] @ rows.T)
-        affinity[np.arange(len(here)), here] = 0.0
+        affinity[np.arange(len(here)), here] = 0.0  # without itself
         others = np.tile(shots, (len(here), 1))
-        others[np.arange(len(here)), ways[here]] -= 1
+        others[np.arange(len(here)), ways[here]] -= 1  # its own way has one example less
         scores[here] += CACHE_WEIGHT * (_by_way(affinity, ways, count) / np.maximum(others, 1))
     return scores
 
@@ -146,7 +146,7 @@ _LEFT_OUT_SCORES = {"prototype": _prototype_scores, "ridge": _ridge_scores, "cac
 def _ridge_weights(rows: Matrix, targets: Matrix, strength: float) -> Matrix:
     """[D, N]: (XᵀX + λI)⁻¹XᵀY, by whichever of its two forms is smaller."""
     count, dimension = rows.shape
-    if count <= dimension:
+    if count <= dimension:  # the [M, M] system is the smaller one (Woodbury)
         gram = rows @ rows.T + strength * np.eye(count, dtype=np.float32)
         return np.asarray(rows.T @ np.linalg.solve(gram, targets), np.float32)
     gram = rows.T @ rows + strength * np.eye(dimension, dtype=np.float32)

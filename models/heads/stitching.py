@@ -75,6 +75,7 @@ def stitch(
     strip = max(1, min(max_bytes, STRIP_BYTES) // (columns * channels * 4 * TEMPORARIES))
     for top in range(0, rows, strip):
         bottom = min(rows, top + strip)
+        # Most strips of a drawing are background for sure: only the doubtful columns are computed.
         left, right = _doubtful_columns(scaled, doubts, top, bottom, columns)
         if left >= right:
             continue
@@ -88,7 +89,7 @@ def stitch(
         counts += np.bincount(named, minlength=channels)
     if not has_background:
         labels[labels == 0] = UNLABELLED
-    if (rows, columns) != (height, width):
+    if (rows, columns) != (height, width):  # labels cannot be interpolated: nearest
         labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
     scores = np.divide(sums, counts, out=np.zeros(channels), where=counts > 0)[1:]
     return Stitched(labels=labels, scores=np.minimum(scores, 1.0))
@@ -118,7 +119,7 @@ def blend(views: Sequence[ViewProbabilities], top: int, bottom: int, width: int)
         left, right = max(0, int(np.floor(box.left))), min(width, int(np.ceil(box.left + box.side)))
         if box.is_whole:
             first, last, left, right = top, bottom, 0, width
-        if first >= last or left >= right:
+        if first >= last or left >= right:  # the view does not reach this strip
             continue
         moved = ViewBox(top=box.top, left=box.left - left, side=box.side, is_whole=box.is_whole)
         trust = view_weights(moved, top=first, bottom=last, width=right - left)
@@ -126,7 +127,7 @@ def blend(views: Sequence[ViewProbabilities], top: int, bottom: int, width: int)
         values *= trust
         total[:, first - top : last - top, left:right] += values
         weight[first - top : last - top, left:right] += trust
-    total /= weight
+    total /= weight  # never zero: the whole view covers every pixel
     return total
 
 

@@ -85,12 +85,12 @@ class SimulatedDevice:
     """Implements `work.Device` on the loop's own time, in the order of submission.
 
     Attributes:
-        lanes: passes at once.
+        workers: passes at once.
         passes: what ran.
         submitted: batches as they were formed, in order.
         on_submit: called with each.
-        most_at_once: batches with the device, those that wait for a lane too.
-        idle_workers: lanes without a pass now.
+        most_at_once: batches with the device, those that wait for a worker too.
+        idle_workers: workers without a pass now.
     """
 
     loop: asyncio.AbstractEventLoop

@@ -32,7 +32,7 @@ PIXELS = {side: np.zeros((side, side, 3), np.uint8) for side in (2, 4)}
 class Call:
     """One request: after a pause, samples of one kind, a deadline, and a client that may go away.
 
-    `decodes_s` is None where it comes without a place; else its samples are ready so long after it was admitted.
+    `decodes_s` is None where it comes without a reservation; else its samples are ready so long after it was admitted.
     """
 
     pause_s: float
@@ -45,7 +45,7 @@ class Call:
 
 
 @dataclass
-class Told:
+class CallRecord:
     """What became of a call, by the test's own books."""
 
     call: Call
@@ -116,7 +116,7 @@ class World:
             on_fatal=self.count_fatal,
             clock=loop.time,
         )
-        self.told: list[Told] = []
+        self.records: list[CallRecord] = []
         self.formed: list[Entry] = []
         loop.watch(self.check_busy)
 
@@ -128,9 +128,9 @@ class World:
         tasks = []
         for call in schedule:
             await asyncio.sleep(call.pause_s)
-            told = Told(call, self.loop.time())
-            self.told.append(told)
-            tasks.append(asyncio.create_task(self.client(told)))
+            record = CallRecord(call, self.loop.time())
+            self.records.append(record)
+            tasks.append(asyncio.create_task(self.client(record)))
         await asyncio.sleep(1000.0)
         self.check_health()
         probe = None if self.is_blocked else await self.probe()
@@ -144,7 +144,7 @@ class World:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the probe cannot be answered: no lane is left, or it is what hangs."""
+        """Whether the probe cannot be answered: no worker is left, or it is what hangs."""
         hangs_at = self.wrong.hangs_at
         if hangs_at is None or not self.is_stuck:
             return False
@@ -152,22 +152,22 @@ class World:
             entry.key.identity == "v99" for entry in self.device.passes[hangs_at].entries
         )
 
-    async def client(self, told: Told) -> None:
+    async def client(self, record: CallRecord) -> None:
         """Ask, and go away when the call says so; the books keep the first and only end."""
-        asking = asyncio.create_task(self.ask(told.call))
-        leaves_after_s = told.call.leaves_after_s
+        asking = asyncio.create_task(self.ask(record.call))
+        leaves_after_s = record.call.leaves_after_s
         if leaves_after_s is not None:
             await asyncio.wait([asking], timeout=leaves_after_s)
             if not asking.done():
-                told.left_s = self.loop.time()
+                record.left_s = self.loop.time()
                 asking.cancel()
         try:
-            told.outcome = await asking
+            record.outcome = await asking
         except asyncio.CancelledError:
-            told.outcome = "left"
+            record.outcome = "left"
         except Exception as err:  # noqa: BLE001 - whatever it is, the books must have it
-            told.outcome = err
-        told.ended_s = self.loop.time()
+            record.outcome = err
+        record.ended_s = self.loop.time()
 
     async def ask(self, call: Call) -> list[list[float]]:
         cost = len(call.identities) * (VIEW_COST if call.kind is Kind.IMAGES else TEXT_COST)
@@ -225,7 +225,7 @@ class World:
         self.formed += batch.entries
 
     def check_busy(self) -> None:
-        """No lane is idle while someone waits for a pass, but the last one for what is being decoded."""
+        """No worker is idle while someone waits for a pass, but the last one for what is being decoded."""
         waiting = [entry for line in self.engine._scheduler.queue._lines.values() for entry in line]
         waiting += [entry for entries in self.engine._scheduler._retries for entry in entries]
         is_open = not self.engine._scheduler._is_closed
@@ -251,12 +251,12 @@ class World:
         return dies_at is not None and len(self.device.passes) > dies_at and self.wrong.hangs_at != dies_at
 
     def check_ends(self, probe: object) -> None:
-        for told in self.told:
-            self.check_outcome(told)
+        for record in self.records:
+            self.check_outcome(record)
         for one in self.device.passes:
             for entry in one.entries:
-                askers = [told for told in self.told if self.asks_for(told.call, entry.key.identity)]
-                assert entry.key.identity == "v99" or any(told.is_waiting_at(one.started_s) for told in askers), (
+                askers = [record for record in self.records if self.asks_for(record.call, entry.key.identity)]
+                assert entry.key.identity == "v99" or any(record.is_waiting_at(one.started_s) for record in askers), (
                     f"{entry.key.identity} ran at {one.started_s}, and nobody waited for it"
                 )
         if not self.died and not self.is_blocked:
@@ -269,8 +269,8 @@ class World:
         prefix = "v" if call.kind is Kind.IMAGES else "t"
         return identity in {f"{prefix}{one}" for one in call.identities}
 
-    def check_outcome(self, told: Told) -> None:
-        call, outcome = told.call, told.outcome
+    def check_outcome(self, record: CallRecord) -> None:
+        call, outcome = record.call, record.outcome
         mark = 1.0 if call.kind is Kind.IMAGES else 2.0
         if isinstance(outcome, list):
             assert outcome == [[mark, float(one)] for one in call.identities]
@@ -288,4 +288,4 @@ class World:
             assert call.leaves_after_s is not None
         if call.timeout_s is not None:
             allowed_s = max(call.timeout_s, call.decodes_s or 0.0)
-            assert told.ended_s <= told.arrived_s + allowed_s + 1e-6, "answered after its deadline"
+            assert record.ended_s <= record.arrived_s + allowed_s + 1e-6, "answered after its deadline"

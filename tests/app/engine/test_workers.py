@@ -1,4 +1,4 @@
-"""Several passes at once: who gets what, and what one lane's trouble means for the others."""
+"""Several passes at once: how they share entries, and what one worker's failure means for the others."""
 
 import asyncio
 import threading
@@ -60,7 +60,7 @@ def simulated(
         pytest.param(1, 3, [3], id="one-worker-takes-all"),
         pytest.param(2, 3, [2, 1], id="two-workers-share"),
         pytest.param(3, 5, [2, 2, 1], id="three-workers-share"),
-        pytest.param(2, 1, [1], id="one-picture"),
+        pytest.param(2, 1, [1], id="one-image"),
         pytest.param(1, 7, [4, 3], id="one-worker-takes-full-batches"),
         pytest.param(2, 13, [2, 2, 2, 2, 2, 2, 1], id="several-take-half-batches-in-a-burst"),
     ],
@@ -94,17 +94,17 @@ def test_the_last_worker_waits_for_what_is_being_decoded_once_work_never_ends() 
         with engine.admit(views=4) as reservation:
             busy.append(asyncio.create_task(engine.encode_views([view(100), view(101)])))
             await asyncio.sleep(0.05)
-            # Four are promised, two wait: at 2.5 one lane takes them, since nothing runs then.
+            # Four are reserved, two wait: at 2.5 one worker takes them, since nothing runs then.
             await asyncio.sleep(0.1)
             assert [len(one.entries) for one in device.passes[10:]] == [2]
             busy.append(asyncio.create_task(engine.encode_views([view(102)])))
             await asyncio.sleep(0.1)
-            assert len(device.passes) == 11, "the other lane waits"
+            assert len(device.passes) == 11, "the other worker waits"
             busy.append(
                 asyncio.create_task(engine.encode_views([view(n) for n in range(200, 204)], reservation=reservation))
             )
             await asyncio.sleep(0.05)
-            assert [len(one.entries) for one in device.passes[11:]] == [4], "what was promised is there"
+            assert [len(one.entries) for one in device.passes[11:]] == [4], "what was reserved is there"
         await asyncio.gather(*busy)
 
     simulated(2, Faults(durations_s=(0.5,)), check)
@@ -132,7 +132,7 @@ def test_a_worker_that_waits_goes_on_when_what_was_promised_is_given_up() -> Non
             await asyncio.sleep(0.15)
             busy.append(asyncio.create_task(engine.encode_views([view(101)])))
             await asyncio.sleep(0.05)
-            assert len(device.passes) == 11, "the other lane waits"
+            assert len(device.passes) == 11, "the other worker waits"
         await asyncio.sleep(0.01)
         assert len(device.passes) == 12
         await asyncio.gather(*busy)
@@ -167,7 +167,7 @@ def test_small_batches_do_not_make_the_device_look_slow() -> None:
         for number in range(50):
             await engine.encode_views([view(number)])
         assert {len(one.entries) for one in device.passes[-50:]} == {1}
-        # Ten full batches; as single pictures they would take 4 s, and a deadline of 2 s would be refused.
+        # Ten full batches; as single images they would take 4 s, and a deadline of 2 s would be refused.
         assert engine._admission.wait_s(40 * VIEW_COST) == pytest.approx(1.0)
         async with asyncio.timeout(2.0):
             await engine.encode_views([view(number) for number in range(100, 140)], timeout_s=2.0)

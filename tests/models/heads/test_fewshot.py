@@ -31,7 +31,7 @@ def episode(seed: int, shots: list[int], dimension: int = 12) -> tuple[list[Matr
     )
 
 
-def said_without(method: Method, support: list[Matrix], way: int, shot: int) -> int:
+def predicted_without(method: Method, support: list[Matrix], way: int, shot: int) -> int:
     rest = [np.delete(rows, shot, axis=0) if at == way else rows for at, rows in enumerate(support)]
     query = support[way][shot][None]
     if method == "cache":
@@ -50,8 +50,8 @@ def test_leave_one_out_equals_leaving_out_one_by_one(method: Method, shots: list
     for way, count in enumerate(shots):
         for shot in range(count) if count > 1 else ():
             row = expected.setdefault(labels[way], {})
-            said = labels[said_without(method, support, way, shot)]
-            row[said] = row.get(said, 0) + 1
+            predicted = labels[predicted_without(method, support, way, shot)]
+            row[predicted] = row.get(predicted, 0) + 1
     report = leave_one_out(method, labels, support)
     assert report is not None
     assert report.confusion == expected
