@@ -1,7 +1,6 @@
 """Measure the encoder, whole and by stage, beside the device's own matrix rate: `python -m benchmarks.encoder`.
 
-Writes `docs/results/encoder.md` and `.json`, for one thread and for two. `python -m benchmarks.gpu` measures a GPU with
-the same functions.
+Writes `docs/results/encoder.md` and `.json`. `python -m benchmarks.gpu` measures a GPU with the same functions.
 """
 
 import time

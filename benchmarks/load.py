@@ -6,7 +6,6 @@ import io
 import itertools
 import multiprocessing
 import os
-import resource
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -40,8 +39,8 @@ def encoded(image: Image.Image, format: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shot:
-    """One request as the client saw it."""
+class Response:
+    """One response, or its absence, as the client saw it."""
 
     sent_s: float  # when it was due, from the start of the load
     latency_s: float  # from when it was due, so that a stalled generator does not make a server look faster
@@ -50,23 +49,23 @@ class Shot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fired:
-    """All requests of one load, the time it took, and the CPU time of the busiest generator."""
+class LoadRun:
+    """All responses of one load, the time it took, and the CPU time of the busiest generator."""
 
-    shots: Sequence[Shot]
+    responses: Sequence[Response]
     seconds: float
     cpu_s: float
 
     @property
-    def answered(self) -> list[Shot]:
-        """Requests that were answered with 200."""
-        return [shot for shot in self.shots if shot.status == 200]
+    def answered(self) -> list[Response]:
+        """Responses with status 200."""
+        return [response for response in self.responses if response.status == 200]
 
     def summary(self) -> dict[str, Any]:
         """Return `p50_ms`, `p95_ms` and `p99_ms` of the answers, None without any, and the number of each status."""
-        latencies_s = [shot.latency_s for shot in self.answered]
+        latencies_s = [response.latency_s for response in self.answered]
         shares = {f"p{share}_ms": percentile_ms(latencies_s, share) if latencies_s else None for share in (50, 95, 99)}
-        return {**shares, "statuses": dict(Counter(str(shot.status) for shot in self.shots))}
+        return {**shares, "statuses": dict(Counter(str(response.status) for response in self.responses))}
 
 
 class Generators:
@@ -80,25 +79,26 @@ class Generators:
         self._processes = processes
         self._pool = context.Pool(processes, _prepare, (images, deadline_s, context.Barrier(processes)))
 
-    def closed_loop(self, port: int, clients: int, seconds: float) -> Fired:
+    def closed_loop(self, port: int, clients: int, seconds: float) -> LoadRun:
         """Run so many clients with one request at a time each: the throughput they get is the capacity."""
-        return self._fire(port, max(1, clients // self._processes), 0.0, seconds)
+        each = (max(1, clients // self._processes), seconds)
+        return self._run(port, "closed_loop", [each] * self._processes)
 
-    def open_loop(self, port: int, rate: float, seconds: float, seed: int = 0) -> Fired:
+    def open_loop(self, port: int, rate: float, seconds: float, seed: int = 0) -> LoadRun:
         """Send requests at Poisson arrivals, `rate` a second, whether or not earlier ones were answered."""
-        return self._fire(port, 0, rate / self._processes, seconds, seed)
+        seeds = range(seed * self._processes, (seed + 1) * self._processes)
+        return self._run(port, "open_loop", [(rate / self._processes, seconds, each) for each in seeds])
 
     def close(self) -> None:
         """Stop the processes."""
         self._pool.terminate()
 
-    def _fire(self, port: int, clients: int, rate: float, seconds: float, seed: int = 0) -> Fired:
-        calls = [(port, clients, rate, seconds, seed * self._processes + number) for number in range(self._processes)]
-        fired = self._pool.starmap(_fire, calls, chunksize=1)
-        return Fired(
-            shots=[shot for each in fired for shot in each.shots],
-            seconds=max(each.seconds for each in fired),
-            cpu_s=max(each.cpu_s for each in fired),
+    def _run(self, port: int, loop: str, arguments: Sequence[tuple[float, ...]]) -> LoadRun:
+        runs = self._pool.starmap(_run, [(port, loop, each) for each in arguments], chunksize=1)
+        return LoadRun(
+            responses=[response for run in runs for response in run.responses],
+            seconds=max(run.seconds for run in runs),
+            cpu_s=max(run.cpu_s for run in runs),
         )
 
 
@@ -117,22 +117,17 @@ def _prepare(images: int, deadline_s: float, prepared: Barrier) -> None:
     prepared.wait()  # no process takes a load while another still makes its images
 
 
-def _fire(port: int, clients: int, rate: float, seconds: float, seed: int) -> Fired:
-    async def fire() -> list[Shot]:
+def _run(port: int, loop: str, arguments: tuple[float, ...]) -> LoadRun:
+    async def run() -> list[Response]:
         try:
-            return await (_client.closed_loop(clients, seconds) if clients else _client.open_loop(rate, seconds, seed))
+            return list(await getattr(_client, loop)(*arguments))
         finally:
             _client.close()
 
     _client.port = port
-    started_s, cpu_s = time.perf_counter(), _cpu_s()
-    shots = asyncio.run(fire())
-    return Fired(shots=shots, seconds=time.perf_counter() - started_s, cpu_s=_cpu_s() - cpu_s)
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    started_s, cpu_s = time.perf_counter(), time.process_time()
+    responses = asyncio.run(run())
+    return LoadRun(responses=responses, seconds=time.perf_counter() - started_s, cpu_s=time.process_time() - cpu_s)
 
 
 class _Client:
@@ -142,31 +137,33 @@ class _Client:
         self._requests, self._timeout_s = itertools.cycle(requests), timeout_s
         self._idle: deque[Connection] = deque()
 
-    async def open_loop(self, rate: float, seconds: float, seed: int) -> list[Shot]:
+    async def open_loop(self, rate: float, seconds: float, seed: int) -> list[Response]:
         due = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, int(rate * seconds * 2) + 10))
         started_s = time.perf_counter()
-        shots = []
+        responses = []
         for at_s in due[due < seconds]:
             await asyncio.sleep(max(0.0, at_s - (time.perf_counter() - started_s)))
-            shots.append(asyncio.create_task(self._shoot(started_s, float(at_s))))
-        return list(await asyncio.gather(*shots))
+            responses.append(asyncio.create_task(self._send(started_s, float(at_s))))
+        return list(await asyncio.gather(*responses))
 
-    async def closed_loop(self, clients: int, seconds: float) -> list[Shot]:
+    async def closed_loop(self, clients: int, seconds: float) -> list[Response]:
         started_s = time.perf_counter()
 
-        async def one() -> list[Shot]:
-            shots = []
+        async def one() -> list[Response]:
+            responses = []
             while (now_s := time.perf_counter() - started_s) < seconds:
-                shots.append(await self._shoot(started_s, now_s))
-            return shots
+                responses.append(await self._send(started_s, now_s))
+            return responses
 
-        return [shot for shots in await asyncio.gather(*(one() for _ in range(clients))) for shot in shots]
+        return [
+            response for responses in await asyncio.gather(*(one() for _ in range(clients))) for response in responses
+        ]
 
     def close(self) -> None:
         while self._idle:
             self._idle.pop()[1].close()
 
-    async def _shoot(self, started_s: float, due_s: float) -> Shot:
+    async def _send(self, started_s: float, due_s: float) -> Response:
         request = next(self._requests)
         status, retry_after_s, connection = 0, None, None
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
@@ -184,7 +181,7 @@ class _Client:
                 if connection is not None:
                     connection[1].close()
         latency_s = time.perf_counter() - started_s - due_s
-        return Shot(sent_s=due_s, latency_s=latency_s, status=status, retry_after_s=retry_after_s)
+        return Response(sent_s=due_s, latency_s=latency_s, status=status, retry_after_s=retry_after_s)
 
     async def _connection(self) -> Connection:
         while self._idle:

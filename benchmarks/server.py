@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
 from benchmarks.report import ROOT, git
 
-Found = TypeVar("Found")
 START_LIMIT_S = 240.0
 _COMMON = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -81,8 +80,7 @@ class Running:
 
     def rss_mib(self) -> float:
         """Return resident memory of the family; a shared page counts once for each process."""
-        pages = sum(int(fields[21]) for fields in self.family().values())
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return sum(int(fields[21]) for fields in self.family().values()) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @contextlib.contextmanager
@@ -123,9 +121,9 @@ def running(server: Server) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def polled(call: Callable[[], Found], every_s: float) -> Iterator[list[Found]]:
+def polled(call: Callable[[], Any], every_s: float) -> Iterator[list[Any]]:
     """Yield the results of a call that a thread repeats until the block ends; a failed connection ends it earlier."""
-    found: list[Found] = []
+    found: list[Any] = []
     has_ended = threading.Event()
 
     def poll() -> None:

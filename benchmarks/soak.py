@@ -24,11 +24,11 @@ def main() -> None:
         generators.closed_loop(service.port, 1, 0.1)  # returns once the images are there
         started_s = time.perf_counter()
         with polled(lambda: (time.perf_counter() - started_s, service.rss_mib()), INTERVAL_S) as samples:
-            fired = generators.closed_loop(service.port, options.clients, warm_s + 60 * options.minutes)
+            run = generators.closed_loop(service.port, options.clients, warm_s + 60 * options.minutes)
     after = [mib for at_s, mib in samples if at_s >= warm_s]
     median = statistics.median(after)
     spread = max(max(after) - median, median - min(after)) / median
-    answered, sent = len(fired.answered), len(fired.shots)
+    answered, sent = len(run.answered), len(run.responses)
     lines = [
         "# Memory under steady load",
         "",

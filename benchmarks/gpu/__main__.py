@@ -67,10 +67,10 @@ class Run:
             self._sections[name] = {"failed": f"{type(err).__name__}: {err}"}
             self.log(traceback.format_exc())
         self.log(f"{name}: {self._sections[name]}")
-        lines = ["# On a GPU", "", f"{self._header}; weights/mini, images of 128 px."]
+        lines = ["# On a GPU", "", f"{self._header}; weights/mini, images of 128 px.", ""]
         for each, found in self._sections.items():
-            lines += ["", f"## {each}", "", *section(found)]
-        lines += ["", "![Images a second and time of a pass](gpu.png)"]
+            lines += [f"## {each}", "", *section(found)]
+        lines += ["![Images a second and time of a pass](gpu.png)"]
         write(self._options.out, "gpu", lines, {"header": self._header, "sections": self._sections})
 
 

@@ -56,8 +56,8 @@ def drain(service: Running, generators: Generators) -> dict[str, Any]:
     """Send SIGTERM under load; return the exit code and the statuses of all answers. 0 is a refused connection."""
     timer = threading.Timer(1.0, service.process.send_signal, (signal.SIGTERM,))
     timer.start()
-    fired = generators.closed_loop(service.port, 8, 2.5)
+    run = generators.closed_loop(service.port, 8, 2.5)
     timer.join()
     started_s = time.perf_counter()
     code = service.process.wait(30)
-    return {"exit_code": code, "exit_s": time.perf_counter() - started_s, "statuses": fired.summary()["statuses"]}
+    return {"exit_code": code, "exit_s": time.perf_counter() - started_s, "statuses": run.summary()["statuses"]}

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.load import Generators, Shot, jpeg
+from benchmarks.load import Generators, Response, jpeg
 from benchmarks.report import percentile_ms
 from benchmarks.server import Running, health
 
@@ -86,29 +86,29 @@ def _measured(
     before, cpu_s = metrics(service), service.cpu_s()
     with health(service, 0.1) as health_s:
         if rate is None:
-            fired = generators.closed_loop(service.port, plan.clients, plan.seconds)
+            run = generators.closed_loop(service.port, plan.clients, plan.seconds)
         else:
-            fired = generators.open_loop(service.port, rate, plan.seconds, seed)
+            run = generators.open_loop(service.port, rate, plan.seconds, seed)
     cpu_s, after = service.cpu_s() - cpu_s, metrics(service)
-    good = [shot for shot in fired.answered if shot.latency_s <= plan.deadline_s]
+    good = [response for response in run.answered if response.latency_s <= plan.deadline_s]
     # Answers come after the last arrival too; counting that time keeps goodput at or under capacity.
-    span_s = max([plan.seconds, *(shot.sent_s + shot.latency_s for shot in good)])
+    span_s = max([plan.seconds, *(response.sent_s + response.latency_s for response in good)])
     return Load(
         server=service.server.name,
         load=name,
-        offered_per_s=len(fired.answered) / fired.seconds if rate is None else rate,
+        offered_per_s=len(run.answered) / run.seconds if rate is None else rate,
         goodput_per_s=len(good) / span_s,
-        late=len(fired.answered) - len(good),
+        late=len(run.answered) - len(good),
         server_cpu_s=cpu_s,
-        generator_cpu_s=fired.cpu_s,
+        generator_cpu_s=run.cpu_s,
         rss_mib=service.rss_mib(),
         processes=len(service.family()),
         health_p99_ms=percentile_ms(health_s, 99) if health_s else None,
-        retry_after_within_2=retry_after_within_2(fired.shots),
+        retry_after_within_2=retry_after_within_2(run.responses),
         mean_batch=_mean(before, after, "vermouth_batch_size"),
         pass_ms=_mean(before, after, "vermouth_batch_execution_seconds", scale=1e3),
         decode_ms=_mean(before, after, "vermouth_decode_seconds", scale=1e3),
-        **fired.summary(),
+        **run.summary(),
     )
 
 
@@ -130,19 +130,19 @@ def _mean(before: Mapping[str, float], after: Mapping[str, float], name: str, *,
     return scale * sums / counts if counts else None
 
 
-def retry_after_within_2(shots: Sequence[Shot]) -> float | None:
+def retry_after_within_2(responses: Sequence[Response]) -> float | None:
     """Return the share of refusals whose `Retry-After` is within a factor of two of the wait at that moment.
 
     That is the latency of the admitted request that was sent nearest to it. None without refusals or without answers.
     """
-    admitted = [shot for shot in shots if shot.status == 200]
-    refused = [shot for shot in shots if shot.status == 429 and shot.retry_after_s is not None]
+    admitted = [response for response in responses if response.status == 200]
+    refused = [response for response in responses if response.status == 429 and response.retry_after_s is not None]
     if not admitted or not refused:
         return None
-    sent_s = np.array([shot.sent_s for shot in admitted])
+    sent_s = np.array([response.sent_s for response in admitted])
     within = 0
-    for shot in refused:
-        wait_s = admitted[int(np.abs(sent_s - shot.sent_s).argmin())].latency_s
+    for response in refused:
+        wait_s = admitted[int(np.abs(sent_s - response.sent_s).argmin())].latency_s
         # `Retry-After` is in whole seconds, at least one, so a second is right for any shorter wait.
-        within += wait_s / 2 <= (shot.retry_after_s or 0.0) <= max(2 * wait_s, np.ceil(wait_s))
+        within += wait_s / 2 <= (response.retry_after_s or 0.0) <= max(2 * wait_s, np.ceil(wait_s))
     return within / len(refused)
