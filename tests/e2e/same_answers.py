@@ -135,7 +135,7 @@ def _galleries() -> Iterator[Call]:
     yield Call("PATCH", f"{GALLERY}/items/put-1", {"json": {"metadata": {"b": None, "c": "x"}}})
     key = {"Idempotency-Key": "same-answers-1"}
     for _ in range(2):
-        items = [{"image": strokes(77)}]
+        items = [{"id": "keyed", "image": strokes(77)}]
         yield Call("POST", f"{GALLERY}/items", {"json": items, "headers": key})
 
 
