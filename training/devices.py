@@ -71,15 +71,10 @@ def use_fast_products() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLoss:
-    """A loss in two functions, so that a GPU can record the second.
+    """A loss in two functions, so that a GPU can record the second."""
 
-    Attributes:
-        draw: generator → tensors of a batch, of the same shapes every time, on the device that trains.
-        losses: these tensors → named scalars whose sum is minimized. It must not wait for the device.
-    """
-
-    draw: Callable[[torch.Generator], tuple[torch.Tensor, ...]]
-    losses: Callable[..., Losses]
+    draw: Callable[[torch.Generator], tuple[torch.Tensor, ...]]  # tensors of a batch: the same shapes every time
+    losses: Callable[..., Losses]  # of these tensors, scalars whose sum is minimized; must not wait for the device
 
 
 class Gradients:

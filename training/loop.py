@@ -18,37 +18,26 @@ from training.devices import BatchLoss, Gradients
 
 Progress = Callable[[int, float], None]  # called with (steps or rows done, loss); the loss is 0 where there is none
 
-_CHECKPOINT_S = 120.0
+_CHECKPOINT_S = 120.0  # between checkpoints: an interruption loses at most this
 _LOGGED_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How long and how fast a stage trains.
+    """How long and how fast a stage trains."""
 
-    Attributes:
-        steps: total, earlier runs included.
-        minutes: wall-clock budget of this run, which ends at whichever limit comes first.
-        learning_rate: of AdamW, after `warmup_steps` of linear warm-up.
-        decay: the rate falls to zero along a cosine, by steps or by this run's minutes, whichever is further on.
-        weight_decay: of AdamW.
-        ema: decay of the averaged weights.
-    """
-
-    steps: int
-    minutes: float
-    learning_rate: float
+    steps: int  # total, earlier runs included
+    minutes: float  # wall-clock budget of this run, which ends at whichever limit comes first
+    learning_rate: float  # of AdamW, after a linear warm-up
     warmup_steps: int = 100
-    decay: bool = False
-    weight_decay: float = 1e-2
-    ema: float = 0.999
+    decay: bool = True  # to zero along a cosine, by steps or by this run's minutes, whichever is further on
+    weight_decay: float = 1e-2  # of AdamW
+    ema: float = 0.999  # decay of the averaged weights
 
     def rate(self, step: int, spent: float = 0.0) -> float:
         """Learning rate at a step when a share `spent` of this run's minutes is gone."""
         warm = min(1.0, (step + 1) / self.warmup_steps)
-        if not self.decay:
-            return self.learning_rate * warm
-        done = min(1.0, max(step / self.steps, spent))
+        done = min(1.0, max(step / self.steps, spent)) if self.decay else 0.0
         return self.learning_rate * warm * 0.5 * (1 + math.cos(done * math.pi))
 
 
@@ -95,16 +84,11 @@ def fit(
         module.parameters(),
         lr=schedule.learning_rate,
         weight_decay=schedule.weight_decay,
-        betas=(0.9, 0.99),
+        betas=(0.9, 0.99),  # short stages: 0.999 would average squared gradients over 1,000 steps
         fused=next(module.parameters()).is_cuda,
     )
-    run = _Run(
-        file=folder / "checkpoint.pt",
-        module=module,
-        optimizer=optimizer,
-        ema=Ema(module, schedule.ema),
-        generator=torch.Generator().manual_seed(seed),
-    )
+    generator, ema = torch.Generator().manual_seed(seed), Ema(module, schedule.ema)
+    run = _Run(file=folder / "checkpoint.pt", module=module, optimizer=optimizer, ema=ema, generator=generator)
     run.resume()
     module.train()
     gradients = Gradients(module, loss)
@@ -200,17 +184,14 @@ def _append_row(path: Path, row: Mapping[str, float]) -> None:
 
 def _plot_curves(path: Path, image: Path) -> None:
     """Draw every column of a CSV but `step` and `seconds` over the steps, raw and smoothed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     steps = np.array([float(row["step"]) for row in rows])
     names = [name for name in rows[0] if name not in ("step", "seconds")]
-    figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False, layout="constrained")
-    for axis, name in zip(axes[0], names, strict=True):
+    figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         values = np.array([float(row[name]) for row in rows])
         window = max(1, len(values) // 30)
         smooth = np.convolve(np.pad(values, (window - 1, 0), mode="edge"), np.ones(window) / window, mode="valid")
@@ -218,4 +199,3 @@ def _plot_curves(path: Path, image: Path) -> None:
         axis.plot(steps, smooth, color="C0")
         axis.set(title=name, xlabel="step", yscale="log" if values.min() > 0 else "linear")
     figure.savefig(image, dpi=90)
-    pyplot.close(figure)

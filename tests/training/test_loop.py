@@ -14,7 +14,7 @@ TARGET = torch.tensor([[2.0, -1.0]])
 
 
 def schedule(steps: int, minutes: float = 1.0) -> Schedule:
-    return Schedule(steps=steps, minutes=minutes, learning_rate=0.05, warmup_steps=5)
+    return Schedule(steps=steps, minutes=minutes, learning_rate=0.05, warmup_steps=5, decay=False)
 
 
 def train(
@@ -64,12 +64,12 @@ def test_no_budget_trains_nothing_but_leaves_a_checkpoint(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("step", "rate"), [(0, 0.1), (9, 1.0), (500, 0.5), (1000, 0.0)])
 def test_rate_warms_up_and_decays(step: int, rate: float) -> None:
-    decaying = Schedule(steps=1000, minutes=1, learning_rate=1.0, warmup_steps=10, decay=True)
+    decaying = Schedule(steps=1000, minutes=1, learning_rate=1.0, warmup_steps=10)
     assert decaying.rate(step) == pytest.approx(rate, abs=1e-3)
 
 
 def test_the_rate_falls_with_the_minutes_too() -> None:
-    decaying = Schedule(steps=1000, minutes=1, learning_rate=1.0, warmup_steps=10, decay=True)
+    decaying = Schedule(steps=1000, minutes=1, learning_rate=1.0, warmup_steps=10)
     assert decaying.rate(100, spent=0.5) == pytest.approx(0.5)
     assert decaying.rate(500, spent=0.1) == pytest.approx(0.5)
     assert decaying.rate(100, spent=1.0) == pytest.approx(0)

@@ -24,6 +24,7 @@ from models.transforms import canonical_image, to_unit
 from training.commands import figures, tables
 from training.commands.images import images_command
 from training.commands.tables import Row
+from training.commands.train import MINI, DataSetOption, ThreadsOption
 from training.data.build import on_white, render_file
 from training.data.dataset import DEFAULT_FOLDER, load_dataset
 from training.evaluation import fewshot
@@ -38,19 +39,16 @@ ZeroShotOption = Annotated[
 ReleaseOption = Annotated[
     list[Path], typer.Option("--release-bundle", help="Bundle with release heads; several are seeds of one recipe.")
 ]
-DataSetOption = Annotated[Path, typer.Option("--data-set", help="Folder written by `vermouth data build`.")]
 OutOption = Annotated[Path, typer.Option(help="Folder of the JSON and Markdown.")]
 CacheOption = Annotated[Path, typer.Option(help="Folder of canonical images and features, each computed once.")]
 EpisodesOption = Annotated[int, typer.Option(min=2, help="Episodes a setting.")]
-ThreadsOption = Annotated[int, typer.Option(help="Compute threads.")]
 DtypeOption = Annotated[str, typer.Option(help="Precision, as `VERMOUTH_DTYPE`.")]
 
-MINI = Path("weights/mini")
 ZERO_SHOT, RELEASE = [Path("weights/mini-zeroshot")], [MINI]
 OUT = Path("docs/results")
 
 _LARGEST_DEVIATION = 1e-4  # relative, of a released bundle
-_BATCH = 8
+_BATCH = 8  # of `invariance`
 _SAMPLES_A_BATCH, _SAMPLES_SHOWN = 32, 64
 _TABLES = ("retrieval", "fewshot", "segment", "robustness")
 _FIGURES = {

@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from models.bundle.build import LoadedBundle
-from training.commands.images import RIGHT, WRONG, Cell, Share, below, grid, png, scene_row
+from training.commands.images import RIGHT, WRONG, Cell, below, grid, png, scene_row
 from training.commands.tables import Row, forms, scene_pools
 from training.data.dataset import DataSet
 from training.data.scenes import compose_evaluation_scene
@@ -28,9 +28,8 @@ from training.evaluation.metrics import (
 )
 from training.evaluation.segmentation import SceneTally, segmenter
 
-SHOWN_WORDS = 10
-SHOWN_SCENES = 3
-FIRST = 10
+SHOWN_WORDS, SHOWN_SCENES = 10, 3
+FIRST = 10  # answers shown, and the k of R@k
 _DPI = 90
 _MOST_BARS = 60  # in one plot, so that their words stay legible
 
@@ -105,11 +104,7 @@ def segment_figures(data: DataSet, loaded: LoadedBundle, tallies: Mapping[str, S
         for index in range(SHOWN_SCENES):
             scene = compose_evaluation_scene(pool, index)
             labels, _ = segment(scene.pixels, scene.prompts)
-            shares = [
-                Share(index=number, name=prompt, fraction=float((labels == number).mean()))
-                for number, prompt in enumerate(scene.prompts, 1)
-            ]
-            rows.append(scene_row(scene, labels, shares, title=f"scene {index}, {name} names"))
+            rows.append(scene_row(scene, labels, title=f"scene {index}, {name} names"))
         (out / f"scenes-{name}.png").write_bytes(png(below(rows)))
     calibrations = {name: tally.calibration() for name, tally in tallies.items()}
     reliability_plot(calibrations, out / "scenes-reliability.png")
@@ -151,11 +146,12 @@ def word_bars(words: Sequence[str], values: Floats, *, title: str, file: Path) -
 def confusion_plot(shares: Floats, names: Sequence[str], *, title: str, file: Path) -> None:
     """Draw [N, N] shares of answers, a row the truth; rows need not sum to one."""
     side = max(4.0, 0.14 * len(names) + 2)
-    with _figure(file, columns=1, width=side, height=side) as (figure, axes):
-        image = axes[0].imshow(shares, cmap="Blues", vmin=0, vmax=max(0.05, float(np.quantile(shares, 0.995))))
-        axes[0].set_xticks(np.arange(len(names)), names, rotation=90, fontsize=6)
-        axes[0].set_yticks(np.arange(len(names)), names, fontsize=6)
-        axes[0].set(title=title, xlabel="answered", ylabel="true")
+    brightest = max(0.05, float(np.quantile(shares, 0.995)))  # the largest saturate, so that rare confusions show
+    with _figure(file, columns=1, width=side, height=side) as (figure, (axis,)):
+        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=brightest)
+        axis.set_xticks(np.arange(len(names)), names, rotation=90, fontsize=6)
+        axis.set_yticks(np.arange(len(names)), names, fontsize=6)
+        axis.set(title=title, xlabel="answered", ylabel="true")
         figure.colorbar(image, shrink=0.5)
 
 
@@ -174,20 +170,16 @@ def reliability_plot(found: Mapping[str, Calibration], file: Path) -> None:
 
 def ways_bars(names: Sequence[str], values: Sequence[float], *, least: float, title: str, file: Path) -> None:
     """Draw a horizontal bar a way of drawing, and the least that is required as a line."""
-    with _figure(file, columns=1, width=6, height=0.4 * len(names) + 1) as (_, axes):
-        axes[0].barh(np.arange(len(names)), values, color=["C0" if value >= least else "C3" for value in values])
-        axes[0].axvline(least, color="0.3", linewidth=1)
-        axes[0].set_yticks(np.arange(len(names)), names)
-        axes[0].set(title=title, xlim=(0, 1))
-        axes[0].invert_yaxis()
+    with _figure(file, columns=1, width=6, height=0.4 * len(names) + 1) as (_, (axis,)):
+        axis.barh(np.arange(len(names)), values, color=["C0" if value >= least else "C3" for value in values])
+        axis.axvline(least, color="0.3", linewidth=1)
+        axis.set_yticks(np.arange(len(names)), names)
+        axis.set(title=title, xlim=(0, 1))
+        axis.invert_yaxis()  # first on top
 
 
 @contextmanager
-def _figure(file: Path, *, columns: int, width: float, height: float) -> Iterator[tuple[Any, NDArray[np.object_]]]:
-    matplotlib.use("Agg")  # needs no display
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained")
-    yield figure, axes[0]
+def _figure(file: Path, *, columns: int, width: float, height: float) -> Iterator[tuple[Figure, Any]]:
+    figure = Figure(figsize=(width * columns, height), layout="constrained")  # without pyplot, which wants a display
+    yield figure, figure.subplots(1, columns, squeeze=False)[0]
     figure.savefig(file, dpi=_DPI)
-    pyplot.close(figure)

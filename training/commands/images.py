@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.console import Console
 
 from models.errors import DataError
@@ -29,9 +29,9 @@ SKETCHED = "bicycle"
 SHOTS = 3
 MAX_FILE_BYTES = 150_000
 
-_CELL = 104
+_CELL = 104  # side of a cell's image, px
 LINE = 15  # height of a line of text, px
-_GAP = 8
+_GAP = 8  # around and between cells, px
 _COLOURS = np.array(
     [
         *((255, 255, 255), (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189)),
@@ -50,15 +50,6 @@ class Cell:
     image: Image.Image | None
     lines: Sequence[str]
     colour: str = _TEXT
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """Share of an image's pixels that a name has, 0 to 1; `index` is its label."""
-
-    index: int
-    name: str
-    fraction: float
 
 
 def images_command(
@@ -116,16 +107,12 @@ def segment_image(client: httpx.Client, data: DataSet, numbers: Sequence[int]) -
     rows = []
     for number in numbers:
         scene = compose_evaluation_scene(pool, number)
-        body = {
-            "image": {"base64": _base64(Image.fromarray(scene.pixels))},
-            "classes": list(scene.prompts),
-            "format": "label_map",
-        }
+        sent = {"base64": _base64(Image.fromarray(scene.pixels))}
+        body = {"image": sent, "classes": list(scene.prompts), "format": "label_map"}
         answer = _send(client, "POST", "/segment", json=body).json()
         with Image.open(io.BytesIO(base64.b64decode(answer["label_map"]))) as label_map:
             labels = np.asarray(label_map)
-        shares = [Share(index=c["index"], name=c["name"], fraction=c["fraction"]) for c in answer["classes"]]
-        rows.append(scene_row(scene, labels, shares, title="sent"))
+        rows.append(scene_row(scene, labels, title="sent"))
     return below(rows)
 
 
@@ -147,14 +134,12 @@ def fewshot_image(client: httpx.Client, data: DataSet) -> Image.Image:
     predictions = answer["predictions"]
     rows = []
     for number, word in enumerate(TAUGHT):
-        row = [
-            Cell(image=_drawn(d), lines=[f"shown as {word}" if not n else ""])
-            for n, d in enumerate(drawings[word][:SHOTS])
-        ]
-        row.append(Cell(image=None, lines=[]))
-        for query in (number, number + len(TAUGHT)):
-            row.append(_predicted(queries[query][2], word, predictions[query]))
-        rows.append(row)
+        titles = (f"shown as {word}", *[""] * (SHOTS - 1))
+        shown = [Cell(image=_drawn(d), lines=[title]) for d, title in zip(drawings[word], titles, strict=False)]
+        # A word's drawing is among the first queries, its emoji among the last.
+        asked = (number, number + len(TAUGHT))
+        predicted = [_predicted(queries[query][2], word, predictions[query]) for query in asked]
+        rows.append([*shown, Cell(image=None, lines=[]), *predicted])
     return grid(rows)
 
 
@@ -183,11 +168,9 @@ def _drawn(drawing: DrawingRecord) -> Image.Image:
 
 
 def _predicted(image: Image.Image, word: str, prediction: dict[str, Any]) -> Cell:
-    is_right = prediction["label"] == word
     line = f"{prediction['label']} {prediction['probability']:.2f}"
-    return Cell(
-        image=image, lines=[line, "right" if is_right else f"wrong: {word}"], colour=RIGHT if is_right else WRONG
-    )
+    verdict, colour = ("right", RIGHT) if prediction["label"] == word else (f"wrong: {word}", WRONG)
+    return Cell(image=image, lines=[line, verdict], colour=colour)
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -240,51 +223,38 @@ def overlay(pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Image.Image
     return Image.fromarray(np.clip(tinted, 0, 255).astype(np.uint8))
 
 
-def legend(shares: Sequence[Share], absent: Sequence[str], *, height: int) -> Image.Image:
-    """Colours of `overlay` with names and shares, `height` px high."""
-    sheet = Image.new("RGB", (250, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, each in enumerate(shares):
-        top = LINE + number * 21
-        draw.rectangle((0, top, 14, top + 14), fill=tuple(int(c) for c in _COLOURS[each.index]))
-        text = f"{each.name}: {each.fraction:.0%}" + (" (not there)" if each.name in absent else "")
-        draw.text((22, top), _shortened(text, 226), _MUTED if each.fraction == 0 else _TEXT, _font())
-    return sheet
-
-
-def titled(image: Image.Image, title: str) -> Image.Image:
-    """An image under its title."""
-    sheet = Image.new("RGB", (image.width, image.height + LINE), "white")
-    ImageDraw.Draw(sheet).text((0, 0), title, _TEXT, _font())
-    sheet.paste(image, (0, LINE))
-    return sheet
-
-
-def scene_row(scene: Scene, labels: NDArray[np.uint8], shares: Sequence[Share], *, title: str) -> Image.Image:
-    """A scene under its title, its answered and true masks, and their legend, side by side."""
+def scene_row(scene: Scene, labels: NDArray[np.uint8], *, title: str) -> Image.Image:
+    """A scene under its title, the answered `labels` [H, W] and the true ones as masks, and a legend, side by side."""
     images = [
-        titled(Image.fromarray(scene.pixels), title),
-        titled(overlay(scene.pixels, labels), "answered"),
-        titled(overlay(scene.pixels, scene.labels), "true"),
-        legend(shares, scene.absent, height=len(scene.pixels) + LINE),
+        _titled(Image.fromarray(scene.pixels), title),
+        _titled(overlay(scene.pixels, labels), "answered"),
+        _titled(overlay(scene.pixels, scene.labels), "true"),
+        _legend(scene, labels),
     ]
-    width = sum(image.width + _GAP for image in images) + _GAP
-    sheet = Image.new("RGB", (width, max(image.height for image in images) + 2 * _GAP), "white")
-    left = _GAP
-    for image in images:
-        sheet.paste(image, (left, _GAP))
-        left += image.width + _GAP
+    padded = [np.asarray(ImageOps.expand(image, (0, _GAP, _GAP, _GAP), "white")) for image in images]
+    return ImageOps.expand(Image.fromarray(np.hstack(padded)), (_GAP, 0, 0, 0), "white")
+
+
+def _legend(scene: Scene, labels: NDArray[np.uint8]) -> Image.Image:
+    sheet = Image.new("RGB", (250, len(labels) + LINE), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, name in enumerate(scene.prompts):
+        top, share = LINE + number * 21, (labels == number + 1).mean()
+        draw.rectangle((0, top, 14, top + 14), fill=tuple(int(c) for c in _COLOURS[number + 1]))
+        text = f"{name}: {share:.0%}" + (" (not there)" if name in scene.absent else "")
+        draw.text((22, top), _shortened(text, 226), _MUTED if share == 0 else _TEXT, _font())
+    return sheet
+
+
+def _titled(image: Image.Image, title: str) -> Image.Image:
+    sheet = ImageOps.expand(image, (0, LINE, 0, 0), "white")
+    ImageDraw.Draw(sheet).text((0, 0), title, _TEXT, _font())
     return sheet
 
 
 def below(images: Sequence[Image.Image]) -> Image.Image:
-    """Images in a column."""
-    sheet = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
-    top = 0
-    for image in images:
-        sheet.paste(image, (0, top))
-        top += image.height
-    return sheet
+    """Images of one width in a column."""
+    return Image.fromarray(np.vstack([np.asarray(image) for image in images]))
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -292,9 +262,8 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _shortened(text: str, width: int) -> str:
-    font = _font()
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
+    shorter, font = text, _font()
+    while text and font.getlength(shorter) > width:
         text = text[:-1]
-    return text + "…"
+        shorter = text + "…"
+    return shorter

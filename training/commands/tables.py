@@ -1,10 +1,10 @@
 """Rows of the tables of `vermouth eval`: the protocols on bundles, and on heads of one kind of frozen features."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from training.heads.frozen import FEATURES, visible
 from training.heads.recipe import HeadRecord, read_record
 
 Row = dict[str, Any]
+Form = TypeVar("Form", retrieval.Protocol, fewshot.ShotPool)
 
 VENDOR_EPISODES = ((20, 1), (100, 1))
 DRAWING_EPISODES = ((20, 1), (20, 5), (77, 1))  # (n_way, k_shot) of the few-shot protocols
@@ -63,13 +64,13 @@ def retrieval_rows(
         measure = partial(figures_of, forms(build, data, cache))
         rows += [{"model": each.name, **asdict(measure(each))} for each in untrained_of(bundles[0], cache)]
         own = [trained(bundle, cache, "retrieval", heads) for bundle in bundles]
-        rows += over_seeds([[{"model": own[0].name, **asdict(measure(each))}] for each in own])
+        rows += over_seeds([[{"model": each.name, **asdict(measure(each))}] for each in own])
     return rows
 
 
 def forms(
-    build: Callable[[DataSet, retrieval.Images], retrieval.Protocol], data: DataSet, cache: EvaluationCache
-) -> dict[bool, retrieval.Protocol]:
+    build: Callable[[DataSet, retrieval.Images], Form], data: DataSet, cache: EvaluationCache
+) -> dict[bool, Form]:
     """A protocol on canonical images (True) and on images as rendered (False)."""
     return {True: build(data, cache.images), False: build(data, retrieval.rendered_images)}
 
@@ -82,27 +83,26 @@ def figures_of(protocols: Mapping[bool, retrieval.Protocol], each: Contender) ->
 
 def fewshot_rows(data: DataSet, bundles: Sequence[LoadedBundle], episodes: int, cache: EvaluationCache) -> list[Row]:
     """fewshot-vendors and fewshot-drawings: untrained contenders, then the bundles, over their seeds."""
-    drawn = fewshot.drawings(data)
-    vendors = {
-        True: fewshot.vendors(data, cache.images),
-        False: fewshot.vendors(data, retrieval.rendered_images),
-    }
+    vendors, drawn = forms(fewshot.vendors, data, cache), fewshot.drawings(data)
     rows: list[Row] = []
     # Drawings are canonical for every contender.
     for pools, settings in ((vendors, VENDOR_EPISODES), ({True: drawn, False: drawn}, DRAWING_EPISODES)):
-        own = [trained(bundle, cache, "fewshot", "zero-shot") for bundle in bundles]
-        measured: list[list[Row]] = []
-        for each in (*untrained_of(bundles[0], cache), *own):
-            pool = pools[each.canonical]
-            features = each.embed(pool.pixels)
-            if each.centred:
-                features = retrieval.centre(features)
-            found = [fewshot.measure(pool, features, n_way=n, k_shot=k, episodes=episodes) for n, k in settings]
-            name = own[0].name if each in own else each.name
-            measured.append([{"model": name, **asdict(figures)} for figures in found])
-        rows += [row for part in measured[: -len(own)] for row in part]
-        rows += over_seeds(measured[-len(own) :])
+        measure = partial(_episode_rows, pools, settings=settings, episodes=episodes)
+        for each in untrained_of(bundles[0], cache):
+            rows += measure(each)
+        rows += over_seeds([measure(trained(bundle, cache, "fewshot", "zero-shot")) for bundle in bundles])
     return rows
+
+
+def _episode_rows(
+    pools: Mapping[bool, fewshot.ShotPool], each: Contender, *, settings: Iterable[tuple[int, int]], episodes: int
+) -> list[Row]:
+    pool = pools[each.canonical]
+    features = each.embed(pool.pixels)
+    if each.centred:
+        features = retrieval.centre(features)
+    found = [fewshot.measure(pool, features, n_way=n, k_shot=k, episodes=episodes) for n, k in settings]
+    return [{"model": each.name, **asdict(figures)} for figures in found]
 
 
 def scene_pools(data: DataSet) -> dict[str, ScenePool]:

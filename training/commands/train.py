@@ -62,17 +62,10 @@ def build_command(
 
 @contextmanager
 def _stage(name: str, total: int, threads: int) -> Iterator[Callable[[int, float], None]]:
-    """Set threads and show progress."""
     torch.set_num_threads(threads)
     use_fast_products()
-    columns = (
-        TextColumn(name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    counts = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn())
+    with Progress(TextColumn(name), *counts, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=total, loss="")
         yield lambda step, loss: bar.update(task, completed=step, loss=f"loss {loss:.4f}")
 
@@ -94,18 +87,12 @@ def train_vae_command(
     from training.prior.vae import save_reconstructions, train_vae
 
     folder = runs.expanduser() / "vae"
-    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=2e-3, decay=True)
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=2e-3)
     with _stage("vae", steps, threads) as progress:
         corpus = load_corpus(load_dataset(data_set))
+        computes = device_named(device)
         vae = train_vae(
-            corpus,
-            schedule,
-            folder=folder,
-            seed=seed,
-            progress=progress,
-            device=device_named(device),
-            batch=batch,
-            crop=crop,
+            corpus, schedule, folder=folder, seed=seed, progress=progress, device=computes, batch=batch, crop=crop
         )
         save_reconstructions(vae, corpus, folder / "reconstructions.png")
         vae.save_pretrained(folder / "export")
@@ -133,7 +120,7 @@ def train_unet_command(
 
     folder = runs.expanduser() / "unet"
     folder.mkdir(parents=True, exist_ok=True)
-    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=8e-4, decay=True)
+    schedule = Schedule(steps=steps, minutes=minutes, learning_rate=8e-4)
     with _stage("unet", steps, threads) as progress:
         computes = device_named(device)
         corpus = load_corpus(load_dataset(data_set))
@@ -214,16 +201,8 @@ def train_heads_command(
     from training.heads.recipe import HeadPlan, train_heads
 
     with _stage("frozen maps", 0, threads) as progress:
-        root = runs.expanduser() / "heads"
-        maps = frozen_features(
-            load_dataset(data_set),
-            prior,
-            root,
-            rounds=rounds,
-            device=device_named(device),
-            with_pixels=adapt,
-            progress=progress,
-        )
+        root, computes, data = runs.expanduser() / "heads", device_named(device), load_dataset(data_set)
+        maps = frozen_features(data, prior, root, rounds=rounds, device=computes, with_pixels=adapt, progress=progress)
     plan = HeadPlan(
         release=release,
         finish=finish,

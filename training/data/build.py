@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,16 +63,7 @@ class Packages:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """One file to render, and what the data set records of it; see `dataset.ImageRecord`."""
-
-    path: Path
-    source: str
-    kind: str
-    hexcode: str | None
-    name: str
-    split: Split
+Source = tuple[Path, ImageRecord]  # a file to render, and its record, whose row is known once it is rendered
 
 
 def build(packages: Packages, drawings_dir: Path, out: Path, progress: Callable[[int, int], None]) -> dict[str, int]:
@@ -99,9 +91,7 @@ def build(packages: Packages, drawings_dir: Path, out: Path, progress: Callable[
             fields = dataclasses.asdict(drawing)
             fields["drawing"] = fields.pop("strokes")
             lines.write(json.dumps(fields) + "\n")
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record.source] = counts.get(record.source, 0) + 1
+    counts = dict(Counter(record.source for record in records))
     manifest = {
         "packages": packages.versions(),
         "counts": counts,
@@ -119,7 +109,7 @@ def _render_all(sources: list[Source], out: Path, progress: Callable[[int, int],
     first_rows: dict[bytes, int] = {}
     records: list[ImageRecord] = []
     with ThreadPoolExecutor(2) as pool:
-        for done, (source, rgba) in enumerate(zip(sources, pool.map(_try_render, sources), strict=True), 1):
+        for done, ((_, source), rgba) in enumerate(zip(sources, pool.map(_try_render, sources), strict=True), 1):
             progress(done, len(sources))
             if rgba is None:
                 continue
@@ -134,16 +124,7 @@ def _render_all(sources: list[Source], out: Path, progress: Callable[[int, int],
             row = len(records)
             first_rows.setdefault(digest, row)
             pixels[row], alphas[row] = image, rgba[..., 3]
-            records.append(
-                ImageRecord(
-                    row=row,
-                    source=source.source,
-                    kind=source.kind,
-                    hexcode=source.hexcode,
-                    name=source.name,
-                    split=source.split,
-                )
-            )
+            records.append(dataclasses.replace(source, row=row))
     np.save(out / PIXELS, pixels[: len(records)])
     part.unlink()
     np.save(out / ALPHA, alphas[: len(records)])
@@ -152,11 +133,12 @@ def _render_all(sources: list[Source], out: Path, progress: Callable[[int, int],
 
 
 def _try_render(source: Source) -> NDArray[np.uint8] | None:
+    path, record = source
     try:
-        return render_file(source.path)
+        return render_file(path)
     except (OSError, ValueError, Image.DecompressionBombError):
         # A few clip-art files are damaged in the package itself, or hold hundreds of megapixels.
-        if source.hexcode is not None:
+        if record.hexcode is not None:
             raise
         return None
 
@@ -226,12 +208,12 @@ def list_sources(packages: Packages, splits: Splits) -> Iterator[Source]:
         for path in sorted((packages.npm / "@phosphor-icons/core/assets" / weight).glob("*.svg")):
             name = path.stem.removesuffix(f"-{weight}").replace("-", " ")
             split: Split = "unseen" if named_like(name, unseen) else "none"
-            yield Source(path=path, source=f"phosphor-{weight}", kind="icon", hexcode=None, name=name, split=split)
+            yield path, _record(f"phosphor-{weight}", "icon", None, name, split)
     for path in sorted(packages.clipart.rglob("*.png")):
         name = re.sub(r"[_\-.]+", " ", path.stem).strip()
         # The folder may hold the only telling word: `birds/owl/01.png`.
         split = "unseen" if named_like(f"{path.parent.name} {name}", unseen) else "none"
-        yield Source(path=path, source="openclipart", kind="clipart", hexcode=None, name=name, split=split)
+        yield path, _record("openclipart", "clipart", None, name, split)
 
 
 def _emoji_sources(npm: Path, splits: Splits, names: dict[str, str]) -> Iterator[Source]:
@@ -253,7 +235,11 @@ def _emoji_sources(npm: Path, splits: Splits, names: dict[str, str]) -> Iterator
             if path is not None and path.is_file():
                 # Fluent's flat style belongs to the evaluation alone, whatever the class.
                 split = "evaluation" if source == "fluent-flat" else splits.of_class(hexcode)
-                yield Source(path=path, source=source, kind=kind, hexcode=hexcode, name=name, split=split)
+                yield path, _record(source, kind, hexcode, name, split)
+
+
+def _record(source: str, kind: str, hexcode: str | None, name: str, split: Split) -> ImageRecord:
+    return ImageRecord(row=-1, source=source, kind=kind, hexcode=hexcode, name=name, split=split)
 
 
 def _vendor_files(package: Path, vendor: str) -> dict[str, Path]:

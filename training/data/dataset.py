@@ -33,21 +33,11 @@ _GENERIC_TOKENS = frozenset(
     "men women people sign symbol button mark old new front back side open closed two three one top over under "
     "circle square simple line fill half full plus minus x outline medium heavy hand eyes mouth smiling".split()
 )
-_IRREGULAR = {
-    "children": "child",
-    "feet": "foot",
-    "geese": "goose",
-    "knives": "knife",
-    "leaves": "leaf",
-    "loaves": "loaf",
-    "men": "man",
-    "mice": "mouse",
-    "minus": "minus",
-    "scarves": "scarf",
-    "teeth": "tooth",
-    "wolves": "wolf",
-    "women": "woman",
-}
+_IRREGULAR = dict(
+    pair.split(":")
+    for pair in "children:child feet:foot geese:goose knives:knife leaves:leaf loaves:loaf men:man mice:mouse "
+    "minus:minus scarves:scarf teeth:tooth wolves:wolf women:woman".split()
+)
 _OTHER_NAMES = {
     "car": ("automobile",),
     "coffee cup": ("coffee",),
@@ -123,20 +113,13 @@ def load_dataset(folder: Path) -> DataSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
-    """The contents of splits.json and concepts.json.
+    """The contents of splits.json and concepts.json."""
 
-    Attributes:
-        seen, unseen: OpenMoji hexcodes.
-        unseen_words: drawing words excluded from everything behind a zero-shot figure.
-        validation_drawings: `key_id`s excluded from all training.
-        concepts: drawing word → hexcodes that show the same thing.
-    """
-
-    seen: frozenset[str]
-    unseen: frozenset[str]
-    unseen_words: frozenset[str]
-    validation_drawings: frozenset[str]
-    concepts: dict[str, tuple[str, ...]]
+    seen: frozenset[str]  # OpenMoji hexcodes
+    unseen: frozenset[str]  # OpenMoji hexcodes
+    unseen_words: frozenset[str]  # drawing words excluded from everything behind a zero-shot figure
+    validation_drawings: frozenset[str]  # `key_id`s excluded from all training
+    concepts: dict[str, tuple[str, ...]]  # drawing word → hexcodes that show the same thing
 
     def of_class(self, hexcode: str) -> Split:
         """The split of an emoji class; `none` for one outside the protocol."""
@@ -199,12 +182,7 @@ def tokens(name: str) -> frozenset[str]:
 
 
 def unseen_names(splits: Splits, annotations: Iterable[str]) -> list[frozenset[str]]:
-    """Returns the tokens of every unseen class and word, for `named_like`.
-
-    Args:
-        splits: the split.
-        annotations: names of the unseen emoji classes.
-    """
+    """The tokens of every unseen word, and of the unseen emoji classes of these annotations, for `named_like`."""
     names = [*annotations, *splits.unseen_words]
     names += [other for word in splits.unseen_words for other in _OTHER_NAMES.get(word, ())]
     return [tokens(name) for name in names]

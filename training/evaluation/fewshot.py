@@ -13,8 +13,7 @@ from training.evaluation.metrics import mean_and_ci95
 from training.evaluation.retrieval import Images, canonical_images
 
 VENDORS = ("openmoji", "noto", "twemoji", "fluent")
-QUERIES = 3
-EPISODES = 600
+QUERIES, EPISODES = 3, 600  # queries a class; episodes a setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +56,8 @@ def measure(
     """Accuracy of prototypes, the normalized means of the support (Snell et al. 2017).
 
     Args:
-        pool: rows by class.
-        features: [N, D] float32, unit length, row by row.
-        n_way, k_shot: of every episode.
-        episodes: number of episodes.
-        seed: of their classes and images.
+        features: [N, D] float32, unit length, of the pool's images.
+        seed: of the episodes' classes and images.
     """
     drawn = _episodes(pool, features, n_way=n_way, k_shot=k_shot, episodes=episodes, seed=seed)
     accuracy, ci95 = mean_and_ci95(np.array([(truth == answers).mean() for truth, answers in drawn]))

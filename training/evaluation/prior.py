@@ -4,7 +4,6 @@ The classifier reads the frozen expert, which no training of the prior touched. 
 training image is reported too, since a prior that only copies would be very near.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from training.data.dataset import DataSet, ImageRecord
-from training.evaluation.retrieval import Embed, in_batches
+from training.evaluation.retrieval import Embed, in_batches, rendered_images
 from training.prior.corpus import CAPTIONS
 
 CLASSES = 100
@@ -34,26 +33,16 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriorFigures:
-    """Figures of the samples.
-
-    Attributes:
-        samples, classes: counts.
-        recognised: share whose most likely class is the wanted one.
-        recognised_5: share with the wanted class among the five most likely.
-        ceiling: accuracy of the classifier on Fluent's flat images of the classes, which it never saw.
-        nearest: mean cosine of a sample to the nearest training image.
-        nearest_real: of a real image to the nearest training image of another style or class.
-        copies: share of samples nearer to a training image than 99 % of real images are to another.
-    """
+    """Figures of the samples."""
 
     samples: int
     classes: int
-    recognised: float
-    recognised_5: float
-    ceiling: float
-    nearest: float
-    nearest_real: float
-    copies: float
+    recognised: float  # share whose most likely class is the wanted one
+    recognised_5: float  # share with the wanted class among the five most likely
+    ceiling: float  # accuracy of the classifier on Fluent's flat images of the classes, which it never saw
+    nearest: float  # mean cosine of a sample to the nearest training image
+    nearest_real: float  # of a real image to the nearest training image of another style or class
+    copies: float  # share of samples nearer to a training image than 99 % of real images are to another
 
 
 def question(data: DataSet, *, seed: int = 0) -> Question:
@@ -70,25 +59,21 @@ def question(data: DataSet, *, seed: int = 0) -> Question:
     styles = list(STYLES.values())
     captions = tuple(styles[(i + i // CLASSES) % len(styles)].format(names[w]) for i, w in enumerate(wanted))
     known = [(record, label) for label, code in enumerate(chosen) for record in by_class[code]]
-    return Question(
-        names=names,
-        captions=captions,
-        wanted=wanted,
-        known=tuple(record for record, _ in known),
-        labels=np.array([label for _, label in known]),
-    )
+    records, labels = zip(*known, strict=True)
+    return Question(names=names, captions=captions, wanted=wanted, known=records, labels=np.array(labels))
 
 
 def measure(data: DataSet, asked: Question, samples: NDArray[np.uint8], embed: Embed) -> PriorFigures:
     """Figures of [256, 128, 128, 3] uint8 RGB samples that answer a question, by the expert's embedding."""
     drawn = in_batches(embed, samples)
-    known = in_batches(embed, _pixels(data, asked.known))
+    known = in_batches(embed, rendered_images(data, asked.known))
     classifier = LogisticRegression(C=100.0, max_iter=2000).fit(known, asked.labels)
     order = np.argsort(-classifier.decision_function(drawn), axis=1)
     flat = {r.name: r for r in data.rows(lambda r: r.split == "evaluation")}
     held_out = [(flat[name], label) for label, name in enumerate(asked.names) if name in flat]
-    guessed = classifier.predict(in_batches(embed, _pixels(data, [record for record, _ in held_out])))
-    trained_on = in_batches(embed, _pixels(data, data.rows(lambda r: r.kind == "picture" and r.split == "seen")))
+    guessed = classifier.predict(in_batches(embed, rendered_images(data, [record for record, _ in held_out])))
+    seen = data.rows(lambda r: r.kind == "picture" and r.split == "seen")
+    trained_on = in_batches(embed, rendered_images(data, seen))
     nearest = (drawn @ trained_on.T).max(axis=1)
     among_real = known @ trained_on.T
     among_real[among_real > 1 - 1e-5] = -1  # the image itself
@@ -103,7 +88,3 @@ def measure(data: DataSet, asked: Question, samples: NDArray[np.uint8], embed: E
         nearest_real=float(nearest_real.mean()),
         copies=float((nearest > np.quantile(nearest_real, 0.99)).mean()),
     )
-
-
-def _pixels(data: DataSet, records: Sequence[ImageRecord]) -> NDArray[np.uint8]:
-    return np.stack([np.asarray(data.pixels[record.row]) for record in records])

@@ -23,46 +23,14 @@ Segment = Callable[[NDArray[np.uint8], Sequence[str]], tuple[NDArray[np.uint8], 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneFigures:
-    """Figures of a pool's scenes.
+    """Figures of a pool's scenes."""
 
-    Attributes:
-        protocol: its name with the pool's.
-        scenes: number of scenes.
-        mean_iou: mean over scenes of the mean IoU of a scene's background, its present names and any absent
-            name that was predicted (which scores 0).
-        class_iou: one confusion over all scenes, as open-vocabulary benchmarks count: the mean over the
-            background and every name that some scene shows.
-        figure_ground_iou: mean over scenes of the IoU of anything named and of background, averaged.
-        calibration_error: over one pixel in 16, of the probability of the label.
-    """
-
-    protocol: str
-    scenes: int
-    mean_iou: float
-    class_iou: float
-    figure_ground_iou: float
-    calibration_error: float
-
-
-class _NameCounts:
-    """Intersection and union of every name over all scenes; the background is the empty name."""
-
-    def __init__(self) -> None:
-        self._hits: defaultdict[str, int] = defaultdict(int)
-        self._unions: defaultdict[str, int] = defaultdict(int)
-        self._shown: set[str] = {""}
-
-    def add(self, scene: Scene, matrix: NDArray[np.int64]) -> None:
-        hits = np.diag(matrix)
-        unions = matrix.sum(axis=0) + matrix.sum(axis=1) - hits
-        for name, hit, union in zip(("", *scene.prompts), hits, unions, strict=True):
-            self._hits[name] += int(hit)
-            self._unions[name] += int(union)
-        self._shown.update(scene.present)
-
-    def mean(self) -> float:
-        # Names that no scene shows do not count, whatever was predicted for them.
-        return float(np.mean([self._hits[name] / self._unions[name] for name in sorted(self._shown)]))
+    protocol: str  # its name with the pool's
+    scenes: int  # number of scenes
+    mean_iou: float  # mean over scenes of a scene's mean over background, present names and predicted absent ones (0)
+    class_iou: float  # over all scenes at once, as open-vocabulary benchmarks count: background and every name shown
+    figure_ground_iou: float  # mean over scenes of the IoU of anything named and of background, averaged
+    calibration_error: float  # of the probability of the label
 
 
 class SceneTally:
@@ -73,12 +41,17 @@ class SceneTally:
         self._grounds: list[float] = []
         self._confidences: list[NDArray[np.float64]] = []
         self._hits: list[NDArray[np.bool_]] = []
-        self._by_name = _NameCounts()
+        self._by_name: defaultdict[str, NDArray[np.int64]] = defaultdict(lambda: np.zeros(2, np.int64))
+        self._shown = {""}  # names that scenes show; the empty one is the background
 
     def add(self, scene: Scene, labels: NDArray[np.uint8], confidence: NDArray[np.float64]) -> None:
         """Add one scene's answer: labels [H, W] uint8 and confidence [H, W]."""
         matrix = confusion(scene.labels, labels, len(scene.prompts) + 1)
-        self._by_name.add(scene, matrix)
+        hits = np.diag(matrix)
+        unions = matrix.sum(axis=0) + matrix.sum(axis=1) - hits
+        for name, counts in zip(("", *scene.prompts), np.stack([hits, unions], axis=1), strict=True):
+            self._by_name[name] += counts
+        self._shown.update(scene.present)
         self._means.append(float(np.nanmean(intersection_over_union(matrix))))
         ground = confusion((scene.labels > 0).astype(int), (labels > 0).astype(int), 2)
         self._grounds.append(float(np.nanmean(intersection_over_union(ground))))
@@ -92,11 +65,13 @@ class SceneTally:
 
     def figures(self, name: str) -> SceneFigures:
         """Figures of all scenes added."""
+        # Names that no scene shows do not count, whatever was predicted for them.
+        hits, unions = np.stack([self._by_name[shown] for shown in sorted(self._shown)]).T
         return SceneFigures(
             protocol=name,
             scenes=len(self._means),
             mean_iou=float(np.mean(self._means)),
-            class_iou=self._by_name.mean(),
+            class_iou=float(np.mean(hits / unions)),
             figure_ground_iou=float(np.mean(self._grounds)),
             calibration_error=self.calibration().error,
         )

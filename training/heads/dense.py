@@ -21,15 +21,14 @@ from models.transforms import fit_square
 from training.data.dataset import SIDE, DataSet
 from training.data.scenes import Scene, ScenePool, build_pool, compose_training_scene, seen_training_pool
 from training.devices import in_processes
-from training.heads.feature_store import MapReader
+from training.heads.feature_store import DeviceStore
 from training.heads.pooled import NONE, concept_numbers
 from training.loop import Progress
 
-CELLS = 32
+CELLS = 32  # along a side of the dense path's output
 UNSEEN_SEED_OFFSET = 1_000_000
 SCENES = 24  # scene views a step
-DENSE_WEIGHT = 0.7
-REGION_WEIGHT = 0.5
+DENSE_WEIGHT, REGION_WEIGHT = 0.7, 0.5
 WITHHELD_SHARE = 0.1  # share of present names that a scene is not asked for
 LEAST_CELLS = 8  # objects that fill fewer cells do not count as regions
 _NO_TARGET = -100
@@ -38,18 +37,12 @@ _GROUP = 100  # scenes a task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneViews:
-    """What N scene views show.
+    """What N scene views show."""
 
-    Attributes:
-        labels: [N, 32, 32] uint8: 0 background, i + 1 the i-th present name.
-        present, absent: names of each view's scene.
-        is_unseen: [N] bool: scenes of unseen classes.
-    """
-
-    labels: NDArray[np.uint8]
-    present: tuple[tuple[str, ...], ...]
-    absent: tuple[tuple[str, ...], ...]
-    is_unseen: NDArray[np.bool_]
+    labels: NDArray[np.uint8]  # [N, 32, 32] uint8: 0 background, i + 1 the i-th present name
+    present: tuple[tuple[str, ...], ...]  # names of each view's scene
+    absent: tuple[tuple[str, ...], ...]  # as many names that it does not show
+    is_unseen: NDArray[np.bool_]  # [N] bool: scenes of unseen classes
 
     def draw(self, count: int, with_unseen: bool, generator: torch.Generator) -> NDArray[np.int64]:
         """[count] row numbers, with replacement; unseen scenes only on request."""
@@ -165,7 +158,7 @@ class DenseLoss:
         self,
         stage: DenseStage,
         scenes: SceneViews,
-        maps: MapReader,
+        maps: DeviceStore,
         embeddings: Mapping[str, torch.Tensor],
         *,
         with_unseen: bool,

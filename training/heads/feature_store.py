@@ -1,9 +1,9 @@
 """Frozen maps of N views: on disk, one memory-mapped float16 array a map; on the device that trains, read by row."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,58 +15,24 @@ from training.devices import half_on_gpu, to_input
 from training.loop import Progress
 
 Maps = Mapping[str, torch.Tensor]  # frozen maps by name: [B, C, h, w] float32; `sd.<tap>` and `expert.<level>`
+Arrays = Mapping[str, NDArray[np.float16]]  # the same on disk: [N, C, h, w], memory-mapped
 
 EXPERT_CELLS, TAP_CELLS = "expert.cells", "sd.cells"
 """What a U-head's pool reads of a view, in two maps because taps change more often."""
-_COPY_ROWS = 4096
-
-
-class MapReader(Protocol):
-    """Maps of N views, by row."""
-
-    def __len__(self) -> int:
-        """N."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the maps."""
-        ...
-
-    def read(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The maps of some rows, [len(rows), C, h, w] float32 each, channels last; `rows` is on `device`."""
-        ...
-
-
-class FeatureStore:
-    """Frozen maps on disk, [N, C, h, w] float16 by name."""
-
-    def __init__(self, arrays: Mapping[str, NDArray[np.float16]]) -> None:
-        self.arrays = dict(arrays)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-    def __or__(self, other: "FeatureStore") -> "FeatureStore":
-        """Both stores' maps of the same rows."""
-        return FeatureStore({**self.arrays, **other.arrays})
-
-    def without(self, name: str) -> "FeatureStore":
-        """The store without one map."""
-        return FeatureStore({key: array for key, array in self.arrays.items() if key != name})
+_COPY_ROWS = 4096  # copied to the device at once
 
 
 class DeviceStore:
-    """Maps on one device, read by row; a MapReader."""
+    """Maps of N views on one device, read by row."""
 
     def __init__(self, maps: Mapping[str, torch.Tensor], blank: str | None = None) -> None:
         self._maps = dict(maps)
         self._blank = blank
 
     @classmethod
-    def joined(cls, stores: Sequence[FeatureStore], device: torch.device) -> "DeviceStore":
+    def joined(cls, stores: Sequence[Arrays], device: torch.device) -> "DeviceStore":
         """Several stores of the same maps as one, read from disk once, rows one after the other."""
-        return cls({name: joined([store.arrays[name] for store in stores], device) for name in stores[0].arrays})
+        return cls({name: joined([arrays[name] for arrays in stores], device) for name in stores[0]})
 
     def __len__(self) -> int:
         return len(next(iter(self._maps.values())))
@@ -89,10 +55,11 @@ class DeviceStore:
         return DeviceStore({name: self._maps[name] for name in names}, self._blank)
 
     def read(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See `MapReader`."""
+        """The maps of some rows, [len(rows), C, h, w] float32 each, channels last; `rows` is on `device`."""
         found = {}
         for name, values in self._maps.items():
             if self._blank is not None and name.startswith(self._blank):
+                # Zeros of the same shape: heads on fewer features have the same weights (docs/adr/0014).
                 found[name] = torch.zeros((len(rows), *values.shape[1:]), device=values.device)
             else:
                 found[name] = values[rows].float().contiguous(memory_format=torch.channels_last)
@@ -100,7 +67,7 @@ class DeviceStore:
 
 
 class AdaptedCells:
-    """Cells of views for an expert that learns: taps are cached, the expert's cells computed; a MapReader.
+    """Cells of views for an expert that learns: taps are cached, the expert's cells computed.
 
     Args:
         expert: in eval mode, on the pixels' device. Gradients reach it.
@@ -113,16 +80,8 @@ class AdaptedCells:
         self._taps = taps.only(TAP_CELLS)
         self._pixels = pixels
 
-    def __len__(self) -> int:
-        return len(self._pixels)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the maps."""
-        return self._pixels.device
-
     def read(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See `MapReader`."""
+        """As `DeviceStore.read`."""
         pixels = to_input(self._pixels[rows])
         with half_on_gpu(pixels.device):
             levels = [level.float() for level in self._expert(pixels)]
@@ -143,19 +102,14 @@ def joined(arrays: Sequence[NDArray[Any]], device: torch.device) -> torch.Tensor
 
 
 def build_store(
-    folder: Path,
-    batches: Iterable[NDArray[Any]],
-    *,
-    limit: int,
-    extract: Callable[[NDArray[Any]], Maps],
-    progress: Progress,
-) -> FeatureStore:
-    """Encode every batch once, or open what an earlier call finished.
+    folder: Path, inputs: NDArray[Any], *, size: int, extract: Callable[[NDArray[Any]], Maps], progress: Progress
+) -> Arrays:
+    """Encode every input once, or open what an earlier call finished.
 
     Args:
         folder: of this store; finished when it holds index.json.
-        batches: inputs of the frozen network, at most `limit` rows in all.
-        limit: rows to reserve.
+        inputs: [N, …] of the frozen network.
+        size: inputs encoded at once.
         extract: the frozen network: [B, …] → maps.
         progress: called with (rows done, 0).
     """
@@ -164,24 +118,20 @@ def build_store(
         folder.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, np.memmap[Any, np.dtype[np.float16]]] = {}
         done = 0
-        for batch in batches:
-            maps = extract(batch)
-            for name, values in maps.items():
+        for batch in in_batches(inputs, size):
+            for name, values in extract(batch).items():
                 if name not in arrays:
-                    shape = (limit, *values.shape[1:])
-                    arrays[name] = np.lib.format.open_memmap(
-                        folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape
-                    )
+                    file, shape = folder / f"{name}.npy", (len(inputs), *values.shape[1:])
+                    arrays[name] = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
                 arrays[name][done : done + len(batch)] = values.half().cpu().numpy()
             done += len(batch)
             progress(done, 0.0)
         for array in arrays.values():
             array.flush()
+        # Written last: without it the store is unfinished.
         index.write_text(json.dumps({"rows": done, "maps": sorted(arrays)}))
     finished = json.loads(index.read_text())
-    return FeatureStore(
-        {name: np.load(folder / f"{name}.npy", mmap_mode="r")[: finished["rows"]] for name in finished["maps"]}
-    )
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r")[: finished["rows"]] for name in finished["maps"]}
 
 
 def in_batches(array: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:

@@ -28,23 +28,22 @@ from training.heads.dense import SceneViews, build_scene_views
 from training.heads.feature_store import (
     EXPERT_CELLS,
     TAP_CELLS,
+    Arrays,
     DeviceStore,
-    FeatureStore,
     Maps,
     build_store,
-    in_batches,
     joined,
 )
 from training.heads.views import ViewSet, build_views, view_parts
 from training.loop import Progress
 
-SEEN_SCENES, UNSEEN_SCENES = 8000, 2000
+SEEN_SCENES, UNSEEN_SCENES = 8000, 2000  # unseen ones are for release heads alone
 SCENES = f"scenes-{SEEN_SCENES}-{UNSEEN_SCENES}"
 LATENTS = "latents"
 
 Features = Literal["fused", "expert", "diffusion"]
 FEATURES: tuple[Features, ...] = ("fused", "expert", "diffusion")
-_BLANK: Mapping[Features, str | None] = {"fused": None, "expert": "sd.", "diffusion": "expert."}
+_BLANK: Mapping[Features, str | None] = {"fused": None, "expert": "sd.", "diffusion": "expert."}  # prefix of names
 
 _Encode = Callable[[NDArray[Any]], Maps]
 
@@ -98,7 +97,7 @@ def frozen_features(
     """Compute, or open, everything heads are trained on.
 
     Args:
-        dataset: the data set.
+        dataset: shown to heads.
         prior: folder of vae/, unet/ and scheduler/.
         folder: of the caches. The name of a feature cache contains the digest of the weights it depends on.
         rounds: how often everything is redrawn.
@@ -120,23 +119,12 @@ def frozen_features(
         taps = {name.removeprefix("sd."): values for name, values in tap(latents).items()}
         return {TAP_CELLS: shape.tap_cells(taps)}
 
-    def stored(kind: str, pixels: NDArray[np.uint8], encode: _Encode, tap: _Encode) -> FeatureStore:
-        inputs = build_store(
-            folder / f"{kind}-{vae}",
-            in_batches(pixels, size),
-            limit=len(pixels),
-            extract=encode,
-            progress=progress,
-        )
-        taps = build_store(
-            # Taps depend on the latents, hence on the VAE too.
-            folder / f"{kind}-taps-{vae}{unet}-t{MINI_TIMESTEP}",
-            in_batches(inputs.arrays[LATENTS], size),
-            limit=len(inputs),
-            extract=tap,
-            progress=progress,
-        )
-        return inputs.without(LATENTS) | taps
+    def stored(kind: str, pixels: NDArray[np.uint8], encode: _Encode, tap: _Encode) -> Arrays:
+        store = functools.partial(build_store, size=size, progress=progress)
+        encoded = store(folder / f"{kind}-{vae}", pixels, extract=encode)
+        # Taps depend on the latents, hence on the VAE too.
+        taps = store(folder / f"{kind}-taps-{vae}{unet}-t{MINI_TIMESTEP}", encoded[LATENTS], extract=tap)
+        return {name: maps for name, maps in {**encoded, **taps}.items() if name != LATENTS}
 
     # Parts stay apart on disk and are joined only on the device: a new part leaves the others' caches valid.
     views = functools.reduce(operator.add, (shown for _, shown in parts.values()))

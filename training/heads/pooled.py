@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from models.heads.uhead import UHead
 from training.devices import CPU
-from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, MapReader
+from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, AdaptedCells, DeviceStore
 from training.heads.views import ViewSet
 
 PAIRS = 512  # pairs a step: with 128, twice the steps reach half as far (docs/adr/0018)
@@ -48,7 +48,7 @@ class PairLoss:
         self,
         stage: PooledStage,
         views: ViewSet,
-        cells: MapReader,
+        cells: DeviceStore | AdaptedCells,
         embed: Embed,
         *,
         with_unseen: bool,

@@ -32,7 +32,7 @@ from models.heads.uhead import GridPool, Standardize, UHead
 from models.text import load_minilm
 from training.devices import BatchLoss, batch_size, to_input
 from training.heads.dense import DenseLoss, DenseStage, split_maps
-from training.heads.feature_store import AdaptedCells, DeviceStore, MapReader, in_batches
+from training.heads.feature_store import AdaptedCells, DeviceStore, in_batches
 from training.heads.frozen import FEATURES, Features, HeadData
 from training.heads.pooled import Embed, PairLoss, PooledStage, all_cells
 from training.loop import Progress, Schedule, fit
@@ -45,20 +45,13 @@ _RECORD = "training.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """How the pool learns.
+    """How the pool learns."""
 
-    Attributes:
-        steps: in all.
-        rate: the learning rate's peak.
-        cell_dropout, fused_dropout: shares of cells and of fused features that are dropped.
-        shares: of every kind of sketch among pairs.
-    """
-
-    steps: int
-    rate: float
-    cell_dropout: float
-    fused_dropout: float
-    shares: Mapping[str, float]
+    steps: int  # in all
+    rate: float  # the learning rate's peak
+    cell_dropout: float  # share of cells that are dropped
+    fused_dropout: float  # share of fused features that are dropped
+    shares: Mapping[str, float]  # of every kind of sketch among pairs
 
 
 _EVERY_KIND = {"drawing": 0.46, "outline": 0.26, "edges": 0.22, "icon": 0.06}
@@ -71,28 +64,16 @@ FINISH = Course(steps=900, rate=1e-3, cell_dropout=0.0, fused_dropout=0.1, share
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadPlan:
-    """What to train, and for how long.
+    """What to train, and for how long."""
 
-    Attributes:
-        release: on unseen classes and words too.
-        finish: continues from the bundle's own release heads, with next to no dropout; the pooled stage alone, unless
-            the expert learns with it, whose maps the dense stage reads.
-        adapt: the expert learns too.
-        features: frozen maps that heads see; others are zero.
-        steps: of the pooled stage in all; 0 for the course's own.
-        dense_steps: of the dense stage in all.
-        minutes: wall-clock budget of each stage.
-        seed: of initialization, batches and augmentation.
-    """
-
-    release: bool = False
-    finish: bool = False
-    adapt: bool = False
-    features: Features = "fused"
-    steps: int = 0
-    dense_steps: int = 2400
-    minutes: float = 60.0
-    seed: int = 0
+    release: bool = False  # on unseen classes and words too
+    finish: bool = False  # continue from the bundle's own release heads, with next to no dropout
+    adapt: bool = False  # the expert learns too
+    features: Features = "fused"  # frozen maps that heads see; others are zero
+    steps: int = 0  # of the pooled stage in all; 0 for the course's own
+    dense_steps: int = 2400  # of the dense stage in all
+    minutes: float = 60.0  # wall-clock budget of each stage
+    seed: int = 0  # of initialization, batches and augmentation
 
     @property
     def course(self) -> Course:
@@ -111,7 +92,7 @@ class HeadPlan:
 
     @property
     def dense_steps_taken(self) -> int:
-        """Steps of the dense stage in all; none to finish heads on a frozen expert."""
+        """Steps of the dense stage in all; none to finish heads on a frozen expert, whose maps have not changed."""
         return 0 if self.finish and not self.adapt else self.dense_steps
 
     @property
@@ -181,17 +162,11 @@ def train_heads(bundle: Path, data: HeadData, plan: HeadPlan, runs: Path, progre
         steps=plan.pooled_steps,
         minutes=plan.minutes,
         learning_rate=plan.course.rate,
-        decay=True,
         ema=0.99,  # of hundreds of steps, where the prior takes thousands
         weight_decay=0.05,
     )
-    run = Run(
-        schedule=schedule,
-        with_unseen=plan.with_unseen,
-        folder=runs / plan.folder,
-        seed=plan.seed,
-        progress=progress,
-    )
+    folder = runs / plan.folder
+    run = Run(schedule=schedule, with_unseen=plan.with_unseen, folder=folder, seed=plan.seed, progress=progress)
     embed = load_minilm().to(data.device).embeddings
     train_pooled(uhead, data, run, plan.course, embed=embed, expert=expert)
     if plan.dense_steps_taken:
@@ -254,7 +229,7 @@ def train_pooled(
         ValueError: an expert is to learn and the data hold no pixels.
     """
     stage = PooledStage(uhead, adapters_of(expert) if expert is not None else None).to(data.device)
-    cells: MapReader = data.store
+    cells: DeviceStore | AdaptedCells = data.store
     if expert is not None:
         if data.pixels is None:
             raise ValueError("an expert learns from the views' pixels: pass with_pixels=True")
@@ -285,18 +260,18 @@ def _train(stage: nn.Module, loss: BatchLoss, run: Run, *, name: str, channel_dr
     stage.eval()
 
 
-def measure_pool(uhead: UHead, views: MapReader) -> None:
+def measure_pool(uhead: UHead, views: DeviceStore) -> None:
     """Set mean and deviation of every channel of the pool's input from the views' cells."""
     if isinstance(uhead.pool, GridPool):
         uhead.pool.standard.measure(all_cells(views.read(_spread(views, STANDARD_VIEWS))))
 
 
-def measure_dense(uhead: UHead, scenes: MapReader) -> None:
+def measure_dense(uhead: UHead, scenes: DeviceStore) -> None:
     """Set mean and deviation of every channel of the dense path's input from the scenes' maps."""
     uhead.measure(*split_maps(scenes.read(_spread(scenes, STANDARD_SCENES))))
 
 
-def _spread(maps: MapReader, count: int) -> torch.Tensor:
+def _spread(maps: DeviceStore, count: int) -> torch.Tensor:
     rows = np.linspace(0, len(maps) - 1, min(len(maps), count)).astype(np.int64)
     return torch.from_numpy(rows).to(maps.device)
 

@@ -18,12 +18,9 @@ from training.loop import Progress
 
 Kind = Literal["picture", "outline", "edges", "drawing", "icon"]
 
-OUTLINE_STRENGTHS = (0.0, 0.5, 0.8, 1.0)
-DRAWING_STRENGTHS = (0.0, 0.6)
-WIDE_OUTLINE_STRENGTHS = (0.4, 0.7, 1.0)
-WIDE_DRAWING_STRENGTHS = (0.45, 0.8)
-EDGE_SOURCES = ("noto", "fluent")
-WIDE_EDGE_SOURCES = ("openmoji", "twemoji")
+OUTLINE_STRENGTHS, DRAWING_STRENGTHS = (0.0, 0.5, 0.8, 1.0), (0.0, 0.6)  # of `redraw`; 0 leaves the original
+WIDE_OUTLINE_STRENGTHS, WIDE_DRAWING_STRENGTHS = (0.4, 0.7, 1.0), (0.45, 0.8)
+EDGE_SOURCES, WIDE_EDGE_SOURCES = ("noto", "fluent"), ("openmoji", "twemoji")  # each style's edges are drawn once
 ICON_SOURCES = ("phosphor-regular", "phosphor-fill")
 SHARES = 64  # tasks that the views of a part are divided into
 _ROUND_SEEDS = 1_000  # between the seeds of two rounds
@@ -31,36 +28,23 @@ _ROUND_SEEDS = 1_000  # between the seeds of two rounds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingView:
-    """One encoder input and what it shows.
+    """One encoder input and what it shows."""
 
-    Attributes:
-        pixels: [128, 128, 3] uint8 RGB, canonical.
-        kind: where it comes from; all but `picture` are sketches.
-        concepts: OpenMoji hexcodes it shows, or one code of its own for a word, an icon or clip art without emoji.
-        name: what it is called; empty for clip art, whose file names are unreliable.
-        is_unseen: zero-shot heads must not see it.
-    """
-
-    pixels: NDArray[np.uint8]
-    kind: Kind
-    concepts: tuple[str, ...]
-    name: str
-    is_unseen: bool
+    pixels: NDArray[np.uint8]  # [128, 128, 3] uint8 RGB, canonical
+    kind: Kind  # where it comes from; all but `picture` are sketches
+    concepts: tuple[str, ...]  # OpenMoji hexcodes, or one code of its own for a word, an icon or clip art without emoji
+    name: str  # what it is called; empty for clip art, whose file names are unreliable
+    is_unseen: bool  # zero-shot heads must not see it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSet:
-    """What N views show.
-
-    Attributes:
-        kinds, concepts, names: of each view, see `TrainingView`.
-        is_unseen: [N] bool.
-    """
+    """What N views show, field by field of `TrainingView`."""
 
     kinds: tuple[str, ...]
     concepts: tuple[tuple[str, ...], ...]
     names: tuple[str, ...]
-    is_unseen: NDArray[np.bool_]
+    is_unseen: NDArray[np.bool_]  # [N] bool
 
     def __add__(self, other: "ViewSet") -> "ViewSet":
         """Both sets, one after the other."""
@@ -78,16 +62,15 @@ class ViewPart:
 
     name: str  # of its files
     views: Callable[[DataSet, int, int], Iterator[TrainingView]]  # dataset, seed and share → views
-    most: Callable[[DataSet], int]  # an upper bound on their number
     round: int = 0  # further rounds show the same things in other ways
 
 
 def view_parts(rounds: int = 1) -> tuple[ViewPart, ...]:
     """All parts of the views; every round redraws everything."""
     return tuple(
-        ViewPart(name=name if number == 0 else f"{name}-{number}", views=views, most=most, round=number)
+        ViewPart(name=name if number == 0 else f"{name}-{number}", views=views, round=number)
         for number in range(rounds)
-        for name, views, most in (("views", training_views, most_views), ("wide", wide_views, most_wide_views))
+        for name, views in (("views", training_views), ("wide", wide_views))
     )
 
 
@@ -99,11 +82,11 @@ def build_views(
     Returns:
         [N, 128, 128, 3] uint8, memory-mapped, and what they show; the same for any number of `workers` (processes).
     """
-    index = folder / f"{part.name}.jsonl"
+    index, file = folder / f"{part.name}.jsonl", folder / f"{part.name}.npy"
     if not index.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        shape = (part.most(dataset), SIDE, SIDE, 3)
-        pixels = np.lib.format.open_memmap(folder / f"{part.name}.npy", mode="w+", dtype=np.uint8, shape=shape)
+        # Rows that no view fills take no space: the file is sparse.
+        pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(most_views(dataset), SIDE, SIDE, 3))
         lines: list[str] = []
         for views in in_processes(_share_of_views, (dataset, part, seed), range(SHARES), workers):
             for view in views:
@@ -114,12 +97,9 @@ def build_views(
         # The index is written last: without it the part is unfinished.
         index.write_text("".join(lines))
     shown = [json.loads(line) for line in index.read_text().splitlines()]
-    pixels = np.load(folder / f"{part.name}.npy", mmap_mode="r")[: len(shown)]
-    return pixels, ViewSet(
-        kinds=tuple(fields[0] for fields in shown),
-        concepts=tuple(tuple(fields[1]) for fields in shown),
-        names=tuple(fields[2] for fields in shown),
-        is_unseen=np.array([fields[3] for fields in shown], dtype=bool),
+    kinds, concepts, names, is_unseen = zip(*shown, strict=True)
+    return np.load(file, mmap_mode="r")[: len(shown)], ViewSet(
+        kinds=kinds, concepts=tuple(map(tuple, concepts)), names=names, is_unseen=np.array(is_unseen, dtype=bool)
     )
 
 
@@ -132,7 +112,6 @@ def training_views(dataset: DataSet, seed: int, share: int | None = None) -> Ite
     """Yield views of everything but clip art, validation drawings and the evaluation style.
 
     Args:
-        dataset: images and drawings.
         seed: of the augmentation. Every image has a generator of its own, so shares do not depend on each other.
         share: of `SHARES`, which together are all; None for all at once.
     """
@@ -155,23 +134,8 @@ def wide_views(dataset: DataSet, seed: int, share: int | None = None) -> Iterato
 
 
 def most_views(dataset: DataSet) -> int:
-    """An upper bound on the number of `training_views`."""
-    total = 0
-    for record in dataset.images:
-        total += (record.kind == "picture" and record.split != "evaluation") * (1 + (record.source in EDGE_SOURCES))
-        total += (record.source == "openmoji" and record.kind == "outline") * len(OUTLINE_STRENGTHS)
-        total += record.source == "fluent-contrast" or record.source in ICON_SOURCES
-    return total + sum(not d.validation for d in dataset.drawings) * len(DRAWING_STRENGTHS)
-
-
-def most_wide_views(dataset: DataSet) -> int:
-    """An upper bound on the number of `wide_views`."""
-    total = 0
-    for record in dataset.images:
-        total += 2 * (record.kind == "clipart")
-        total += record.kind == "picture" and record.source in WIDE_EDGE_SOURCES
-        total += (record.source == "openmoji" and record.kind == "outline") * len(WIDE_OUTLINE_STRENGTHS)
-    return total + sum(not d.validation for d in dataset.drawings) * len(WIDE_DRAWING_STRENGTHS)
+    """An upper bound on the number of `training_views` and of `wide_views`: an outline makes most."""
+    return len(OUTLINE_STRENGTHS) * len(dataset.images) + len(DRAWING_STRENGTHS) * len(dataset.drawings)
 
 
 def _of_image(dataset: DataSet, record: ImageRecord, rng: np.random.Generator) -> Iterator[TrainingView]:
@@ -197,19 +161,20 @@ def _of_image(dataset: DataSet, record: ImageRecord, rng: np.random.Generator) -
 
 def _wide_of_image(dataset: DataSet, record: ImageRecord, rng: np.random.Generator) -> Iterator[TrainingView]:
     pixels = np.asarray(dataset.pixels[record.row])
-    if record.kind == "clipart":
+    is_clipart = record.kind == "clipart"
+    if is_clipart or (record.kind == "picture" and record.source in WIDE_EDGE_SOURCES):
         lines = _edges(pixels, rng)
-        if lines is not None:
+        if lines is None:
+            return
+        if is_clipart:
             yield _view(record, "picture", _moved(canonical_image(pixels), rng))
-            yield _view(record, "edges", _redrawn(lines, rng, float(rng.uniform(0.1, 0.8))))
-    elif record.kind == "picture" and record.source in WIDE_EDGE_SOURCES:
-        lines = _edges(pixels, rng)
-        if lines is not None:
-            yield _view(record, "edges", _redrawn(lines, rng, float(rng.uniform(0.2, 0.9))))
+        strengths = (0.1, 0.8) if is_clipart else (0.2, 0.9)
+        yield _view(record, "edges", _redrawn(lines, rng, float(rng.uniform(*strengths))))
     elif record.source == "openmoji" and record.kind == "outline":
         strokes = trace_linework(pixels)
-        for strength in WIDE_OUTLINE_STRENGTHS if strokes is not None else ():
-            yield _view(record, "outline", _redrawn(to_lines(strokes or []), rng, strength))
+        if strokes is not None:
+            for strength in WIDE_OUTLINE_STRENGTHS:
+                yield _view(record, "outline", _redrawn(to_lines(strokes), rng, strength))
 
 
 def _drawings(dataset: DataSet, share: int | None) -> Iterator[tuple[int, DrawingRecord]]:

@@ -111,7 +111,7 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
         scene_store=random_store(4, 1),
         scene_pixels=np.zeros((4, 128, 128, 3), np.uint8),
     )
-    schedule = Schedule(steps=20, minutes=60, learning_rate=2e-3, warmup_steps=5)
+    schedule = Schedule(steps=20, minutes=60, learning_rate=2e-3, warmup_steps=5, decay=False)
     before = {name: weight.clone() for name, weight in uhead.state_dict().items()}
 
     def changed() -> set[bool]:

@@ -9,7 +9,6 @@ from training.heads.views import (
     SHARES,
     build_views,
     most_views,
-    most_wide_views,
     training_views,
     view_parts,
     wide_views,
@@ -44,9 +43,8 @@ def test_a_thing_without_emoji_has_a_code_of_its_own(dataset: DataSet) -> None:
 def test_views_are_the_same_by_seed_and_reopened_when_finished(dataset: DataSet, tmp_path: Path) -> None:
     part = view_parts()[0]
     pixels, first = build_views(dataset, part, tmp_path, seed=0, progress=lambda _done, _loss: None)
-    reopened, again = build_views(
-        dataset, part, tmp_path, seed=1, progress=lambda _done, _loss: None
-    )  # the seed no longer matters
+    # The seed no longer matters.
+    reopened, again = build_views(dataset, part, tmp_path, seed=1, progress=lambda _done, _loss: None)
     others, other = build_views(dataset, part, tmp_path / "other", seed=1, progress=lambda _done, _loss: None)
     assert np.array_equal(pixels, reopened)
     assert first.names == again.names == other.names
@@ -56,7 +54,7 @@ def test_views_are_the_same_by_seed_and_reopened_when_finished(dataset: DataSet,
 
 def test_clip_art_is_a_thing_of_its_own_with_its_edges_and_without_a_name(dataset: DataSet) -> None:
     views = list(wide_views(dataset, 0))
-    assert len(views) <= most_wide_views(dataset)
+    assert len(views) <= most_views(dataset)
     clipart = [view for view in views if view.concepts[0].startswith("clip:")]
     assert {view.kind for view in clipart} == {"picture", "edges"}
     assert {view.name for view in clipart} == {""}

@@ -25,7 +25,7 @@ def test_the_autoencoder_learns_and_measures_its_scaling(
 ) -> None:
     monkeypatch.setattr(vae_stage, "SCALING_IMAGES", 16)
     corpus = load_corpus(dataset)
-    schedule = Schedule(steps=20, minutes=60, learning_rate=2e-3, warmup_steps=5)
+    schedule = Schedule(steps=20, minutes=60, learning_rate=2e-3, warmup_steps=5, decay=False)
     vae = vae_stage.train_vae(corpus, schedule, folder=tmp_path, seed=0, progress=lambda _step, _loss: None, batch=4)
     first, last = first_and_last_loss(tmp_path)
     assert last < first
@@ -48,7 +48,7 @@ def test_the_prior_learns_from_cached_latents(dataset: DataSet, tmp_path: Path) 
         unet_stage.cache_latents(vae, corpus, tmp_path / "latents.npy", variants=2, progress=lambda _done, _loss: None),
     )
     states = torch.randn(2, 16, 384, generator=torch.Generator().manual_seed(0))
-    schedule = Schedule(steps=20, minutes=60, learning_rate=1e-3, warmup_steps=5)
+    schedule = Schedule(steps=20, minutes=60, learning_rate=1e-3, warmup_steps=5, decay=False)
     unet = unet_stage.train_unet(
         unet_stage.Denoising(latents, states, np.ones(len(corpus.pixels), dtype=np.int64), corpus),
         schedule,
