@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,16 +18,15 @@ import sqlalchemy as sa
 
 from app.errors import Damaged, DiskFull, EngineUnavailable, NotFound
 from app.stores.sql import metadata
-from app.stores.sql.database import Database
-from app.stores.sql.failpoints import failpoint
-from app.stores.sql.tables import items, supports
+from app.stores.sql.database import Database, failpoint
+from app.stores.sql.tables import IS_LIVE, batches, items, supports
 
-IMAGE_FOLDER = "blobs"
-"""Name of the images' folder inside the data folder."""
-BLOBS_AT_ONCE = 500
+IMAGE_FOLDER = "blobs"  # inside the data folder
 BLOBS_PER_WRITE = 16  # most images deleted in one transaction, so that writers wait for no more
 TEMPORARY_S = 3600  # no write takes as long
 _NAME = re.compile(r"[0-9a-f]{64}")
+# Of all live items and supports.
+NAMED_IMAGES = sa.select(items.c.sha256).where(IS_LIVE).union(sa.select(supports.c.sha256))
 
 
 class Blobs:
@@ -98,10 +97,6 @@ class Blobs:
             if _NAME.fullmatch(name):  # not a temporary file
                 yield name
 
-    def count(self) -> int:
-        """Return the number of stored blobs."""
-        return sum(1 for _ in self.names())
-
     def delete(self, sha256: str) -> None:
         """Remove the bytes of that name, if they are stored."""
         path = self._path(sha256)
@@ -152,27 +147,19 @@ def stored_images(database: Database, blobs: Blobs, images: Iterable[bytes]) -> 
 
 def collect_garbage_later(database: Database, blobs: Blobs, candidates: Set[str]) -> None:
     """Run `collect_garbage` in the background; a failure is logged, and a vacuum makes up for it."""
-    ordered = sorted(candidates)
-    for start in range(0, len(ordered), BLOBS_AT_ONCE):
-        database.later(collect_garbage, database, blobs, set(ordered[start : start + BLOBS_AT_ONCE]))
+    for part in batches(sorted(candidates)):
+        database.later(collect_garbage, database, blobs, part)
 
 
-def collect_garbage(database: Database, blobs: Blobs, candidates: Set[str]) -> int:
-    """Delete those of `candidates` (SHA-256) that neither a live item nor a support names; returns how many.
+def collect_garbage(database: Database, blobs: Blobs, candidates: Sequence[str]) -> int:
+    """Delete those of a batch of SHA-256 that neither a live item nor a support names; returns how many.
 
     Nothing is deleted while a backup holds images; a vacuum finds them later.
     """
-    garbage: list[str] = []
-    ordered = sorted(candidates)
-    for start in range(0, len(ordered), BLOBS_AT_ONCE):
-        part = ordered[start : start + BLOBS_AT_ONCE]
-        # A first look that keeps no writer waiting.
-        with database.read(limit_s=None) as connection:
-            used = _named(connection, part)
-        garbage.extend(one for one in part if one not in used)
+    with database.read(limit_s=None) as connection:  # a first look that keeps no writer waiting
+        used = _named(connection, candidates)
     count = 0
-    for start in range(0, len(garbage), BLOBS_PER_WRITE):
-        part = garbage[start : start + BLOBS_PER_WRITE]
+    for part in batches((one for one in candidates if one not in used), BLOBS_PER_WRITE):
         # Deleted in a write transaction, in which writers also check the images they name: no process deletes an
         # image that another is about to name.
         with database.write() as connection:
@@ -182,8 +169,7 @@ def collect_garbage(database: Database, blobs: Blobs, candidates: Set[str]) -> i
             for sha256 in unused:
                 blobs.delete(sha256)
             count += len(unused)
-    if candidates:
-        failpoint("blobs.collected")
+    failpoint("blobs.collected")
     return count
 
 
@@ -202,9 +188,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _named(connection: sa.Connection, digests: list[str]) -> set[str]:
+def _named(connection: sa.Connection, digests: Sequence[str]) -> set[str]:
     """Return those SHA-256 that a live item or a support names."""
-    live = sa.select(items.c.sha256).where(items.c.sha256.in_(digests), items.c.deleted_seq.is_(None))
+    live = sa.select(items.c.sha256).where(items.c.sha256.in_(digests), IS_LIVE)
     of_supports = sa.select(supports.c.sha256).where(supports.c.sha256.in_(digests))
     return set(connection.execute(live.union(of_supports)).scalars())
 

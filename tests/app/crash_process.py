@@ -12,7 +12,7 @@ import threading
 
 from app.server import serve
 from app.settings import Settings
-from app.stores.sql import failpoints
+from app.stores.sql.database import failpoint_listeners
 from tests.app.server_process import build_services
 
 KILL = "KILL_AT"
@@ -41,7 +41,7 @@ def main() -> int:
         count = int(number)
         if point == "random":
             point, count = "any", random.Random(count).randrange(1, 240)
-        failpoints.listen(Killer(point, count))
+        failpoint_listeners.append(Killer(point, count))
     return serve(Settings(), build_services)
 
 

@@ -19,7 +19,7 @@ from app.stores.filters.tree import COMPARE, Both, Filter, Leaf, Not, Scalar, is
 from app.stores.sql import change_log
 from app.stores.sql.database import Database
 from app.stores.sql.engines import READ_LIMIT_S
-from app.stores.sql.tables import changes, items
+from app.stores.sql.tables import IS_LIVE, changes, items
 
 MAX_BYTES = 64 << 20
 MAX_CHANGED = 2048  # after more changes than this all rows are selected again
@@ -111,7 +111,7 @@ def _changed_since(connection: sa.Connection, seq: int) -> Ids | None:
 
 def _select(connection: sa.Connection, gallery_id: int, where: Filter, among: Ids | None) -> Ids:
     """Return rows of the live items that pass, ascending: of all, or of those in `among`."""
-    query = sa.select(items.c.id).where(items.c.gallery_id == gallery_id, items.c.deleted_seq.is_(None))
+    query = sa.select(items.c.id).where(items.c.gallery_id == gallery_id, IS_LIVE)
     query = query.where(filter_condition(where, items.c.metadata, connection.dialect.name))
     if among is not None:
         query = query.where(items.c.id.in_(among.tolist()))

@@ -20,7 +20,7 @@ from app.stores.index.rows import read_added, read_all, read_removed
 from app.stores.index.snapshots import IndexSnapshots, SnapshotKey
 from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
-from app.stores.sql.tables import galleries, items
+from app.stores.sql.tables import IS_LIVE, galleries, items
 
 CHANGES_AT_ONCE = 4096
 FOLLOW_TIMEOUT_S = 10.0
@@ -259,7 +259,7 @@ class Indexes:
         added = read_added(connection, self._fingerprint, saved.seq, gallery_id=gallery_id)
         removed = read_removed(connection, self._fingerprint, saved.seq, gallery_id=gallery_id)
         index.apply(added.get(gallery_id, []), removed.get(gallery_id, []))
-        live = sa.select(sa.func.count()).where(items.c.gallery_id == gallery_id, items.c.deleted_seq.is_(None))
+        live = sa.select(sa.func.count()).where(items.c.gallery_id == gallery_id, IS_LIVE)
         # A last check against SQL: whatever went wrong with the snapshot, the gallery is read again.
         return bool(len(index) == connection.execute(live).scalar_one())
 

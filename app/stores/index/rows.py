@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from app.stores.index.delta import Entry, mark_of
-from app.stores.sql.tables import item_vectors, items, unpack
+from app.stores.sql.tables import IS_LIVE, items, select_vectors, unpack
 
 ROWS_AT_ONCE = 8192
 
@@ -18,7 +18,7 @@ def read_all(
     Args:
         dimension: D; None if unknown, 0 to read ids and marks only.
     """
-    query = _vectors(fingerprint).where(items.c.gallery_id == gallery_id, items.c.deleted_seq.is_(None))
+    query = select_vectors(fingerprint).where(items.c.gallery_id == gallery_id, IS_LIVE).order_by(items.c.id)
     parts, ids, digest = [np.empty((0, dimension), np.float32)] if dimension else [], list[int](), 0
     for rows in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}).partitions():
         vectors = [unpack(row.vector, row.dtype) for row in rows]
@@ -34,9 +34,8 @@ def read_added(
     connection: sa.Connection, fingerprint: str, after: int, *, gallery_id: int | None = None, upto: int | None = None
 ) -> dict[int, list[Entry]]:
     """Return items written after a `seq` (up to `upto`) and still live then, by gallery."""
-    is_live: sa.ColumnElement[bool] = items.c.deleted_seq.is_(None)
-    if upto is not None:
-        is_live = sa.or_(is_live, items.c.deleted_seq > upto)  # removed by a later batch of changes
+    # Or removed by a later batch of changes.
+    is_live = IS_LIVE if upto is None else sa.or_(IS_LIVE, items.c.deleted_seq > upto)
     return _entries(connection, fingerprint, gallery_id, sa.and_(_within(items.c.added_seq, after, upto), is_live))
 
 
@@ -51,7 +50,7 @@ def read_removed(
 def _entries(
     connection: sa.Connection, fingerprint: str, gallery_id: int | None, condition: sa.ColumnElement[bool]
 ) -> dict[int, list[Entry]]:
-    query = _vectors(fingerprint).where(condition)
+    query = select_vectors(fingerprint, items.c.gallery_id).where(condition).order_by(items.c.id)  # as indexes want it
     if gallery_id is not None:
         query = query.where(items.c.gallery_id == gallery_id)
     found: dict[int, list[Entry]] = {}
@@ -60,13 +59,6 @@ def _entries(
         entry = Entry(item_id=row.id, vector=vector, mark=mark_of(row.external_id, vector))
         found.setdefault(row.gallery_id, []).append(entry)
     return found
-
-
-def _vectors(fingerprint: str) -> sa.Select[tuple[int, int, str, str, bytes]]:
-    own = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == fingerprint)
-    columns = (items.c.id, items.c.gallery_id, items.c.external_id, item_vectors.c.dtype, item_vectors.c.vector)
-    # Ordered: an index holds ascending ids.
-    return sa.select(*columns).select_from(items.join(item_vectors, own)).order_by(items.c.id)
 
 
 def _within(column: sa.Column[int], after: int, upto: int | None) -> sa.ColumnElement[bool]:

@@ -15,7 +15,7 @@ import numpy as np
 from app.stores.blobs import file_sha256, sync_path
 from app.stores.index.base import Base, Kind, Storage, copy_to_device
 from app.stores.index.delta import Snapshot
-from app.stores.sql.failpoints import failpoint
+from app.stores.sql.database import failpoint
 
 INDEX_FOLDER = "indexes"
 """Name of the snapshots' folder inside the data folder."""

@@ -8,18 +8,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import sqlalchemy as sa
 
-from app.stores.blobs import Blobs, file_sha256, sync_path
+from app.stores.blobs import NAMED_IMAGES, Blobs, file_sha256, sync_path
 from app.stores.sql import change_log, metadata
 from app.stores.sql.database import SQLITE_FILE, Database
 from app.stores.sql.engines import migrate, sqlite_engine
-from app.stores.sql.tables import galleries, items, schema, supports
+from app.stores.sql.tables import IS_LIVE, galleries, items, schema
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -27,19 +27,11 @@ IMAGES = "blobs"
 ROWS_AT_ONCE = 1000
 HOLD_S = 24 * 3600.0  # longest that a backup holds images back, in case it dies
 
+Progress = Callable[[int, int], None]  # called with (done, total) after each copied image
+
 
 class BackupRefused(RuntimeError):
     """A backup cannot be written or read; the message says why."""
-
-
-class Progress(Protocol):
-    """Called after each copied image."""
-
-    def __call__(self, done: int, total: int, /) -> None: ...
-
-
-def _ignore(done: int, total: int, /) -> None:
-    del done, total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +43,8 @@ class BackedUp:
     images: int
 
 
-def write_backup(database: Database, blobs: Blobs, folder: Path, progress: Progress = _ignore) -> BackedUp:
+def write_backup(database: Database, blobs: Blobs, folder: Path, progress: Progress | None = None) -> BackedUp:
     """Copy a store into a new folder.
-
-    Args:
-        progress: called after each copied image.
 
     Raises:
         BackupRefused: the folder exists.
@@ -66,28 +55,24 @@ def write_backup(database: Database, blobs: Blobs, folder: Path, progress: Progr
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    hold = _hold_images(database)  # before the rows are read: no image they name is collected
-    try:
-        seq = _copy_out(database, part / SQLITE_FILE)
-        named, count = _contents(part / SQLITE_FILE)
-        _copy_images(blobs, Blobs(str(part / IMAGES)), named, progress)
-        _write_manifest(part, BackedUp(seq=seq, items=count, images=len(named)))
-        sync_path(part)
-        part.rename(folder)  # a folder of that name is a whole backup
-        sync_path(folder.parent)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    finally:
-        _release_images(database, hold)
-    return BackedUp(seq=seq, items=count, images=len(named))
+    with _held_images(database):  # before the rows are read: no image they name is collected
+        try:
+            seq = _copy_out(database, part / SQLITE_FILE)
+            named, count = _contents(part / SQLITE_FILE)
+            _copy_images(blobs, Blobs(str(part / IMAGES)), named, progress)
+            backup = BackedUp(seq=seq, items=count, images=len(named))
+            _write_manifest(part, backup)
+            sync_path(part)
+            part.rename(folder)  # a folder of that name is a whole backup
+            sync_path(folder.parent)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+    return backup
 
 
-def restore_backup(folder: Path, database: Database, blobs: Blobs, progress: Progress = _ignore) -> BackedUp:
+def restore_backup(folder: Path, database: Database, blobs: Blobs, progress: Progress | None = None) -> BackedUp:
     """Restore a backup into an empty store: images first, then all rows in one transaction.
-
-    Args:
-        progress: called after each copied image.
 
     Raises:
         BackupRefused: the backup is damaged, or the store is not empty; nothing was written then.
@@ -96,8 +81,7 @@ def restore_backup(folder: Path, database: Database, blobs: Blobs, progress: Pro
     with tempfile.TemporaryDirectory(prefix="vermouth-restore-") as temporary:
         # A copy: opening and migrating writes, and the backup stays as it is, read-only perhaps.
         rows = Path(shutil.copyfile(folder / SQLITE_FILE, Path(temporary) / SQLITE_FILE))
-        source = sqlite_engine(rows)
-        try:
+        with _opened(rows) as source:
             migrate(source)
             with database.read(limit_s=None) as connection:
                 _require_empty(connection)
@@ -108,9 +92,16 @@ def restore_backup(folder: Path, database: Database, blobs: Blobs, progress: Pro
                 metadata.renew_identity(writer)  # older index snapshots belong to another history
                 if database.is_shared:
                     _restart_ids(writer)
-        finally:
-            source.dispose()
     return backup
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sa.Engine]:
+    engine = sqlite_engine(path)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def _require_empty(connection: sa.Connection) -> None:
@@ -118,16 +109,16 @@ def _require_empty(connection: sa.Connection) -> None:
         raise BackupRefused("The store to restore into is not empty: choose an empty data folder or database.")
 
 
-def _copy_images(source: Blobs, target: Blobs, named: Sequence[str], progress: Progress) -> None:
+def _copy_images(source: Blobs, target: Blobs, named: Sequence[str], progress: Progress | None) -> None:
     for done, sha256 in enumerate(named, start=1):
         target.put(source.get(sha256))
-        progress(done, len(named))
+        if progress is not None:
+            progress(done, len(named))
 
 
 def _copy_out(database: Database, path: Path) -> int:
     """Copy all rows into a new SQLite file; returns the `seq` they belong to."""
-    target = sqlite_engine(path)
-    try:
+    with _opened(path) as target:
         migrate(target)
         with database.read(limit_s=None) as reader, target.connect() as connection:
             writer = connection.execution_options(vermouth_writes=True)
@@ -138,8 +129,6 @@ def _copy_out(database: Database, path: Path) -> int:
         with target.connect() as connection:
             connection.exec_driver_sql("COMMIT")
             connection.exec_driver_sql("PRAGMA journal_mode=DELETE")  # one file, without a WAL beside it
-    finally:
-        target.dispose()
     return seq
 
 
@@ -161,30 +150,24 @@ def _restart_ids(writer: sa.Connection) -> None:
 
 def _contents(path: Path) -> tuple[list[str], int]:
     """Return the SHA-256 of all images that a backup's rows name, and the number of live items."""
-    is_live = items.c.deleted_seq.is_(None)
-    named = sa.select(items.c.sha256).where(is_live).union(sa.select(supports.c.sha256))
-    engine = sqlite_engine(path)
-    try:
-        with engine.connect() as connection:
-            count = connection.execute(sa.select(sa.func.count()).where(is_live)).scalar_one()
-            return sorted(connection.execute(named).scalars()), count
-    finally:
-        engine.dispose()
+    with _opened(path) as engine, engine.connect() as connection:
+        count = connection.execute(sa.select(sa.func.count()).where(IS_LIVE)).scalar_one()
+        return sorted(connection.execute(NAMED_IMAGES).scalars()), count
 
 
-def _hold_images(database: Database) -> str:
-    """Stop the garbage collection of images; returns the value that identifies this hold."""
+@contextmanager
+def _held_images(database: Database) -> Iterator[None]:
+    """Stop the garbage collection of images for a block."""
     hold = repr(time.time() + HOLD_S)
     with database.write() as connection:
         metadata.write(connection, metadata.IMAGES_HELD_UNTIL, hold)
-    return hold
-
-
-def _release_images(database: Database, hold: str) -> None:
-    with database.write() as connection:
-        # A backup that began later still holds them.
-        if metadata.read(connection, metadata.IMAGES_HELD_UNTIL) == hold:
-            metadata.write(connection, metadata.IMAGES_HELD_UNTIL, "0")
+    try:
+        yield
+    finally:
+        with database.write() as connection:
+            # A backup that began later still holds them.
+            if metadata.read(connection, metadata.IMAGES_HELD_UNTIL) == hold:
+                metadata.write(connection, metadata.IMAGES_HELD_UNTIL, "0")
 
 
 def _write_manifest(folder: Path, backup: BackedUp) -> None:

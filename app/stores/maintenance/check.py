@@ -3,22 +3,22 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
 
 from app.errors import ServiceError
-from app.stores.blobs import BLOBS_AT_ONCE, Blobs, collect_garbage
+from app.stores.blobs import NAMED_IMAGES, Blobs, collect_garbage
 from app.stores.index.base import IndexOptions
 from app.stores.index.follower import Indexes
 from app.stores.index.snapshots import IndexSnapshots
+from app.stores.maintenance.reembed import count_lacking
 from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
 from app.stores.sql.tables import (
+    batches,
     changes,
     class_set_vectors,
-    class_sets,
     counters,
     database_metadata,
     episodes,
@@ -27,7 +27,6 @@ from app.stores.sql.tables import (
     items,
     jobs,
     support_vectors,
-    supports,
     unpack,
 )
 
@@ -107,10 +106,7 @@ class Maintenance:
         # Vectors of bundles before the previous one; that one's stay for `vermouth reembed --rollback`.
         for key in (item_vectors.c.item_id, support_vectors.c.support_id, class_set_vectors.c.name):
             self._delete(key, key.table.c.fingerprint.not_in(_RETAINED_FINGERPRINTS))
-        images = 0
-        names = self._blobs.names()
-        while part := set(islice(names, BLOBS_AT_ONCE)):
-            images += collect_garbage(self._database, self._blobs, part)
+        images = sum(collect_garbage(self._database, self._blobs, part) for part in batches(self._blobs.names()))
         self._blobs.remove_temporary()
         self._database.compact()  # last, when most space is free
         return Vacuumed(items=dead, changes=logged, episodes=expired, images=images)
@@ -143,9 +139,8 @@ class Maintenance:
             count += deleted
 
     def _image_faults(self, deep: bool) -> Iterator[str]:
-        live = sa.select(items.c.sha256).where(items.c.deleted_seq.is_(None))
         with self._database.read(limit_s=None) as connection:
-            named = list(connection.execute(live.union(sa.select(supports.c.sha256))).scalars())
+            named = connection.execute(NAMED_IMAGES).scalars().all()
         for sha256 in named:
             if not self._blobs.has(sha256):
                 yield f"The image {sha256} is named but not stored."
@@ -200,13 +195,7 @@ def _log_faults(connection: sa.Connection) -> Iterator[str]:
 
 def _vector_faults(connection: sa.Connection) -> Iterator[str]:
     active = metadata.read(connection, metadata.FINGERPRINT) or ""
-    missing = {
-        "items": _without(items.c.id, item_vectors.c.item_id, active).where(items.c.deleted_seq.is_(None)),
-        "supports": _without(supports.c.id, support_vectors.c.support_id, active),
-        "class sets": _without(class_sets.c.name, class_set_vectors.c.name, active),
-    }
-    for kind, query in missing.items():
-        count = connection.execute(sa.select(sa.func.count()).select_from(query.subquery())).scalar_one()
+    for kind, count in count_lacking(connection, active).items():
         if count:
             yield f"{count} {kind} have no vector of the active bundle."
     sizes = sa.select(sa.func.length(item_vectors.c.vector), item_vectors.c.dtype).where(
@@ -215,9 +204,3 @@ def _vector_faults(connection: sa.Connection) -> Iterator[str]:
     found = {size // (2 if dtype == "fp16" else 4) for size, dtype in connection.execute(sizes.distinct())}
     if len(found) > 1:
         yield f"Vectors of the active bundle have {len(found)} different lengths."
-
-
-def _without(owner: sa.Column[object], key: sa.Column[object], fingerprint: str) -> sa.Select[object]:
-    """Return the query for owners without a vector of a bundle."""
-    own = sa.and_(key == owner, key.table.c.fingerprint == fingerprint)
-    return sa.select(owner).select_from(owner.table.outerjoin(key.table, own)).where(key.is_(None))

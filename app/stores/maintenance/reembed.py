@@ -1,6 +1,6 @@
 """The SQL of a change of bundle: the next bundle's vectors beside the present ones, and one switch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from app.stores.records.class_sets import ClassPrompt, read_classes
 from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
 from app.stores.sql.tables import (
+    IS_LIVE,
     VectorDtype,
     class_set_vectors,
     class_sets,
@@ -25,6 +26,8 @@ from app.stores.sql.tables import (
     supports,
 )
 
+_Lacking = sa.Select[*tuple[Any, ...]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LackingImage:
@@ -32,7 +35,7 @@ class LackingImage:
 
     owner: int | str
     sha256: str
-    caption: str | None
+    caption: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,21 +95,16 @@ class Reembedding:
     def count(self) -> int:
         """Return how many items, supports and class sets lack a vector of the bundle."""
         with self._database.read(limit_s=None) as connection:
-            return _count_lacking(connection, self._fingerprint)
+            return sum(count_lacking(connection, self._fingerprint).values())
 
     def items(self, limit: int, after: int = 0) -> Sequence[LackingImage]:
         """Return live items that lack one, those after a row."""
-        query = _items(self._fingerprint).where(items.c.id > after).order_by(items.c.id).limit(limit)
-        with self._database.read(limit_s=None) as connection:
-            return [
-                LackingImage(owner=row.id, sha256=row.sha256, caption=row.caption) for row in connection.execute(query)
-            ]
+        return self._images(_items(self._fingerprint).where(items.c.id > after).order_by(items.c.id).limit(limit))
 
     def supports(self, limit: int, after: str = "") -> Sequence[LackingImage]:
         """Return supports that lack one, those after an id."""
-        query = _supports(self._fingerprint).where(supports.c.id > after).order_by(supports.c.id).limit(limit)
-        with self._database.read(limit_s=None) as connection:
-            return [LackingImage(owner=row.id, sha256=row.sha256, caption=None) for row in connection.execute(query)]
+        lacking = _supports(self._fingerprint).where(supports.c.id > after)
+        return self._images(lacking.order_by(supports.c.id).limit(limit))
 
     def class_sets(self) -> Sequence[LackingClasses]:
         """Return class sets that lack their embeddings."""
@@ -120,7 +118,7 @@ class Reembedding:
             for one, vector in found:
                 row: dict[str, object] = {"fingerprint": self._fingerprint}
                 if isinstance(one.owner, int):
-                    lacking: sa.Select[*tuple[Any, ...]] = _items(self._fingerprint).where(items.c.id == one.owner)
+                    lacking = _items(self._fingerprint).where(items.c.id == one.owner)
                     row |= {"item_id": one.owner, "dtype": self._dtype, "vector": pack(vector, self._dtype)}
                     table = item_vectors
                 else:
@@ -144,12 +142,17 @@ class Reembedding:
     def switch(self) -> bool:
         """Make the bundle the active one for all processes at once; False if something still lacks a vector."""
         with self._database.write() as connection:
-            if _count_lacking(connection, self._fingerprint):  # in the transaction: nothing is written in between
+            # In the transaction: nothing is written in between.
+            if any(count_lacking(connection, self._fingerprint).values()):
                 return False
             active = metadata.read(connection, metadata.FINGERPRINT)
             if active != self._fingerprint:
                 _activate(connection, self._fingerprint, previous=active)
         return True
+
+    def _images(self, query: _Lacking) -> Sequence[LackingImage]:
+        with self._database.read(limit_s=None) as connection:
+            return [LackingImage(**row) for row in connection.execute(query).mappings()]
 
 
 def roll_back(database: Database) -> str:
@@ -163,11 +166,21 @@ def roll_back(database: Database) -> str:
         previous = metadata.read(connection, metadata.PREVIOUS_FINGERPRINT)
         if previous is None or active is None:
             raise Conflict("There was no other bundle before.")
-        lacking = _count_lacking(connection, previous)
+        lacking = sum(count_lacking(connection, previous).values())
         if lacking:
             raise Conflict(f"{lacking} entries were written since: run `vermouth reembed` with that bundle.")
         _activate(connection, previous, previous=active)
     return previous
+
+
+def count_lacking(connection: sa.Connection, fingerprint: str) -> Mapping[str, int]:
+    """Return how many items, supports and class sets lack a vector of a bundle, by kind."""
+    queries = {"items": _items, "supports": _supports, "class sets": _class_sets}
+    count = sa.select(sa.func.count())
+    return {
+        kind: connection.execute(count.select_from(query(fingerprint).subquery())).scalar_one()
+        for kind, query in queries.items()
+    }
 
 
 def _activate(connection: sa.Connection, fingerprint: str, *, previous: str | None) -> None:
@@ -178,27 +191,22 @@ def _activate(connection: sa.Connection, fingerprint: str, *, previous: str | No
     change_log.append(connection, "bundle.switch", fingerprint)
 
 
-def _count_lacking(connection: sa.Connection, fingerprint: str) -> int:
-    count = 0
-    for query in (_items(fingerprint), _supports(fingerprint), _class_sets(fingerprint)):
-        count += connection.execute(sa.select(sa.func.count()).select_from(query.subquery())).scalar_one()
-    return count
+def _items(fingerprint: str) -> _Lacking:
+    columns = (items.c.id.label("owner"), items.c.sha256, items.c.caption)
+    return _lacking(item_vectors.c.item_id, fingerprint, columns).where(IS_LIVE)
 
 
-def _items(fingerprint: str) -> sa.Select[int, str, str | None]:
-    own = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == fingerprint)
-    query = sa.select(items.c.id, items.c.sha256, items.c.caption).select_from(items.outerjoin(item_vectors, own))
-    return query.where(items.c.deleted_seq.is_(None), item_vectors.c.item_id.is_(None))
+def _supports(fingerprint: str) -> _Lacking:
+    return _lacking(support_vectors.c.support_id, fingerprint, (supports.c.id.label("owner"), supports.c.sha256))
 
 
-def _supports(fingerprint: str) -> sa.Select[str, str]:
-    own = sa.and_(support_vectors.c.support_id == supports.c.id, support_vectors.c.fingerprint == fingerprint)
-    query = sa.select(supports.c.id, supports.c.sha256).select_from(supports.outerjoin(support_vectors, own))
-    return query.where(support_vectors.c.support_id.is_(None))
-
-
-def _class_sets(fingerprint: str) -> sa.Select[str, int, Any]:
-    own = sa.and_(class_set_vectors.c.name == class_sets.c.name, class_set_vectors.c.fingerprint == fingerprint)
+def _class_sets(fingerprint: str) -> _Lacking:
     columns = (class_sets.c.name, class_sets.c.version, class_sets.c.classes)
-    query = sa.select(*columns).select_from(class_sets.outerjoin(class_set_vectors, own))
-    return query.where(class_set_vectors.c.name.is_(None))
+    return _lacking(class_set_vectors.c.name, fingerprint, columns)
+
+
+def _lacking(key: sa.Column[Any], fingerprint: str, columns: Sequence[sa.ColumnElement[Any]]) -> _Lacking:
+    """Return the query for rows that no vector of a bundle refers to by `key`."""
+    (owner,) = (reference.column for reference in key.foreign_keys)
+    own = sa.and_(key == owner, key.table.c.fingerprint == fingerprint)
+    return sa.select(*columns).select_from(owner.table.outerjoin(key.table, own)).where(key.is_(None))

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from app.errors import NotFound, PreconditionFailed
 from app.stores.sql import change_log, metadata
-from app.stores.sql.database import Database
-from app.stores.sql.failpoints import failpoint
+from app.stores.sql.database import Database, failpoint
 from app.stores.sql.tables import class_set_vectors, class_sets, pack, unpack
 
 _Row = sa.Row[*tuple[object, ...]]
@@ -141,10 +140,4 @@ def _check_version(row: _Row | None, if_match: Sequence[int] | None) -> None:
 
 
 def _class_set(row: _Row) -> ClassSet:
-    return ClassSet(
-        name=row.name,
-        version=row.version,
-        classes=read_classes(row),
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-    )
+    return ClassSet(**{**row._mapping, "classes": read_classes(row)})

@@ -16,8 +16,7 @@ from app.runtime.lru import ByteLru
 from app.stores.blobs import Blobs, collect_garbage_later, stored_images
 from app.stores.records.idempotency import note_done, require_undone
 from app.stores.sql import change_log, metadata
-from app.stores.sql.database import Database
-from app.stores.sql.failpoints import failpoint
+from app.stores.sql.database import Database, failpoint
 from app.stores.sql.tables import episodes, pack, support_vectors, supports, unpack
 
 EXPIRED_AT_ONCE = 100  # most expired episodes that a new one removes, so that no caller pays for all of them

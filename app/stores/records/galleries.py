@@ -16,14 +16,12 @@ from app.stores.filters.tree import Filter, matches
 from app.stores.index.delta import TIE, IndexState
 from app.stores.index.follower import Indexes
 from app.stores.sql import change_log, metadata
-from app.stores.sql.database import Database
-from app.stores.sql.failpoints import failpoint
-from app.stores.sql.tables import galleries, item_vectors, items, unpack
+from app.stores.sql.database import Database, failpoint
+from app.stores.sql.tables import IS_LIVE, batches, galleries, items, select_vectors, unpack
 
 DEFAULT_GALLERY = "default"
 ATTEMPTS = 4  # of a search whose candidates keep disappearing
 MAX_SPARE = 1000
-IDS_AT_ONCE = 500  # bound parameters per statement
 # Size of all vectors of a gallery that is searched in a fifth of a millisecond, less than a hop through a pool.
 FEW_NUMBERS = 1 << 20
 FEW_HITS = 100
@@ -92,8 +90,6 @@ class Galleries:
     """All galleries of one service; every method blocks, call them through `Database.run`.
 
     Args:
-        database: the source of truth.
-        blobs: where images are stored.
         indexes: they follow what is written here.
         fingerprint: of the bundle.
     """
@@ -106,15 +102,9 @@ class Galleries:
         self._filtered = FilteredRows(database)
         self._cached = CachedRows(max_rows=MAX_CACHED_ROWS)
         # Built once: building a query takes as long as running it.
-        live = sa.and_(items.c.id.in_(sa.bindparam("ids", expanding=True)), items.c.deleted_seq.is_(None))
-        own = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == fingerprint)
-        columns = (items.c.id, items.c.external_id, items.c.metadata)
-        self._rows = sa.select(*columns).where(live)
-        self._rows_with_vectors = (
-            sa.select(*columns, item_vectors.c.dtype, item_vectors.c.vector)
-            .select_from(items.join(item_vectors, own))
-            .where(live)
-        )
+        live = sa.and_(items.c.id.in_(sa.bindparam("ids", expanding=True)), IS_LIVE)
+        self._rows = sa.select(items.c.id, items.c.external_id, items.c.metadata).where(live)
+        self._rows_with_vectors = select_vectors(fingerprint, items.c.metadata).where(live)
 
     def load(self) -> None:
         """Claim an empty database for the bundle, create `default` if absent, load every index."""
@@ -152,8 +142,7 @@ class Galleries:
 
     def require(self, name: str) -> None:
         """Check that a gallery exists, without counting its items. Raises NotFound."""
-        with self._database.read() as connection:
-            gallery_id(connection, name)
+        self._key(name)
 
     def all(self) -> Sequence[Gallery]:
         """Return every gallery, by name."""
@@ -183,13 +172,12 @@ class Galleries:
             raise Conflict("The gallery 'default' cannot be deleted.")
         with self._database.write() as connection:
             key = gallery_id(connection, name)
-            live = sa.and_(items.c.gallery_id == key, items.c.deleted_seq.is_(None))
-            digests = connection.execute(sa.select(items.c.sha256).where(live)).scalars().all()
+            live = sa.select(items.c.sha256).where(items.c.gallery_id == key, IS_LIVE)
+            digests = connection.execute(live).scalars().all()
             if digests and not confirmed:
                 raise Conflict(f"The gallery holds {len(digests)} items: repeat with ?confirm={name}.")
-            connection.execute(
-                sa.delete(items).where(items.c.gallery_id == key)
-            )  # rows, not tombstones: the index goes
+            # Rows, not tombstones: the index goes.
+            connection.execute(sa.delete(items).where(items.c.gallery_id == key))
             connection.execute(sa.delete(galleries).where(galleries.c.id == key))
             seq = change_log.append(connection, "gallery.delete", name)
         failpoint("rows.committed")
@@ -223,7 +211,7 @@ class Galleries:
         wanted = k
         for _ in range(ATTEMPTS):
             seq = self._indexes.applied_seq  # before the search: the answer may be newer, never older
-            allowed = None if where is None else self._matching(name, where)
+            allowed = None if where is None else self._filtered.passing(self._key(name), where)
             ids, scores, are_approximate = self._indexes.search(name, query, wanted, allowed)
             found = self._hits(ids, scores, query if are_approximate else None)
             if where is not None:
@@ -262,23 +250,17 @@ class Galleries:
         self._indexes.require_active()
         with self._database.read() as connection:
             key = gallery_id(connection, name)
-            query = (
-                sa.select(items.c.external_id, item_vectors.c.dtype, item_vectors.c.vector)
-                .join(item_vectors, item_vectors.c.item_id == items.c.id)
-                .where(items.c.gallery_id == key, items.c.deleted_seq.is_(None))
-                .where(item_vectors.c.fingerprint == self._fingerprint, items.c.external_id.in_(item_ids))
-            )
-            found = {row.external_id: unpack(row.vector, row.dtype) for row in connection.execute(query)}
+            query = select_vectors(self._fingerprint).where(items.c.gallery_id == key, IS_LIVE)
+            rows = connection.execute(query.where(items.c.external_id.in_(item_ids)))
+            found = {row.external_id: unpack(row.vector, row.dtype) for row in rows}
         for item_id in item_ids:
             if item_id not in found:
                 raise NotFound(f"There is no item {item_id!r} in gallery {name!r}.")
         return found
 
-    def _matching(self, name: str, where: Filter) -> NDArray[np.int64]:
-        """Return rows of the live items that pass, ascending, see `FilteredRows`."""
+    def _key(self, name: str) -> int:
         with self._database.read() as connection:
-            key = gallery_id(connection, name)
-        return self._filtered.passing(key, where)
+            return gallery_id(connection, name)
 
     def _hits(
         self, ids: NDArray[np.int64], scores: NDArray[np.float32], query: NDArray[np.float32] | None
@@ -289,10 +271,9 @@ class Galleries:
         read: dict[int, ItemRow] = {}
         read_at = self._database.written  # before the snapshot: what is written meanwhile invalidates the rows
         rows = self._rows if query is None else self._rows_with_vectors
-        wanted = list(by_id)
         with self._database.read() as connection:
-            for start in range(0, len(wanted), IDS_AT_ONCE):
-                for row in connection.execute(rows, {"ids": wanted[start : start + IDS_AT_ONCE]}):
+            for part in batches(by_id):
+                for row in connection.execute(rows, {"ids": part}):
                     score = by_id[row.id] if query is None else float(unpack(row.vector, row.dtype) @ query)
                     read[row.id] = ItemRow(row.external_id, row.metadata)
                     found.append(_hit(row.id, read[row.id], score))
@@ -300,17 +281,16 @@ class Galleries:
         return found
 
     def _list(self, condition: sa.ColumnElement[bool]) -> Sequence[Gallery]:
-        live = sa.and_(items.c.gallery_id == galleries.c.id, items.c.deleted_seq.is_(None))
+        live = sa.and_(items.c.gallery_id == galleries.c.id, IS_LIVE)
         query = (
-            sa.select(galleries.c.name, galleries.c.description, sa.func.count(items.c.id).label("live"))
+            sa.select(galleries.c.name, galleries.c.description, sa.func.count(items.c.id).label("count"))
             .select_from(galleries.outerjoin(items, live))
             .where(condition)
             .group_by(galleries.c.id)
             .order_by(galleries.c.name)
         )
         with self._database.read() as connection:
-            rows = connection.execute(query).all()
-        return [Gallery(name=row.name, description=row.description, count=row.live) for row in rows]
+            return [Gallery(**row) for row in connection.execute(query).mappings()]
 
 
 def gallery_id(connection: sa.Connection, name: str) -> int:

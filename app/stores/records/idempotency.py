@@ -64,7 +64,8 @@ class IdempotencyKeys:
         """
         now = time.time()
         with self._database.write() as connection:
-            _remove_expired(connection, now)
+            old = sa.select(idempotency_keys.c.key).where(idempotency_keys.c.expires_at <= now).limit(EXPIRED_AT_ONCE)
+            connection.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.key.in_(old)))
             known = sa.select(idempotency_keys).where(idempotency_keys.c.key == key)
             row = connection.execute(known).one_or_none()
             if row is None:
@@ -119,10 +120,3 @@ def note_done(connection: sa.Connection, token: str | None, seq: int) -> None:
     if token is not None:
         own = sa.update(idempotency_keys).where(idempotency_keys.c.token == token)
         connection.execute(own.values(done_seq=seq))
-
-
-def _remove_expired(connection: sa.Connection, now: float) -> None:
-    old = sa.select(idempotency_keys.c.key).where(idempotency_keys.c.expires_at <= now).limit(EXPIRED_AT_ONCE)
-    found = list(connection.execute(old).scalars())
-    if found:
-        connection.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.key.in_(found)))

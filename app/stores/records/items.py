@@ -16,12 +16,20 @@ from app.stores.index.follower import Indexes
 from app.stores.records.galleries import gallery_id
 from app.stores.records.idempotency import note_done, require_undone
 from app.stores.sql import change_log, metadata
-from app.stores.sql.database import Database
-from app.stores.sql.failpoints import failpoint
-from app.stores.sql.tables import VectorDtype, galleries, item_vectors, items, pack, unpack
+from app.stores.sql.database import Database, failpoint
+from app.stores.sql.tables import (
+    IS_LIVE,
+    VectorDtype,
+    batches,
+    galleries,
+    item_vectors,
+    items,
+    pack,
+    select_vectors,
+    unpack,
+)
 
 EXPORTED_AT_ONCE = 256
-IDS_AT_ONCE = 500  # bound parameters per statement
 
 Change = Callable[[Mapping[str, object]], Mapping[str, object]]
 _Live = sa.Row[int, str, str, int]
@@ -87,8 +95,6 @@ class Items:
     """All items of one service; every method blocks, call them through `Database.run`.
 
     Args:
-        database: the source of truth.
-        blobs: where images are stored.
         indexes: they follow what is written here.
         fingerprint: of the bundle that made the vectors.
         dtype: how vectors are stored.
@@ -205,10 +211,8 @@ class Items:
             seq = change_log.head(connection)  # reported if nothing is deleted
             if found:
                 seq = change_log.append(connection, "items.delete", name)
-                rows = list(found)
-                for start in range(0, len(rows), IDS_AT_ONCE):
-                    part = items.c.id.in_(rows[start : start + IDS_AT_ONCE])
-                    connection.execute(sa.update(items).where(part).values(deleted_seq=seq))
+                for part in batches(found):
+                    connection.execute(sa.update(items).where(items.c.id.in_(part)).values(deleted_seq=seq))
             note_done(connection, token, seq)
         self._after_commit({row.sha256 for row in found.values()}, wait=wait)
         removed = {row.external_id for row in found.values()}
@@ -259,12 +263,9 @@ class Items:
         return seq, self._exported(key, seq)
 
     def _exported(self, key: int, seq: int) -> Iterator[Sequence[Exported]]:
-        own = sa.and_(item_vectors.c.item_id == items.c.id, item_vectors.c.fingerprint == self._fingerprint)
-        columns = (items.c.id, items.c.external_id, items.c.metadata, item_vectors.c.dtype, item_vectors.c.vector)
-        was_live = sa.or_(items.c.deleted_seq.is_(None), items.c.deleted_seq > seq)
+        was_live = sa.or_(IS_LIVE, items.c.deleted_seq > seq)
         query = (
-            sa.select(*columns)
-            .select_from(items.join(item_vectors, own))
+            select_vectors(self._fingerprint, items.c.metadata)
             .where(items.c.gallery_id == key, items.c.added_seq <= seq, was_live)
             .order_by(items.c.id)
             .limit(EXPORTED_AT_ONCE)
@@ -297,14 +298,11 @@ class Items:
     def _candidates(
         self, connection: sa.Connection, key: int, ids: Sequence[str] | None, where: Filter | None
     ) -> Iterator[_Live]:
-        live = sa.select(items.c.id, items.c.external_id, items.c.sha256, items.c.seq).where(
-            items.c.gallery_id == key, items.c.deleted_seq.is_(None)
-        )
+        live = _live(key).with_only_columns(items.c.id, items.c.external_id, items.c.sha256, items.c.seq)
         if ids is None and where is not None:
             passing = filter_condition(where, items.c.metadata, connection.dialect.name)
             yield from connection.execute(live.where(passing))
-        for start in range(0, len(ids or ()), IDS_AT_ONCE):
-            part = list(ids or ())[start : start + IDS_AT_ONCE]
+        for part in batches(ids or ()):
             yield from connection.execute(live.where(items.c.external_id.in_(part)))
 
     def _write_rows(
@@ -359,7 +357,7 @@ class Items:
 
 
 def _live(key: int) -> sa.Select[*tuple[object, ...]]:
-    return sa.select(items).where(items.c.gallery_id == key, items.c.deleted_seq.is_(None))
+    return sa.select(items).where(items.c.gallery_id == key, IS_LIVE)
 
 
 def _required(

@@ -28,6 +28,18 @@ from app.stores.sql.engines import (
 from app.stores.sql.tables import counters
 
 SQLITE_FILE = "vermouth.sqlite3"
+FAILPOINTS = (
+    "blobs.before",
+    "blob.temporary",
+    "blob.renamed",
+    "rows.before",
+    "rows.written",
+    "rows.committed",
+    "index.applied",
+    "blobs.collected",
+    "snapshot.files",
+    "snapshot.renamed",
+)
 MAX_PENDING = 512
 MAX_LATER = 1024
 DISK_FULL_STATE = "53100"  # PostgreSQL's SQLSTATE
@@ -37,6 +49,9 @@ STEPS_PER_CHECK = 10_000  # SQLite steps between two looks at the clock: about a
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+failpoint_listeners: list[Callable[[str], None]] = []  # tests end the process in them; empty otherwise
 
 
 class DataFolderLocked(RuntimeError):
@@ -230,6 +245,12 @@ def _lock_folder(data_dir: Path) -> IO[str]:
     lock_file.write(f"{os.getpid()}\n")  # for operators; the lock itself ends with the process
     lock_file.flush()
     return lock_file
+
+
+def failpoint(point: str) -> None:
+    """Call the listeners at one of `FAILPOINTS`, the named moments of a write."""
+    for listener in failpoint_listeners:
+        listener(point)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
 """The SQL schema, in SQLAlchemy Core, and the encoding of vectors; `migrations/` upgrades a database to it."""
 
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 VectorDtype = Literal["fp32", "fp16"]
 _TYPES: dict[str, np.dtype[np.floating]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
 
@@ -70,14 +73,15 @@ items = sa.Table(
     sa.Column("deleted_seq", sa.BigInteger, index=True),
     sqlite_autoincrement=True,
 )
+IS_LIVE = items.c.deleted_seq.is_(None)
 # One live row per external id; replaced and deleted rows stay until a vacuum.
 sa.Index(
     "items_live",
     items.c.gallery_id,
     items.c.external_id,
     unique=True,
-    sqlite_where=items.c.deleted_seq.is_(None),
-    postgresql_where=items.c.deleted_seq.is_(None),
+    sqlite_where=IS_LIVE,
+    postgresql_where=IS_LIVE,
 )
 
 # One vector per item and bundle, so that a new bundle's are made beside the old ones; `dtype` is fp32 or fp16.
@@ -168,6 +172,19 @@ jobs = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("updated_at", sa.Float, nullable=False),
 )
+
+
+def select_vectors(fingerprint: str, *columns: sa.Column[Any]) -> sa.Select[*tuple[Any, ...]]:
+    """Return the query for external ids and vectors of a bundle, and for more columns of `items`."""
+    query = sa.select(items.c.id, items.c.external_id, item_vectors.c.dtype, item_vectors.c.vector, *columns)
+    return query.join_from(items, item_vectors).where(item_vectors.c.fingerprint == fingerprint)
+
+
+def batches(values: Iterable[T], size: int = 500) -> Iterator[list[T]]:
+    """Split values into lists of at most `size`; the default suits the bound parameters of one statement."""
+    rest = iter(values)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 def pack(vector: NDArray[np.float32], dtype: VectorDtype = "fp32") -> bytes:

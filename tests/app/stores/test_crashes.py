@@ -18,8 +18,7 @@ import pytest
 from app.stores.blobs import Blobs
 from app.stores.index.snapshots import IndexSnapshots
 from app.stores.maintenance.check import Maintenance
-from app.stores.sql.database import attach_database
-from app.stores.sql.failpoints import POINTS
+from app.stores.sql.database import FAILPOINTS, attach_database
 from tests.app.crash_process import KILL
 from tests.app.postgres import PostgresServer
 from tests.app.stores.conftest import Report
@@ -67,11 +66,11 @@ def test_kills_at_random_points_lose_nothing_acknowledged(tmp_path: Path, url: s
     )
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", FAILPOINTS)
 def test_a_kill_at_every_named_point_loses_nothing_acknowledged(
     tmp_path: Path, url: str | None, point: str, report: Report
 ) -> None:
-    if url is not None and CRASHES["postgresql"] < len(POINTS):
+    if url is not None and CRASHES["postgresql"] < len(FAILPOINTS):
         pytest.skip("a few in every run: the points on PostgreSQL come with `make prove-state`")
     writers = [Writer(number) for number in range(WRITERS)]
     count = 1 if point.startswith("snapshot") else 2

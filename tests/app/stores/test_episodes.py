@@ -107,7 +107,7 @@ def test_what_would_be_too_much_is_refused_and_leaves_nothing(
             store.add(episode.id, ways, if_match=None, limits=LIMITS)
     assert content(store.get(episode.id)) == content(episode)
     database.settle()
-    assert blobs.count() == 2
+    assert len([*blobs.names()]) == 2
 
 
 def test_support_is_taken_away_but_for_a_ways_last(store: Episodes, blobs: Blobs, database: Database) -> None:
@@ -118,7 +118,7 @@ def test_support_is_taken_away_but_for_a_ways_last(store: Episodes, blobs: Blobs
     _, changed = store.remove(episode.id, first, if_match=[1])
     assert (changed.version, shots(changed)) == (2, [("apple", 1), ("Birne é", 1)])
     database.settle()
-    assert blobs.count() == 1
+    assert len([*blobs.names()]) == 1
     with pytest.raises(Conflict):
         store.remove(episode.id, second, if_match=[2])
     with pytest.raises(NotFound):
@@ -139,10 +139,10 @@ def test_deleting_the_last_episode_leaves_no_image(store: Episodes, blobs: Blobs
     one, two = create(store), create(store)
     store.delete(one.id)
     database.settle()
-    assert blobs.count() == 2
+    assert len([*blobs.names()]) == 2
     store.delete(two.id)
     database.settle()
-    assert blobs.count() == 0
+    assert len([*blobs.names()]) == 0
     with pytest.raises(NotFound):
         store.get(one.id)
 
@@ -159,7 +159,7 @@ def test_an_expired_episode_is_gone(
     assert store.all(after=None, limit=10) == []
     store.delete(create(store).id)
     database.settle()
-    assert blobs.count() == 0
+    assert len([*blobs.names()]) == 0
 
 
 def test_another_bundle_may_read_but_not_write(store: Episodes, database: Database, blobs: Blobs) -> None:

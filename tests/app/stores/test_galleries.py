@@ -86,7 +86,7 @@ def test_replacing_an_item_changes_its_vector_and_collects_its_old_image(
     assert stores.galleries.get("default").count == 1
     assert stores.items.image("default", "a")[1] == b"new"
     database.settle()
-    assert blobs.count() == 1
+    assert len([*blobs.names()]) == 1
     found = stores.galleries.search("default", unit(1), k=5, min_score=None)[1]
     assert [one.score for one in found] == [pytest.approx(0)]
 
@@ -106,7 +106,7 @@ def test_an_image_shared_by_two_items_outlives_one(stores: Stores, blobs: Blobs,
     assert stores.items.image("default", "b")[1] == b"same"
     stores.items.remove("default", "b")
     database.settle()
-    assert blobs.count() == 0
+    assert len([*blobs.names()]) == 0
     with pytest.raises(NotFound):
         stores.items.remove("default", "b")
 
@@ -119,7 +119,7 @@ def test_many_are_deleted_at_once_by_id_or_by_filter(stores: Stores, blobs: Blob
     assert (removed.count, removed.seq) == (3, stores.galleries.head_seq())
     assert stores.found(unit(1)) == ["i5", "i6", "i7"]
     database.settle()
-    assert blobs.count() == 3
+    assert len([*blobs.names()]) == 3
 
 
 def test_metadata_changes_under_if_match_alone(stores: Stores) -> None:
@@ -151,7 +151,7 @@ def test_deleting_a_gallery_with_items_needs_confirmation(stores: Stores, blobs:
         stores.galleries.delete("pets", confirmed=False)
     stores.galleries.delete("pets", confirmed=True)
     database.settle()
-    assert blobs.count() == 0
+    assert len([*blobs.names()]) == 0
     with pytest.raises(NotFound):
         stores.found(unit(1), "pets")
     stores.galleries.put("pets", "Dogs.")
@@ -369,7 +369,7 @@ def test_a_full_disk_leaves_nothing_behind(
         stores.items.upsert("default", [new_item("a", unit(1), b"first"), new_item("b", unit(1), b"second")])
     assert stores.galleries.get("default").count == 0
     database.settle()
-    assert blobs.count() == 0
+    assert len([*blobs.names()]) == 0
     assert not [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()]
 
 
@@ -393,7 +393,7 @@ def test_an_image_that_cannot_be_removed_costs_no_write(
     assert stores.galleries.head_seq() == removed
     assert [one["event"] for one in logs] == ["store_left_to_vacuum"]
     maintenance = Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes"))
-    assert (blobs.count(), maintenance.vacuum().images, blobs.count()) == (2, 1, 1)
+    assert (len([*blobs.names()]), maintenance.vacuum().images, len([*blobs.names()])) == (2, 1, 1)
 
 
 def test_a_flipped_byte_of_an_image_is_reported(stores: Stores, tmp_path: Path) -> None:

@@ -329,9 +329,9 @@ def test_a_backup_runs_beside_the_service_and_images_wait_for_it(tmp_path: Path)
     done = write_backup(beside, blobs, tmp_path / "backup", delete_one)
     assert (done.items, done.images) == (29, 29)
     serving.settle()
-    assert blobs.count() == 29
+    assert len([*blobs.names()]) == 29
     Maintenance(serving, blobs, IndexSnapshots(tmp_path / "x")).vacuum()
-    assert blobs.count() == 19
+    assert len([*blobs.names()]) == 19
     beside.close()
     serving.close()
 
@@ -348,7 +348,7 @@ def test_a_backup_that_ends_leaves_a_later_ones_hold(tmp_path: Path) -> None:
     write_backup(database, blobs, tmp_path / "copy", begin_another)
     stores.items.upsert("default", [new_item("a", unit(1), b"new")])
     database.settle()
-    assert blobs.count() == 2
+    assert len([*blobs.names()]) == 2
     database.close()
 
 

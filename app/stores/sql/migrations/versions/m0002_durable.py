@@ -7,8 +7,6 @@ from alembic import op
 
 revision = "0002"
 down_revision: str | None = "0001"
-branch_labels: str | None = None
-depends_on: str | None = None
 
 _ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 _NAME = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
