@@ -15,7 +15,7 @@ from app.api.schemas.images import Base64Input, ImageInput, StrokesInput, SvgInp
 from app.domain import Limits
 from app.errors import FieldError, Invalid, Malformed, UnsupportedMedia
 from app.imaging.sources import Base64Image, EncodedImage, StrokesImage, SvgImage
-from app.stores.filters.tree import MAX_INTEGER, Filter, parse_filter
+from app.stores.filters import MAX_INTEGER, Filter, parse_filter
 from app.tasks.inputs import ItemImage, Source
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from app.errors import Conflict, NotFound, PreconditionFailed, ServiceError
 from app.imaging.decoding import ImageDecoder
 from app.imaging.raster import DecodedImage
 from app.imaging.sources import PixelBudget
-from app.stores.filters.tree import Filter
+from app.stores.filters import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries
 from app.stores.records.items import Change, Exported, Item, Items, NewItem, Removed

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from app.domain import BundleInfo, FeatureEngine
 from app.errors import Invalid
 from app.imaging.sources import PixelBudget
-from app.stores.filters.tree import Filter
+from app.stores.filters import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries, Hit
 from app.stores.sql.database import Database

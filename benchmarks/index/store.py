@@ -15,7 +15,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from app.stores.blobs import Blobs
-from app.stores.filters.tree import parse_filter
+from app.stores.filters import parse_filter
 from app.stores.index.base import IndexOptions
 from app.stores.index.delta import VectorIndex
 from app.stores.index.follower import Indexes

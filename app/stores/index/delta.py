@@ -103,10 +103,6 @@ class VectorIndex:
         """Replace everything by [N, D] unit vectors under ascending ids; the index is exact until the next merge."""
         self.snapshot = _fresh(build_base(vectors, ids, replace(self._options, kind="flat")), digest)
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a saved state."""
-        self.snapshot = snapshot
-
     def apply(self, added: Sequence[Entry], removed: Sequence[Entry]) -> None:
         """Make one write visible. Repeating a write that failed half way is safe; writes come from one thread.
 

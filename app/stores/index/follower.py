@@ -16,7 +16,7 @@ from app.errors import NotFound, ServiceError
 from app.runtime.telemetry import get_logger
 from app.stores.index.base import IndexOptions
 from app.stores.index.delta import IndexState, VectorIndex, digest_text
-from app.stores.index.rows import read_added, read_all, read_removed
+from app.stores.index.rows import read_all, read_changed
 from app.stores.index.snapshots import IndexSnapshots, SnapshotKey
 from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
@@ -40,7 +40,6 @@ class Indexes:
     processes that have applied the same `seq` hold the same vectors.
 
     Args:
-        database: the source of truth.
         dimension: D of the bundle's vectors.
         fingerprint: of the bundle; nothing is served while another bundle's vectors are active.
         options: which kind of index is built at which size.
@@ -240,10 +239,9 @@ class Indexes:
         self.active_fingerprint = metadata.read(connection, metadata.FINGERPRINT) or self._fingerprint
         loaded: dict[int, _Followed] = {}
         for row in connection.execute(sa.select(galleries.c.id, galleries.c.name)).all():
-            index = VectorIndex(self._dimension, self._options)
-            if self._is_active and not self._restored(connection, row.id, index):
-                index.load(*read_all(connection, row.id, self._fingerprint, self._dimension))
-            loaded[row.id] = _Followed(name=row.name, index=index)
+            followed = loaded[row.id] = self._followed(row.name)
+            if self._is_active and not self._restored(connection, row.id, followed.index):
+                followed.index.load(*read_all(connection, row.id, self._fingerprint, self._dimension))
         self._by_id = loaded  # one swap: searches never see half of it
         self.applied_seq = head
         self._schedule_merges()
@@ -252,13 +250,13 @@ class Indexes:
         """Restore the index from its snapshot and the changes since; False if there is none or the count differs."""
         if self._snapshots is None:
             return False
-        saved = self._snapshots.read(self._key(connection, gallery_id))
-        if saved is None or not change_log.vacuumed(connection) <= saved.seq <= change_log.head(connection):
+        saved, head = self._snapshots.read(self._key(connection, gallery_id)), change_log.head(connection)
+        if saved is None or not change_log.vacuumed(connection) <= saved.seq <= head:
             return False
-        index.restore(saved.snapshot)
-        added = read_added(connection, self._fingerprint, saved.seq, gallery_id=gallery_id)
-        removed = read_removed(connection, self._fingerprint, saved.seq, gallery_id=gallery_id)
-        index.apply(added.get(gallery_id, []), removed.get(gallery_id, []))
+        index.snapshot = saved.snapshot
+        found = read_changed(connection, self._fingerprint, saved.seq, head, gallery_id=gallery_id)
+        for added, removed in found.values():
+            index.apply(added, removed)
         live = sa.select(sa.func.count()).where(items.c.gallery_id == gallery_id, IS_LIVE)
         # A last check against SQL: whatever went wrong with the snapshot, the gallery is read again.
         return bool(len(index) == connection.execute(live).scalar_one())
@@ -267,21 +265,21 @@ class Indexes:
         upto = found[-1].seq
         if any(change.kind.startswith("gallery.") for change in found):
             self._update_galleries(connection)
-        added = read_added(connection, self._fingerprint, self.applied_seq, upto=upto)
-        removed = read_removed(connection, self._fingerprint, self.applied_seq, upto=upto)
-        for gallery_id in added.keys() | removed.keys():
+        changed = read_changed(connection, self._fingerprint, self.applied_seq, upto)
+        for gallery_id, (added, removed) in changed.items():
             followed = self._by_id.get(gallery_id)
             if followed is not None:
-                followed.index.apply(added.get(gallery_id, []), removed.get(gallery_id, []))
+                followed.index.apply(added, removed)
         self.applied_seq = upto  # last: an answer is never older than the seq it reports
         self._schedule_merges()
 
     def _update_galleries(self, connection: sa.Connection) -> None:
-        names = {row.id: row.name for row in connection.execute(sa.select(galleries.c.id, galleries.c.name))}
-        known = {key: followed for key, followed in self._by_id.items() if key in names}
-        for key in names.keys() - known.keys():
-            known[key] = _Followed(name=names[key], index=VectorIndex(self._dimension, self._options))
-        self._by_id = known  # replaced, never changed: searches read it without the lock
+        rows = connection.execute(sa.select(galleries.c.id, galleries.c.name)).all()
+        # Replaced, never changed: searches read it without the lock.
+        self._by_id = {row.id: self._by_id.get(row.id) or self._followed(row.name) for row in rows}
+
+    def _followed(self, name: str) -> _Followed:
+        return _Followed(name=name, index=VectorIndex(self._dimension, self._options))
 
     def _schedule_merges(self) -> None:
         for key, followed in self._by_id.items():

@@ -1,5 +1,7 @@
 """Reads vectors from SQL for the indexes: all of a gallery, or what was added and removed after a `seq`."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
@@ -30,36 +32,21 @@ def read_all(
     return found, np.array(ids, np.int64), digest
 
 
-def read_added(
-    connection: sa.Connection, fingerprint: str, after: int, *, gallery_id: int | None = None, upto: int | None = None
-) -> dict[int, list[Entry]]:
-    """Return items written after a `seq` (up to `upto`) and still live then, by gallery."""
-    # Or removed by a later batch of changes.
-    is_live = IS_LIVE if upto is None else sa.or_(IS_LIVE, items.c.deleted_seq > upto)
-    return _entries(connection, fingerprint, gallery_id, sa.and_(_within(items.c.added_seq, after, upto), is_live))
-
-
-def read_removed(
-    connection: sa.Connection, fingerprint: str, after: int, *, gallery_id: int | None = None, upto: int | None = None
-) -> dict[int, list[Entry]]:
-    """Return items live at a `seq` that were deleted or replaced since (up to `upto`), by gallery."""
-    was_live = items.c.added_seq <= after  # added and removed in between: the index never held it
-    return _entries(connection, fingerprint, gallery_id, sa.and_(_within(items.c.deleted_seq, after, upto), was_live))
-
-
-def _entries(
-    connection: sa.Connection, fingerprint: str, gallery_id: int | None, condition: sa.ColumnElement[bool]
-) -> dict[int, list[Entry]]:
-    query = select_vectors(fingerprint, items.c.gallery_id).where(condition).order_by(items.c.id)  # as indexes want it
-    if gallery_id is not None:
-        query = query.where(items.c.gallery_id == gallery_id)
-    found: dict[int, list[Entry]] = {}
-    for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
-        vector = unpack(row.vector, row.dtype)
-        entry = Entry(item_id=row.id, vector=vector, mark=mark_of(row.external_id, vector))
-        found.setdefault(row.gallery_id, []).append(entry)
+def read_changed(
+    connection: sa.Connection, fingerprint: str, after: int, upto: int, *, gallery_id: int | None = None
+) -> Mapping[int, tuple[Sequence[Entry], Sequence[Entry]]]:
+    """Return what was added and what was removed after a `seq`, up to another, by gallery."""
+    # Not what was added and removed in between: the index never held it.
+    is_live = sa.or_(IS_LIVE, items.c.deleted_seq > upto)
+    added = sa.and_(items.c.added_seq > after, items.c.added_seq <= upto, is_live)
+    removed = sa.and_(items.c.deleted_seq > after, items.c.deleted_seq <= upto, items.c.added_seq <= after)
+    found: dict[int, tuple[list[Entry], list[Entry]]] = {}
+    for at, condition in enumerate((added, removed)):
+        query = select_vectors(fingerprint, items.c.gallery_id).where(condition).order_by(items.c.id)
+        if gallery_id is not None:
+            query = query.where(items.c.gallery_id == gallery_id)
+        for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
+            vector = unpack(row.vector, row.dtype)
+            entry = Entry(item_id=row.id, vector=vector, mark=mark_of(row.external_id, vector))
+            found.setdefault(row.gallery_id, ([], []))[at].append(entry)
     return found
-
-
-def _within(column: sa.Column[int], after: int, upto: int | None) -> sa.ColumnElement[bool]:
-    return column > after if upto is None else sa.and_(column > after, column <= upto)

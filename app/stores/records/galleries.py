@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from app.errors import Conflict, NotFound
 from app.stores.blobs import Blobs, collect_garbage_later
-from app.stores.filters.sql import FilteredRows
-from app.stores.filters.tree import Filter, matches
+from app.stores.filters import Filter, matches
 from app.stores.index.delta import TIE, IndexState
 from app.stores.index.follower import Indexes
+from app.stores.records.filtered_rows import FilteredRows
 from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database, failpoint
 from app.stores.sql.tables import IS_LIVE, batches, galleries, items, select_vectors, unpack

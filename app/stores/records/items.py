@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from app.errors import EngineUnavailable, NotFound, PreconditionFailed
 from app.stores.blobs import Blobs, collect_garbage_later, stored_images
-from app.stores.filters.sql import filter_condition
-from app.stores.filters.tree import Filter
+from app.stores.filters import Filter, filter_condition
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import gallery_id
 from app.stores.records.idempotency import note_done, require_undone

@@ -6,11 +6,11 @@ import pytest
 import sqlalchemy as sa
 
 from app.stores.blobs import Blobs
-from app.stores.filters import sql as filtered_rows
-from app.stores.filters.sql import FilteredRows, Ids
-from app.stores.filters.tree import Filter, parse_filter
+from app.stores.filters import Filter, parse_filter
 from app.stores.index.snapshots import IndexSnapshots
 from app.stores.maintenance.check import Maintenance
+from app.stores.records import filtered_rows
+from app.stores.records.filtered_rows import FilteredRows, Ids
 from app.stores.sql.database import Database
 from tests.app.stores.stores import Stores, new_item, open_stores, unit
 

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import Invalid
-from app.stores.filters.sql import filter_condition
-from app.stores.filters.tree import MAX_INTEGER, matches, parse_filter
+from app.stores.filters import MAX_INTEGER, filter_condition, matches, parse_filter
 from app.stores.sql.database import Database, open_database
 from tests.app.postgres import PostgresServer
 

@@ -21,7 +21,7 @@ from app.errors import (
     PreconditionFailed,
 )
 from app.stores.blobs import Blobs
-from app.stores.filters.tree import parse_filter
+from app.stores.filters import parse_filter
 from app.stores.index.base import IndexOptions
 from app.stores.index.delta import VectorIndex
 from app.stores.index.snapshots import IndexSnapshots

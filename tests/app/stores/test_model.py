@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from app.errors import NotFound
 from app.stores.blobs import Blobs
-from app.stores.filters.tree import matches, parse_filter
+from app.stores.filters import matches, parse_filter
 from app.stores.index.snapshots import IndexSnapshots
 from app.stores.maintenance.check import Maintenance
 from app.stores.sql.database import Database, open_database

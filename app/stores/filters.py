@@ -1,17 +1,23 @@
-"""Filters over metadata: a small tree, checked when it is parsed, and its meaning.
+"""Filters over metadata: a small tree, checked when it is parsed, its meaning, and the same in SQL.
 
 Types are strict: `true`, `1` and `"1"` are three values, while `1` and `1.0` are one number. A missing field
 matches only `exists: false` and `ne`. `lt lte gt gte` compare numbers with numbers and strings with strings, by
 code points. `any` and `all` test the elements of a list.
 """
 
+import json
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
 from app.errors import FieldError, Invalid
 
+Condition = sa.ColumnElement[bool]
+Column = sa.ColumnElement[Any]
 Scalar = str | int | float | bool | None
 Op = Literal["eq", "ne", "in", "lt", "lte", "gt", "gte", "any", "all", "exists"]
 
@@ -119,6 +125,16 @@ def is_equal(one: object, other: object) -> bool:
     return type(one) is type(other) and isinstance(one, (str, bool, type(None))) and one == other
 
 
+def filter_condition(found: Filter, metadata: Column, dialect: str) -> Condition:
+    """Return a condition over rows whose `metadata` column is JSON; it is never null.
+
+    Args:
+        dialect: `sqlite` or `postgresql`.
+    """
+    leaf = _postgresql_leaf if dialect == "postgresql" else _sqlite_leaf
+    return _tree(found, lambda one: leaf(one, metadata))
+
+
 def _parse(value: object, path: str, depth: int) -> Filter:
     if depth > MAX_DEPTH:
         raise _invalid(path, f"is deeper than {MAX_DEPTH}")
@@ -196,3 +212,88 @@ def _check_text(text: str, where: str) -> None:
 def _invalid(field: str, message: str) -> Invalid:
     name = field[:200].encode("utf-8", "replace").decode()  # a response must be valid UTF-8
     return Invalid(f"{name} {message}.", errors=[FieldError(field=name, message=message)])
+
+
+def _tree(found: Filter, leaf: Callable[[Leaf], Condition]) -> Condition:
+    if isinstance(found, Both):
+        join = sa.and_ if found.is_and else sa.or_
+        return join(*(_tree(part, leaf) for part in found.parts)).self_group()
+    if isinstance(found, Not):
+        return sa.not_(_tree(found.part, leaf))
+    # Negated outside the leaf, so that a missing field counts as not equal.
+    if found.op == "ne":
+        return sa.not_(leaf(Leaf(field=found.field, op="eq", values=found.values)))
+    if found.op == "exists" and found.values[0] is False:
+        return sa.not_(leaf(Leaf(field=found.field, op="exists", values=(True,))))
+    return leaf(found)
+
+
+def _sqlite_leaf(leaf: Leaf, metadata: Column) -> Condition:
+    # EXISTS over the object's members: a JSON path would need quoting, a key needs none.
+    member = sa.func.json_each(metadata).table_valued("key", "value", "type").alias()
+    conditions: list[Condition] = [member.c.key == leaf.field]
+    if leaf.op in ("eq", "in"):
+        conditions.append(sa.or_(*(_sqlite_equal(member, value) for value in leaf.values)))
+    elif leaf.op in ("any", "all"):
+        inner = [_sqlite_element(member, wanted) for wanted in leaf.values]
+        conditions += [member.c.type == "array", (sa.or_ if leaf.op == "any" else sa.and_)(*inner)]
+    elif leaf.op != "exists":
+        (wanted,) = leaf.values
+        conditions += [
+            member.c.type.in_(_sqlite_types(wanted)),
+            COMPARE[leaf.op](member.c.value, _sqlite_value(wanted)),
+        ]
+    return sa.exists(sa.select(sa.literal(1)).select_from(member).where(*conditions))
+
+
+def _sqlite_element(member: sa.FromClause, wanted: Scalar) -> Condition:
+    """Return the condition that the list in `member` holds the value."""
+    # CASE, because SQLite may evaluate json_each before the type check, and other members are not JSON.
+    array = sa.case((member.c.type == "array", member.c.value), else_="[]")
+    element = sa.func.json_each(array).table_valued("key", "value", "type").alias()
+    return sa.exists(sa.select(sa.literal(1)).select_from(element).where(_sqlite_equal(element, wanted)))
+
+
+def _sqlite_equal(member: sa.FromClause, value: Scalar) -> Condition:
+    if value is None:
+        return member.c.type == "null"
+    if isinstance(value, bool):
+        return member.c.type == ("true" if value else "false")
+    return sa.and_(member.c.type.in_(_sqlite_types(value)), member.c.value == _sqlite_value(value))
+
+
+def _sqlite_types(value: Scalar) -> list[str]:
+    return ["integer", "real"] if is_number(value) else ["text"]
+
+
+def _sqlite_value(value: Scalar) -> Column:
+    # Parsed by SQLite, as the numbers in the metadata are: the same text is the same number.
+    return sa.func.json_extract(json.dumps(value), "$") if is_number(value) else sa.literal(value, sa.Text)
+
+
+def _postgresql_leaf(leaf: Leaf, metadata: Column) -> Condition:
+    document = sa.cast(metadata, JSONB)
+    member = document.op("->", return_type=JSONB)(sa.literal(leaf.field, sa.Text))
+    if leaf.op == "exists":
+        return sa.func.jsonb_exists(document, leaf.field)
+    if leaf.op in ("eq", "in"):
+        # NULL where the field is missing: `not` would turn that into NULL, not into true.
+        return sa.func.coalesce(sa.or_(*(member == _jsonb(value) for value in leaf.values)), sa.false())
+    if leaf.op in ("any", "all"):
+        inner = [member.op("@>", return_type=sa.Boolean)(_jsonb([value])) for value in leaf.values]
+        holds = (sa.or_ if leaf.op == "any" else sa.and_)(*inner)
+        return sa.case((sa.func.jsonb_typeof(member) == "array", holds), else_=sa.false())
+    (wanted,) = leaf.values
+    text = document.op("->>", return_type=sa.Text)(sa.literal(leaf.field, sa.Text))
+    if is_number(wanted):
+        compared = COMPARE[leaf.op](sa.cast(text, sa.Numeric), sa.cast(sa.literal(json.dumps(wanted)), sa.Numeric))
+        kind = "number"
+    else:
+        compared = COMPARE[leaf.op](sa.collate(text, "C"), sa.literal(wanted, sa.Text))  # "C": by code points
+        kind = "string"
+    # CASE guards the cast: PostgreSQL may evaluate both sides of AND.
+    return sa.case((sa.func.jsonb_typeof(member) == kind, compared), else_=sa.false())
+
+
+def _jsonb(value: object) -> Column:
+    return sa.cast(sa.literal(json.dumps(value, ensure_ascii=False), sa.Text), JSONB)
