@@ -60,7 +60,7 @@ class Blobs:
             return sha256
         try:
             if self._is_local:
-                _write_durably(Path(path), data)
+                write_durably(Path(path), data)
             else:
                 self._fs.pipe_file(path, data)  # object stores write whole objects
         except OSError as err:
@@ -195,16 +195,15 @@ def _named(connection: sa.Connection, digests: Sequence[str]) -> set[str]:
     return set(connection.execute(live.union(of_supports)).scalars())
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; it is on disk when this returns."""
     if not path.parent.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         sync_path(path.parent.parent)  # the new folder's own name
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(data)
+        sync_path(temporary)
         failpoint("blob.temporary")
         temporary.replace(path)  # atomic: a reader sees all of the file or none
     except BaseException:

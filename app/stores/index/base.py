@@ -51,12 +51,7 @@ class IndexOptions:
 
 
 class DeviceIndex:
-    """A GPU copy of an exact index.
-
-    Args:
-        index: a FAISS GPU index.
-        resources: FAISS's GPU resources behind it.
-    """
+    """A GPU copy of an exact index."""
 
     def __init__(self, index: faiss.Index, resources: object) -> None:
         self._index = index
@@ -169,11 +164,6 @@ class Base:
             return np.empty((0, self.dimension), np.float32)
         flat = faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d)
         return np.asarray(flat, np.float32).reshape(inner.ntotal, inner.d)
-
-
-def empty_base(dimension: int) -> Base:
-    """Return a base without rows."""
-    return Base(index=faiss.IndexFlatIP(dimension), ids=np.empty(0, np.int64), kind="flat", storage="fp32")
 
 
 def build_base(vectors: Vectors, ids: Ids, options: IndexOptions) -> Base:

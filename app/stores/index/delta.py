@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from app.stores.index.base import LOSSY_FACTOR, Base, IndexOptions, build_base, empty_base
+from app.stores.index.base import LOSSY_FACTOR, Base, IndexOptions, build_base
 
 TIE = 1e-6  # scores closer than this are ties: FAISS and NumPy may differ in the last bit
 MERGE_AT = 1024  # vectors or tombstones that are always tolerated
@@ -83,18 +83,13 @@ class Snapshot:
 
 
 class VectorIndex:
-    """Inner-product search over unit vectors.
-
-    Args:
-        dimension: D.
-        options: which kind of base is built at which size.
-    """
+    """Inner-product search over unit vectors [D]; `options` chooses the kind of base by size."""
 
     def __init__(self, dimension: int, options: IndexOptions | None = None) -> None:
         self._options = options or IndexOptions()
         self._lock = threading.Lock()  # held while the snapshot is swapped
         self._merging = threading.Lock()  # one merge at a time
-        self.snapshot = _fresh(empty_base(dimension), 0)
+        self.load(np.empty((0, dimension), np.float32), np.empty(0, np.int64), 0)
 
     def __len__(self) -> int:
         return self.snapshot.live

@@ -251,10 +251,10 @@ class Indexes:
         if self._snapshots is None:
             return False
         saved, head = self._snapshots.read(self._key(connection, gallery_id)), change_log.head(connection)
-        if saved is None or not change_log.vacuumed(connection) <= saved.seq <= head:
+        if saved is None or not change_log.vacuumed(connection) <= saved[1] <= head:
             return False
-        index.snapshot = saved.snapshot
-        found = read_changed(connection, self._fingerprint, saved.seq, head, gallery_id=gallery_id)
+        index.snapshot, seq = saved
+        found = read_changed(connection, self._fingerprint, seq, head, gallery_id=gallery_id)
         for added, removed in found.values():
             index.apply(added, removed)
         live = sa.select(sa.func.count()).where(items.c.gallery_id == gallery_id, IS_LIVE)

@@ -17,8 +17,7 @@ from app.stores.index.base import Base, Kind, Storage, copy_to_device
 from app.stores.index.delta import Snapshot
 from app.stores.sql.database import failpoint
 
-INDEX_FOLDER = "indexes"
-"""Name of the snapshots' folder inside the data folder."""
+INDEX_FOLDER = "indexes"  # inside the data folder
 FORMAT = 1
 RETAINED = 2  # the older one serves if the newest is damaged
 MANIFEST = "manifest.json"
@@ -36,20 +35,8 @@ class SnapshotKey:
     dimension: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """A verified snapshot and the `seq` it was taken at."""
-
-    snapshot: Snapshot
-    seq: int
-
-
 class IndexSnapshots:
-    """One folder per gallery with its last snapshots; the manifest with every file's SHA-256 is written last.
-
-    Args:
-        folder: where they lie; created if absent.
-    """
+    """One folder per gallery with its last snapshots; the manifest with every file's SHA-256 is written last."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -73,8 +60,8 @@ class IndexSnapshots:
         for old in self._newest_first(key.gallery_id)[RETAINED:]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def read(self, key: SnapshotKey) -> Saved | None:
-        """Return the newest sound snapshot of `key`, or None; damaged and unfinished ones are removed."""
+    def read(self, key: SnapshotKey) -> tuple[Snapshot, int] | None:
+        """Return the newest sound snapshot of `key` and its `seq`, or None; damaged and unfinished ones are removed."""
         for path in (self._folder / str(key.gallery_id)).glob(".*"):
             shutil.rmtree(path, ignore_errors=True)
         for path in self._newest_first(key.gallery_id):
@@ -86,7 +73,7 @@ class IndexSnapshots:
 
     def keep_only(self, gallery_ids: Collection[int]) -> None:
         """Remove the snapshots of all other galleries."""
-        for path in self._folder.iterdir() if self._folder.exists() else ():
+        for path in self._folder.glob("*"):
             if not (path.name.isdigit() and int(path.name) in gallery_ids):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -95,10 +82,8 @@ class IndexSnapshots:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _newest_first(self, gallery_id: int) -> list[Path]:
-        folder = self._folder / str(gallery_id)
-        if not folder.is_dir():
-            return []
-        return sorted((path for path in folder.iterdir() if path.name.isdigit()), reverse=True)
+        found = (self._folder / str(gallery_id)).glob("*")
+        return sorted((path for path in found if path.name.isdigit()), reverse=True)
 
 
 def _write_files(folder: Path, key: SnapshotKey, snapshot: Snapshot, seq: int) -> None:
@@ -132,7 +117,7 @@ def _write_files(folder: Path, key: SnapshotKey, snapshot: Snapshot, seq: int) -
     sync_path(folder)
 
 
-def _read(path: Path, key: SnapshotKey) -> Saved | None:
+def _read(path: Path, key: SnapshotKey) -> tuple[Snapshot, int] | None:
     try:
         outer = json.loads((path / MANIFEST).read_text())
         if hashlib.sha256(outer["text"].encode()).hexdigest() != outer["sha256"]:
@@ -145,7 +130,7 @@ def _read(path: Path, key: SnapshotKey) -> Saved | None:
         snapshot = _snapshot(path, manifest)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # RuntimeError: FAISS
         return None  # whatever is wrong: the caller rebuilds from SQL
-    return Saved(snapshot=snapshot, seq=manifest["seq"]) if snapshot.live == manifest["live"] else None
+    return (snapshot, manifest["seq"]) if snapshot.live == manifest["live"] else None
 
 
 def _snapshot(path: Path, manifest: dict[str, Any]) -> Snapshot:

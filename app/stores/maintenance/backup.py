@@ -4,7 +4,6 @@ A backup is taken while the service runs: rows in one transaction, images while 
 """
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from app.stores.blobs import NAMED_IMAGES, Blobs, file_sha256, sync_path
+from app.stores.blobs import NAMED_IMAGES, Blobs, file_sha256, sync_path, write_durably
 from app.stores.sql import change_log, metadata
 from app.stores.sql.database import SQLITE_FILE, Database
 from app.stores.sql.engines import migrate, sqlite_engine
@@ -178,10 +177,7 @@ def _write_manifest(folder: Path, backup: BackedUp) -> None:
         "pictures": backup.images,  # the name in format 1
         "sha256": file_sha256(folder / SQLITE_FILE),
     }
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_durably(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
 def _read_manifest(folder: Path) -> BackedUp:

@@ -50,12 +50,7 @@ class Vacuumed:
 
 
 class Maintenance:
-    """Checks and cleans one store; every method blocks.
-
-    Args:
-        snapshots: of the indexes.
-        options: which kind of index `rebuild` builds.
-    """
+    """Checks and cleans one store; every method blocks. `options`: which kind of index `rebuild` builds."""
 
     def __init__(
         self, database: Database, blobs: Blobs, snapshots: IndexSnapshots, *, options: IndexOptions | None = None

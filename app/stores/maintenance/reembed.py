@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from app.errors import Conflict
 from app.stores.index.rows import read_all
-from app.stores.records.class_sets import ClassPrompt, read_classes
+from app.stores.records.class_sets import ClassSet, class_set_of
 from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database
 from app.stores.sql.tables import (
@@ -36,15 +36,6 @@ class LackingImage:
     owner: int | str
     sha256: str
     caption: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LackingClasses:
-    """A class set without embeddings of the bundle; `version` detects a change meanwhile."""
-
-    name: str
-    version: int
-    classes: Sequence[ClassPrompt]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +97,10 @@ class Reembedding:
         lacking = _supports(self._fingerprint).where(supports.c.id > after)
         return self._images(lacking.order_by(supports.c.id).limit(limit))
 
-    def class_sets(self) -> Sequence[LackingClasses]:
+    def class_sets(self) -> Sequence[ClassSet]:
         """Return class sets that lack their embeddings."""
         with self._database.read(limit_s=None) as connection:
-            rows = connection.execute(_class_sets(self._fingerprint)).all()
-        return [LackingClasses(name=row.name, version=row.version, classes=read_classes(row)) for row in rows]
+            return [class_set_of(row) for row in connection.execute(_class_sets(self._fingerprint))]
 
     def store_vectors(self, found: Sequence[tuple[LackingImage, NDArray[np.float32]]]) -> None:
         """Store vectors [D] of items and supports that still exist and still lack one."""
@@ -129,7 +119,7 @@ class Reembedding:
                 if connection.execute(lacking).first() is not None:
                     connection.execute(sa.insert(table), row)
 
-    def store_class_vectors(self, one: LackingClasses, vectors: NDArray[np.float32]) -> None:
+    def store_class_vectors(self, one: ClassSet, vectors: NDArray[np.float32]) -> None:
         """Store embeddings [N, D] of a class set, unless it changed meanwhile."""
         lacking = _class_sets(self._fingerprint).where(
             class_sets.c.name == one.name, class_sets.c.version == one.version
@@ -201,8 +191,7 @@ def _supports(fingerprint: str) -> _Lacking:
 
 
 def _class_sets(fingerprint: str) -> _Lacking:
-    columns = (class_sets.c.name, class_sets.c.version, class_sets.c.classes)
-    return _lacking(class_set_vectors.c.name, fingerprint, columns)
+    return _lacking(class_set_vectors.c.name, fingerprint, [*class_sets.c])
 
 
 def _lacking(key: sa.Column[Any], fingerprint: str, columns: Sequence[sa.ColumnElement[Any]]) -> _Lacking:

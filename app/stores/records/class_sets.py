@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from app.stores.sql import change_log, metadata
 from app.stores.sql.database import Database, failpoint
 from app.stores.sql.tables import class_set_vectors, class_sets, pack, unpack
 
-_Row = sa.Row[*tuple[object, ...]]
+_Row = sa.Row[*tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +60,7 @@ class ClassSets:
     ) -> tuple[int, ClassSet, bool]:
         """Create or replace a class set with its embeddings, [N, D] float32, unit rows.
 
-        Returns:
-            The write's `seq`, the class set, and whether it is new.
+        Returns the write's `seq`, the class set, and whether it is new.
 
         Raises:
             FingerprintMismatch: another bundle's embeddings are active.
@@ -82,7 +82,7 @@ class ClassSets:
             embedded = {"name": name, "fingerprint": self._fingerprint, "vectors": pack(vectors)}
             connection.execute(sa.insert(class_set_vectors), embedded)
             seq = change_log.append(connection, "class_set.put", name)
-            stored = _class_set(_required(connection, name))
+            stored = class_set_of(_required(connection, name))
             failpoint("rows.written")
         failpoint("rows.committed")
         return seq, stored, old is None
@@ -90,7 +90,7 @@ class ClassSets:
     def get(self, name: str) -> ClassSet:
         """Return one class set. Raises NotFound."""
         with self._database.read() as connection:
-            return _class_set(_required(connection, name))
+            return class_set_of(_required(connection, name))
 
     def embedded(self, name: str) -> tuple[ClassSet, NDArray[np.float32]]:
         """Return one class set and its embeddings, [N, D] float32. Raises NotFound, FingerprintMismatch."""
@@ -102,12 +102,12 @@ class ClassSets:
             data = connection.execute(query).scalar_one_or_none()
         if data is None:  # embedded by another bundle
             raise metadata.mismatch()
-        return _class_set(row), unpack(data).reshape(-1, self._dimension)
+        return class_set_of(row), unpack(data).reshape(-1, self._dimension)
 
     def all(self) -> Sequence[ClassSet]:
         """Return every class set, by name."""
         with self._database.read() as connection:
-            return [_class_set(row) for row in connection.execute(sa.select(class_sets).order_by(class_sets.c.name))]
+            return [class_set_of(row) for row in connection.execute(sa.select(class_sets).order_by(class_sets.c.name))]
 
     def delete(self, name: str, *, if_match: Sequence[int] | None = None) -> int:
         """Delete one. Returns the write's `seq`. Raises NotFound, PreconditionFailed."""
@@ -118,9 +118,9 @@ class ClassSets:
             return change_log.append(connection, "class_set.delete", name)
 
 
-def read_classes(row: _Row) -> Sequence[ClassPrompt]:
-    """Return the classes of a row of the table `class_sets`."""
-    return [ClassPrompt(**one) for one in row.classes]
+def class_set_of(row: _Row) -> ClassSet:
+    """Return the class set of a row of its table."""
+    return ClassSet(**{**row._mapping, "classes": [ClassPrompt(**one) for one in row.classes]})
 
 
 def _row(connection: sa.Connection, name: str) -> _Row | None:
@@ -137,7 +137,3 @@ def _required(connection: sa.Connection, name: str) -> _Row:
 def _check_version(row: _Row | None, if_match: Sequence[int] | None) -> None:
     if if_match is not None and (row is None or row.version not in if_match):
         raise PreconditionFailed("The class set is at another version.")
-
-
-def _class_set(row: _Row) -> ClassSet:
-    return ClassSet(**{**row._mapping, "classes": read_classes(row)})

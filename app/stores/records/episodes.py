@@ -105,21 +105,12 @@ class Episodes:
         self._cache = ByteLru[str, _Cached](CACHE_BYTES)
 
     def create(
-        self,
-        ways: Sequence[NewWay],
-        *,
-        name: str | None,
-        method: str,
-        ttl_s: float | None,
-        token: str | None = None,
+        self, ways: Sequence[NewWay], *, name: str | None, method: str, ttl_s: float | None, token: str | None = None
     ) -> tuple[int, Episode]:
-        """Store an episode: images first, then its rows in one transaction.
+        """Store an episode, images first, then its rows in one transaction; returns the write's `seq` and the episode.
 
         Args:
             token: ids derive from it. If its episode exists already, that one is returned and nothing is written.
-
-        Returns:
-            The write's `seq`, and the episode.
 
         Raises:
             FingerprintMismatch: another bundle's features are active.
@@ -132,22 +123,16 @@ class Episodes:
         self._remove_expired(now)  # there is no sweeper: creating pays for expiring
         with stored_images(self._database, self._blobs, _images_of(ways)), self._database.write() as connection:
             metadata.require_fingerprint(connection, self._fingerprint)
-            if self._read(connection, episode_id):  # a repeated request
+            known = sa.select(episodes.c.id).where(episodes.c.id == episode_id, _unexpired())
+            if connection.execute(known).first() is not None:  # a repeated request
                 seq = change_log.head(connection)
             else:
                 require_undone(connection, token)
-                row = {
-                    "id": episode_id,
-                    "name": name,
-                    "version": 1,
-                    "method": method,
-                    "labels": [way.label for way in ways],
-                    "created_at": now,
-                    "expires_at": None if ttl_s is None else now + ttl_s,
-                }
-                connection.execute(sa.insert(episodes), row)
-                placed = [(at, p, s) for at, way in enumerate(ways) for p, s in enumerate(way.support)]
-                self._insert(connection, episode_id, placed, token)
+                labels = [way.label for way in ways]
+                expires_at = None if ttl_s is None else now + ttl_s
+                row = {"id": episode_id, "name": name, "version": 1, "method": method, "labels": labels}
+                connection.execute(sa.insert(episodes), {**row, "created_at": now, "expires_at": expires_at})
+                self._insert(connection, episode_id, labels, ways, token)
                 seq = change_log.append(connection, "episode.put", episode_id)
                 note_done(connection, token, seq)
                 failpoint("rows.written")
@@ -188,8 +173,7 @@ class Episodes:
             labels = [way.label for way in episode.ways]
             labels += [way.label for way in ways if way.label not in labels]
             _check_size(episode, labels, ways, limits)
-            placed = _placed(connection, episode_id, labels, ways)
-            self._insert(connection, episode_id, placed, token)
+            self._insert(connection, episode_id, labels, ways, token)
             seq = self._bump(connection, episode, labels)
             note_done(connection, token, seq)
             failpoint("rows.written")
@@ -296,26 +280,24 @@ class Episodes:
         return StoredImage(sha256=row.sha256, media_type=row.media_type, data=self._blobs.get(row.sha256))
 
     def _insert(
-        self, connection: sa.Connection, episode_id: str, placed: Sequence[tuple[int, int, NewSupport]], token: str
+        self, connection: sa.Connection, episode_id: str, labels: Sequence[str], ways: Sequence[NewWay], token: str
     ) -> None:
-        """Insert examples given as (way, position, example)."""
-        rows = [
-            {
-                "id": _support_id(token, number),
-                "episode_id": episode_id,
-                "way": way,
-                "position": position,
+        """Insert examples after the last of their ways."""
+        ends = sa.select(supports.c.way, sa.func.max(supports.c.position)).where(supports.c.episode_id == episode_id)
+        next_at = {way: end + 1 for way, end in connection.execute(ends.group_by(supports.c.way))}
+        rows: list[dict[str, object]] = []
+        vectors: list[dict[str, object]] = []
+        for way in ways:
+            at = labels.index(way.label)
+            for position, support in enumerate(way.support, start=next_at.get(at, 0)):
+                support_id = _support_id(token, len(rows))
                 # Put again inside the transaction: another process may have collected it since.
-                "sha256": self._blobs.put(support.data, was_just_put=True),
-                "media_type": support.media_type,
-            }
-            for number, (way, position, support) in enumerate(placed)
-        ]
+                sha256 = self._blobs.put(support.data, was_just_put=True)
+                row = {"id": support_id, "episode_id": episode_id, "way": at, "position": position}
+                rows.append({**row, "sha256": sha256, "media_type": support.media_type})
+                vector = {"support_id": support_id, "fingerprint": self._fingerprint}
+                vectors.append({**vector, "vector": pack(support.vector)})
         connection.execute(sa.insert(supports), rows)  # vectors reference them
-        vectors = [
-            {"support_id": row["id"], "fingerprint": self._fingerprint, "vector": pack(support.vector)}
-            for row, (_, _, support) in zip(rows, placed, strict=True)
-        ]
         connection.execute(sa.insert(support_vectors), vectors)
 
     def _bump(self, connection: sa.Connection, episode: Episode, labels: Sequence[str]) -> int:
@@ -333,16 +315,10 @@ class Episodes:
             collect_garbage_later(self._database, self._blobs, digests)
 
     def _required(self, connection: sa.Connection, episode_id: str) -> Episode:
-        found = self._read(connection, episode_id)
-        if found is None:
-            raise _not_found(episode_id)
-        return found
-
-    def _read(self, connection: sa.Connection, episode_id: str) -> Episode | None:
         query = sa.select(episodes).where(episodes.c.id == episode_id, _unexpired())
         row = connection.execute(query).one_or_none()
         if row is None:
-            return None
+            raise _not_found(episode_id)
         own = sa.and_(support_vectors.c.support_id == supports.c.id, support_vectors.c.fingerprint == self._fingerprint)
         joined = (
             sa.select(supports, support_vectors.c.vector)
@@ -371,21 +347,6 @@ def _no_support(support_id: str) -> NotFound:
 
 def _unexpired() -> sa.ColumnElement[bool]:
     return sa.or_(episodes.c.expires_at.is_(None), episodes.c.expires_at > time.time())
-
-
-def _placed(
-    connection: sa.Connection, episode_id: str, labels: Sequence[str], ways: Sequence[NewWay]
-) -> list[tuple[int, int, NewSupport]]:
-    """Return new examples as (way, position, example), after the last position of their ways."""
-    ends = sa.select(supports.c.way, sa.func.max(supports.c.position)).where(supports.c.episode_id == episode_id)
-    next_at = {way: end + 1 for way, end in connection.execute(ends.group_by(supports.c.way))}
-    placed: list[tuple[int, int, NewSupport]] = []
-    for way in ways:
-        at = labels.index(way.label)
-        for support in way.support:
-            placed.append((at, next_at.get(at, 0), support))
-            next_at[at] = next_at.get(at, 0) + 1
-    return placed
 
 
 def _check_version(episode: Episode, if_match: Sequence[int] | None) -> None:

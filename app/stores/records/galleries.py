@@ -118,8 +118,7 @@ class Galleries:
     def put(self, name: str, description: str | None) -> tuple[int, bool]:
         """Create a gallery, or change an existing one's description (None leaves it as it is).
 
-        Returns:
-            The write's `seq`, and whether the gallery was created.
+        Returns the write's `seq`, and whether the gallery was created.
         """
         with self._database.write() as connection:
             known = _gallery_id(connection, name)
@@ -159,10 +158,7 @@ class Galleries:
             return change_log.head(connection)
 
     def delete(self, name: str, *, confirmed: bool) -> int:
-        """Delete a gallery with all its items.
-
-        Returns:
-            The write's `seq`.
+        """Delete a gallery with all its items; returns the write's `seq`.
 
         Raises:
             NotFound: there is none.
@@ -186,13 +182,7 @@ class Galleries:
         return seq
 
     def search(
-        self,
-        name: str,
-        query: NDArray[np.float32],
-        *,
-        k: int,
-        min_score: float | None,
-        where: Filter | None = None,
+        self, name: str, query: NDArray[np.float32], *, k: int, min_score: float | None, where: Filter | None = None
     ) -> tuple[int, Sequence[Hit]]:
         """Return the k nearest items, best first, equal scores by id.
 

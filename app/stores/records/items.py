@@ -153,14 +153,11 @@ class Items:
     def change(
         self, name: str, item_id: str, change: Change | None, *, if_match: Sequence[int] | None = None
     ) -> tuple[int, Item]:
-        """Change an item's metadata only.
+        """Change an item's metadata only; returns the write's `seq` and the item.
 
         Args:
             change: a function from the present metadata to the next, called in the transaction; None changes nothing.
             if_match: the item's `seq` must be one of these.
-
-        Returns:
-            The write's `seq`, and the item.
 
         Raises:
             NotFound: no such gallery or item.
@@ -168,7 +165,7 @@ class Items:
             Whatever `change` raises; nothing was written then.
         """
         with self._database.write() as connection:
-            row = _required(connection, gallery_id(connection, name), name, item_id, if_match)
+            row = _required(connection, name, item_id, if_match)
             seq = change_log.append(connection, "item.patch", name, row.id)
             values: dict[str, object] = {"seq": seq}  # `added_seq` stays: the vector did not change
             if change is not None:
@@ -182,7 +179,7 @@ class Items:
     def remove(self, name: str, item_id: str, *, wait: bool = True, if_match: Sequence[int] | None = None) -> int:
         """Delete one item. Returns the write's `seq`. Raises as `change`."""
         with self._database.write() as connection:
-            row = _required(connection, gallery_id(connection, name), name, item_id, if_match)
+            row = _required(connection, name, item_id, if_match)
             seq = change_log.append(connection, "item.delete", name, row.id)
             connection.execute(sa.update(items).where(items.c.id == row.id).values(deleted_seq=seq))
         self._after_commit({row.sha256}, wait=wait)
@@ -220,7 +217,7 @@ class Items:
     def item(self, name: str, item_id: str) -> Item:
         """Return one live item. Raises NotFound for the gallery or the item."""
         with self._database.read() as connection:
-            return _item(_required(connection, gallery_id(connection, name), name, item_id, None))
+            return _item(_required(connection, name, item_id, None))
 
     def page(self, name: str, *, after: str | None, limit: int, where: Filter | None = None) -> Sequence[Item]:
         """Return a page of live items by id, those that follow `after`. Raises NotFound."""
@@ -314,7 +311,6 @@ class Items:
         digests: Sequence[str],
         old: Mapping[str, _Live],
     ) -> Sequence[Item]:
-        """Tombstone the live rows of the same ids and insert the new ones; returns these."""
         seqs = change_log.take(connection, len(new))
         # A replaced row dies at the seq of its successor.
         by_id = {item.id: seq for item, seq in zip(new, seqs, strict=True)}
@@ -360,10 +356,10 @@ def _live(key: int) -> sa.Select[*tuple[object, ...]]:
 
 
 def _required(
-    connection: sa.Connection, key: int, name: str, item_id: str, if_match: Sequence[int] | None
+    connection: sa.Connection, name: str, item_id: str, if_match: Sequence[int] | None
 ) -> sa.Row[*tuple[object, ...]]:
-    """Return the live row of an item. Raises NotFound, PreconditionFailed."""
-    row = connection.execute(_live(key).where(items.c.external_id == item_id)).one_or_none()
+    live = _live(gallery_id(connection, name))
+    row = connection.execute(live.where(items.c.external_id == item_id)).one_or_none()
     if row is None:
         raise NotFound(f"There is no item {item_id!r} in gallery {name!r}.")
     if if_match is not None and row.seq not in if_match:

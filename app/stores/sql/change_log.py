@@ -2,22 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import repeat
 
 import sqlalchemy as sa
 
 from app.stores.sql.tables import changes, counters
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One row of the log: what happened to which gallery item, episode or class set."""
-
-    seq: int
-    kind: str
-    subject: str
-    item_id: int | None
+Change = sa.Row[int, str, str, int | None]  # seq, kind, subject, item_id
 
 
 def take(connection: sa.Connection, count: int = 1) -> range:
@@ -61,7 +52,7 @@ def after(connection: sa.Connection, seq: int, limit: int = 1000) -> Sequence[Ch
     """Return the changes that follow `seq`, oldest first."""
     columns = (changes.c.seq, changes.c.kind, changes.c.subject, changes.c.item_id)
     query = sa.select(*columns).where(changes.c.seq > seq).order_by(changes.c.seq).limit(limit)
-    return [Change(**row) for row in connection.execute(query).mappings()]
+    return connection.execute(query).all()
 
 
 def _counter(connection: sa.Connection, name: str) -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
@@ -128,9 +128,8 @@ class Database:
         if self.is_shared or limit_s is None:
             yield
             return
-        until_s, driver = time.monotonic() + limit_s, connection.connection.driver_connection
-        if driver is None:
-            raise EngineUnavailable("The store cannot be reached.", retry_after_s=1.0)
+        until_s = time.monotonic() + limit_s
+        driver: Any = connection.connection.driver_connection
         # SQLite has no statement timeout: a handler that returns true interrupts the query.
         driver.set_progress_handler(lambda: time.monotonic() > until_s, STEPS_PER_CHECK)
         try:

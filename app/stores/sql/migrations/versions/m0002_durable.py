@@ -21,19 +21,15 @@ def upgrade() -> None:
     )
     op.bulk_insert(facts, [{"name": "database_id", "value": secrets.token_hex(16)}])
     op.execute("INSERT INTO counters (name, value) VALUES ('vacuumed', 0)")
-    _note_active_fingerprint()
-    _move_item_vectors()
-    _move_support_vectors()
-    _create_class_sets()
-    _create_idempotency_and_jobs()
-
-
-def _note_active_fingerprint() -> None:
     op.execute(
         "INSERT INTO facts (name, value) SELECT 'fingerprint', fingerprint FROM"
         " (SELECT fingerprint FROM items WHERE deleted_seq IS NULL UNION SELECT fingerprint FROM episodes) AS known"
         " LIMIT 1"
     )
+    _move_item_vectors()
+    _move_support_vectors()
+    _create_class_sets()
+    _create_idempotency_and_jobs()
 
 
 def _move_item_vectors() -> None:
