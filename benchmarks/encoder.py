@@ -92,18 +92,23 @@ def _measured(encoder: Encoder, device: str, size: int, seconds: float) -> Row:
     if is_cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    stages = _stages(encoder, batch, device)
-    passes = {"served": lambda: encode(True), "launched": lambda: encode(False), "matrix": lambda: left @ left}
+    stages: dict[str, Callable[[], object]] = {}
+    passes = {"served": lambda: encode(True), "matrix": lambda: left @ left}
+    if is_cuda or encoder._dtype == torch.float32:  # on a CPU only the recorded graph has packed bf16 weights
+        stages = _stages(encoder, batch, device)
+        passes["launched"] = lambda: encode(False)
     best_s = _best_s({**stages, **passes}, device, seconds)
     flops = {name: _flops(call) for name, call in stages.items()}
     flops = {"served": sum(flops.values()), **flops}
     rate = 2 * MATRIX**3 / best_s["matrix"]
     row: Row = {"images_per_s": size / best_s["served"], "matrix_gflops": rate / 1e9}
-    row["launched_ms"] = best_s["launched"] * 1e3
     if is_cuda:
         row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    if stages:
+        row["launched_ms"] = best_s["launched"] * 1e3
     for name, count in flops.items():
-        row[name] = {"ms": best_s[name] * 1e3, "gflop": count / 1e9, "of_matrix_rate": count / best_s[name] / rate}
+        of_rate = {"gflop": count / 1e9, "of_matrix_rate": count / best_s[name] / rate} if count else {}
+        row[name] = {"ms": best_s[name] * 1e3, **of_rate}
     return row
 
 
