@@ -1,4 +1,4 @@
-"""Where training computes: the device, a step's gradients on it, and worker processes for what needs no device.
+"""The device that training computes on, a step's gradients, and worker processes for what needs no device.
 
 A CPU computes a step as written, in float32. A GPU replays it as one CUDA graph with matrix products in bfloat16: the
 networks are so small that launching their kernels one by one keeps a GPU waiting most of the time.

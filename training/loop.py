@@ -24,7 +24,7 @@ _LOGGED_STEPS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How long and how fast a stage trains."""
+    """Limits, learning rate and averaging of a stage."""
 
     steps: int  # total, earlier runs included
     minutes: float  # wall-clock budget of this run, which ends at whichever limit comes first
@@ -120,7 +120,7 @@ def fit(
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """What a checkpoint holds."""
+    """State of a run, saved in checkpoints."""
 
     file: Path
     module: nn.Module

@@ -158,7 +158,7 @@ def prior_command(
     parts: list[NDArray[np.uint8]] = []
     for start in track(range(0, len(asked.captions), _SAMPLES_A_BATCH), description="samples"):
         states = text.states(["", *asked.captions[start : start + _SAMPLES_A_BATCH]])
-        parts.append(sample(vae, unet, states, guidance=guidance, steps=steps, seed=start))
+        parts.append(sample(vae, unet, states, guidance=guidance, steps=steps, seed=start))  # other noise a batch
     samples = np.concatenate(parts)
     found = prior.measure(data, asked, samples, expert_embedding(frozen.extractor.expert))
     rows: list[Row] = [{"guidance": guidance, "steps": steps, **asdict(found)}]
@@ -179,9 +179,8 @@ def all_command(
     threads: ThreadsOption = 2,
 ) -> None:
     """Every protocol: tables as Markdown and JSON, and figures of the first bundles given; all.md shows it all."""
-    torch.set_num_threads(threads)
     data, cached = load_dataset(data_set), open_cache(data_set, cache)
-    zero_shot, released = _loaded(bundle), _loaded(release_bundle)
+    zero_shot, released = _loaded(bundle, threads), _loaded(release_bundle, threads)
     report("retrieval", tables.retrieval_rows(data, zero_shot, released, cached), [*zero_shot, *released], out)
     figures.retrieval_figures(data, zero_shot[0], released[0], cached, out=out)
     report("fewshot", tables.fewshot_rows(data, zero_shot, episodes, cached), zero_shot, out)
@@ -219,8 +218,7 @@ def retrieval_command(
     dtype: DtypeOption = "auto",
 ) -> None:
     """outline-zs, drawing-zs and drawing-release, beside HOG and the expert without training."""
-    torch.set_num_threads(threads)
-    zero_shot, released = _loaded(bundle, dtype), _loaded(release_bundle, dtype)
+    zero_shot, released = _loaded(bundle, threads, dtype), _loaded(release_bundle, threads, dtype)
     rows = tables.retrieval_rows(load_dataset(data_set), zero_shot, released, open_cache(data_set, cache))
     report("retrieval", rows, [*zero_shot, *released], out)
 
@@ -236,8 +234,7 @@ def fewshot_command(
     dtype: DtypeOption = "auto",
 ) -> None:
     """fewshot-vendors and fewshot-drawings, beside HOG and the expert without training."""
-    torch.set_num_threads(threads)
-    bundles = _loaded(bundle, dtype)
+    bundles = _loaded(bundle, threads, dtype)
     rows = tables.fewshot_rows(load_dataset(data_set), bundles, episodes, open_cache(data_set, cache))
     report("fewshot", rows, bundles, out)
 
@@ -252,8 +249,7 @@ def segment_command(
     dtype: DtypeOption = "auto",
 ) -> None:
     """scenes: seen names in a style that no training uses, and unseen names."""
-    torch.set_num_threads(threads)
-    bundles = _loaded(bundle, dtype)
+    bundles = _loaded(bundle, threads, dtype)
     data = load_dataset(data_set)
     tallies = [tables.scene_tallies(data, each, scenes) for each in bundles]
     report("segment", tables.segment_rows(bundles, tallies), bundles, out)
@@ -271,13 +267,13 @@ def robustness_command(
     dtype: DtypeOption = "auto",
 ) -> None:
     """R@10 of drawing-release by the way the drawing was made, and the difference to plain ones."""
-    torch.set_num_threads(threads)
-    released = _loaded(bundle, dtype)
+    released = _loaded(bundle, threads, dtype)
     rows = tables.robustness_rows(load_dataset(data_set), released, open_cache(data_set, cache))
     report("robustness", rows, released, out)
 
 
-def _loaded(folders: Sequence[Path], dtype: str = "auto") -> list[LoadedBundle]:
+def _loaded(folders: Sequence[Path], threads: int, dtype: str = "auto") -> list[LoadedBundle]:
+    torch.set_num_threads(threads)
     return [load_bundle(folder, device="cpu", dtype=dtype) for folder in folders]
 
 

@@ -95,7 +95,7 @@ def train_vae_command(
             corpus, schedule, folder=folder, seed=seed, progress=progress, device=computes, batch=batch, crop=crop
         )
         save_reconstructions(vae, corpus, folder / "reconstructions.png")
-        vae.save_pretrained(folder / "export")
+        vae.save_pretrained(folder / "export")  # read by `train unet` and `train export`
 
 
 @train_app.command("unet")
@@ -164,7 +164,7 @@ def train_views_command(
     """Draw everything that heads are trained on; it needs no prior, so it can run during the prior's training."""
     from training.heads.frozen import head_images
 
-    with _stage("views", 0, threads=1) as progress:
+    with _stage("views", 0, threads=1) as progress:  # 0: how many views there are shows only at the end
         folder = runs.expanduser() / "heads"
         head_images(load_dataset(data_set), folder, seed=seed, rounds=rounds, workers=workers, progress=progress)
 

@@ -70,7 +70,7 @@ def _fibres(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
 def _dots(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
     """Discs of one colour scattered over another."""
     y, x = _grid(side)
-    field = np.full((side, side), -1.0)
+    field = np.full((side, side), -1.0)  # positive inside a disc
     for centre_x, centre_y in generator.uniform(0, 1, (int(generator.integers(10, 50)), 2)):
         radius = generator.uniform(0.01, 0.06)
         field = np.maximum(field, 1 - np.hypot(x - centre_x, y - centre_y) / radius)
@@ -88,7 +88,7 @@ def _checks(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
 def _rings(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
     """Concentric rings about a point, slightly warped."""
     y, x = _grid(side)
-    centre = generator.uniform(-0.2, 1.2, 2)
+    centre = generator.uniform(-0.2, 1.2, 2)  # may lie outside the image
     warp = _octaves(generator, side, coarsest=3, octaves=1) * generator.uniform(0, 0.15)
     phase = (np.hypot(x - centre[0], y - centre[1]) + warp) * generator.uniform(4, 14) * 2 * np.pi
     return _ramp(_harden(np.sin(phase), generator.uniform(1, 6)), _colours(generator, 2))
@@ -99,7 +99,7 @@ def _bricks(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
     y, x = _grid(side)
     rows, columns = int(generator.integers(5, 14)), int(generator.integers(3, 7))
     row = (y * rows).astype(np.int64)
-    shifted = x * columns + 0.5 * (row % 2)
+    shifted = x * columns + 0.5 * (row % 2)  # every other row by half a brick
     shade = generator.normal(0, 14, (rows + 1, columns + 2))[row, shifted.astype(np.int64)]
     mortar = ((y * rows) % 1 < 0.12) | (shifted % 1 < 0.06)
     brick, joint = _colours(generator, 2)
@@ -146,7 +146,7 @@ def _rotated(x: NDArray[np.float64], y: NDArray[np.float64], angle: float) -> ND
 
 def _unit(field: NDArray[np.float64]) -> NDArray[np.float64]:
     low, high = float(field.min()), float(field.max())
-    return np.asarray((field - low) / max(high - low, 1e-9), dtype=np.float64)
+    return np.asarray((field - low) / max(high - low, 1e-9), dtype=np.float64)  # a flat field has no range
 
 
 def _harden(field: NDArray[np.float64], sharpness: float) -> NDArray[np.float64]:

@@ -53,7 +53,7 @@ _SPELLINGS = {"doughnut": "donut", "doughnuts": "donuts", "grey": "gray", "musta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
-    """What one row of the pixels shows."""
+    """Source, name and split of one row of the pixels."""
 
     row: int  # of `DataSet.pixels`
     source: str  # package or style, such as `noto` or `phosphor-bold`

@@ -68,12 +68,9 @@ class EvaluationCache:
         )
 
     def features(self, model: str, embed: Embed, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """[N, D] float32 features of images, computed a batch at a time.
+        """[N, D] float32 features of [N, H, W, 3] uint8 images, computed a batch at a time.
 
-        Args:
-            model: everything the features depend on: a bundle's fingerprint, its task and time step.
-            embed: [B, H, W, 3] uint8 → [B, D] float32.
-            pixels: [N, H, W, 3] uint8.
+        `model` names everything the features depend on: a bundle's fingerprint, its task and time step.
         """
         contents = hashlib.sha256(repr(pixels.shape).encode())
         contents.update(np.ascontiguousarray(pixels).data)

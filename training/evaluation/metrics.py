@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+# Student's t at 97.5 % by the number of values; few seeds deserve wide intervals.
 _T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Student's t at 97.5 % by the number of values; few seeds deserve wide intervals."""
 
 
 def ranked_relevance(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -18,14 +18,11 @@ def ranked_relevance(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) 
 
 
 def average_precision(ranked: NDArray[np.bool_], at: int | None = None) -> Floats:
-    """Average precision a query: the mean of the precision at each relevant rank (no interpolation).
+    """Average precision a query, the mean of the precision at each relevant rank, not interpolated: [Q, G] → [Q].
 
     Args:
-        ranked: [Q, G] relevance by rank; every query has a relevant item.
+        ranked: relevance by rank; every query has a relevant item.
         at: only the first `at` ranks count; the denominator is min(at, positives), as in SketchFusion's mAP@200.
-
-    Returns:
-        [Q] in [0, 1].
     """
     cut = ranked if at is None else ranked[:, :at]
     precision = np.cumsum(cut, axis=1) / np.arange(1, cut.shape[1] + 1)
@@ -50,14 +47,11 @@ def hit_at(ranked: NDArray[np.bool_], k: int) -> Floats:
 
 
 def precision_recall(ranked: NDArray[np.bool_], levels: int = 101) -> Floats:
-    """Interpolated precision (the best at that recall or beyond) at evenly spaced recalls, mean over queries.
+    """Interpolated precision (the best at that recall or beyond), mean over queries: [Q, G] → [levels].
 
     Args:
-        ranked: [Q, G] relevance by rank; every query has a relevant item.
-        levels: recalls from 0 to 1.
-
-    Returns:
-        [levels] in [0, 1].
+        ranked: relevance by rank; every query has a relevant item.
+        levels: number of evenly spaced recalls from 0 to 1.
     """
     recalls = np.linspace(0, 1, levels)
     curves = np.empty((len(ranked), levels))
@@ -118,12 +112,12 @@ def intersection_over_union(matrix: NDArray[np.int64]) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Reliability of probabilities in equal-width bins; `error` is the expected calibration error."""
+    """Reliability of probabilities in equal-width bins."""
 
-    error: float
-    confidence: Floats
-    accuracy: Floats
-    share: Floats
+    error: float  # expected calibration error
+    confidence: Floats  # [bins] mean probability
+    accuracy: Floats  # [bins] share of right answers
+    share: Floats  # [bins] of all answers
 
 
 def calibration(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) -> Calibration:
@@ -134,9 +128,9 @@ def calibration(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) 
         correct: [n] True where the answer was right.
         bins: of equal width over [0, 1].
     """
-    number = np.minimum((confidence * bins).astype(int), bins - 1)
+    number = np.minimum((confidence * bins).astype(int), bins - 1)  # probability 1 belongs to the last bin
     count = np.bincount(number, minlength=bins)
-    safe = np.maximum(count, 1)
+    safe = np.maximum(count, 1)  # an empty bin weighs nothing
     mean_confidence = np.bincount(number, confidence, bins) / safe
     accuracy = np.bincount(number, correct, bins) / safe
     share = count / max(1, len(confidence))

@@ -97,15 +97,9 @@ def drawing_release(data: DataSet, images: Images = canonical_images) -> Protoco
 
 
 def scores(protocol: Protocol, embed: Embed, *, centred: bool = False) -> NDArray[np.float32]:
-    """[Q, G] cosine similarities.
-
-    Args:
-        protocol: queries and gallery.
-        embed: the model, called with all images of a side at once.
-        centred: queries and gallery each lose their own mean first. It closes most of the gap between sketches and
-            images for untrained features, but needs all queries at once.
-    """
+    """[Q, G] cosine similarities; `embed` is called with all images of a side at once."""
     queries, gallery = embed(protocol.queries), embed(protocol.gallery)
+    # Closes most of the gap between sketches and images for untrained features, but needs all queries at once.
     if centred:
         queries, gallery = centre(queries), centre(gallery)
     found: NDArray[np.float32] = queries @ gallery.T
@@ -170,16 +164,13 @@ def _drawings(data: DataSet, images: Images, name: str, *, validation: bool) -> 
 
 
 def drawn(strokes: Strokes, *, side: int = CANVAS_SIDE, box: tuple[int, int, int], width: float) -> NDArray[np.float32]:
-    """Strokes drawn with a round pen, antialiased.
+    """Strokes drawn with a round pen, antialiased: [side, side] float32, the share of each pixel that is covered.
 
     Args:
         strokes: `[[x…], [y…]]` in 0–255.
         side: of the canvas, px.
         box: left, top and side of the square that 0–255 is mapped to, px.
         width: of the line, px.
-
-    Returns:
-        [side, side] float32: share of each pixel that is covered, 0 to 1.
     """
     left, top, extent = (value * _SUPERSAMPLING for value in box)
     canvas = Image.new("L", (side * _SUPERSAMPLING,) * 2)

@@ -114,14 +114,13 @@ def stitched(
     texts: NDArray[np.float32],
     size: tuple[int, int],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Labels [H, W] uint8 and confidence [H, W] of an image.
+    """Labels [H, W] uint8 and confidence [H, W] of an image of `size` (H, W).
 
     Args:
         head: of the bundle.
         boxes: V views of the image.
         dense: [V, D, h, w] their maps.
         texts: [N, D] embeddings of the names.
-        size: H and W.
     """
     probabilities = [
         ViewProbabilities(box=box, values=head.probabilities(values, texts))

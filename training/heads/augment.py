@@ -34,11 +34,11 @@ def redraw(lines: Lines, rng: np.random.Generator, *, strength: float) -> Lines:
 
     Args:
         lines: unit-sized polylines.
-        rng: draws in a fixed order: the same state gives the same drawing.
+        rng: drawn from in a fixed order: the same state gives the same drawing.
         strength: 0 leaves the drawing as it is; 1 is a careless hand.
     """
     if strength <= 0:
-        return lines
+        return lines  # draws nothing, so the next strength starts from the same state
     out = _forget(lines, rng, 0.15 * strength)
     out = [_resample(line) for line in out]
     out = _reproportion(out, rng, strength)
@@ -49,26 +49,19 @@ def redraw(lines: Lines, rng: np.random.Generator, *, strength: float) -> Lines:
 
 
 def edge_lines(pixels: NDArray[np.uint8], sigma: float) -> Lines | None:
-    """The edges of an image as polylines.
+    """The edges of an image [H, W, 3] uint8 RGB as unit-sized polylines, or None when there are too few.
 
-    Args:
-        pixels: [H, W, 3] uint8 RGB.
-        sigma: width of Canny's smoothing, px; a larger one leaves only the main contours.
-
-    Returns:
-        Unit-sized polylines, or None when too few edges were found.
+    `sigma` is the width of Canny's smoothing, px: a larger one leaves only the main contours.
     """
     edges = np.zeros(pixels.shape[:2], dtype=bool)
     # By channel: colours of equal brightness have an edge between them too.
     for channel in range(3):
+        # Padded with white, so that what touches the border has an edge there.
         edges |= canny(np.pad(pixels[..., channel], 2, constant_values=255) / 255.0, sigma=sigma)[2:-2, 2:-2]
     if edges.sum() < _LEAST_EDGE_PIXELS:
         return None
-    raster = np.repeat(np.where(edges, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    strokes = trace_linework(raster)
-    if not strokes:
-        return None
-    long_enough = [line for line in to_lines(strokes) if _length(line) > _LEAST_LENGTH]
+    strokes = trace_linework(np.repeat(np.where(edges, 0, 255).astype(np.uint8)[..., None], 3, axis=2))
+    long_enough = [line for line in to_lines(strokes) if _length(line) > _LEAST_LENGTH] if strokes else []
     return long_enough or None
 
 
@@ -77,7 +70,7 @@ def _forget(lines: Lines, rng: np.random.Generator, share: float) -> Lines:
     if len(lines) < 3:
         return lines
     lengths = np.array([_length(line) for line in lines])
-    odds = 2 * share * (1 - lengths / lengths.max())
+    odds = 2 * share * (1 - lengths / lengths.max())  # of evenly spread lengths, about `share` on average
     remains = rng.random(len(lines)) >= odds
     remains[int(lengths.argmax())] = True
     return [line for line, is_left in zip(lines, remains, strict=True) if is_left]
@@ -103,7 +96,7 @@ def _reproportion(lines: Lines, rng: np.random.Generator, strength: float) -> Li
     matrix = turn @ np.array([[1, shear], [0, 1]]) @ np.diag(stretch)
     bend = rng.normal(0, 0.05 * strength, (2, 2))
     phase = rng.uniform(0, 2 * np.pi, (2, 2))
-    mirrored = rng.random() < 0.5
+    mirrored = rng.random() < 0.5  # the drawing as a whole
     out = []
     for line in lines:
         centred = line - 0.5

@@ -37,7 +37,7 @@ _GROUP = 100  # scenes a task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneViews:
-    """What N scene views show."""
+    """Labels and names of N scene views."""
 
     labels: NDArray[np.uint8]  # [N, 32, 32] uint8: 0 background, i + 1 the i-th present name
     present: tuple[tuple[str, ...], ...]  # names of each view's scene

@@ -18,7 +18,7 @@ Maps = Mapping[str, torch.Tensor]  # frozen maps by name: [B, C, h, w] float32; 
 Arrays = Mapping[str, NDArray[np.float16]]  # the same on disk: [N, C, h, w], memory-mapped
 
 EXPERT_CELLS, TAP_CELLS = "expert.cells", "sd.cells"
-"""What a U-head's pool reads of a view, in two maps because taps change more often."""
+"""Cells of a view that a U-head's pool reads, in two maps because taps change more often."""
 _COPY_ROWS = 4096  # copied to the device at once
 
 

@@ -73,6 +73,7 @@ class PairLoss:
         """Returns two scalars: `pairs`, sketches and images finding each other, and `names`, both finding names."""
         shown = self._shown[both]
         pooled = self._stage.pool(all_cells(self._cells.read(both)))
+        # Scales are clamped at 100 as CLIP's (Radford et al. 2021, section 2.5).
         pair_logits = self._stage.log_pair_scale.exp().clamp(max=100) * pooled[:PAIRS] @ pooled[PAIRS:].T
         name_logits = self._stage.log_name_scale.exp().clamp(max=100) * pooled @ self._names.embeddings.T
         return {
@@ -86,10 +87,7 @@ def contrastive_loss(logits: torch.Tensor, positives: torch.Tensor) -> torch.Ten
 
     Args:
         logits: [A, B] similarities, scaled.
-        positives: [A, B] bool; rows without one are left out.
-
-    Returns:
-        Scalar; zero when no row has a positive.
+        positives: [A, B] bool; rows without one are left out, and without any row the loss is zero.
     """
     counts = positives.sum(dim=1)
     log_probabilities = F.log_softmax(logits, dim=1).masked_fill(~positives, 0.0)
@@ -184,6 +182,7 @@ class PairSampler:
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """[count] sketch rows and their [count] partner rows."""
+        # One draw from torch's generator seeds NumPy's, so that a resumed run continues the same pairs.
         rng = np.random.default_rng(int(torch.randint(0, 2**62, (1,), generator=generator)))
         drawn = rng.multinomial(count, self._shares)
         sketches = np.concatenate(

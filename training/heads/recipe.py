@@ -1,4 +1,4 @@
-"""How one set of heads is trained, from frozen maps to a bundle's heads/.
+"""Training of one set of heads, from frozen maps to a bundle's heads/.
 
 In two stages that share no trained weight: the pool, then the dense path with the segmentation head.
 """
@@ -45,7 +45,7 @@ _RECORD = "training.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """How the pool learns."""
+    """Steps, rate, dropout and sampling of the pooled stage."""
 
     steps: int  # in all
     rate: float  # the learning rate's peak
@@ -64,7 +64,7 @@ FINISH = Course(steps=900, rate=1e-3, cell_dropout=0.0, fused_dropout=0.1, share
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadPlan:
-    """What to train, and for how long."""
+    """Heads to train, on which data and for how long."""
 
     release: bool = False  # on unseen classes and words too
     finish: bool = False  # continue from the bundle's own release heads, with next to no dropout
@@ -77,7 +77,7 @@ class HeadPlan:
 
     @property
     def course(self) -> Course:
-        """How the pool learns."""
+        """Course of the pooled stage."""
         return FINISH if self.finish else RELEASE if self.release else ZEROSHOT
 
     @property
@@ -105,7 +105,7 @@ class HeadPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadRecord:
-    """How a folder's heads were trained, stored beside them."""
+    """Record of a folder's heads, stored beside them."""
 
     features: Features  # frozen maps they saw; others were zero
     release: bool  # trained on unseen classes and words too
@@ -208,7 +208,7 @@ def _adapted_expert(start: Path | None, device: torch.device) -> nn.Module:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """How a stage is trained."""
+    """Settings that both stages share."""
 
     schedule: Schedule  # length and rates
     with_unseen: bool  # release heads (True) or zero-shot heads (False)

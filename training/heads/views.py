@@ -39,7 +39,7 @@ class TrainingView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSet:
-    """What N views show, field by field of `TrainingView`."""
+    """Kinds, concepts and names of N views, see `TrainingView`."""
 
     kinds: tuple[str, ...]
     concepts: tuple[tuple[str, ...], ...]

@@ -63,15 +63,9 @@ def _caption(source: str, kind: str, name: str) -> str:
 def cache_states(
     captions: tuple[str, ...], path: Path, device: torch.device = CPU
 ) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Text states of the distinct captions, the empty one first.
+    """[S, T, 384] float16 text states of the distinct captions, the empty one first, and the [N] row of each caption.
 
-    Args:
-        captions: N captions.
-        path: cache file, reused while it holds the same captions.
-        device: that computes them.
-
-    Returns:
-        [S, T, 384] float16 states and the [N] row of each caption in them.
+    The cache file at `path` is reused while it holds the same captions; `device` computes the states.
     """
     distinct = ["", *sorted(set(captions) - {""})]
     rows = {caption: row for row, caption in enumerate(distinct)}

@@ -20,10 +20,10 @@ from training.devices import CPU, BatchLoss, batch_size, half_on_gpu, randn
 from training.loop import Progress, Schedule, fit
 from training.prior.corpus import Corpus, save_grid, to_tensor, to_uint8
 
-EMPTY_CAPTION_SHARE = 0.25
-SNR_CAP = 5.0
+EMPTY_CAPTION_SHARE = 0.25  # for classifier-free guidance (Ho and Salimans 2022); serving uses the empty caption too
+SNR_CAP = 5.0  # γ of min-SNR (Hang et al. 2023)
 VARIANTS = 2  # latents an image: as it is, mirrored; further ones are shrunk and moved
-_LATENT_SHAPE = (8, 16, 16)
+_LATENT_SHAPE = (8, 16, 16)  # docs/adr/0011
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -95,11 +95,11 @@ def cache_latents(
             shown = pixels if index < 2 else _shrink(pixels, [start, index])
             variant = shown.flip(-1) if index % 2 else shown
             batch = variant.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
-            means = fast.encode(batch).latent_dist.mean.float() * scaling
+            means = fast.encode(batch).latent_dist.mean.float() * scaling  # as serving: the mean, without noise
             latents[index, start : start + size] = means.half().cpu().numpy()
         progress(min(start + size, count), 0.0)
     latents.flush()
-    part.rename(path)
+    part.rename(path)  # a file of the final name is complete
     return np.asarray(np.load(path, mmap_mode="r"))
 
 
@@ -148,7 +148,7 @@ class Denoising:
             rows = torch.from_numpy(self._corpus.draw(count, generator))
             variants = torch.randint(0, len(self._latents), (count,), generator=generator)
             captions = self._caption_index[rows]
-            captions[torch.rand(count, generator=generator) < EMPTY_CAPTION_SHARE] = 0
+            captions[torch.rand(count, generator=generator) < EMPTY_CAPTION_SHARE] = 0  # row of the empty caption
             timesteps = torch.randint(0, 1000, (count,), generator=generator)
             noise = randn((count, *_LATENT_SHAPE), generator, self.device)
             return *(numbers.to(self.device) for numbers in (rows, variants, captions, timesteps)), noise
@@ -173,13 +173,9 @@ class Denoising:
 def train_unet(
     denoising: Denoising, schedule: Schedule, *, folder: Path, seed: int, progress: Progress, batch: int = 64
 ) -> UNet2DConditionModel:
-    """Train, or continue to train, on the loss's device.
+    """Train, or continue to train, on the loss's device, with `batch` latents a step.
 
-    Args:
-        batch: latents a step.
-
-    Returns:
-        The U-Net with averaged weights, in eval mode.
+    Returns the U-Net with averaged weights, in eval mode.
     """
     torch.manual_seed(seed)
     # Channels last: a step takes a quarter less time on a CPU.
@@ -199,13 +195,9 @@ def sample(
     steps: int = 25,
     seed: int = 0,
 ) -> NDArray[np.uint8]:
-    """Images by caption, DDIM with classifier-free guidance.
+    """Images by caption, DDIM with classifier-free guidance: [B, 128, 128, 3] uint8 RGB.
 
-    Args:
-        states: [B + 1, T, 384] text states; row 0 is the empty caption.
-
-    Returns:
-        [B, 128, 128, 3] uint8 RGB.
+    `states` are [B + 1, T, 384] text states; row 0 is the empty caption.
     """
     scheduler = DDIMScheduler.from_config(new_scheduler().config)
     scheduler.set_timesteps(steps)
@@ -235,14 +227,9 @@ def save_samples(
 
 
 def export_prior(runs: Path, target: Path) -> dict[str, int]:
-    """Write vae/, unet/ and scheduler/ of a bundle from the last finished runs.
+    """Write vae/, unet/ and scheduler/ of a bundle from the exports of finished `runs`.
 
-    Args:
-        runs: folder of the runs; `vae/export` and `unet/export` are read.
-        target: the bundle's folder, created if absent.
-
-    Returns:
-        Number of parameters by component.
+    Returns the number of parameters by component.
 
     Raises:
         DataError: a run has not finished.

@@ -40,7 +40,7 @@ def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def drawn(asked: Question, data: DataSet, shade: int) -> NDArray[np.uint8]:
-    """What a prior draws that knows all classes, in one style."""
+    """Samples of a prior that knows all classes, in one style."""
     numbers = [data.pixels[asked.known[4 * label].row][0, 0, 0] for label in asked.wanted]
     return np.stack([np.full((8, 8, 3), (number, shade, 0), np.uint8) for number in numbers])
 

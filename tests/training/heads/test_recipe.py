@@ -69,7 +69,7 @@ def random_store(rows: int, seed: int) -> DeviceStore:
 
 
 def random_cells(rows: int, seed: int) -> DeviceStore:
-    """What a view store keeps: the cells of random maps."""
+    """Cells of random maps, as a view store holds them."""
     taps, expert = split_maps(random_store(rows, seed).read(torch.arange(rows)))
     shape = mini_uhead_shape()
     cells = {TAP_CELLS: shape.tap_cells(taps), EXPERT_CELLS: shape.expert_cells(expert)}
@@ -115,7 +115,7 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
     before = {name: weight.clone() for name, weight in uhead.state_dict().items()}
 
     def changed() -> set[bool]:
-        """Whether weights of the pool (True) and others (False) are no longer what they were."""
+        """True in the set if weights of the pool changed, False if others did."""
         now = uhead.state_dict()
         return {name.startswith("pool.") for name, weight in before.items() if not torch.equal(now[name], weight)}
 
@@ -134,7 +134,7 @@ def test_the_losses_fall_together(views: ViewSet, tmp_path: Path, monkeypatch: p
             assert float(rows[-1][name]) < float(rows[0][name])
 
 
-def test_pairs_show_the_same_thing_and_partners_are_pictures_where_there_are_any(views: ViewSet) -> None:
+def test_pairs_show_the_same_thing_and_partners_are_images_where_there_are_any(views: ViewSet) -> None:
     rows = np.flatnonzero(~views.is_unseen)
     sampler = PairSampler(views, rows, ZEROSHOT.shares)
     sketches, partners = sampler.draw(200, torch.Generator().manual_seed(0))

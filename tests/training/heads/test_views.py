@@ -1,4 +1,4 @@
-"""What heads are trained on, and which of it zero-shot heads must not see."""
+"""Training views of heads, and the unseen ones that zero-shot heads never see."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_everything_made_from_the_unseen_is_marked(dataset: DataSet) -> None:
         assert view.is_unseen == (view.name in ("owl", "hand", "an owl"))
 
 
-def test_sketches_are_made_from_outlines_pictures_drawings_and_icons(dataset: DataSet) -> None:
+def test_sketches_are_made_from_outlines_images_drawings_and_icons(dataset: DataSet) -> None:
     kinds = {view.kind for view in training_views(dataset, 0)}
     assert kinds == {"picture", "outline", "edges", "drawing", "icon"}
 

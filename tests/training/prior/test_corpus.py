@@ -1,4 +1,4 @@
-"""What the prior may see."""
+"""Images that the prior may see."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""What ships loads in diffusers itself and names no path of the machine it was made on."""
+"""Exported weights load in diffusers itself and name no path of the machine that wrote them."""
 
 from pathlib import Path
 
