@@ -25,25 +25,12 @@ class _PassThrough(nn.Module):
         return hidden_states
 
 
-def tap_blocks(taps: Sequence[str], up_blocks: int) -> int:
-    """Returns how many up blocks these taps need.
-
-    Raises:
-        BundleError: no block of this U-Net has the name of a tap.
-    """
-    known = {"mid": 0, **{f"up_{number}": number + 1 for number in range(up_blocks)}}
-    for tap in taps:
-        if tap not in known:
-            raise BundleError(f"no tap '{tap}': this U-Net has {', '.join(known)}")
-    return max(known[tap] for tap in taps)
-
-
 def build_vae_encoder(config: Mapping[str, Any]) -> AutoencoderKL:
     """Returns an AutoencoderKL on the `meta` device without its decoder."""
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(dict(config))
     vae.decoder = nn.Identity()
-    vae.post_quant_conv = None
+    vae.post_quant_conv = None  # belongs to the decoder
     return vae
 
 
@@ -58,12 +45,15 @@ def build_truncated_unet(config: Mapping[str, Any], taps: Sequence[str]) -> UNet
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(config))
-    needed = tap_blocks(taps, len(unet.up_blocks))
+    needed_by = {"mid": 0, **{f"up_{number}": number + 1 for number in range(len(unet.up_blocks))}}
+    if unknown := [tap for tap in taps if tap not in needed_by]:
+        raise BundleError(f"no tap '{unknown[0]}': this U-Net has {', '.join(needed_by)}")
+    needed = max(needed_by[tap] for tap in taps)
     blocks = list(unet.up_blocks[:needed])
     if needed < len(unet.up_blocks):
         blocks.append(_PassThrough())
     unet.up_blocks = nn.ModuleList(blocks)
-    unet.conv_norm_out = None
+    unet.conv_norm_out = None  # `forward` skips a missing norm, but not a missing convolution
     unet.conv_out = nn.Identity()
     return unet
 
@@ -88,7 +78,7 @@ def add_noise(
     Returns:
         [B, C, h, w].
     """
-    alphas = alphas_cumprod.to(latents.device)[timesteps].view(-1, 1, 1, 1)
+    alphas = alphas_cumprod.to(latents.device)[timesteps].view(-1, 1, 1, 1)  # float32, unlike the latents
     return (alphas.sqrt() * latents + (1 - alphas).sqrt() * noise).to(latents.dtype)
 
 
@@ -125,21 +115,18 @@ class StableDiffusionBackbone(nn.Module):
     def forward(
         self, pixels: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Runs one pass.
+        """Runs one pass; returns tap name → [B, C, h, w].
 
         Args:
             pixels: [B, 3, H, W] in [-1, 1], RGB; H and W multiples of the VAE's factor.
             timesteps: [B] int64.
             encoder_hidden_states: [B, T, C] text states.
-
-        Returns:
-            Tap name → [B, C, h, w].
         """
         return self.taps_of(self.latents(pixels), timesteps, encoder_hidden_states)
 
     def latents(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns the scaled posterior mean, [B, C, h, w], of [B, 3, H, W] in [-1, 1]."""
-        mean: torch.Tensor = self.vae.encode(pixels).latent_dist.mean
+        mean: torch.Tensor = self.vae.encode(pixels).latent_dist.mean  # not a sample: features must not be random
         return mean * self.scaling_factor
 
     def taps_of(
@@ -147,10 +134,10 @@ class StableDiffusionBackbone(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Returns what `forward` returns, from latents [B, C, h, w]: training caches those."""
         noisy = add_noise(latents, self._noise_like(latents), timesteps, self._schedule_on(latents.device))
-        self._tapped.clear()
+        self._tapped.clear()  # left over if the pass before failed half way
         self.unet(noisy, timesteps, encoder_hidden_states=encoder_hidden_states)
         tapped = dict(self._tapped)
-        self._tapped.clear()
+        self._tapped.clear()  # else the maps of a pass stay in memory until the next one
         return tapped
 
     def _hook(self, tap: str) -> Any:

@@ -1,25 +1,7 @@
-"""Captions that condition the U-Net: BLIP with greedy decoding after a fixed prefix, or none."""
-
-from typing import Protocol
+"""Captions that condition the U-Net: BLIP with greedy decoding after a fixed prefix."""
 
 import torch
 from transformers import BlipForConditionalGeneration, BlipProcessor
-
-
-class Captioner(Protocol):
-    """Describes images in words."""
-
-    def captions(self, pixels: torch.Tensor) -> list[str]:
-        """[B, 3, H, W] in [-1, 1], RGB → B captions."""
-        ...
-
-
-class NoCaptioner:
-    """Gives every image the empty prompt."""
-
-    def captions(self, pixels: torch.Tensor) -> list[str]:
-        """Returns B empty strings."""
-        return [""] * len(pixels)
 
 
 class BlipCaptioner:
@@ -36,6 +18,7 @@ class BlipCaptioner:
     @torch.inference_mode()
     def captions(self, pixels: torch.Tensor) -> list[str]:
         """[B, 3, H, W] in [-1, 1], RGB → B captions, prefix included."""
+        # Pixels are in [0, 1] already: rescaling would divide them by 255.
         images = self._processor.image_processor(((pixels + 1) / 2).cpu(), do_rescale=False, return_tensors="pt")
         prefix = self._processor.tokenizer([self._prefix] * len(pixels), return_tensors="pt")
         device = pixels.device
@@ -44,7 +27,7 @@ class BlipCaptioner:
             input_ids=prefix["input_ids"].to(device),
             attention_mask=prefix["attention_mask"].to(device),
             max_new_tokens=self._max_tokens,
-            do_sample=False,
+            do_sample=False,  # greedy: a caption, and so a feature, must not be random
             num_beams=1,
         )
         return [text.strip() for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]

@@ -5,7 +5,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -13,31 +12,17 @@ from torch import nn
 from models.acceleration.cuda_graphs import GraphedPass
 from models.acceleration.tracing import Pass, traced
 from models.backbone import StableDiffusionBackbone
-from models.captioner import Captioner
+from models.captioner import BlipCaptioner
 from models.heads.uhead import UHead
-from models.text import TextEncoder
+from models.text import OpenClipNames, TextEncoder
 from models.types import ImageBatch, ImageFeatures, TextFeatures
 
-_CAPTION_CACHE = 1024
-"""Captions whose text states are cached."""
-
-
-class NameEncoder(Protocol):
-    """Embeds class names and queries."""
-
-    def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
-        """B strings → [B, D] float32, unit length."""
-        ...
+_CAPTION_CACHE = 1024  # captions whose text states are cached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenMaps:
-    """Input of the U-head.
-
-    Attributes:
-        taps: tap name → [B, C, h, w].
-        expert: the expert's maps, [B, C, h, w] each, high to low resolution.
-    """
+    """Input of the U-head: taps by name, and the expert's maps from high to low resolution; [B, C, h, w] each."""
 
     taps: dict[str, torch.Tensor]
     expert: list[torch.Tensor]
@@ -47,14 +32,18 @@ class FrozenExtractor(nn.Module):
     """Everything before the heads, shared by serving and head training. Not thread-safe."""
 
     def __init__(
-        self, backbone: StableDiffusionBackbone, text: TextEncoder, captioner: Captioner, expert: nn.Module | None
+        self,
+        backbone: StableDiffusionBackbone,
+        text: TextEncoder,
+        captioner: BlipCaptioner | None,
+        expert: nn.Module | None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.text = text
         self.captioner = captioner
         self.expert = expert
-        self._states: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._states: OrderedDict[str, torch.Tensor] = OrderedDict()  # caption → [T, C], least recently used first
 
     @torch.inference_mode()
     def forward(self, pixels: torch.Tensor, timesteps: torch.Tensor, captions: Sequence[str | None]) -> FrozenMaps:
@@ -63,7 +52,7 @@ class FrozenExtractor(nn.Module):
         Args:
             pixels: [B, 3, H, W] in [-1, 1], RGB.
             timesteps: [B] int64.
-            captions: B captions; None asks the captioner.
+            captions: B captions; None asks the captioner, or is the empty prompt if there is none.
         """
         states = self.conditioning(pixels, captions)
         taps = self.backbone(pixels, timesteps, states)
@@ -71,12 +60,11 @@ class FrozenExtractor(nn.Module):
 
     def conditioning(self, pixels: torch.Tensor, captions: Sequence[str | None]) -> torch.Tensor:
         """Returns the text states of B captions, [B, T, C], from an LRU cache; arguments as for `forward`."""
-        resolved = list(captions)
-        missing = [slot for slot, caption in enumerate(resolved) if caption is None]
-        if missing:
+        words = [caption or "" for caption in captions]
+        missing = [slot for slot, caption in enumerate(captions) if caption is None]
+        if missing and self.captioner is not None:
             for slot, caption in zip(missing, self.captioner.captions(pixels[missing]), strict=True):
-                resolved[slot] = caption
-        words = [caption or "" for caption in resolved]
+                words[slot] = caption
         for caption in dict.fromkeys(words):
             if caption not in self._states:
                 # One at a time: the last bits of a caption's states must not depend on the rest of its batch.
@@ -123,7 +111,7 @@ class Encoder:
         self,
         extractor: FrozenExtractor,
         uhead: UHead,
-        names: NameEncoder,
+        names: TextEncoder | OpenClipNames,
         *,
         fingerprint: str,
         device: torch.device,

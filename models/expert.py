@@ -15,8 +15,7 @@ from torch.nn.utils import parametrize
 
 from models.errors import TensorMismatchError
 
-RANK = 6
-"""Default rank of the adapters."""
+RANK = 6  # of every adapter
 
 
 class TimmExpert(nn.Module):
@@ -29,6 +28,7 @@ class TimmExpert(nn.Module):
         super().__init__()
         self.network = timm.create_model(name, pretrained=False, features_only=True, out_indices=tuple(levels))
         mean, std = (torch.tensor(self.network.default_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        # (([-1, 1] + 1) / 2 - mean) / std as one product and one sum.
         self.register_buffer("shift", (1 - 2 * mean) / (2 * std), persistent=False)
         self.register_buffer("scale", 1 / (2 * std), persistent=False)
         self._is_unit = bool((mean == 0.5).all() and (std == 0.5).all())  # then [-1, 1] needs no normalisation
@@ -68,13 +68,13 @@ def read_lite0_package(file: Path, target: Mapping[str, torch.Tensor]) -> dict[s
     """Returns the EfficientNet-Lite0 package's weights under timm's names.
 
     Args:
-        file: the package's `.pth`, read without executing anything.
+        file: the package's `.pth`.
         target: the state dict to fill: timm's `tf_efficientnet_lite0`, with or without its classifier.
 
     Raises:
         TensorMismatchError: names or shapes do not line up.
     """
-    source = torch.load(file, map_location="cpu", weights_only=True)
+    source = torch.load(file, map_location="cpu", weights_only=True)  # executes nothing
     whole = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     if len(source) != len(whole):
         raise TensorMismatchError(f"{file} holds {len(source)} tensors, not {len(whole)}")
@@ -90,27 +90,23 @@ def read_lite0_package(file: Path, target: Mapping[str, torch.Tensor]) -> dict[s
 class LowRank(nn.Module):
     """Adapter of one weight W, seen as a matrix [out, everything else]: W + up · down, at first W itself."""
 
-    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+    def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
         rows, columns = weight.shape[0], weight[0].numel()
-        rank = min(rank, rows, columns)
+        rank = min(RANK, rows, columns)
         self.down = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
-        self.up = nn.Parameter(torch.zeros(rows, rank))
+        self.up = nn.Parameter(torch.zeros(rows, rank))  # zero: an adapter starts as the identity
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Returns the adapted weight, of the same shape."""
         return weight + (self.up @ self.down).view_as(weight)
 
 
-def adapt(network: nn.Module, *, rank: int = RANK) -> nn.ModuleList:
-    """Adds an adapter to every convolution of a network in place and freezes everything else.
-
-    Returns:
-        The adapters, the only part that still requires gradients.
-    """
+def adapt(network: nn.Module) -> nn.ModuleList:
+    """Adds an adapter to every convolution in place, freezes everything else and returns the adapters."""
     network.requires_grad_(False)
     for conv in _convolutions(network):
-        parametrize.register_parametrization(conv, "weight", LowRank(conv.weight, rank))
+        parametrize.register_parametrization(conv, "weight", LowRank(conv.weight))
     return adapters_of(network)
 
 
@@ -133,7 +129,7 @@ def merge_adapters(network: nn.Module) -> None:
     """Adds every adapter to its convolution's weight, removes it, and freezes the network."""
     for conv in _convolutions(network):
         if parametrize.is_parametrized(conv, "weight"):
-            parametrize.remove_parametrizations(conv, "weight", leave_parametrized=True)
+            parametrize.remove_parametrizations(conv, "weight", leave_parametrized=True)  # keeps the sum
     network.requires_grad_(False)
 
 

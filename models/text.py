@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
         """Returns the mean over each text's tokens, [B, C] float32, unit length (Reimers and Gurevych 2019)."""
-        tokens = self._tokens(texts, True, 128)
+        tokens = self._tokens(texts, True, 128)  # MiniLM was trained with at most 128 tokens
         mask = tokens["attention_mask"][..., None]
         states = self.model(**tokens).last_hidden_state * mask
         return F.normalize((states.sum(dim=1) / mask.sum(dim=1)).float(), dim=1)
@@ -55,7 +55,7 @@ class TextEncoder(nn.Module):
         encoded = self.tokenizer(
             list(texts), padding=padding, max_length=max_length, truncation=True, return_tensors="pt"
         )
-        device = next(self.model.parameters()).device
+        device = next(self.model.parameters()).device  # asked each time: a module may be moved
         return {name: tensor.to(device) for name, tensor in encoded.items()}
 
 
@@ -65,7 +65,7 @@ class OpenClipNames(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         model = open_clip.create_model(name, pretrained=None)
-        del model.visual
+        del model.visual  # a source of names holds the text tower alone
         self.model = model
         self.tokenizer = open_clip.get_tokenizer(name)
 

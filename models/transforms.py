@@ -19,11 +19,11 @@ PREPROCESSING_VERSION = "3"
 Strokes = Sequence[Sequence[Sequence[float]]]
 """Strokes `[[x…], [y…]]`, as in Quick, Draw!; a third list (times) is ignored."""
 
-SKETCH_MARGIN = 0.06
-"""White border around a canonical sketch, as a share of its side."""
-SKETCH_LINE_WIDTH = 3 / 128
-"""Line width of a canonical sketch, as a share of its side."""
-_SUPERSAMPLING = 4
+SKETCH_MARGIN = 0.06  # white border of a canonical sketch, as a share of its side
+SKETCH_LINE_WIDTH = 3 / 128  # of a canonical sketch, as a share of its side
+_OVERLAP = 0.25  # least share of a tile that its neighbour covers too
+_FEATHER = 0.125  # share of a tile's side over which its weight rises from the edge
+_SUPERSAMPLING = 4  # Pillow's lines are not antialiased
 
 
 def render_strokes(strokes: Strokes, size: int = 128) -> NDArray[np.uint8]:
@@ -42,7 +42,7 @@ def render_strokes(strokes: Strokes, size: int = 128) -> NDArray[np.uint8]:
     lines = [_points(stroke) for stroke in strokes]
     lines = [line for line in lines if len(line)]
     if not lines:
-        raise InputError("the sketch holds no ink")
+        raise InputError("the sketch has no foreground: it needs at least one point")
     points = np.concatenate(lines)
     low, high = points.min(axis=0), points.max(axis=0)
     side = size * _SUPERSAMPLING
@@ -60,14 +60,8 @@ def render_strokes(strokes: Strokes, size: int = 128) -> NDArray[np.uint8]:
 def canonical_image(pixels: NDArray[np.uint8], size: int = 128) -> NDArray[np.uint8]:
     """Returns what the encoder takes for a raster: its canonical sketch if it is a line drawing, else `fit_square`.
 
-    A line drawing may be dark on light or light on dark, and its background of any tone and unevenly lit.
-
-    Args:
-        pixels: [H, W, 3] uint8 RGB.
-        size: side of the output, px.
-
-    Returns:
-        [size, size, 3] uint8 RGB.
+    A line drawing may be dark on light or light on dark, and its background of any tone and unevenly lit. Takes
+    [H, W, 3] uint8 RGB and returns [size, size, 3] uint8 RGB.
 
     Raises:
         InputError: `pixels` have another type or shape.
@@ -117,10 +111,7 @@ def to_unit_batch(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewBox:
-    """The square of the input, in its own pixels, that one view shows.
-
-    It may extend beyond the image; the outside is white in the view and has no weight.
-    """
+    """The square of the input, in its own pixels, that one view shows; beyond the image the view is white."""
 
     top: float
     left: float
@@ -134,20 +125,16 @@ def whole_view(height: int, width: int) -> ViewBox:
     return ViewBox(top=(height - side) / 2, left=(width - side) / 2, side=side, is_whole=True)
 
 
-def plan_views(
-    height: int, width: int, size: int, *, max_tiles: int = 16, overlap: float = 0.25
-) -> tuple[ViewBox, ...]:
+def plan_views(height: int, width: int, size: int, *, max_tiles: int = 16) -> tuple[ViewBox, ...]:
     """Returns the views that segmentation encodes: the whole image first, then overlapping tiles.
 
     One pixel of a tile is one pixel of the input, or more if `max_tiles` would not suffice. An image that is hardly
     larger than a view has no tiles.
 
     Args:
-        height: of the input, px.
-        width: of the input, px.
+        height, width: of the input, px.
         size: side of a view, px.
         max_tiles: largest number of tiles.
-        overlap: least share of a tile that its neighbour covers too.
 
     Returns:
         1 to `max_tiles` + 1 views.
@@ -156,9 +143,9 @@ def plan_views(
     if max_tiles < 2 or max(height, width) <= 1.25 * size:
         return tuple(views)
     side = float(size)
-    while _tile_count(height, side, overlap) * _tile_count(width, side, overlap) > max_tiles:
-        side *= 1.02
-    tops, lefts = _tile_starts(height, side, overlap), _tile_starts(width, side, overlap)
+    while _tile_count(height, side) * _tile_count(width, side) > max_tiles:
+        side *= 1.02  # a closed form would be wrong where a count of either axis jumps
+    tops, lefts = _tile_starts(height, side), _tile_starts(width, side)
     if len(tops) * len(lefts) > 1:
         views += [ViewBox(top=t, left=s, side=side, is_whole=False) for t in tops for s in lefts]
     return tuple(views)
@@ -171,11 +158,12 @@ def cut_view(pixels: NDArray[np.uint8], box: ViewBox, size: int) -> NDArray[np.u
     left, right = max(box.left, 0.0), min(box.left + box.side, float(width))
     scale = size / box.side
     out_top, out_left = round((top - box.top) * scale), round((left - box.left) * scale)
+    # At least one pixel, whatever the aspect, and never beyond the view after rounding.
     out_height = min(size - out_top, max(1, round((bottom - top) * scale)))
     out_width = min(size - out_left, max(1, round((right - left) * scale)))
     resized = Image.fromarray(pixels).resize(
         (out_width, out_height), Image.Resampling.BICUBIC, box=(left, top, right, bottom), reducing_gap=3.0
-    )
+    )  # with this gap a large image is first reduced by a whole factor, which is fast and hardly visible
     view = np.full((size, size, 3), 255, dtype=np.uint8)
     view[out_top : out_top + out_height, out_left : out_left + out_width] = np.asarray(resized)
     return view
@@ -184,14 +172,9 @@ def cut_view(pixels: NDArray[np.uint8], box: ViewBox, size: int) -> NDArray[np.u
 def resample_rows(
     values: NDArray[np.float32], box: ViewBox, *, top: int, bottom: int, width: int
 ) -> NDArray[np.float32]:
-    """Resamples a view's map to rows `top` to `bottom` of the input (inverse of `cut_view`).
+    """Resamples a view's map [C, h, w] float32 to rows `top` to `bottom` (excluded) of an input `width` px wide.
 
-    Args:
-        values: [C, h, w] float32 over the square view.
-        box: the view.
-        top: first input row.
-        bottom: one past the last input row.
-        width: of the input, px.
+    Inverse of `cut_view`.
 
     Returns:
         [C, bottom - top, width] float32, bilinear; outside the view the border values repeat.
@@ -202,23 +185,15 @@ def resample_rows(
     return np.asarray((down @ values) @ across.T, np.float32)
 
 
-def view_weights(box: ViewBox, *, top: int, bottom: int, width: int, feather: float = 0.125) -> NDArray[np.float32]:
-    """Returns the weights with which a view enters the blend of rows `top` to `bottom`.
-
-    Args:
-        box: the view.
-        top: first input row.
-        bottom: one past the last input row.
-        width: of the input, px.
-        feather: share of a tile's side over which its weight rises from the edge.
+def view_weights(box: ViewBox, *, top: int, bottom: int, width: int) -> NDArray[np.float32]:
+    """Returns the weights with which a view enters the blend of rows `top` to `bottom`; see `resample_rows`.
 
     Returns:
         [bottom - top, width] float32: 1 for the whole view; for a tile 0 outside, rising to 1 inside.
     """
     if box.is_whole:
         return np.ones((bottom - top, width), dtype=np.float32)
-    row = _ramp(np.arange(top, bottom), box.top, box.side, feather)
-    column = _ramp(np.arange(width), box.left, box.side, feather)
+    row, column = _ramp(np.arange(top, bottom), box.top, box.side), _ramp(np.arange(width), box.left, box.side)
     return row[:, None] * column[None, :]
 
 
@@ -241,18 +216,18 @@ def _points(stroke: Sequence[Sequence[float]]) -> NDArray[np.float64]:
 def _draw_line(draw: ImageDraw.ImageDraw, points: NDArray[np.float64], width: float) -> None:
     if len(points) > 1:
         draw.line([(float(x), float(y)) for x, y in points], fill=0, width=round(width), joint="curve")
-    for x, y in (points[0], points[-1]):
+    for x, y in (points[0], points[-1]):  # round caps, which Pillow does not draw
         draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=0)
 
 
-def _tile_count(length: int, side: float, overlap: float) -> int:
+def _tile_count(length: int, side: float) -> int:
     if length <= side:
         return 1
-    return int(np.ceil((length - side * overlap) / (side * (1 - overlap)) - 1e-9))
+    return int(np.ceil((length - side * _OVERLAP) / (side * (1 - _OVERLAP)) - 1e-9))  # less, against rounding
 
 
-def _tile_starts(length: int, side: float, overlap: float) -> list[float]:
-    count = _tile_count(length, side, overlap)
+def _tile_starts(length: int, side: float) -> list[float]:
+    count = _tile_count(length, side)
     if count == 1:
         return [(length - side) / 2]
     return [float(start) for start in np.linspace(0, length - side, count)]
@@ -269,7 +244,7 @@ def _interpolation(pixel: NDArray[np.int64], start: float, side: float, cells: i
     return weights
 
 
-def _ramp(pixel: NDArray[np.int64], start: float, side: float, feather: float) -> NDArray[np.float32]:
+def _ramp(pixel: NDArray[np.int64], start: float, side: float) -> NDArray[np.float32]:
     position = (pixel + 0.5 - start) / side
-    ramp: NDArray[np.float32] = np.clip(np.minimum(position, 1 - position) / feather, 0, 1).astype(np.float32)
+    ramp: NDArray[np.float32] = np.clip(np.minimum(position, 1 - position) / _FEATHER, 0, 1).astype(np.float32)
     return ramp

@@ -37,17 +37,13 @@ class ImageFeatures:
         dense: [B, D, h, w] float32, not normalised: the fused high-resolution map.
     """
 
-    pooled: torch.Tensor
+    pooled: torch.Tensor  # `global` is a keyword of Python
     dense: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextFeatures:
-    """Embeddings of strings.
-
-    Attributes:
-        pooled: [B, D] float32, unit length, in the space of `ImageFeatures.pooled`.
-    """
+    """Embeddings of strings: `pooled` [B, D] float32, unit length, in the space of `ImageFeatures.pooled`."""
 
     pooled: torch.Tensor
 
@@ -74,8 +70,8 @@ class BundleInfo:
     name: str
     fingerprint: str
     dimension: int
-    device: str
-    dtype: str
+    device: str  # as torch names it
+    dtype: str  # fp32, bf16 or fp16
     captioner: str
     tasks: Mapping[str, TaskProfile]
     manifest: Mapping[str, object]

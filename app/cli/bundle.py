@@ -8,8 +8,6 @@ from rich.console import Console
 
 bundle_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Write and check bundles.")
 
-LICENCE = "CC-BY-SA-4.0"
-ATTRIBUTION = "see ATTRIBUTION.md"
 _console = Console(stderr=True, soft_wrap=True)
 
 
@@ -22,16 +20,16 @@ def pack(
     """Write bundle.json with the SHA-256 of every file."""
     from models.bundle.pack import write_manifest
 
-    write_manifest(folder, name=name, licence=LICENCE, attribution=ATTRIBUTION, shared=shared)
+    write_manifest(folder, name=name, licence="CC-BY-SA-4.0", attribution="see ATTRIBUTION.md", shared=shared)
     _console.print(f"wrote {folder / 'bundle.json'}", markup=False)
 
 
 @bundle_app.command("verify")
 def verify(folder: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
     """Check every file and load the bundle on the CPU, as the server does."""
-    from models.bundle.build import load_bundle
+    from models.bundle.build import load_bundle  # here: torch takes seconds to import, help does not need it
 
-    loaded = load_bundle(folder, device="cpu")
+    loaded = load_bundle(folder, device="cpu")  # in fp32, so that the fingerprint does not depend on the machine
     _console.print(f"{loaded.info.name} is complete, fingerprint {loaded.info.fingerprint}", markup=False)
 
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.cli.main import read_settings, refuse
+from app.cli.main import progress, read_settings, refuse
 from app.errors import EngineUnavailable
 from app.settings import Settings
 from app.stores.blobs import IMAGE_FOLDER, Blobs
@@ -19,14 +18,7 @@ from app.stores.index.snapshots import INDEX_FOLDER, IndexSnapshots
 from app.stores.maintenance.backup import BackupRefused, restore_backup, write_backup
 from app.stores.maintenance.check import LOG_RETAINED_S, Maintenance
 from app.stores.maintenance.reembed import roll_back
-from app.stores.sql.database import (
-    SQLITE_FILE,
-    Database,
-    DataFolderLocked,
-    attach_database,
-    open_database,
-    sql_errors,
-)
+from app.stores.sql.database import SQLITE_FILE, Database, DataFolderLocked, attach_database, open_database, sql_errors
 from app.stores.sql.engines import UnusableDatabase
 
 if TYPE_CHECKING:
@@ -84,6 +76,7 @@ def backup(folder: Annotated[Path, typer.Argument(help="A folder that does not e
 def restore(folder: Annotated[Path, typer.Argument(help="Folder of `vermouth backup`.", exists=True)]) -> None:
     """Restore into the data folder or database of the settings, which must be empty."""
     settings = read_settings()
+    # Exclusive: a service on a half restored state would answer wrongly.
     with _database(settings, is_exclusive=True, must_exist=False) as database, _progress("images") as report:
         done = restore_backup(folder, database, _blobs(settings), report)
     typer.echo(f"{done.items} items and {done.images} images as of change {done.seq} restored")
@@ -116,8 +109,8 @@ async def _reembed(settings: Settings) -> "Reembedded":
     from app.composition import build_services
     from app.main import create_app
 
-    platform = create_app(settings).state.platform
-    services = await asyncio.to_thread(build_services, settings, platform)
+    platform = create_app(settings).state.platform  # the server's own parts, without listening
+    services = await asyncio.to_thread(build_services, settings, platform)  # loading blocks for seconds
     try:
         for start in services.on_start:
             await start()
@@ -151,7 +144,7 @@ def _database(settings: Settings, *, is_exclusive: bool, must_exist: bool = True
     url = None if settings.database_url is None else settings.database_url.get_secret_value()
     with _refusing():
         if must_exist:
-            _require_database(settings)
+            _require_database(settings)  # before anything is opened: opening creates a database
         database = (open_database if is_exclusive else attach_database)(data_dir=settings.data_dir, url=url)
         try:
             yield database
@@ -160,7 +153,6 @@ def _database(settings: Settings, *, is_exclusive: bool, must_exist: bool = True
 
 
 def _require_database(settings: Settings) -> None:
-    # Before anything is opened: opening creates a database.
     if settings.database_url is None and not (settings.data_dir / SQLITE_FILE).is_file():
         raise UnusableDatabase(f"There is no database in {settings.data_dir}.")
 
@@ -176,8 +168,7 @@ def _refusing() -> Iterator[None]:
 
 @contextmanager
 def _progress(task_name: str) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress(Console(stderr=True)) as bar:  # stdout is for results
         task = bar.add_task(task_name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -1,19 +1,15 @@
 """`vermouth gallery`: fills galleries over the service's own API."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from app.cli.demo import curl_line, demo_images, fill
-from app.cli.importing import UnreadableSource, import_images, read_source
-from app.cli.main import refuse
-from app.cli.service_calls import ServiceRefused, open_client, wait_until_ready
+from app.cli.importing import import_images, read_source
+from app.cli.main import progress
+from app.cli.service_calls import open_client, wait_until_ready
 
 gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fill galleries of a running service.")
 
@@ -36,10 +32,10 @@ def demo_command(
 ) -> None:
     """Add OpenMoji's images, skip those already added, and print a curl command to try."""
     console = Console(stderr=True)
-    with _refusing(), open_client(url, api_key) as client:
-        wait_until_ready(client, wait_s)
+    with open_client(url, api_key) as client:
+        wait_until_ready(client, wait_s)  # containers start together: the service may not listen yet
         added, rejected = fill(client, gallery, demo_images()[:limit], batch, console)
-    for line in rejected:
+    for line in rejected:  # not an error: the other images can be searched
         console.print(f"rejected {line}", style="yellow", markup=False)
     console.print(f"{added} images added to the gallery {gallery!r}. Draw a house and search:", markup=False)
     typer.echo(curl_line(url, gallery, needs_key=api_key is not None))
@@ -59,21 +55,11 @@ def import_command(
 
     Exit 1 if an image is rejected; a line names the reason for each.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, console=Console(stderr=True))
-    with _refusing(), open_client(url, api_key) as client, bar:
-        wait_until_ready(client, wait_s, is_started=True)
+    with open_client(url, api_key) as client, progress(Console(stderr=True)) as bar:
+        wait_until_ready(client, wait_s, is_started=True)  # a wrong URL fails at once, not after `wait_s`
         done = import_images(client, gallery, read_source(source), batch=batch, workers=workers, bar=bar)
     for line in done.rejected:
         typer.echo(f"rejected {line}")
     typer.echo(f"{done.added} added, {done.skipped} there already, {len(done.rejected)} rejected")
     if done.rejected:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    try:
-        yield
-    except (ServiceRefused, UnreadableSource, httpx.HTTPError) as err:
-        refuse(str(err), err)

@@ -15,37 +15,31 @@ from pathlib import Path, PurePosixPath
 import httpx
 from rich.progress import Progress
 
+from app.cli.main import CommandError
 from app.cli.service_calls import ServiceRefused, existing_ids, send
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 MAX_FILE_BYTES = 32 << 20
-MAX_BATCH_BYTES = 16 << 20
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+MAX_BATCH_BYTES = 16 << 20  # large files make small batches
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")  # as the API's
 _ODD = re.compile(r"[^A-Za-z0-9._:-]+")
-_REFUSES_WHOLE_BATCH = frozenset({400, 413, 415, 422})
+_REFUSES_WHOLE_BATCH = frozenset({400, 413, 415, 422})  # because of one image, which halving finds
 
 
-class UnreadableSource(Exception):
+class UnreadableSource(CommandError):
     """The source cannot be read or is of an unknown kind; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importable:
-    """One image to import.
+    """One image to import."""
 
-    Attributes:
-        id: derived from the source alone, so that a second run finds it again.
-        name: where the image comes from, for messages.
-        data: the file; empty if there is a `fault`.
-        fault: why the image cannot be imported.
-    """
-
-    id: str
-    name: str
-    data: bytes
+    id: str  # derived from the source alone, so that a second run finds it again
+    name: str  # where the image comes from, for messages
+    data: bytes  # the file; empty if there is a fault
     metadata: dict[str, object]
     caption: str | None = None
-    fault: str | None = None
+    fault: str | None = None  # why the image cannot be imported
 
 
 @dataclass(slots=True)
@@ -60,11 +54,7 @@ class Imported:
 def import_images(
     client: httpx.Client, gallery: str, images: Iterable[Importable], *, batch: int, workers: int, bar: Progress
 ) -> Imported:
-    """Adds images whose ids the gallery lacks; creates the gallery if needed.
-
-    Args:
-        batch: largest number of images per request.
-        workers: concurrent requests; at most twice as many batches are in memory.
+    """Adds images whose ids the gallery lacks, `batch` per request; creates the gallery if needed.
 
     Raises:
         ServiceRefused: a request failed for good; a second run continues from there.
@@ -84,7 +74,7 @@ def import_images(
 
     with ThreadPoolExecutor(workers, thread_name_prefix="import") as pool:
         for part in _batches(_new(images, known, done), batch):
-            if len(running) >= 2 * workers:
+            if len(running) >= 2 * workers:  # bounds the batches in memory, and keeps every worker busy
                 collect()
             running[pool.submit(_add_or_halve, client, gallery, part)] = len(part)
         while running:
@@ -93,11 +83,7 @@ def import_images(
 
 
 def add_items(client: httpx.Client, gallery: str, part: Sequence[Importable], *, wait: bool = True) -> list[str]:
-    """Adds images in one request and returns a line for each rejected one; `wait` until searches find the others.
-
-    Raises:
-        ServiceRefused: the service refused the request as a whole.
-    """
+    """Adds images in one request and returns a line for each rejected one; `wait` until searches find the others."""
     files = [("image", (one.id, one.data)) for one in part]
     items = [{"id": one.id, "metadata": one.metadata, "caption": one.caption} for one in part]
     url, params = f"/galleries/{gallery}/items", {"wait": str(wait).lower()}
@@ -134,7 +120,7 @@ def item_id(name: str) -> str:
     """Returns an item id for a file name: the name if it is a valid id, else its valid characters and a digest."""
     if _ID.fullmatch(name):
         return name
-    plain = _ODD.sub("_", name).lstrip("._:-")[:96]
+    plain = _ODD.sub("_", name).lstrip("._:-")[:96]  # leaves room for the digest
     return f"{plain or 'item'}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
 
 
@@ -179,7 +165,7 @@ def _add_or_halve(client: httpx.Client, gallery: str, part: Sequence[Importable]
 
 
 def _folder(root: Path) -> Iterator[Importable]:
-    for path in sorted(root.rglob("*")):
+    for path in sorted(root.rglob("*")):  # a fixed order: a second run continues the first
         if path.is_file() and path.suffix.lower() in SUFFIXES:
             name = path.relative_to(root).as_posix()
             yield _from_file(path, name, item_id(name), {"path": name}, None)
@@ -191,7 +177,7 @@ def _zip(path: Path) -> Iterator[Importable]:
             if entry.is_dir() or PurePosixPath(entry.filename).suffix.lower() not in SUFFIXES:
                 continue
             name = entry.filename
-            fault, data = _too_large(entry.file_size), b""
+            fault, data = _too_large(entry.file_size), b""  # checked first: a small archive may unpack to gigabytes
             try:
                 data = b"" if fault else archive.read(entry)
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
@@ -202,7 +188,7 @@ def _zip(path: Path) -> Iterator[Importable]:
 
 def _csv(path: Path) -> Iterator[Importable]:
     """Reads columns `path` (required, inside the table's folder), `id`, `caption`; all others are metadata."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
         rows = csv.DictReader(file)
         if "path" not in (rows.fieldnames or ()):
             raise UnreadableSource(f"{path} has no column 'path'.")
@@ -228,7 +214,7 @@ def _webdataset(path: Path) -> Iterator[Importable]:
                 continue
             folder, _, last = entry.name.rpartition("/")
             stem, _, suffix = last.partition(".")
-            this = f"{folder}/{stem}".lstrip("./")
+            this = f"{folder}/{stem}".lstrip("./")  # webdataset: the key ends at the first dot of the file's name
             if this != key:
                 yield from _sample(key, parts)
                 key, parts = this, {}

@@ -11,6 +11,9 @@ from app.errors import ServiceError
 from models.errors import ModelError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
     from app.settings import Settings
 
 _COMMANDS = {
@@ -26,39 +29,39 @@ _COMMANDS = {
     "restore": ("app.cli.db", "Restore a backup into an empty state."),
     "reembed": ("app.cli.db", "Switch to another bundle, or back."),
 }
-_REMEDIES = {
+_REMEDIES = {  # if an optional module is not installed
     "matplotlib": "pip install 'vermouth-perception[train]'",
     "sklearn": "pip install 'vermouth-perception[train]'",
     "faiss": "pip install 'vermouth-perception[cpu]'",
     "training": "the container image has the server only, run this command in a checkout",
 }
-"""What to do if an optional module is not installed."""
-_EXIT_BAD_SETTINGS = 2
+_EXIT_BAD_SETTINGS = 2  # as for a wrong option
+
+
+class CommandError(Exception):
+    """A command cannot go on, and its user can correct that; the message is a sentence."""
 
 
 class LazyGroup(TyperGroup):
-    """Imports a command when it is run or completed.
-
-    Errors that a user can correct end every command with one line and exit code 1.
-    """
+    """Imports a command when it is run or completed; errors that a user can correct end it with one line and exit 1."""
 
     # Any: the types of contexts and commands depend on typer's version.
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        name, listed, rest = super().resolve_command(ctx, args)
+        name, listed, rest = super().resolve_command(ctx, args)  # refuses unknown names
         if name is None:
             return name, listed, rest
         module = importlib.import_module(_COMMANDS[name][0])
-        return name, get_command(getattr(module, f"{name}_app")), rest
+        return name, get_command(getattr(module, f"{name}_app")), rest  # e.g. `db_app` of app.cli.db
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ModelError, ServiceError) as err:
+        except (CommandError, ModelError, ServiceError) as err:
             refuse(str(err), err)
         except ModuleNotFoundError as err:
             module = (err.name or "").partition(".")[0]
             if module not in _REMEDIES:
-                raise
+                raise  # a defect, not a missing extra
             refuse(f"{module} is not installed: {_REMEDIES[module]}", err)
         except OSError as err:
             if err.filename is None:
@@ -66,6 +69,7 @@ class LazyGroup(TyperGroup):
             refuse(f"{err.filename}: {err.strerror}", err)
 
 
+# Plain tracebacks: pretty ones may print local values, among them keys.
 app = typer.Typer(name="vermouth", cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -74,12 +78,8 @@ def vermouth() -> None:
     """Visual perception on a frozen diffusion backbone: the server, its bundles, training and evaluation."""
 
 
-def _listed() -> None:
-    """Stands for a command in help until it is resolved."""
-
-
 for _name, (_, _help) in _COMMANDS.items():
-    app.command(_name, help=_help)(_listed)
+    app.command(_name, help=_help)(lambda: None)  # stands for the command in help until it is resolved
 
 
 def refuse(sentence: str, err: Exception) -> NoReturn:
@@ -88,13 +88,20 @@ def refuse(sentence: str, err: Exception) -> NoReturn:
     raise typer.Exit(1) from err
 
 
+def progress(console: "Console") -> "Progress":
+    """Returns a progress bar with counts and the remaining time."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
+
+
 def read_settings(**options: object) -> "Settings":
     """Returns the settings of the environment, with the options that are not None on top.
 
-    Raises:
-        typer.Exit: a value is out of bounds; a line on stderr names each such variable.
+    Raises typer.Exit if a value is out of bounds, after a line on stderr for each such variable.
     """
-    from pydantic import ValidationError
+    from pydantic import ValidationError  # here: it takes longer to import than help takes to print
 
     from app.settings import Settings
 

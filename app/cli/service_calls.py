@@ -5,16 +5,14 @@ from collections.abc import Sequence
 
 import httpx
 
-ATTEMPTS = 20
-_RETRY = frozenset({429, 503, 504})
+from app.cli.main import CommandError
+
+ATTEMPTS = 20  # with pauses of at most 30 s
+_RETRY = frozenset({429, 503, 504})  # queue full, starting or draining, deadline passed
 
 
-class ServiceRefused(Exception):
-    """The service refused a request, or does not answer; the message says why.
-
-    Attributes:
-        answer: the service's answer, if there was one.
-    """
+class ServiceRefused(CommandError):
+    """The service refused a request, or does not answer; the message says why. `answer` is None without an answer."""
 
     def __init__(self, message: str, answer: httpx.Response | None = None) -> None:
         super().__init__(message)
@@ -31,10 +29,7 @@ def open_client(url: str, api_key: str | None) -> httpx.Client:
 
 
 def wait_until_ready(client: httpx.Client, wait_s: float, *, is_started: bool = False) -> None:
-    """Polls `/readyz` until the service is ready.
-
-    Args:
-        is_started: whether the service listens already, so that a first request that cannot connect has a wrong URL.
+    """Polls `/readyz` until the service is ready. If it `is_started`, a failing first connection means a wrong URL.
 
     Raises:
         ServiceRefused: the service is not ready within `wait_s`, or no Vermouth service is at the URL.
@@ -77,13 +72,12 @@ def existing_ids(client: httpx.Client, gallery: str) -> set[str]:
 def send(
     client: httpx.Client, method: str, url: str, *, accepted: Sequence[int] = (200,), **request: object
 ) -> httpx.Response:
-    """Sends one request and repeats it while the service is busy.
-
-    Raises:
-        ServiceRefused: the status is not accepted, or the service was busy for too long.
-    """
+    """Sends one request and repeats it while the service is busy; raises ServiceRefused unless it is accepted."""
     for attempt in range(ATTEMPTS):
-        answer = client.request(method, url, **request)  # type: ignore[arg-type]  # httpx's own keywords
+        try:
+            answer = client.request(method, url, **request)  # type: ignore[arg-type]  # httpx's own keywords
+        except httpx.HTTPError as err:  # not repeated: the service may have done it
+            raise ServiceRefused(f"{method} {url} failed: {err}") from err
         if answer.status_code in accepted:
             return answer
         if answer.status_code not in _RETRY:

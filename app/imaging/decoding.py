@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,25 +16,15 @@ from app.domain import Limits
 from app.errors import QueueFull, ServiceError
 from app.imaging.drawings import draw_on_canvas, open_strokes, render_svg
 from app.imaging.processes import DecoderProcesses
-from app.imaging.raster import (
-    DecodedImage,
-    OpenedImage,
-    TiledImage,
-    decode_image,
-    open_file,
-    tile_image,
-    webp_thumbnail,
-)
+from app.imaging.raster import DecodedImage, OpenedImage, TiledImage, decode_image, open_file, thumbnail_of, tile_image
 from app.imaging.sources import Base64Image, EncodedImage, ImageSource, PixelBudget, StrokesImage, decode_base64
 from app.runtime.lru import ByteLru
 from app.runtime.process import DECODER_NICENESS, be_nice
 from app.runtime.telemetry import Telemetry
 from models.transforms import plan_views
 
-_ENTRY_BYTES = 512
-"""Overhead of a cache entry, so that many small ones are bounded too."""
-_LOOP_LOOKUP_BYTES = 1 << 20
-"""Largest file looked up on the event loop: hashing it takes a quarter of a millisecond."""
+_ENTRY_BYTES = 512  # overhead of a cache entry, so that many small ones are bounded too
+_LOOP_LOOKUP_BYTES = 1 << 20  # largest file looked up on the event loop: hashing it takes a quarter of a millisecond
 T = TypeVar("T")
 Opened = tuple[ImageSource, OpenedImage]
 V = TypeVar("V", DecodedImage, TiledImage)
@@ -46,6 +36,7 @@ class ImageCache:
     def __init__(self, *, max_bytes: int) -> None:
         self._values: ByteLru[tuple[bytes, int, type], Any] = ByteLru(max_bytes)
         self._guard = threading.Lock()
+        # A lock of each file being made; it vanishes with its last waiter.
         self._in_flight: weakref.WeakValueDictionary[bytes, threading.Lock] = weakref.WeakValueDictionary()
 
     @property
@@ -55,31 +46,22 @@ class ImageCache:
 
     def get(self, data: bytes, size: int, kind: type[V]) -> V | None:
         """Return the cached result of a file, or None; never waits for a decode."""
-        found: V | None = self._values.get((data, size, kind))
-        return found
+        return cast(V | None, self._values.get((data, size, kind)))
 
     def get_or_make(self, data: bytes, size: int, kind: type[V], make: Callable[[], V]) -> V:
-        """Return the cached result of a file, or make and cache it; equal requests at once make it once.
-
-        Raises:
-            Whatever `make` raises; the next caller tries again.
-        """
+        """Return the cached result of a file, or make and cache it; equal requests at once make it once."""
         with self._guard:
             lock = self._in_flight.setdefault(data, threading.Lock())
         with lock:
             found = self.get(data, size, kind)
             if found is None:
-                found = make()
+                found = make()  # if it raises, the next caller tries again
                 self._values.put((data, size, kind), found, found.size_bytes + len(data) + _ENTRY_BYTES)
         return found
 
 
 class ImageDecoder:
-    """Decodes for all tasks in a pool of `workers` threads; at most `max_waiting` callers wait for it.
-
-    Args:
-        processes: decode files, one process a thread; None if the threads do it themselves.
-    """
+    """Decodes for all tasks in a pool of `workers` threads; at most `max_waiting` callers wait for it."""
 
     def __init__(
         self,
@@ -89,13 +71,13 @@ class ImageDecoder:
         cache: ImageCache,
         workers: int = 2,
         max_waiting: int = 256,
-        processes: DecoderProcesses | None = None,
+        processes: DecoderProcesses | None = None,  # decode files, one a thread; else the threads do
     ) -> None:
         self._limits = limits
         self._cache = cache
         self._telemetry = telemetry
         self._max_waiting = max_waiting
-        self._callers = 0
+        self._callers = 0  # changed on the event loop alone
         self._processes = processes
         self._pool = ThreadPoolExecutor(
             workers, thread_name_prefix="decode", initializer=be_nice, initargs=(DECODER_NICENESS,)
@@ -119,8 +101,7 @@ class ImageDecoder:
     async def tiles(self, source: ImageSource, budget: PixelBudget, size: int) -> TiledImage:
         """Return the squares of `size` px that segmentation encodes; strokes lie on their canvas.
 
-        Raises:
-            The image's own error, and those of `decode_many`.
+        Raises the image's own error, or as `decode_many`.
         """
         known = self._known(source, budget, lambda data: self._known_tiles(data, size))
         if known is not None:
@@ -130,8 +111,8 @@ class ImageDecoder:
     async def thumbnail(self, data: bytes, size: int) -> bytes:
         """Return a WebP of a file whose longest side is at most `size` px. Raises as `tiles`."""
         budget = PixelBudget(max_pixels=self._limits.max_image_pixels, max_images=1)
-        source = EncodedImage(data=data)
-        return await self._one(source, budget, size, lambda opened: webp_thumbnail(self._read(opened[1]), size))
+        file = EncodedImage(data=data)
+        return await self._one(file, budget, size, lambda opened: thumbnail_of(self._read(opened[1]), size))
 
     def start(self) -> None:
         """Start the decoder processes, so that the first image does not wait for them."""
@@ -157,7 +138,7 @@ class ImageDecoder:
         """Return cached tiles, or those of an image that is no larger than its cached square."""
         found = self._cache.get(data, size, TiledImage)
         image = self._cache.get(data, size, DecodedImage) if found is None else None
-        if image is None or image.is_sketch:
+        if image is None or image.is_sketch:  # segmentation encodes a drawing as it lies, not its canonical sketch
             return found
         boxes = plan_views(image.height, image.width, size, max_tiles=self._limits.max_tiles)
         if len(boxes) > 1:
@@ -166,9 +147,7 @@ class ImageDecoder:
 
     async def _one(self, source: ImageSource, budget: PixelBudget, size: int, work: Callable[[Opened], T]) -> T:
         (outcome,) = await self._in_turn([source], budget, size, work)
-        if isinstance(outcome, ServiceError):
-            raise outcome
-        return outcome
+        return result_of(outcome)
 
     async def _in_turn(
         self, sources: Sequence[ImageSource], budget: PixelBudget, size: int, work: Callable[[Opened], T]
@@ -217,7 +196,7 @@ class ImageDecoder:
 
     def _decode(self, opened: Opened, size: int) -> DecodedImage:
         source, image = opened
-        file = source.data if isinstance(source, EncodedImage) else None
+        file = source.data if isinstance(source, EncodedImage) else None  # None: a drawing
         if file is None or self._processes is None:
             decoded = decode_image(image, size, file)
         else:
@@ -245,6 +224,13 @@ class ImageDecoder:
         pixels = opened.read()
         self._telemetry.decode.observe(time.perf_counter() - started_s)
         return pixels
+
+
+def result_of(outcome: T | ServiceError) -> T:
+    """Return a result; raise an error that stands in its place."""
+    if isinstance(outcome, ServiceError):
+        raise outcome
+    return outcome
 
 
 def _outcome(work: Callable[[], T]) -> T | ServiceError:

@@ -5,7 +5,6 @@ is checked against an allow-list, and the rendered document is built from those 
 """
 
 import re
-from collections.abc import Iterator
 from xml.etree.ElementTree import Element, ParseError, SubElement, tostring
 
 import numpy as np
@@ -36,17 +35,15 @@ _PAINT = {
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:px)?\s*")
 _PLAIN_VALUE = re.compile(r"[^\\<>&;:{}@\"']*")
-_MAX_DEPTH = 32
+_MAX_DEPTH = 32  # for the renderer, which recurses
 _MAX_ELEMENTS = 20_000
-_MAX_VIEW_BOX = 1e6
+_MAX_VIEW_BOX = 1e6  # the renderer computes in float32
 
 
 def open_strokes(source: StrokesImage, size: int, limits: Limits) -> OpenedImage:
     """Check a drawing; `read` draws it as a canonical sketch, [size, size, 3] uint8, or raises Invalid.
 
-    Raises:
-        ImageTooLarge, Invalid: the canvas is too large, or empty.
-        TooMuchWork: too many points.
+    Raises ImageTooLarge, Invalid or TooMuchWork if the canvas is too large or empty, or there are too many points.
     """
     if max(source.width, source.height) > limits.max_canvas_side:
         raise ImageTooLarge(f"A canvas side is over {limits.max_canvas_side}.")
@@ -72,6 +69,7 @@ def draw_on_canvas(source: StrokesImage) -> NDArray[np.uint8]:
     for stroke in source.strokes:
         points = [(float(x), float(y)) for x, y in zip(stroke[0], stroke[1], strict=False)]
         if points:
+            # Pillow draws nothing for a line of one point.
             draw.line(points * 2 if len(points) == 1 else points, fill="black", width=width, joint="curve")
     return np.asarray(canvas, dtype=np.uint8)
 
@@ -110,21 +108,17 @@ def render_svg(text: str, limits: Limits) -> bytes:
 
 
 def _check_work(root: Element, limits: Limits) -> None:
-    points = 0
-    for count, (element, depth) in enumerate(_walk(root), start=1):
-        if depth > _MAX_DEPTH or count > _MAX_ELEMENTS:
-            raise TooMuchWork("The SVG has too many or too deeply nested elements.")
-        for name in ("d", "points", "transform"):
-            points += (sum(1 for _ in _NUMBER.finditer(element.get(name, ""))) + 1) // 2
-        if points > limits.max_points:
-            raise TooMuchWork(f"The SVG holds more than {limits.max_points} points.")
-
-
-def _walk(root: Element) -> Iterator[tuple[Element, int]]:
+    points, elements = 0, 0
     stack = [(root, 0)]  # not recursion: the depth is the caller's
     while stack:
         element, depth = stack.pop()
-        yield element, depth
+        elements += 1
+        if depth > _MAX_DEPTH or elements > _MAX_ELEMENTS:
+            raise TooMuchWork("The SVG has too many or too deeply nested elements.")
+        for name in ("d", "points", "transform"):
+            points += (sum(1 for _ in _NUMBER.finditer(element.get(name, ""))) + 1) // 2  # two numbers are a point
+        if points > limits.max_points:
+            raise TooMuchWork(f"The SVG holds more than {limits.max_points} points.")
         stack.extend((child, depth + 1) for child in element)
 
 
@@ -173,10 +167,10 @@ def _copy_children(source: Element, target: Element) -> None:
 
 
 def _copy_paint(source: Element, target: Element) -> None:
-    if any(key.rpartition("}")[2] == "href" for key in source.attrib):
+    if any(key.rpartition("}")[2] == "href" for key in source.attrib):  # xlink:href too
         raise Invalid("The SVG may not hold references.")
     pairs = {key: value for key, value in source.attrib.items() if key in _PAINT}
-    for declaration in source.get("style", "").split(";"):
+    for declaration in source.get("style", "").split(";"):  # CSS wins over attributes, as in browsers
         key, _, value = declaration.partition(":")
         if key.strip() in _PAINT:
             pairs[key.strip()] = value.strip()
@@ -191,6 +185,6 @@ def _plain(value: str) -> str:
 
 
 def _local_name(element: Element) -> str:
-    tag = element.tag if isinstance(element.tag, str) else ""
+    tag = element.tag if isinstance(element.tag, str) else ""  # comments have a function as their tag
     namespace, _, name = tag.rpartition("}")
     return name if namespace in ("", "{" + _NAMESPACE) else ""

@@ -23,8 +23,7 @@ from app.imaging.raster import DecodedImage, decode_image, open_file
 from app.runtime.process import DECODER_NICENESS, be_nice
 
 RETRY_AFTER_S = 5.0
-TIMEOUT_S = 60.0
-"""No image within the limits takes a tenth of it: a decoder that takes longer hangs, and is killed."""
+TIMEOUT_S = 60.0  # no image within the limits takes a tenth of it: a decoder that takes longer hangs, and is killed
 _READY = "ready"
 _ROOT = Path(__file__).parents[2]
 # A Ctrl-C during the child's imports must not reach it either.
@@ -120,7 +119,6 @@ class _Process:
         self._is_ready = False
 
     def ask(self, request: DecodeRequest) -> DecodedImage | Exception:
-        """Return the child's answer, or that of a second child if the first one dies."""
         for attempt in (1, 2):
             connection = self._connection()
             try:
@@ -139,7 +137,6 @@ class _Process:
         return UndecodableImage("The image ends the process that decodes it.")
 
     def start(self) -> None:
-        """Start the child unless it runs. Raises OSError if the system cannot start it."""
         if self.child is not None:
             return
         ours, theirs = socket.socketpair()
@@ -158,7 +155,6 @@ class _Process:
             self._socket = Connection(ours.detach())
 
     def stop(self) -> None:
-        """Kill the child; it may be started again."""
         if self._socket is not None:
             self._socket.close()
         if self.child is not None:
@@ -167,16 +163,11 @@ class _Process:
         self.child, self._socket, self._is_ready = None, None, False
 
     def _connection(self) -> Connection:
-        """Return the socket to a child that has reported ready.
-
-        Raises:
-            EngineUnavailable: none starts, which is no fault of the file.
-        """
         try:
             self.start()
             connection = self._socket
             if connection is None or not (self._is_ready or connection.poll(TIMEOUT_S)):
-                raise TimeoutError("a decoder process does not start")
+                raise TimeoutError("a decoder process does not start")  # an OSError, handled below
             if not self._is_ready:
                 self._is_ready = connection.recv() == _READY
         except (EOFError, OSError) as err:

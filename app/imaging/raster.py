@@ -16,13 +16,12 @@ from app.errors import ImageTooLarge, UndecodableImage, UnsupportedMedia
 from models.errors import InputError
 from models.transforms import ViewBox, canonical_sketch, cut_view, fit_square, plan_views
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""Allow-list of formats, by Pillow's names."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # by Pillow's names; its other decoders never see untrusted bytes
 _MEDIA_TYPES = (
     (b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"), (b"RIFF", "image/webp"), (b"GIF8", "image/gif"),
     (b"BM", "image/bmp"),
 )  # fmt: skip
-_FOREIGN_FORMATS: tuple[tuple[int, bytes], ...] = (
+_FOREIGN_FORMATS: tuple[tuple[int, bytes], ...] = (  # (offset, magic) of formats that get an error of their own
     (0, b"II*\x00"), (0, b"MM\x00*"), (0, b"8BPS"), (0, b"\x00\x00\x01\x00"), (0, b"\x00\x00\x02\x00"),
     (4, b"ftyp"), (0, b"\x00\x00\x00\x0cjP  "), (0, b"\xff\x4f\xff\x51"), (0, b"\xff\x0a"), (0, b"DDS "),
     (0, b"%PDF"), (0, b"%!PS"), (0, b"icns"), (0, b"P5\n"), (0, b"P6\n"), (0, b"P4\n"), (0, b"qoif"),
@@ -31,44 +30,30 @@ _FOREIGN_FORMATS: tuple[tuple[int, bytes], ...] = (
 # Pillow's decoders raise all of these on damaged files.
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION = 0x0112  # its values 1 to 8 are the symmetries of a rectangle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedImage:
-    """An image whose size is known and whose pixels are not decoded yet.
+    """An image whose size is known and whose pixels are not decoded yet."""
 
-    Attributes:
-        read: decodes to [H, W, 3] uint8 RGB: EXIF orientation applied, alpha composited on white. Call it once.
-        is_canonical: `read` draws a canonical sketch.
-    """
-
-    width: int
+    width: int  # before EXIF orientation, px
     height: int
-    read: Callable[[], NDArray[np.uint8]]
-    is_canonical: bool = False
+    read: Callable[[], NDArray[np.uint8]]  # [H, W, 3] RGB, EXIF orientation applied, on white; call it once
+    is_canonical: bool = False  # `read` draws a canonical sketch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedImage:
-    """An image in the encoder's form.
+    """An image in the encoder's form."""
 
-    Attributes:
-        square: [size, size, 3] uint8 RGB: a line drawing as a canonical sketch, any other image fitted into the square.
-        key: SHA-256 of `square`, its identity in the feature cache.
-        is_sketch: whether `square` is a canonical sketch.
-        height, width: of the oriented image, px.
-        data: bytes to store: the file as received, or a PNG of what was drawn.
-        decode_s: duration of reading the pixels.
-    """
-
-    square: NDArray[np.uint8]
-    key: str
-    is_sketch: bool
-    height: int
+    square: NDArray[np.uint8]  # [size, size, 3] RGB: the canonical sketch of a line drawing, else the fitted image
+    key: str  # SHA-256 of `square`, its identity in the feature cache
+    is_sketch: bool  # `square` is a canonical sketch
+    height: int  # of the oriented image, px
     width: int
-    data: bytes
-    decode_s: float
+    data: bytes  # to store: the file as received, or a PNG of what was drawn
+    decode_s: float  # duration of reading the pixels
 
     @property
     def media_type(self) -> str:
@@ -83,20 +68,13 @@ class DecodedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TiledImage:
-    """An image as segmentation encodes it: the whole image, then overlapping tiles of it.
+    """An image as segmentation encodes it: the whole image, then overlapping tiles of it."""
 
-    Attributes:
-        height, width: of the oriented image, px.
-        boxes: where each square lies in the image.
-        squares: [size, size, 3] uint8 RGB each.
-        keys: SHA-256 of each square.
-    """
-
-    height: int
+    height: int  # of the oriented image, px
     width: int
-    boxes: Sequence[ViewBox]
-    squares: Sequence[NDArray[np.uint8]]
-    keys: Sequence[str]
+    boxes: Sequence[ViewBox]  # where each square lies in the image
+    squares: Sequence[NDArray[np.uint8]]  # [size, size, 3] RGB each
+    keys: Sequence[str]  # SHA-256 of each square
 
     @property
     def size_bytes(self) -> int:
@@ -131,10 +109,7 @@ def open_file(data: bytes, limits: Limits) -> OpenedImage:
 
 
 def decode_image(opened: OpenedImage, size: int, file: bytes | None = None) -> DecodedImage:
-    """Decode an image and bring it into the encoder's form, a square of `size` px.
-
-    Args:
-        file: bytes of the image; None for a drawing, which is stored as PNG.
+    """Decode an image into the encoder's form, a square of `size` px; `file` is None for a drawing, stored as PNG.
 
     Raises:
         UndecodableImage, Invalid: the file is damaged or empty, or the drawing cannot be drawn.
@@ -169,7 +144,7 @@ def tile_image(
     return TiledImage(height=height, width=width, boxes=boxes, squares=squares, keys=[_key(one) for one in squares])
 
 
-def webp_thumbnail(pixels: NDArray[np.uint8], size: int) -> bytes:
+def thumbnail_of(pixels: NDArray[np.uint8], size: int) -> bytes:
     """Encode [H, W, 3] uint8 RGB as WebP, scaled down until its longest side is at most `size` px."""
     image, out = Image.fromarray(pixels), io.BytesIO()
     image.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=2.0)
@@ -193,12 +168,13 @@ def _read(image: Image.Image, limits: Limits) -> NDArray[np.uint8]:
         with contextlib.closing(image):
             image.load()
             pixels = _on_white(image)
-            orientation = _orientation(image)
+            with contextlib.suppress(*_BROKEN_IMAGE):  # unreadable metadata does not spoil an image
+                pixels = _oriented(pixels, image.getexif().get(_EXIF_ORIENTATION))
     except _TOO_LARGE as err:
         raise _too_large(limits) from err
     except _BROKEN_IMAGE as err:
         raise UndecodableImage("The image is truncated or damaged.") from err
-    return np.ascontiguousarray(_oriented(pixels, orientation))
+    return np.ascontiguousarray(pixels)
 
 
 def _on_white(image: Image.Image) -> NDArray[np.uint8]:
@@ -214,16 +190,8 @@ def _on_white(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        found = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except _BROKEN_IMAGE:
-        return 1
-    return found if isinstance(found, int) else 1
-
-
-def _oriented(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    if orientation in (5, 6, 7, 8):
+def _oriented(pixels: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
+    if orientation in (5, 6, 7, 8):  # views of the array: nothing is copied until the end
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]

@@ -47,42 +47,27 @@ class PixelBudget:
     """Counts the images and pixels of one request; thread-safe."""
 
     def __init__(self, *, max_pixels: int, max_images: int) -> None:
-        self._pixels_left = max_pixels
-        self._images_left = max_images
-        self._max_pixels = max_pixels
-        self._max_images = max_images
-        self._lock = threading.Lock()
+        self._max_pixels, self._pixels_left = max_pixels, max_pixels
+        self._max_images, self._images_left = max_images, max_images
+        self._lock = threading.Lock()  # the decoder's threads charge one budget
 
     def check_count(self, count: int) -> None:
         """Raise TooMuchWork if `count` more images exceed the budget; call it before any of them is read."""
-        if count > self._images_left:
-            raise self._too_many()
+        if count > self._images_left:  # nothing is counted: `charge` does that when a header is read
+            raise TooMuchWork(f"A request may hold {self._max_images} images.")
 
     def charge(self, width: int, height: int) -> None:
-        """Count one image.
-
-        Raises:
-            ImageTooLarge: the request holds too many pixels.
-            TooMuchWork: the request holds too many images.
-        """
+        """Count one image. Raises ImageTooLarge or TooMuchWork if the request holds too many pixels or images."""
         with self._lock:
             self._images_left -= 1
             self._pixels_left -= width * height
-            if self._images_left < 0:
-                raise self._too_many()
+            self.check_count(0)
             if self._pixels_left < 0:
                 raise ImageTooLarge(f"A request may hold {self._max_pixels // MEGAPIXEL} megapixels in all.")
 
-    def _too_many(self) -> TooMuchWork:
-        return TooMuchWork(f"A request may hold {self._max_images} images.")
-
 
 def decode_base64(text: str) -> bytes:
-    """Return the bytes of base64 text or of a base64 data URI.
-
-    Raises:
-        Malformed: the text is neither.
-    """
+    """Return the bytes of base64 text or of a base64 data URI. Raises Malformed if the text is neither."""
     if text[:5].lower() == "data:":
         prefix, _, text = text.partition(",")
         if not prefix.lower().endswith(";base64"):

@@ -10,16 +10,12 @@ V = TypeVar("V")
 
 
 class ByteLru(Generic[K, V]):
-    """Thread-safe LRU cache bounded in bytes; a value over the bound is not cached.
-
-    Args:
-        max_bytes: bound on the sum of the sizes that `put` states.
-    """
+    """Thread-safe LRU cache; the sizes that `put` states sum to at most `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()  # least recently used first
         self._size_bytes = 0
 
     def __len__(self) -> int:
@@ -44,7 +40,7 @@ class ByteLru(Generic[K, V]):
         with self._lock:
             self._discard(key)
             if size_bytes > self.max_bytes:
-                return
+                return  # one large value would drop all others
             self._values[key] = value, size_bytes
             self._size_bytes += size_bytes
             while self._size_bytes > self.max_bytes:

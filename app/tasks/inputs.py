@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.errors import ServiceError
-from app.imaging.decoding import ImageDecoder
+from app.imaging.decoding import ImageDecoder, result_of
 from app.imaging.raster import DecodedImage, TiledImage
 from app.imaging.sources import EncodedImage, ImageSource, PixelBudget
 from app.stores.records.items import Items
@@ -39,36 +39,29 @@ class ImageInputs:
         Raises:
             ImageTooLarge, TooMuchWork, QueueFull: the request as a whole is refused.
         """
-        budget.check_count(len(sources))
+        budget.check_count(len(sources))  # before item images are read from the store
         files = [await self._file(source) for source in sources]
         readable = [file for file in files if not isinstance(file, ServiceError)]
-        decoded = iter(await self._decoder.decode_many(readable, budget, profile.resolution))
+        decoded = iter(await self._decoder.decode_many(readable, budget, profile.resolution))  # one per readable file
         return [file if isinstance(file, ServiceError) else next(decoded) for file in files]
 
     async def prepare_all(
         self, sources: Sequence[Source], budget: PixelBudget, profile: TaskProfile
     ) -> list[DecodedImage]:
         """As `prepare`, but the first bad image is raised."""
-        found: list[DecodedImage] = []
-        for outcome in await self.prepare(sources, budget, profile):
-            if isinstance(outcome, ServiceError):
-                raise outcome
-            found.append(outcome)
-        return found
+        return [result_of(outcome) for outcome in await self.prepare(sources, budget, profile)]
 
     async def tiles(self, source: Source, budget: PixelBudget, profile: TaskProfile) -> TiledImage:
         """Return the squares that segmentation encodes. Raises as `prepare_all`."""
         budget.check_count(1)
-        file = await self._file(source)
-        if isinstance(file, ServiceError):
-            raise file
+        file: ImageSource = result_of(await self._file(source))
         return await self._decoder.tiles(file, budget, profile.resolution)
 
     async def _file(self, source: Source) -> ImageSource | ServiceError:
+        if not isinstance(source, ItemImage):
+            return source
         try:
-            if isinstance(source, ItemImage):
-                _, data = await self._database.run(self._items.image, source.gallery, source.id)
-                return EncodedImage(data=data)
+            _, data = await self._database.run(self._items.image, source.gallery, source.id)
         except ServiceError as err:
             return err
-        return source
+        return EncodedImage(data=data)  # decoded again: the store holds files alone

@@ -10,10 +10,9 @@ from timm.layers import Conv2dSame
 from torch import nn
 from torch.nn import functional
 
-from models.acceleration.fusion import directly_after
+from models.acceleration.fusion import directly_after, replace_modules
 
-_MANY_OUTPUTS = 1 << 17
-"""Outputs per image from which a kernel that adds the bias itself is faster than a matrix product and a sum."""
+_MANY_OUTPUTS = 1 << 17  # per image: from here a kernel that adds the bias itself beats a matrix product and a sum
 
 
 def optimize_convolutions(network: nn.Module, example: torch.Tensor | None = None) -> int:
@@ -37,27 +36,17 @@ def optimize_convolutions(network: nn.Module, example: torch.Tensor | None = Non
     def optimized(module: nn.Module) -> nn.Module | None:
         return nn.Identity() if id(module) in fused else _optimized(module, limits.get(id(module)))
 
-    return _replace(network, optimized) - len(fused)
+    return replace_modules(network, optimized) - len(fused)
 
 
 def pack_convolutions(network: nn.Module) -> int:
     """Replaces in place, and counts, the convolutions whose packed form has the library's bits in batches of two."""
 
     def packed(module: nn.Module) -> nn.Module | None:
+        # Packed 1×1 convolutions were tried in the U-Net and rejected (docs/adr/0028).
         return PackedConvolution(module) if _is_packable(module) and not _is_pointwise(module) else None
 
-    return _replace(network, packed)
-
-
-def _replace(network: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> int:
-    replaced = 0
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            found = replacement(child)
-            if found is not None:
-                setattr(parent, name, found)
-                replaced += 1
-    return replaced
+    return replace_modules(network, packed)
 
 
 def _optimized(module: nn.Module, limits: tuple[float, float] | None) -> nn.Module | None:
@@ -89,13 +78,13 @@ def _is_packable(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         and platform.machine().lower() in ("x86_64", "amd64")  # others were not measured
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        and (module.weight.dtype == torch.float32 or _is_fast_bfloat16(module.weight.dtype))
+        and module.weight.dtype in _packable_dtypes()
     )
 
 
-def _is_fast_bfloat16(dtype: torch.dtype) -> bool:
-    # Needs AVX-512.
-    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _packable_dtypes() -> tuple[torch.dtype, ...]:
+    has_avx512 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # oneDNN computes in bfloat16 with AVX-512 alone
+    return (torch.float32, torch.bfloat16) if has_avx512 else (torch.float32,)
 
 
 def _is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -131,7 +120,7 @@ class PackedConvolution(nn.Module):
         name = f"packed_{height}x{width}"
         if name not in self._buffers:
             size = [1, self.conv.in_channels, height, width]
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # graphs are traced outside it
                 packed = torch.ops.mkldnn._reorder_convolution_weight(self.conv.weight.detach(), *self._shape, size)
             self.register_buffer(name, packed, persistent=False)
         found = self._buffers[name]
@@ -155,7 +144,7 @@ class PointwiseConvolution(nn.Module):
         if self.packed is not None and height * width * self.weight.shape[1] >= _MANY_OUTPUTS:
             answer: torch.Tensor = self.packed(maps.contiguous(memory_format=torch.channels_last))
             return answer
-        rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
+        rows = maps.permute(0, 2, 3, 1).flatten(0, 2)  # a view of maps in `channels_last`
         mixed = rows @ self.weight
         if self.bias is not None:
             # Not `addmm`: TorchScript splits it into these two steps, and the untraced pass would have other bits.
@@ -199,7 +188,7 @@ def _packed_convolution(
     groups: int,
     limits: list[float],
 ) -> torch.Tensor:
-    scalars: list[int | float | complex | None] = []
+    scalars: list[int | float | complex | None] = []  # filled in a loop: TorchScript does not convert the list
     for limit in limits:
         scalars.append(limit)
     answer: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(

@@ -7,8 +7,7 @@ from torch import nn
 
 from models.acceleration.tracing import Batch, Maps, agree, varied
 
-LARGEST = 64
-"""Images of the largest graph; computing a larger pass takes longer than its launches."""
+LARGEST = 64  # images of the largest graph: computing a larger pass takes longer than its launches
 
 
 class GraphedPass:
@@ -21,7 +20,7 @@ class GraphedPass:
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = torch.cuda.graph_pool_handle()  # one pool: the graphs never run at once, so they share memory
         self._graphs: dict[int, _Graph | None] = {}
 
     @property
@@ -55,7 +54,7 @@ class GraphedPass:
         except torch.OutOfMemoryError:
             raise  # the engine halves the batch
         except RuntimeError:
-            return None
+            return None  # an operation that cannot be recorded; the network computes this size
         return graph if is_right else None
 
 
@@ -81,7 +80,7 @@ class _Graph:
         """Returns the outputs for a batch of at most the recorded size; samples of an earlier batch pad it."""
         count = len(batch[0])
         for recorded, part in zip(self._inputs, batch, strict=True):
-            recorded[:count].copy_(part)
+            recorded[:count].copy_(part)  # in place: a graph reads the addresses that it was recorded with
         self._graph.replay()
         pooled, dense = self._outputs
         return pooled[:count], dense[:count]

@@ -1,5 +1,6 @@
 """Batch norms fused into the convolutions before them: the same function with one memory pass less."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -20,21 +21,33 @@ def fuse_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
     Returns:
         How many norms were fused.
     """
-    pairs = directly_after(network, example, nn.BatchNorm2d)
-    for conv, norm in pairs:
+    fused: set[int] = set()
+    for conv, norm in directly_after(network, example, nn.BatchNorm2d):
         if norm.running_mean is None or norm.running_var is None:
-            continue
+            continue  # such a norm depends on its batch
+        fused.add(id(norm))
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         conv.requires_grad_(False)
-    fused = {id(norm): norm for _, norm in pairs}
+
+    def activation(module: nn.Module) -> nn.Module | None:
+        # timm's norms contain their activation, which stays.
+        return (getattr(module, "act", None) or nn.Identity()) if id(module) in fused else None
+
+    return replace_modules(network, activation)
+
+
+def replace_modules(network: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> int:
+    """Replaces in place, and counts, the modules for which `replacement` returns another one."""
+    replaced = 0
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if id(child) in fused:
-                # timm's norms contain their activation, which stays.
-                setattr(parent, name, getattr(child, "act", None) or nn.Identity())
-    return len(fused)
+            found = replacement(child)
+            if found is not None:
+                setattr(parent, name, found)
+                replaced += 1
+    return replaced
 
 
 @torch.no_grad()
@@ -56,7 +69,7 @@ def directly_after(network: nn.Module, example: torch.Tensor, *kinds: type[M]) -
 
     def before_follower(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         uses[id(module)] = uses.get(id(module), 0) + 1
-        conv = made_by.pop(id(inputs[0]), None)
+        conv = made_by.pop(id(inputs[0]), None)  # identity, not equality: an operation between them makes a new tensor
         if isinstance(module, kinds) and conv is not None:
             pairs.append((conv, module))
 

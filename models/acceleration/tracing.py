@@ -10,8 +10,7 @@ Maps = tuple[torch.Tensor, torch.Tensor]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Pass = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Maps]
 
-_TOLERANCE = 1e-4
-"""Largest accepted deviation from the network, relative; the same operations give none."""
+_TOLERANCE = 1e-4  # largest accepted deviation from the network, relative; the same operations give none
 
 
 def traced(network: nn.Module, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:
@@ -29,14 +28,14 @@ def traced(network: nn.Module, pixels: torch.Tensor, timesteps: torch.Tensor, st
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         # The tracer warns of sizes read as numbers; they belong to the image, and the comparison below covers them.
         warnings.simplefilter("ignore")
-        pair = varied(pixels, timesteps, states, 2)
+        pair = varied(pixels, timesteps, states, 2)  # the graph is compared at two other sizes below
         # A first pass fills the network's caches, so that the graph does not compute the noise in every pass.
         network(*pair)
         try:
             graph: Pass = torch.jit.trace(network, pair, check_trace=False)  # type: ignore[no-untyped-call]
             is_right = all(_is_same(network, graph, varied(pixels, timesteps, states, size)) for size in (1, 3))
         except (AttributeError, NotImplementedError, RuntimeError):
-            return network
+            return network  # a torch without TorchScript, or an operation that it lacks
     return graph if is_right else network
 
 

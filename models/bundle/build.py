@@ -15,8 +15,8 @@ from models.acceleration.fusion import fuse_batch_norms
 from models.backbone import StableDiffusionBackbone, build_truncated_unet, build_vae_encoder
 from models.bundle.files import fingerprint, only_file, read_json, read_manifest, read_tensors, verified
 from models.bundle.manifest import AnySource, CaptionerPart, ExpertPart, Manifest, Part, TextPart
-from models.captioner import BlipCaptioner, Captioner, NoCaptioner
-from models.encoder import Encoder, FrozenExtractor, NameEncoder
+from models.captioner import BlipCaptioner
+from models.encoder import Encoder, FrozenExtractor
 from models.errors import BundleError
 from models.expert import OpenClipExpert, TimmExpert, adapt, adapter_tensors, merge_adapters, read_lite0_package
 from models.heads.segmentation import SegmentationHead
@@ -26,6 +26,7 @@ from models.types import BundleInfo, TaskProfile
 
 _NUMERICS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _DTYPES = {name: dtype for dtype, name in _NUMERICS.items()}
+# Constants that older releases of transformers stored with the weights.
 _POSITION_IDS = {"embeddings.position_ids"}
 _BLIP_POSITION_IDS = {"text_decoder.bert.embeddings.position_ids"}
 
@@ -55,12 +56,12 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
     manifest = read_manifest(folder)
     parts = manifest.components
     placed, precision = _decide(device, dtype)
-    taps = _taps(manifest, profile)
+    taps = _taps(manifest, profile)  # checked before gigabytes are read
     extractor = load_extractor(folder, manifest, device=placed, dtype=precision, taps=taps)
     uhead = UHead(parts.uhead, manifest.dimension)
     _fill(uhead, parts.uhead.source, folder)
     _ready(uhead, placed, precision)
-    if placed.type == "cpu":
+    if placed.type == "cpu":  # the replacements are kernels for CPUs
         _optimize(extractor, uhead, precision)
     digest = fingerprint(manifest, taps=taps, numerics=_NUMERICS[precision])
     encoder = Encoder(
@@ -103,10 +104,10 @@ def load_extractor(
     extractor = FrozenExtractor(
         backbone,
         _load_text(parts.text, folder),
-        _load_captioner(parts.captioner, folder, device, dtype),
+        _load_captioner(parts.captioner, folder, device, dtype) if parts.captioner else None,
         _load_fused_expert(parts.expert, parts.expert_adapters, folder) if parts.expert else None,
     )
-    extractor.to(memory_format=torch.channels_last)
+    extractor.to(memory_format=torch.channels_last)  # the layout of cuDNN's and oneDNN's fast convolutions
     _ready(extractor, device, dtype)
     return extractor
 
@@ -121,6 +122,7 @@ def load_expert(part: ExpertPart, bundle: Path) -> nn.Module:
     if part.key_map == "efficientnet-lite0-package":
         lite0 = TimmExpert(part.model, part.levels)
         file = _source_file(part.source, bundle, ".pth")
+        # The package names the tensors in its own way.
         lite0.network.load_state_dict(read_lite0_package(file, lite0.network.state_dict()))
         return lite0
     if part.key_map is not None:
@@ -138,6 +140,7 @@ def load_adapters(expert: nn.Module, file: Path) -> None:
         TensorMismatchError: it holds adapters of another network or rank.
     """
     adapt(expert)
+    # Copied by hand: in the state dict an adapter's names depend on torch's parametrizations.
     wanted = adapter_tensors(expert)
     read = read_tensors(file, wanted)
     with torch.no_grad():
@@ -155,7 +158,7 @@ def _decide(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if placed.type == "cuda" and not torch.cuda.is_available():
         raise BundleError("the device 'cuda' was asked for and there is none: name cpu or auto")
     if dtype == "auto":
-        return placed, torch.float32 if placed.type == "cpu" else torch.float16
+        return placed, torch.float32 if placed.type == "cpu" else torch.float16  # few CPUs have fast halves
     if dtype not in _DTYPES:
         raise BundleError(f"'{dtype}' is not one of {', '.join(_DTYPES)}")
     return placed, _DTYPES[dtype]
@@ -196,7 +199,7 @@ def _load_cut(kind: Any, part: Part, bundle: Path, build: Callable[[Mapping[str,
     """Loads a truncated diffusers model; the file may hold the tensors of the whole one, and no others."""
     folder = verified(part.source, bundle)
     config = read_json(only_file(part.source, folder, ".json"))
-    with torch.device("meta"):
+    with torch.device("meta"):  # names only: the whole U-Net is never allocated
         whole = kind.from_config(config).state_dict()
     cut = build(config)
     wanted = cut.state_dict()
@@ -213,16 +216,15 @@ def _load_text(part: TextPart, bundle: Path) -> TextEncoder:
     config = AutoConfig.from_pretrained(file.parent, local_files_only=True)
     kind = CLIPTextModel._from_config if config.model_type == "clip_text_model" else AutoModel.from_config
     model = kind(config).eval()
-    # Older releases stored position ids, which are constants.
     model.load_state_dict(read_tensors(file, model.state_dict(), ignored=_POSITION_IDS, key_map=part.key_map))
     return TextEncoder(tokenizer, model, max_length=part.max_length, zero_padding=part.zero_padding)
 
 
 def _load_names(
     part: TextPart | None, bundle: Path, text: TextEncoder, device: torch.device, dtype: torch.dtype
-) -> NameEncoder:
+) -> TextEncoder | OpenClipNames:
     if part is None:
-        return text
+        return text  # one model for both
     if part.loader == "transformers":
         names: TextEncoder | OpenClipNames = _load_text(part, bundle)
     else:
@@ -232,9 +234,7 @@ def _load_names(
     return names
 
 
-def _load_captioner(part: CaptionerPart | None, bundle: Path, device: torch.device, dtype: torch.dtype) -> Captioner:
-    if part is None:
-        return NoCaptioner()
+def _load_captioner(part: CaptionerPart, bundle: Path, device: torch.device, dtype: torch.dtype) -> BlipCaptioner:
     folder = verified(part.source, bundle)
     model = BlipForConditionalGeneration(BlipConfig.from_pretrained(folder, local_files_only=True))
     file = only_file(part.source, folder, ".safetensors")
@@ -253,6 +253,6 @@ def _load_fused_expert(part: ExpertPart, adapters: Part | None, bundle: Path) ->
     if adapters is not None:
         load_adapters(expert, _source_file(adapters.source, bundle, ".safetensors"))
         merge_adapters(expert)
-    if isinstance(expert, TimmExpert):
+    if isinstance(expert, TimmExpert):  # after the merge: fusing scales the weights that the adapters were trained on
         fuse_batch_norms(expert.network, torch.zeros(1, 3, 64, 64))
     return expert

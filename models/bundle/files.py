@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,13 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from models.bundle.manifest import LOCK, MANIFEST, AnySource, HubSource, Manifest, PackageSource, PathSource
+from models.bundle.manifest import LOCK, MANIFEST, AnySource, Manifest, PackageSource, PathSource
 from models.errors import BundleError, ChecksumError, TensorMismatchError
 from models.text import package_folder
 from models.transforms import PREPROCESSING_VERSION
 
-CLIP_TEXT_PREFIX = "clip-text-prefix"
-"""Key map of CLIP text models saved before transformers 5, as in Stable Diffusion: names begin with `text_model.`."""
-VAE_OLD_ATTENTION = "vae-old-attention"
-"""Key map of VAEs saved before diffusers 0.17, as in Stable Diffusion 1 and 2: other names for attention, some of it
-stored as 1×1 kernels."""
+CLIP_TEXT_PREFIX = "clip-text-prefix"  # of CLIP text models saved before transformers 5, as in Stable Diffusion
+VAE_OLD_ATTENTION = "vae-old-attention"  # of VAEs saved before diffusers 0.17, as in Stable Diffusion 1 and 2
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _ATTENTION = re.compile(r"(.*\.attentions\.\d+\.)(to_q|to_k|to_v|to_out\.0)(\.(?:weight|bias))")
 
@@ -47,7 +44,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{file}: {field}: {first['msg']}") from err
 
 
-def _apply_lock(fields: Any, lock: Path) -> None:
+def _apply_lock(fields: Any, lock: Path) -> None:  # before validation: the manifest is immutable
     if not lock.is_file():
         return
     for name, pinned in read_json(lock).items():
@@ -57,12 +54,9 @@ def _apply_lock(fields: Any, lock: Path) -> None:
             raise BundleError(f"{lock} does not fit the manifest at '{name}': run `vermouth bundle pull`") from err
 
 
-def components(manifest: Manifest) -> Iterator[tuple[str, Any]]:
-    """Yields (name, part) of every component that the manifest names."""
-    for name in type(manifest.components).model_fields:
-        part = getattr(manifest.components, name)
-        if part is not None:
-            yield name, part
+def components(manifest: Manifest) -> list[tuple[str, Any]]:
+    """Returns (name, part) of every component that the manifest names."""
+    return [(name, part) for name, part in manifest.components if part is not None]
 
 
 def verified(source: AnySource, bundle: Path) -> Path:
@@ -90,15 +84,11 @@ def _resolve(source: AnySource, bundle: Path) -> Path:
         return (bundle / source.path).resolve()
     if isinstance(source, PackageSource):
         return package_folder(source.package) / source.path
-    return _hub_folder(source)
-
-
-def _hub_folder(source: HubSource) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     if not source.files:
         raise BundleError(f"'{source.repo}' is not locked: run `vermouth bundle pull`")
+    from huggingface_hub import snapshot_download  # here: bundles without hub sources do without the client
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
         found = snapshot_download(source.repo, revision=source.revision, local_files_only=True)
     except LocalEntryNotFoundError as err:
@@ -147,7 +137,7 @@ def read_tensors(
         BundleError: the file is not safetensors, or there is no such key map.
     """
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="pt") as opened:  # no pickle: reading executes nothing
             held = set(opened.keys())
             stored = {name: stored_name(key_map, name) for name in (*wanted, *ignored)}
             if missing := sorted({stored[name] for name in wanted} - held):
@@ -158,6 +148,7 @@ def read_tensors(
             for name, like in wanted.items():
                 tensor = opened.get_tensor(stored[name])
                 is_kernel = tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
+                # Some of these files store attention as 1×1 convolutions.
                 if key_map == VAE_OLD_ATTENTION and is_kernel and _ATTENTION.fullmatch(name):
                     tensor = tensor[:, :, 0, 0]
                 if tensor.shape != like.shape:
@@ -196,11 +187,11 @@ def fingerprint(manifest: Manifest, *, taps: Collection[str], numerics: str) -> 
     parts = {}
     for name, part in components(manifest):
         settings = part.model_dump(mode="json", exclude={"source"})
-        parts[name] = {"settings": settings, "files": sorted(part.source.files.values())}
+        parts[name] = {"settings": settings, "files": sorted(part.source.files.values())}  # digests, not names
     described = {
         "preprocessing": PREPROCESSING_VERSION,
         "noise_seed": manifest.noise_seed,
-        "taps": sorted(taps),
+        "taps": sorted(taps),  # their order shapes nothing
         "tasks": {name: task.model_dump(mode="json") for name, task in manifest.tasks.items()},
         "components": parts,
         "numerics": numerics,

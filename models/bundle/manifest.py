@@ -1,9 +1,9 @@
 """The bundle manifest, `bundle.json`."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from models.heads.uhead import Tap, UHeadConfig
 
@@ -15,8 +15,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TaskName = Literal["retrieval", "segmentation", "fewshot"]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Model(BaseModel, extra="forbid", frozen=True):
+    """A misspelt field is an error, not a default."""
 
 
 class _Source(_Model):
@@ -29,7 +29,7 @@ class _Source(_Model):
     def _stay_inside(cls, files: dict[str, Digest]) -> dict[str, Digest]:
         for name in files:
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
+            if path.is_absolute() or ".." in path.parts:  # a manifest from elsewhere must not reach other files
                 raise ValueError(f"'{name}' leaves its folder")
         return files
 
@@ -56,8 +56,8 @@ class HubSource(_Source):
     repo: str
     revision: str
     path: str = "."
-    files: dict[str, Digest] = {}
-    wanted: tuple[str, ...]
+    files: dict[str, Digest] = {}  # from the lock file
+    wanted: tuple[str, ...]  # names below `path` to download
 
 
 AnySource = PathSource | PackageSource | HubSource
@@ -83,7 +83,7 @@ class TextPart(Part):
 
     loader: Literal["transformers", "open_clip"] = "transformers"
     model: str = ""
-    max_length: int = Field(default=77, ge=1, le=512)
+    max_length: int = Field(default=77, ge=1, le=512)  # 77 is CLIP's
     zero_padding: bool = False
 
 
@@ -91,7 +91,7 @@ class CaptionerPart(_Model):
     """BLIP with greedy decoding after a prefix."""
 
     source: Source
-    prefix: str = "a picture of"
+    prefix: str = "a picture of"  # the paper's, with its number of tokens
     max_tokens: int = Field(default=20, ge=1, le=64)
 
 
@@ -132,7 +132,7 @@ class Components(_Model):
 class TaskConfig(_Model):
     """How one task is served: resolution in px, diffusion time step, prompt templates with one `{}`."""
 
-    resolution: int = Field(ge=32, le=2048, multiple_of=8)
+    resolution: int = Field(ge=32, le=2048, multiple_of=8)  # whole latents: VAEs reduce sides by up to 8
     timestep: int = Field(ge=0, le=999)
     templates: tuple[str, ...] = ("{}",)
 
@@ -151,7 +151,7 @@ class Manifest(_Model):
     licence: str
     attribution: str
     dimension: int = Field(ge=1)
-    noise_seed: int = Field(ge=0)
+    noise_seed: int = Field(ge=0)  # every image gets this noise (docs/adr/0001)
     taps: tuple[Tap, ...] = Field(min_length=1)
     tasks: dict[TaskName, TaskConfig]
     components: Components
@@ -161,7 +161,7 @@ class Manifest(_Model):
     @field_validator("tasks")
     @classmethod
     def _all_tasks(cls, tasks: dict[TaskName, TaskConfig]) -> dict[TaskName, TaskConfig]:
-        missing = {"retrieval", "segmentation", "fewshot"} - set(tasks)
+        missing = set(get_args(TaskName)) - set(tasks)
         if missing:
             raise ValueError(f"no task {', '.join(sorted(missing))}")
         return tasks

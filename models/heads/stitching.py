@@ -10,16 +10,11 @@ from PIL import Image
 
 from models.transforms import ViewBox, resample_rows, view_weights
 
-UNLABELLED = 255
-"""Label of a pixel without a class."""
-MAX_CELLS = 64_000_000
-"""Most (pixel, class) pairs that are computed; a larger input gets a coarser grid."""
-TEMPORARIES = 6
-"""Arrays of a strip's size that exist at once."""
-STRIP_BYTES = 8 << 20
-"""Upper bound of a strip: an array that fits into the processor's cache is processed several times as fast."""
-SURE_MARGIN = 1e-4
-"""Background that leads by this much in all cells around a pixel leads in the pixel too, despite rounding (1e-6)."""
+UNLABELLED = 255  # label of a pixel without a class
+MAX_CELLS = 64_000_000  # most (pixel, class) pairs that are computed; a larger input gets a coarser grid
+TEMPORARIES = 6  # arrays of a strip's size that exist at once
+STRIP_BYTES = 8 << 20  # an array that fits into the processor's cache is processed several times as fast
+SURE_MARGIN = 1e-4  # background that leads by this in all cells around a pixel leads in it too; rounding is 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +27,7 @@ class MapShape(NamedTuple):
         return self.channels * (2 if self.is_fine else 1)
 
 
-class UHeadScale(BaseModel):
+class UHeadScale(BaseModel, extra="forbid", frozen=True):
     """One scale of the U-head.
 
     Attributes:
@@ -37,15 +37,13 @@ class UHeadScale(BaseModel):
         width: channels after fusion.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     stride: int
     taps: dict[Tap, int]
     expert: int
     width: int
 
 
-class UHeadConfig(BaseModel):
+class UHeadConfig(BaseModel, extra="forbid", frozen=True):
     """Shape of a U-head, as a bundle's manifest gives it.
 
     Attributes:
@@ -58,8 +56,6 @@ class UHeadConfig(BaseModel):
         pool_rank: channels of the cells after the second fusion, for `places`.
         groups: groups of every GroupNorm.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scales: tuple[UHeadScale, ...]
     dense_width: int = 128
@@ -95,12 +91,7 @@ class UHeadConfig(BaseModel):
 
 
 class UHead(nn.Module):
-    """Maps diffusion taps and expert maps to one vector and one dense map in the text space.
-
-    Args:
-        config: shape of the head.
-        dimension: D of `pooled` and `dense`.
-    """
+    """Maps diffusion taps and expert maps to one vector and one dense map, both of D = `dimension`."""
 
     def __init__(self, config: UHeadConfig, dimension: int) -> None:
         super().__init__()
@@ -109,7 +100,7 @@ class UHead(nn.Module):
         self.adapters = nn.ModuleList(
             Adapter(scale.expert) if scale.expert else nn.Identity() for scale in config.scales
         )
-        fused_from = [0, *(scale.width for scale in config.scales[:-1])]
+        fused_from = [0, *(scale.width for scale in config.scales[:-1])]  # each scale also gets the finer one
         self.fuse = nn.ModuleList(
             _fusion(sum(s.taps.values()) + s.expert + before, s.width, config.groups)
             for s, before in zip(config.scales, fused_from, strict=True)
@@ -128,17 +119,13 @@ class UHead(nn.Module):
     def forward(
         self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fuses one batch.
-
-        Args:
-            taps: tap name → [B, C, h, w].
-            expert: maps of the scales that have one, high to low resolution, [B, C, h, w] each.
+        """Fuses taps by name and the expert's maps from high to low resolution, [B, C, h, w] each.
 
         Returns:
             `pooled` [B, D], unit length, and `dense` [B, D, h, w], not normalised, of the size of the first expert
             map, or of the largest tap.
         """
-        fused = self._fused(taps, expert)
+        fused = self._fused(taps, expert)  # once, for both outputs
         pooled = self._attended(fused) if isinstance(self.pool, AttentionPool) else self.pool(self.cells(taps, expert))
         return pooled, self._dense(fused)
 
@@ -168,10 +155,11 @@ class UHead(nn.Module):
     def _fused(self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         finest = expert[0] if expert else max(taps.values(), key=lambda tap: tap.shape[2])
         height, width = finest.shape[2], finest.shape[3]
+        # Standardized first: values of an expert's maps are 30 times those of a U-Net's.
         adapted = iter([standard(level) for standard, level in zip(self.expert_standards, expert, strict=True)])
         fused: list[torch.Tensor] = []
         for number, scale in enumerate(self.config.scales):
-            shape = (max(1, height >> number), max(1, width >> number))
+            shape = (max(1, height >> number), max(1, width >> number))  # strides double
             parts = [_resized(self.tap_standards[name](taps[name]), shape) for name in scale.taps]
             if scale.expert:
                 parts.append(_resized(self.adapters[number](next(adapted)), shape))
@@ -184,7 +172,7 @@ class UHead(nn.Module):
         return F.normalize(self.pool(F.adaptive_avg_pool2d(fused[-1], self.config.pool_side)), dim=1)
 
     def _dense(self, fused: Sequence[torch.Tensor]) -> torch.Tensor:
-        top: torch.Tensor = self.lateral[-1](fused[-1])
+        top: torch.Tensor = self.lateral[-1](fused[-1])  # top-down, as in FPN (Lin et al. 2017)
         for number in range(len(fused) - 2, -1, -1):
             top = _resized(top, (fused[number].shape[2], fused[number].shape[3])) + self.lateral[number](fused[number])
         dense: torch.Tensor = self.smooth(top)
@@ -210,7 +198,7 @@ class Adapter(nn.Module):
 class Standardize(nn.Module):
     """Scales channels to mean 0 and deviation 1 by figures measured once. [B, C, h, w] → the same.
 
-    Values of an expert's maps are 30 times those of a U-Net's. `dropout.p`, 0 unless training sets it, drops channels.
+    `dropout.p`, 0 unless training sets it, drops channels.
     """
 
     mean: torch.Tensor
@@ -240,7 +228,7 @@ class AttentionPool(nn.Module):
     def __init__(self, config: UHeadConfig, dimension: int) -> None:
         super().__init__()
         channels = config.scales[-1].width
-        self.positions = nn.Parameter(torch.randn(config.pool_side**2 + 1, channels) / channels**0.5)
+        self.positions = nn.Parameter(torch.randn(config.pool_side**2 + 1, channels) / channels**0.5)  # as in CLIP
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
@@ -284,7 +272,7 @@ class GridPool(nn.Module):
         """[B, C, side, side] → [B, D], unit length."""
         cells = self.standard(cells)
         if self.training and self.cell_dropout:
-            cells = cells * F.dropout(torch.ones_like(cells[:, :1]), self.cell_dropout)
+            cells = cells * F.dropout(torch.ones_like(cells[:, :1]), self.cell_dropout)  # one mask for all channels
         pooled: torch.Tensor = self.out(self.dropout(self.fuse(cells).flatten(1)))
         return F.normalize(pooled, dim=1)
 
@@ -299,7 +287,7 @@ def _fusion(channels_in: int, channels_out: int, groups: int) -> nn.Sequential:
 def _cells(features: torch.Tensor, side: int, *, has_maxima: bool) -> torch.Tensor:
     """[B, C, h, w] → [B, C or 2 C, side, side]: the mean of each cell, and its maximum if `has_maxima`."""
     if features.shape[2] < side or features.shape[3] < side:
-        features = F.interpolate(features, size=(side, side), mode="nearest")
+        features = F.interpolate(features, size=(side, side), mode="nearest")  # pooling cannot enlarge
     means = F.adaptive_avg_pool2d(features, side)
     # A thin line in a large cell is lost in the mean.
     return torch.cat([means, F.adaptive_max_pool2d(features, side)], dim=1) if has_maxima else means

@@ -7,26 +7,21 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-FOREGROUND_NOISE = 4.0
-"""Foreground differs from the background by at least this many times the noise …"""
-MAX_THRESHOLD = 0.8
-"""… and that must be less than this share of the largest difference in the raster."""
-_SAMPLE_MARGIN = 0.9
-_SAMPLES = 128
-_STRIP_PIXELS = 1 << 15
-_CUBIC = [4 * i + j for i in range(4) for j in range(4 - i)]
-"""Indexes of the products of degree three or less among the 16 products of row and column powers."""
-_NEAR = 8.0
-"""Pixels this near to the fitted surface are background …"""
-_NEAR_SHARE = 0.6
-"""… and at least this share of all is."""
-_MARGIN = 1e-6
-_LEAST_SINGULAR = 1e-6
-_EVEN_TONE = 4.0
-_EVEN_FRAME = 0.75
+FOREGROUND_NOISE = 4.0  # foreground differs from the background by at least this many times the noise …
+MAX_THRESHOLD = 0.8  # … and that must be less than this share of the largest difference in the raster
+_SAMPLE_MARGIN = 0.9  # the raster's noise may be lower than its sample's
+_SAMPLES = 128  # a side
+_STRIP_PIXELS = 1 << 15  # three float32 maps of a strip fit into a processor's cache
+_CUBIC = [4 * i + j for i in range(4) for j in range(4 - i)]  # degree ≤ 3, of the 16 products of row and column powers
+_NEAR = 8.0  # pixels this near to the fitted surface are background …
+_NEAR_SHARE = 0.6  # … and at least this share of all is
+_MARGIN = 1e-6  # a hundred times the rounding of `_quick_near`
+_LEAST_SINGULAR = 1e-6  # relative; below it the equations are nearly singular
+_EVEN_TONE = 4.0  # largest difference to the frame's median tone …
+_EVEN_FRAME = 0.75  # … of this share of the frame, if it is even
 _VIVID_CHROMA = 90.0
-_VIVID_BRIGHTNESS = 190.0
-_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_VIVID_BRIGHTNESS = 190.0  # a vivid but bright tone, like yellow, can be drawn on
+_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -36,7 +31,7 @@ P = TypeVar("P", np.uint8, np.bool_)
 
 def frame_tone(low: Pixels, high: Pixels) -> tuple[Map, bool]:
     """Returns the median tone of the outermost pixels, [3], and whether most have it, as in no photograph."""
-    edge = max(1, round(0.01 * max(low.shape[:2])))
+    edge = max(1, round(0.01 * max(low.shape[:2])))  # thin: a drawing may come close to the border
     darkest = _channels(frame(low, edge))
     lightest = darkest if low is high else _channels(frame(high, edge))
     tone = _middle(np.add(darkest, lightest, dtype=np.uint16))
@@ -70,34 +65,24 @@ def contrast_to_tone(low: Pixels, high: Pixels, tone: Map) -> Map:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """One cubic surface per channel, fitted robustly to the background.
+    """One cubic surface per channel, fitted robustly to the background."""
 
-    Attributes:
-        surface: [3, 16], a weight for each product of powers.
-        tones: [3, S], the surface at the sampled pixels.
-        contrast: [S], of the middle of each sampled block to the surface: a lower bound.
-    """
-
-    surface: NDArray[np.float64]
-    tones: NDArray[np.float64]
-    contrast: NDArray[np.float64]
+    surface: NDArray[np.float64]  # [3, 16], a weight for each product of powers
+    tones: NDArray[np.float64]  # [3, S], the surface at the sampled pixels
+    contrast: NDArray[np.float64]  # [S], of the middle of each sampled block to the surface: a lower bound
 
 
 def fit_background(low: Pixels, high: Pixels) -> Background:
-    """Fits the background of a raster to 128 × 128 of its pixels.
+    """Fits the background of a raster, given as the smallest and largest values of its blocks [H, W, 3] uint8.
 
     Runs up to six fits, each to the pixels nearest to the one before. Of all but the last only those pixels matter, and
-    `_quick_near` finds the same ones in a fraction of the time.
-
-    Args:
-        low: [H, W, 3] uint8, the smallest value in each block of the raster.
-        high: the largest; the same array if blocks are single pixels.
+    `_quick_near` finds the same ones in a fraction of the time. `low` is `high` if blocks are single pixels.
     """
     height, width = low.shape[:2]
     down, across = _sampled(height), _sampled(width)
     darkest = _channels(low.take(down, 0).take(across, 1).reshape(-1, 3))
     lightest = darkest if low is high else _channels(high.take(down, 0).take(across, 1).reshape(-1, 3))
-    sums = np.add(darkest, lightest, dtype=np.uint16)
+    sums = np.add(darkest, lightest, dtype=np.uint16)  # whole numbers: their median is quick, and exact
     values: Map = sums.astype(np.float32) / np.float32(2)
     terms = _terms(height, width)
     near = _near(np.abs(values - _middle(sums)[:, None]).max(axis=0))
@@ -106,11 +91,11 @@ def fit_background(low: Pixels, high: Pixels) -> Background:
         before, found = near, _quick_near(quick, near)
         near = _near(np.abs(values - _fit(values, terms * before).T @ terms).max(axis=0)) if found is None else found
         if bool((near == before).all()):
-            break
+            break  # the next fit would be the same
     weights = _fit(values, terms * near)
     surface = np.zeros((3, 16))
     surface[:, _CUBIC] = weights.T
-    tones = np.clip(weights.T @ terms, 0, 255)
+    tones = np.clip(weights.T @ terms, 0, 255)  # a cubic may overshoot
     return Background(surface, tones, np.abs(values - tones).max(axis=0))
 
 
@@ -128,7 +113,7 @@ def is_all_noise(low: Pixels, high: Pixels, background: Background) -> bool:
 
 def noise_of(contrast: NDArray[np.floating[Any]]) -> float:
     """Returns the deviation of a normal distribution with this median of magnitudes."""
-    return 1.4826 * float(median(contrast.reshape(-1)))
+    return 1.4826 * float(median(contrast.reshape(-1)))  # 1 / Φ⁻¹(3/4)
 
 
 def median(values: NDArray[Any]) -> np.number[Any]:
@@ -213,16 +198,16 @@ def _quick_near(quick: _Moments, fitted: Mask) -> Mask | None:
     np.multiply(quick.values.reshape(-1, *planes.shape[1:]), planes[3], out=planes[:3])
     moments = down.T @ (planes @ across)
     row, column = np.divmod(_CUBIC, 4)
-    gram = moments[3, row[:, None] + row, column[:, None] + column]
+    gram = moments[3, row[:, None] + row, column[:, None] + column]  # products of powers are powers up to 6
     weights, _, rank, _ = np.linalg.lstsq(gram, moments[:3, row, column].T, rcond=_LEAST_SINGULAR)
     if rank < len(_CUBIC):
-        return None
+        return None  # `_fit` would choose among equal solutions in its own way
     surface = np.zeros((3, 4, 4))
     surface[:, row, column] = weights.T
     difference = (down[:, :4] @ surface @ across[:, :4].T).reshape(3, -1)
     difference -= quick.values
     distance = np.abs(difference, out=difference).max(axis=0)
-    below = int(_NEAR_SHARE * (len(distance) - 1))
+    below = int(_NEAR_SHARE * (len(distance) - 1))  # the quantile lies between this and the next one
     ordered = np.partition(distance, below)
     threshold = max(_NEAR, (ordered[below] + ordered[below + 1 :].min()) / 2)
     if np.abs(distance - threshold).min() < _MARGIN:

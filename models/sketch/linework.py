@@ -26,19 +26,20 @@ from models.sketch.background import (
     strips,
 )
 
-_SEARCH_SIDE = 1024
-_TRACE_SIDE = 256
+# Distances and contrasts are on the scale 0–255, all others are shares.
+_SEARCH_SIDE = 1024  # px; a larger raster is reduced before its background is sought
+_TRACE_SIDE = 256  # px; twice the canonical size, so that tracing costs the same for every raster
 _STRIP_ROWS = 16
-_MIN_CONTRAST = 40.0
-_MIN_FOREGROUND = 24.0
-_MAX_COVERAGE = 0.45
-_MAX_LINE_WIDTH = 0.13
-_MAX_COLOURED_LINE_WIDTH = 0.06
+_MIN_CONTRAST = 40.0  # of the strongest line
+_MIN_FOREGROUND = 24.0  # of every line
+_MAX_COVERAGE = 0.45  # of the box around the lines; more is no line drawing but a silhouette
+_MAX_LINE_WIDTH = 0.13  # of the longer side
+_MAX_COLOURED_LINE_WIDTH = 0.06  # the limit from a chroma of 40
 _MAX_TINTED_BACKGROUND = 0.06
 _MAX_FOREIGN_COLOUR = 0.02
 _FOREIGN_DISTANCE = 22.0
 _PEN_DISTANCE = 40.0
-_MAX_OTHER_PENS = 0.25
+_MAX_OTHER_PENS = 0.25  # of the lines: some may have another pen's colour
 
 Polyline = list[list[float]]
 
@@ -49,11 +50,7 @@ def trace_linework(pixels: Pixels) -> list[Polyline] | None:
     A line drawing has a background of one tone, which light may vary smoothly, and thin lines that stand out from it,
     darker or lighter. Solid regions much thicker than the lines keep their contour.
 
-    Args:
-        pixels: [H, W, 3] uint8 RGB.
-
-    Returns:
-        Polylines `[[x…], [y…]]` in an arbitrary unit, or None.
+    Takes [H, W, 3] uint8 RGB and returns polylines `[[x…], [y…]]` in an arbitrary unit.
     """
     low, high = _block_extremes(pixels, _SEARCH_SIDE)
     tone, is_even = frame_tone(low, high)
@@ -66,6 +63,7 @@ def trace_linework(pixels: Pixels) -> list[Polyline] | None:
         if is_all_noise(low, high, background):
             return None
         contrast = contrast_to_surface(low, high, background.surface)
+    # The cheap tests come first: most photographs fail them.
     peak = float(contrast.max())
     if peak < _MIN_CONTRAST:
         return None
@@ -126,7 +124,7 @@ def _without_specks(foreground: Mask) -> Mask:
         return foreground
     labelled = labels[foreground]
     area = np.bincount(labelled)
-    keep = area >= min(6, 0.05 * area.max())
+    keep = area >= min(6, 0.05 * area.max())  # a drawing may consist of dots
     large = foreground.copy()
     large[foreground] = keep[labelled]
     return large
@@ -134,7 +132,7 @@ def _without_specks(foreground: Mask) -> Mask:
 
 def _tinted_share(contrast: Map, foreground: Mask, threshold: float, noise: float) -> float:
     """Returns the share of the box that is neither background nor foreground nor its soft edge."""
-    near = _grown(_grown(_grown(foreground)))
+    near = _grown(_grown(_grown(foreground)))  # three pixels of soft edge
     tinted = (contrast > max(14.0, 4 * noise, 0.35 * threshold)) & ~near
     return float(tinted.mean())
 
@@ -163,7 +161,7 @@ def _has_other_colours(low: Pixels, high: Pixels, foreground: Mask, box: tuple[s
         backgrounds = _hue(low[~foreground], high[~foreground])
     background = np.array([median(channel) for channel in backgrounds])
     low, high, foreground = low[box], high[box], foreground[box]
-    core = foreground & ndimage.binary_erosion(foreground)
+    core = foreground & ndimage.binary_erosion(foreground)  # edges are mixtures of pen and background
     core = core if bool(core.any()) else foreground
     pens = _hue(low[core], high[core])
     pen = np.array([median(channel) for channel in pens])
@@ -195,7 +193,7 @@ def _at_trace_scale(contrast: Map, threshold: float) -> Mask:
     height, width = contrast.shape
     scale = _TRACE_SIDE / max(height, width)
     if scale < 1:
-        contrast = ndimage.maximum_filter(contrast, size=int(np.ceil(1 / scale)))
+        contrast = ndimage.maximum_filter(contrast, size=int(np.ceil(1 / scale)))  # keeps thin lines
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     padded = np.pad(contrast, 2)
     resized = Image.fromarray(padded).resize(
@@ -209,7 +207,7 @@ def _foreground_colour(low: Pixels, high: Pixels, contrast: Map, foreground: Mas
     core = foreground & (contrast >= 0.75 * np.quantile(contrast[foreground], 0.9))
     darker = low[core].astype(np.float32)
     lighter = darker if low is high else high[core].astype(np.float32)
-    colour = darker if darker.mean() <= 255 - lighter.mean() else lighter
+    colour = darker if darker.mean() <= 255 - lighter.mean() else lighter  # dark lines or light ones
     spread = float(np.abs(colour - np.median(colour, axis=0)).mean())
     red, green, blue = np.ascontiguousarray(colour.T)
     largest, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
@@ -224,7 +222,7 @@ def _skeleton(foreground: Mask) -> tuple[Mask, float]:
     half = float(np.median(depth[skeleton]))
     line_width = float(foreground.sum()) / max(1, int(skeleton.sum()))
     solid = depth > max(2.5 * half, 5.0)
-    if solid.any():
+    if solid.any():  # a filled region has a meaningless skeleton: its contour is traced
         shell = foreground & ~ndimage.binary_dilation(solid, iterations=max(1, round(0.5 * half)), mask=depth > half)
         skeleton = skeletonize(shell)
     return skeleton, line_width
@@ -240,7 +238,7 @@ def _polylines(skeleton: Mask, min_spur: float) -> list[Polyline]:
     walked: set[tuple[_Pixel, _Pixel]] = set()
     lines: list[list[_Pixel]] = [[pixel] for pixel, linked in links.items() if not linked]
     ends = [pixel for pixel, linked in links.items() if len(linked) not in (0, 2)]
-    for start in ends + list(links):
+    for start in ends + list(links):  # open lines first: what then remains unwalked are closed loops
         closed_only = len(links[start]) == 2
         if closed_only and any((start, step) in walked for step in links[start]):
             continue
@@ -248,13 +246,13 @@ def _polylines(skeleton: Mask, min_spur: float) -> list[Polyline]:
             if (start, step) not in walked:
                 lines.append(_walk(start, step, links, walked))
     long = [line for line in lines if not _is_spur(line, links, min_spur)]
-    return [_smoothed(line) for line in long or lines]
+    return [_smoothed(line) for line in long or lines]  # a drawing of spurs alone keeps them
 
 
 def _links(pixels: set[_Pixel]) -> _Links:
     """Returns the neighbours of each pixel; a diagonal counts only if no common neighbour bridges it."""
     links: _Links = {}
-    for y, x in sorted(pixels):
+    for y, x in sorted(pixels):  # in a fixed order, so that equal rasters give equal lines
         near = [(y + dy, x + dx) for dy, dx in ((-1, 0), (0, -1), (0, 1), (1, 0)) if (y + dy, x + dx) in pixels]
         for dy, dx in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
             bridged = (y + dy, x) in pixels or (y, x + dx) in pixels
@@ -286,7 +284,7 @@ def _smoothed(line: list[_Pixel], window: int = 5) -> Polyline:
     if len(points) > 3:
         is_loop = line[0] == line[-1]
         ends = points[[0, -1]].copy()
-        points = ndimage.uniform_filter1d(
+        points = ndimage.uniform_filter1d(  # thinning leaves steps of a pixel
             points[:-1] if is_loop else points, window, axis=0, mode="wrap" if is_loop else "nearest"
         )
         if is_loop:

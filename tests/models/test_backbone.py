@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
-from models.backbone import add_noise, build_truncated_unet, fixed_noise, tap_blocks
+from models.backbone import add_noise, build_truncated_unet, fixed_noise
 from models.bundle.build import LoadedBundle, load_bundle
 from models.bundle.pack import _ARCHITECTURES, TAPS
 from models.errors import BundleError
@@ -17,11 +17,11 @@ UNET = _ARCHITECTURES["tiny"][1]
 
 
 def _hooked(unet: Any, taps: Sequence[str]) -> dict[str, torch.Tensor]:
-    kept: dict[str, torch.Tensor] = {}
+    tapped: dict[str, torch.Tensor] = {}
     for tap in taps:
         block = unet.mid_block if tap == "mid" else unet.up_blocks[int(tap[3:])]
-        block.register_forward_hook(lambda _m, _i, output, tap=tap: kept.__setitem__(tap, output))
-    return kept
+        block.register_forward_hook(lambda _m, _i, output, tap=tap: tapped.__setitem__(tap, output))
+    return tapped
 
 
 def _whole_unet(seed: int = 0) -> Any:
@@ -38,15 +38,15 @@ def test_taps_equal_those_of_the_whole_library_pipeline(tiny: LoadedBundle, tiny
     scheduler = DDPMScheduler.from_pretrained(tiny_bundle / "scheduler")
     pixels = torch.rand((2, 3, 128, 128), generator=torch.Generator().manual_seed(3)) * 2 - 1
     states = tiny.encoder.extractor.text.states(["", "a fish"]).clone()
-    kept = _hooked(unet, TAPS)
+    tapped = _hooked(unet, TAPS)
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
         noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(0)).expand_as(latents)
         steps = torch.full((2,), timestep)
         unet(scheduler.add_noise(latents, noise, steps), steps, encoder_hidden_states=states)
         taps = tiny.encoder.extractor.backbone(pixels, steps, states)
-    assert list(kept) == ["mid", "up_0", "up_1", "up_2", "up_3"]
-    for tap, expected in kept.items():
+    assert list(tapped) == ["mid", "up_0", "up_1", "up_2", "up_3"]
+    for tap, expected in tapped.items():
         deviation = (taps[tap] - expected).abs().max() / expected.abs().max()
         assert deviation <= 1e-6, tap
 
@@ -106,7 +106,7 @@ def test_neither_decoder_nor_output_is_loaded(tiny: LoadedBundle) -> None:
 
 def test_an_unknown_tap_is_named() -> None:
     with pytest.raises(BundleError, match="up_7"):
-        tap_blocks(["mid", "up_7"], 4)
+        build_truncated_unet(_ARCHITECTURES["tiny"][1], ["mid", "up_7"])
 
 
 def test_fewer_taps_load_fewer_blocks_and_give_the_same_maps(tiny_copy: Path, tiny: LoadedBundle) -> None:

@@ -1,4 +1,4 @@
-"""BLIP from a folder of random weights, and no captioner."""
+"""BLIP from a folder of random weights, and bundles without a captioner."""
 
 import shutil
 from pathlib import Path
@@ -15,10 +15,10 @@ from transformers import (
     BlipVisionConfig,
 )
 
-from models.bundle.build import _load_captioner
+from models.bundle.build import LoadedBundle, _load_captioner
 from models.bundle.files import sha256
 from models.bundle.manifest import CaptionerPart, PathSource
-from models.captioner import BlipCaptioner, NoCaptioner
+from models.captioner import BlipCaptioner
 from models.text import MINILM_PACKAGE, package_folder
 
 CPU = torch.device("cpu")
@@ -64,7 +64,9 @@ def test_its_weights_are_the_folders(blip: Path, tmp_path: Path) -> None:
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_no_captioner_says_nothing(tmp_path: Path) -> None:
-    captioner = _load_captioner(None, tmp_path, CPU, torch.float32)
-    assert isinstance(captioner, NoCaptioner)
-    assert captioner.captions(torch.zeros((2, 3, 8, 8))) == ["", ""]
+def test_without_a_captioner_the_prompt_is_empty(tiny: LoadedBundle) -> None:
+    extractor, pixels = tiny.encoder.extractor, torch.zeros((2, 3, 128, 128))
+    assert extractor.captioner is None
+    with torch.inference_mode():
+        states = extractor.conditioning(pixels, [None, None])
+        assert torch.equal(states, extractor.conditioning(pixels, ["", ""]))

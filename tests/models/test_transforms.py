@@ -54,16 +54,16 @@ def _raster(
     scale: float = 1.2,
     offset: tuple[float, float] = (25, 25),
     line_width: int = 4,
-    ink: tuple[int, int, int] = (0, 0, 0),
-    paper: tuple[int, int, int] = (255, 255, 255),
+    foreground: tuple[int, int, int] = (0, 0, 0),
+    background: tuple[int, int, int] = (255, 255, 255),
 ) -> Pixels:
-    image = Image.new("RGB", (2 * side, 2 * side), paper)
+    image = Image.new("RGB", (2 * side, 2 * side), background)
     draw = ImageDraw.Draw(image)
     for xs, ys, *_ in strokes:
         points = [(2 * (x * scale + offset[0]), 2 * (y * scale + offset[1])) for x, y in zip(xs, ys, strict=True)]
-        draw.line(points, fill=ink, width=2 * line_width, joint="curve")
+        draw.line(points, fill=foreground, width=2 * line_width, joint="curve")
         for x, y in (points[0], points[-1]):
-            draw.ellipse((x - line_width, y - line_width, x + line_width, y + line_width), fill=ink)
+            draw.ellipse((x - line_width, y - line_width, x + line_width, y + line_width), fill=foreground)
     return np.asarray(image.reduce(2), dtype=np.uint8)
 
 
@@ -75,7 +75,7 @@ def _uneven(pixels: Pixels) -> Pixels:
 
 
 def _agreement(one: Pixels, other: Pixels) -> float:
-    """Share of ink pixels that lie on or beside the other's ink."""
+    """Share of foreground pixels that lie on or beside the other's foreground."""
     first, second = one < 128, other < 128
     beside_first, beside_second = ndimage.binary_dilation(first), ndimage.binary_dilation(second)
     return float(((first & beside_second).sum() + (second & beside_first).sum()) / (first.sum() + second.sum()))
@@ -85,10 +85,10 @@ RASTERS: dict[str, Callable[[Lines], Pixels]] = {
     "plain": _raster,
     "thin": lambda s: _raster(s, line_width=1),
     "thick": lambda s: _raster(s, line_width=10),
-    "white on black": lambda s: _raster(s, ink=(255, 255, 255), paper=(0, 0, 0)),
-    "blue on yellow": lambda s: _raster(s, ink=(20, 30, 160), paper=(240, 220, 120)),
-    "pencil on grey": lambda s: _raster(s, ink=(120, 120, 120), paper=(215, 215, 210), line_width=2),
-    "uneven light": lambda s: _uneven(_raster(s, ink=(30, 30, 30), paper=(240, 235, 225))),
+    "white on black": lambda s: _raster(s, foreground=(255, 255, 255), background=(0, 0, 0)),
+    "blue on yellow": lambda s: _raster(s, foreground=(20, 30, 160), background=(240, 220, 120)),
+    "pencil on grey": lambda s: _raster(s, foreground=(120, 120, 120), background=(215, 215, 210), line_width=2),
+    "uneven light": lambda s: _uneven(_raster(s, foreground=(30, 30, 30), background=(240, 235, 225))),
     "small in a corner": lambda s: _raster(s, side=900, scale=0.35, offset=(760, 30), line_width=2),
     "large and thin": lambda s: _raster(s, side=2200, scale=7, offset=(50, 50), line_width=2),
     "128 px": lambda s: _raster(s, side=128, scale=0.4, offset=(5, 5), line_width=2),
@@ -112,9 +112,9 @@ def test_strokes_are_free_of_scale_and_place(scale: float, size: int) -> None:
 
 
 def test_strokes_fill_the_square_up_to_the_margin() -> None:
-    ink = render_strokes(HOUSE) < 128
+    foreground = render_strokes(HOUSE) < 128
     margin = 128 * SKETCH_MARGIN
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    rows, columns = np.flatnonzero(foreground.any(axis=1)), np.flatnonzero(foreground.any(axis=0))
     assert min(rows[0], 127 - rows[-1]) == pytest.approx(margin, abs=1.5)
     assert columns[0] + columns[-1] == pytest.approx(127, abs=1.5)
 
@@ -185,7 +185,7 @@ def _silhouette() -> Pixels:
     return np.asarray(image)
 
 
-PICTURES: dict[str, Callable[[], Pixels]] = {
+IMAGES: dict[str, Callable[[], Pixels]] = {
     "photo": _photo,
     "filled face": _filled,
     "silhouette": _silhouette,
@@ -200,9 +200,9 @@ PICTURES: dict[str, Callable[[], Pixels]] = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_pictures_are_fitted_and_never_traced(name: str) -> None:
-    pixels = PICTURES[name]()
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_are_fitted_and_never_traced(name: str) -> None:
+    pixels = IMAGES[name]()
     assert trace_linework(pixels) is None
     assert (canonical_image(pixels) == fit_square(pixels, 128)).all()
 
@@ -240,10 +240,10 @@ def test_unit_pixels() -> None:
     assert to_unit(np.full((4, 4), 255, dtype=np.uint8)).shape == (3, 4, 4)
 
 
-def test_a_batch_of_unit_pictures_has_the_bits_of_each() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
-    batch = to_unit_batch(list(pictures))
-    assert np.array_equal(batch, np.stack([to_unit(picture) for picture in pictures]))
+def test_a_batch_of_unit_images_has_the_bits_of_each() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    batch = to_unit_batch(list(images))
+    assert np.array_equal(batch, np.stack([to_unit(image) for image in images]))
     assert batch.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
@@ -274,7 +274,7 @@ def test_views_cover_every_pixel(height: int, width: int) -> None:
         assert covered.all()
 
 
-def test_small_pictures_need_no_tiles_and_large_ones_are_cut_at_native_resolution() -> None:
+def test_small_images_need_no_tiles_and_large_ones_are_cut_at_native_resolution() -> None:
     assert len(plan_views(128, 160, 128)) == 1
     tiles = plan_views(256, 256, 128)[1:]
     assert len(tiles) == 9

@@ -31,24 +31,24 @@ pytestmark = pytest.mark.anyio
 NAMES = ["a.png", "b/c.png", "b/d é.PNG"]
 
 
-def pictures() -> dict[str, bytes]:
+def images() -> dict[str, bytes]:
     return {name: png(colour=(40 * at, 90, 60)) for at, name in enumerate(NAMES, start=1)}
 
 
 def make_folder(root: Path) -> Path:
-    for name, data in pictures().items():
-        path = root / "pictures" / name
+    for name, data in images().items():
+        path = root / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    (root / "pictures" / "notes.txt").write_text("no picture")
-    return root / "pictures"
+    (root / "images" / "notes.txt").write_text("no image")
+    return root / "images"
 
 
 def make_zip(root: Path) -> Path:
-    with zipfile.ZipFile(root / "pictures.zip", "w") as archive:
-        for name, data in pictures().items():
+    with zipfile.ZipFile(root / "images.zip", "w") as archive:
+        for name, data in images().items():
             archive.writestr(name, data)
-    return root / "pictures.zip"
+    return root / "images.zip"
 
 
 def make_csv(root: Path) -> Path:
@@ -61,13 +61,13 @@ def make_csv(root: Path) -> Path:
 
 
 def make_tar(root: Path) -> Path:
-    with tarfile.open(root / "pictures.tar", "w") as archive:
-        for at, data in enumerate(pictures().values()):
+    with tarfile.open(root / "images.tar", "w") as archive:
+        for at, data in enumerate(images().values()):
             for suffix, content in ((".png", data), (".json", json.dumps({"n": at}).encode()), (".txt", b"a word")):
                 entry = tarfile.TarInfo(f"{at:05}{suffix}")
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
-    return root / "pictures.tar"
+    return root / "images.tar"
 
 
 class ThreadsTransport(LoopTransport):
@@ -111,7 +111,7 @@ async def test_every_kind_of_source_is_imported_once(app: FastAPI, tasks: Tasks,
 
 async def test_one_line_reports_each_rejected_file(app: FastAPI, tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
-    (folder / "broken.png").write_bytes(b"no picture at all")
+    (folder / "broken.png").write_bytes(b"no image at all")
     (folder / "table.csv").write_text("path,id\na.png,a\nbroken.png,b\nmissing.png,c\na.png,.odd\n")
     done = await run(app, folder / "table.csv")
     assert done.added == 1
@@ -183,7 +183,7 @@ async def command(source: Path, url: str) -> tuple[int | None, str, str]:
 
 async def test_the_command_fails_when_an_image_is_rejected(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
-    (folder / "broken.png").write_bytes(b"no picture at all")
+    (folder / "broken.png").write_bytes(b"no image at all")
     async with served(create_app(Settings(data_dir=tmp_path / "data"), build_services)) as port:
         code, output, _ = await command(folder, f"http://127.0.0.1:{port}")
         assert code == 1

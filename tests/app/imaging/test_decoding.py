@@ -92,11 +92,11 @@ def test_every_allowed_format_gives_its_pixels(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
-async def test_a_truncated_image_is_undecodable(decoder: ImageDecoder, kind: str, kept: float) -> None:
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+async def test_a_truncated_image_is_undecodable(decoder: ImageDecoder, kind: str, share: float) -> None:
     data = encoded(image(200, 150), kind)
     with pytest.raises(UndecodableImage):
-        await decoded(decoder, EncodedImage(data=data[: int(len(data) * kept)]))
+        await decoded(decoder, EncodedImage(data=data[: int(len(data) * share)]))
 
 
 @pytest.mark.parametrize(

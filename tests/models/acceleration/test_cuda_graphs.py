@@ -32,8 +32,8 @@ class Replayed:
 
     def replay(self, batch: Batch) -> Maps:
         count = len(batch[0])
-        for kept, part in zip(self._inputs, batch, strict=True):
-            kept[:count].copy_(part)
+        for recorded, part in zip(self._inputs, batch, strict=True):
+            recorded[:count].copy_(part)
         pooled, dense = self._network(*self._inputs)
         return pooled[:count], dense[:count]
 

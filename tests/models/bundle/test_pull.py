@@ -101,7 +101,7 @@ def test_the_lock_is_enforced_when_pulling_again(tiny_copy: Path, hub: FolderHub
 
 
 @pytest.mark.parametrize(
-    "told",
+    "reported",
     [
         HubFile(sha256="0" * 64, blob_id=None),
         HubFile(sha256=None, blob_id="0" * 40),
@@ -109,8 +109,8 @@ def test_the_lock_is_enforced_when_pulling_again(tiny_copy: Path, hub: FolderHub
     ],
     ids=["wrong SHA-256", "wrong blob id", "no digest"],
 )
-def test_bytes_that_are_not_what_the_hub_says_are_refused(tiny_copy: Path, hub: FolderHub, told: HubFile) -> None:
-    hub.reported["vae/config.json"] = told
+def test_bytes_that_are_not_what_the_hub_says_are_refused(tiny_copy: Path, hub: FolderHub, reported: HubFile) -> None:
+    hub.reported["vae/config.json"] = reported
     with pytest.raises(BundleError, match=r"config\.json"):
         pull(tiny_copy, hub)
     assert not (tiny_copy / "bundle.lock.json").exists()

@@ -46,19 +46,19 @@ def _by_both(bundle: LoadedBundle) -> Vectors:
     return _unit(_by_text(bundle) + _by_sketch(bundle))
 
 
-def _uhead(bundle: LoadedBundle, classes: Vectors, pictures: ImageBatch) -> Vectors:
-    cosines = 20 * bundle.encoder.encode_images(pictures).pooled.numpy() @ classes.T
+def _uhead(bundle: LoadedBundle, classes: Vectors, images: ImageBatch) -> Vectors:
+    cosines = 20 * bundle.encoder.encode_images(images).pooled.numpy() @ classes.T
     exponentials = np.exp(cosines - cosines.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def _prototype(bundle: LoadedBundle, classes: Vectors, pictures: ImageBatch) -> Vectors:
-    queries = bundle.encoder.encode_images(pictures).pooled.numpy()
+def _prototype(bundle: LoadedBundle, classes: Vectors, images: ImageBatch) -> Vectors:
+    queries = bundle.encoder.encode_images(images).pooled.numpy()
     return PrototypeHead().probabilities([row[None] for row in classes], queries)
 
 
-def _segmentation(bundle: LoadedBundle, classes: Vectors, pictures: ImageBatch) -> Vectors:
-    dense = bundle.encoder.encode_images(pictures).dense.numpy()
+def _segmentation(bundle: LoadedBundle, classes: Vectors, images: ImageBatch) -> Vectors:
+    dense = bundle.encoder.encode_images(images).dense.numpy()
     maps = np.stack([bundle.segmentation_head.probabilities(one, classes)[1:] for one in dense])
     means = maps.mean(axis=(2, 3)) + 1e-12
     return np.asarray(means / means.sum(axis=1, keepdims=True), dtype=np.float32)
@@ -71,12 +71,12 @@ def test_every_head_answers_every_kind_of_class(
 ) -> None:
     vectors = classes(tiny)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
-    pictures = _batch(SKETCHES[:2])
-    probabilities = answer(tiny, vectors, pictures)
+    images = _batch(SKETCHES[:2])
+    probabilities = answer(tiny, vectors, images)
     assert probabilities.shape == (2, 3)
     assert np.isfinite(probabilities).all()
     assert probabilities.sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
-    swapped = answer(tiny, vectors[[2, 0, 1]], pictures)
+    swapped = answer(tiny, vectors[[2, 0, 1]], images)
     assert swapped == pytest.approx(probabilities[:, [2, 0, 1]], abs=1e-5)
 
 
