@@ -68,8 +68,7 @@ def draw_on_canvas(source: StrokesImage) -> NDArray[np.uint8]:
     width = max(1, round(max(canvas.size) * SKETCH_LINE_WIDTH))
     for stroke in source.strokes:
         points = [(float(x), float(y)) for x, y in zip(stroke[0], stroke[1], strict=False)]
-        if points:
-            # Pillow draws nothing for a line of one point.
+        if points:  # one point is drawn twice: Pillow draws nothing for it alone
             draw.line(points * 2 if len(points) == 1 else points, fill="black", width=width, joint="curve")
     return np.asarray(canvas, dtype=np.uint8)
 

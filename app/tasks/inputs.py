@@ -40,7 +40,12 @@ class ImageInputs:
             ImageTooLarge, TooMuchWork, QueueFull: the request as a whole is refused.
         """
         budget.check_count(len(sources))  # before item images are read from the store
-        files = [await self._file(source) for source in sources]
+        files: list[ImageSource | ServiceError] = []
+        for source in sources:
+            try:
+                files.append(await self._file(source))
+            except ServiceError as err:
+                files.append(err)
         readable = [file for file in files if not isinstance(file, ServiceError)]
         decoded = iter(await self._decoder.decode_many(readable, budget, profile.resolution))  # one per readable file
         return [file if isinstance(file, ServiceError) else next(decoded) for file in files]
@@ -54,14 +59,10 @@ class ImageInputs:
     async def tiles(self, source: Source, budget: PixelBudget, profile: TaskProfile) -> TiledImage:
         """Return the squares that segmentation encodes. Raises as `prepare_all`."""
         budget.check_count(1)
-        file: ImageSource = result_of(await self._file(source))
-        return await self._decoder.tiles(file, budget, profile.resolution)
+        return await self._decoder.tiles(await self._file(source), budget, profile.resolution)
 
-    async def _file(self, source: Source) -> ImageSource | ServiceError:
+    async def _file(self, source: Source) -> ImageSource:
         if not isinstance(source, ItemImage):
             return source
-        try:
-            _, data = await self._database.run(self._items.image, source.gallery, source.id)
-        except ServiceError as err:
-            return err
+        _, data = await self._database.run(self._items.image, source.gallery, source.id)
         return EncodedImage(data=data)  # decoded again: the store holds files alone
