@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Annotated, Protocol
 
 import numpy as np
@@ -75,9 +74,7 @@ class Reservation(Protocol):
 
     def __enter__(self) -> "Reservation": ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
     def grow(self, *, views: int = 0, texts: int = 0) -> None:
         """Reserve more, when a request turns out to need it.

@@ -1,12 +1,11 @@
 """Admission: the queue is bounded in cost, hopeless deadlines are refused, and refusals say when to retry."""
 
 import math
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 
-from app.engine.entries import TEXT_COST, VIEW_COST, Batch, Group
+from app.engine.entries import TEXT_COST, VIEW_COST, Batch, EntryQueue, Group
 from app.errors import DeadlineExceeded, QueueFull
 from app.runtime.telemetry import Telemetry
 
@@ -17,15 +16,14 @@ class Backlog(Protocol):
     """The cost at each stage of the engine; implemented by `Scheduler`.
 
     Attributes:
+        queue: the entries that wait for the device.
         rate: how fast cost drains.
         reserved: cost reserved for requests whose samples are still being decoded.
     """
 
+    queue: EntryQueue
     rate: "DrainRate"
     reserved: int
-
-    def queued(self) -> int:
-        """Cost that waits for the device."""
 
     def in_flight(self) -> float:
         """Cost with the device, less the part that is done."""
@@ -48,7 +46,7 @@ class Admission:
 
     def waiting(self) -> int:
         """Cost in the queue, and cost reserved."""
-        return self.backlog.queued() + self.backlog.reserved
+        return self.backlog.queue.cost + self.backlog.reserved
 
     def wait_s(self, cost: float = 0.0) -> float | None:
         """Seconds until everything admitted and this much more is done; None before any measurement."""
@@ -90,9 +88,7 @@ class CostReservation:
     def __enter__(self) -> "CostReservation":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.use(self._left)
 
     def grow(self, *, views: int = 0, texts: int = 0) -> None:
@@ -125,12 +121,7 @@ class DrainRate:
         self._busy_s = 0.0
 
     def observe(self, cost: float, busy_s: float, share: float = 1.0) -> None:
-        """Learn from one pass.
-
-        Args:
-            busy_s: how long it took.
-            share: part of that time that the same samples take in full batches, see `PassTimes.share_of_full`.
-        """
+        """Learn from one pass; `share` of its time is what its samples take in full batches (`PassTimes`)."""
         # Decay by busy time: an idle hour must not forget how fast the device is.
         remembered = math.exp(-busy_s / self._memory_s)
         self._cost = self._cost * remembered + cost

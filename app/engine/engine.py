@@ -118,23 +118,17 @@ class BatchingEngine:
             InferenceFailed: the encoder returned values that are not finite; the service must not start.
             Exception: any error of the device or the encoder.
         """
-        sizes = [2**power for power in range(self._max_batch.bit_length()) if 2**power < self._max_batch]
-        samples: list[tuple[Sample, int]] = [
-            ((self._view_key(view), view), size) for view in views for size in [*sizes, self._max_batch]
+        largest, run, workers = self._max_batch, self._scheduler.run_warm_up, range(self._device.workers)
+        sizes = [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]
+        string = CacheKey(Group(Kind.TEXTS), text, None, 0, "")  # no fingerprint: the warm-up bypasses the cache
+        samples: list[tuple[Sample, int, int]] = [
+            *(((self._view_key(view), view), VIEW_COST, size) for view in views for size in sizes),
+            *(((string, text), TEXT_COST, size) for size in (1, largest * VIEW_COST // TEXT_COST)),
         ]
-        # The warm-up bypasses the cache, so the string's key needs no fingerprint.
-        string: Sample = (CacheKey(Group(Kind.TEXTS), text, None, 0, ""), text)
-        samples += [(string, 1), (string, self._max_batch * VIEW_COST // TEXT_COST)]
-        for (key, payload), size in samples:
-            cost = VIEW_COST if isinstance(payload, View) else TEXT_COST
+        for (key, payload), cost, size in samples:
             entry = Entry(key=key, payload=payload, cost=cost, arrived_s=self._clock(), deadline_s=math.inf)
             for is_second in (False, True):
-                passes = await asyncio.gather(
-                    *(
-                        self._scheduler.run_warm_up([entry] * size, is_learnt=is_second)
-                        for _ in range(self._device.workers)
-                    )
-                )
+                passes = await asyncio.gather(*(run([entry] * size, is_learnt=is_second) for _ in workers))
                 if not all(np.isfinite(features.pooled).all() for found in passes for features in found):
                     raise InferenceFailed("The encoder gave values that are not finite.")
 

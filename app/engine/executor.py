@@ -41,24 +41,15 @@ class DeviceExecutor:
     def __init__(
         self, encoder: Encoder, *, workers: int = 1, threads: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.fingerprint = encoder.fingerprint
+        self.workers = workers
         self._encoder = encoder
-        self._workers = workers
         self._clock = clock
         self._is_dead = False
         self._pool = ThreadPoolExecutor(
             workers, thread_name_prefix="device", initializer=_prepare_thread, initargs=(threads, workers > 1)
         )
         self._staging = ThreadPoolExecutor(2, thread_name_prefix="staging")
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the encoder."""
-        return self._encoder.fingerprint
-
-    @property
-    def workers(self) -> int:
-        """Passes at once."""
-        return self._workers
 
     def export_memory(self, gauge: Gauge) -> None:
         """Make a gauge read the memory of this process and of the accelerator, if there is one."""

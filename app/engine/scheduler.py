@@ -95,10 +95,6 @@ class Scheduler:
             self._is_woken = True
             asyncio.get_running_loop().call_soon(self._guarded, self._form_batches)
 
-    def queued(self) -> int:
-        """Cost that waits for the device."""
-        return self.queue.cost
-
     def in_flight(self) -> float:
         """Cost with the device, less the share of each running pass that should be done."""
         return sum(batch.cost * (1.0 - self._share_done(batch)) for batch in self._in_flight)
@@ -232,13 +228,11 @@ class Scheduler:
         return is_last and not is_full and not self._retries and self._is_fed()
 
     def _still_live(self, entries: Sequence[Entry]) -> list[Entry]:
-        now_s, live = self._clock(), list[Entry]()
+        now_s = self._clock()
         for entry in entries:
-            if entry.is_live(now_s):
-                live.append(entry)
-            else:
+            if not entry.is_live(now_s):
                 self._expire(entry)
-        return live
+        return [entry for entry in entries if entry.is_live(now_s)]
 
     def _expire(self, entry: Entry) -> None:
         if entry.is_wanted:
