@@ -28,9 +28,9 @@ from app.stores.records.idempotency import IdempotencyKeys
 from app.stores.records.items import Items
 from app.stores.records.jobs import Jobs
 from app.stores.sql.database import open_database
-from app.tasks.fewshot import FewShot, PrototypeHead
+from app.tasks.features import RequestEncoders
+from app.tasks.fewshot import FewShot
 from app.tasks.galleries import GalleryTask
-from app.tasks.idempotency import Idempotency
 from app.tasks.inputs import ImageInputs
 from app.tasks.items import ItemTask
 from app.tasks.reembed import Reembed
@@ -103,7 +103,6 @@ def build_services(settings: Settings, platform: Platform) -> Services:
     """
     # Imported in the load's thread: torch and diffusers take seconds, and the port is open already.
     from models.bundle.build import load_bundle
-    from models.heads.fewshot import PrototypeHead as LoadedPrototypeHead
 
     loaded = load_bundle(settings.bundle, device=settings.device, dtype=settings.dtype, profile=settings.profile)
     return assemble_services(
@@ -112,7 +111,6 @@ def build_services(settings: Settings, platform: Platform) -> Services:
         encoder=loaded.encoder,
         bundle=loaded.info,
         segmentation_head=loaded.segmentation_head,
-        prototype_head=LoadedPrototypeHead(),
     )
 
 
@@ -123,7 +121,6 @@ def assemble_services(
     encoder: Encoder,
     bundle: BundleInfo,
     segmentation_head: SegmentationHead,
-    prototype_head: PrototypeHead,
 ) -> Services:
     """Engine, stores and tasks over a loaded encoder. Raises as `build_services`."""
     device = DeviceExecutor(encoder, workers=settings.workers_on(bundle.device), threads=settings.threads)
@@ -145,7 +142,6 @@ def assemble_services(
         engine=engine,
         images=platform.images,
         segmentation_head=segmentation_head,
-        prototype_head=prototype_head,
     )
 
     async def warm_up() -> None:
@@ -172,12 +168,11 @@ def open_tasks(
     engine: FeatureEngine,
     images: ImageDecoder,
     segmentation_head: SegmentationHead,
-    prototype_head: PrototypeHead,
 ) -> Tasks:
     """The tasks over stores that are opened here; blocks, call it off the event loop. Raises as `build_services`."""
     limits, stores, workers = settings.limits, _open_stores(settings, bundle), Workers()
     database, galleries, items, indexes = stores.database, stores.galleries, stores.items, stores.indexes
-    inputs = ImageInputs(images, database, items)
+    encoders = RequestEncoders(bundle=bundle, engine=engine, inputs=ImageInputs(images, database, items))
 
     def close() -> None:
         workers.close()
@@ -185,33 +180,41 @@ def open_tasks(
         database.close()
 
     segmentation = Segmentation(
-        bundle=bundle, engine=engine, head=segmentation_head, inputs=inputs, workers=workers, limits=limits,
-        database=database, class_sets=stores.class_sets,
-    )  # fmt: skip
+        encoders=encoders,
+        head=segmentation_head,
+        workers=workers,
+        limits=limits,
+        database=database,
+        class_sets=stores.class_sets,
+    )
     return Tasks(
         stores=stores,
-        galleries=GalleryTask(database=database, galleries=galleries, indexes=indexes),
+        galleries=GalleryTask(database, galleries, indexes),
         items=ItemTask(
-            bundle=bundle, engine=engine, inputs=inputs, decoder=images, database=database,
-            galleries=galleries, items=items, indexes=indexes,
+            encoders=encoders, decoder=images, database=database, galleries=galleries, items=items, indexes=indexes
         ),
-        retrieval=Retrieval(
-            bundle=bundle, engine=engine, inputs=inputs, database=database, galleries=galleries, indexes=indexes,
-        ),
+        retrieval=Retrieval(encoders, database, galleries, indexes),
         segmentation=segmentation,
         fewshot=FewShot(
-            bundle=bundle, engine=engine, head=prototype_head, inputs=inputs, workers=workers, database=database,
+            encoders=encoders,
+            database=database,
             episodes=stores.episodes,
+            workers=workers,
             limits=limits,
         ),
         reembed=Reembed(
-            bundle=bundle, engine=engine, inputs=inputs, segmentation=segmentation, database=database,
-            blobs=stores.blobs, galleries=galleries, jobs=stores.jobs, limits=limits,
+            encoders=encoders,
+            segmentation=segmentation,
+            database=database,
+            blobs=stores.blobs,
+            galleries=galleries,
+            jobs=stores.jobs,
+            limits=limits,
             reembedding=Reembedding(database, fingerprint=bundle.fingerprint, dtype=settings.vector_dtype),
         ),
-        idempotency=Idempotency(database=database, keys=stores.idempotency_keys),
+        idempotency=stores.idempotency_keys,
         close=close,
-    )  # fmt: skip
+    )
 
 
 def _open_stores(settings: Settings, bundle: BundleInfo) -> Stores:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from models.bundle.build import load_bundle
-from models.heads.fewshot import PrototypeHead
+from models.heads.fewshot import prototype_probabilities
 from models.transforms import fit_square, to_unit_batch
 from models.types import ImageBatch
 
@@ -24,4 +24,4 @@ print("cosines of images and names:", (features.pooled.numpy() @ names.T).round(
 cells = bundle.segmentation_head.probabilities(features.dense[0].numpy(), names)
 print("share of the cells by class, background first:", (cells.argmax(0)[..., None] == range(3)).mean((0, 1)).round(2))
 support = [features.pooled[:1].numpy(), features.pooled[1:].numpy()]
-print("classified as:", PrototypeHead().probabilities(support, features.pooled.numpy()).argmax(1))
+print("classified as:", prototype_probabilities(support, features.pooled.numpy()).argmax(1))

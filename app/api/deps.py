@@ -26,7 +26,6 @@ from app.stores.records.jobs import Jobs
 from app.stores.sql.database import Database
 from app.tasks.fewshot import FewShot
 from app.tasks.galleries import GalleryTask
-from app.tasks.idempotency import Idempotency
 from app.tasks.items import ItemTask
 from app.tasks.reembed import Reembed
 from app.tasks.retrieval import Retrieval
@@ -65,7 +64,7 @@ class Tasks:
     segmentation: Segmentation
     fewshot: FewShot
     reembed: Reembed
-    idempotency: Idempotency
+    idempotency: IdempotencyKeys
     close: Callable[[], None]
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import FeatureEngine, Features, Reservation, View
+from app.domain import BundleInfo, FeatureEngine, Features, Reservation, View
 from app.imaging.raster import DecodedImage
+from app.imaging.sources import PixelBudget
+from app.tasks.inputs import ImageInputs, Source
 from models.types import TaskProfile
 
 VIEWS_AT_ONCE = 16  # a dense map is 1.5 MB: those of many images are not held together
@@ -47,12 +49,6 @@ class Timings:
         for name in dict.fromkeys(name for other in others for name in other.phases_ms):
             self.add(name, max(other.phases_ms.get(name, 0.0) for other in others))
 
-    def left_s(self, timeout_s: float | None) -> float | None:
-        """The rest of a timeout that began with these timings."""
-        if timeout_s is None:
-            return None
-        return max(0.0, timeout_s - (time.perf_counter() - self.started_s))
-
     def totals_ms(self) -> dict[str, float]:
         """All phases and `total`, rounded to microseconds."""
         total = (time.perf_counter() - self.started_s) * 1e3
@@ -61,7 +57,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEncoder:
-    """The engine for one request: within its reservation and deadline, with its time measured.
+    """Encodes for one request of one task: within its reservation and deadline, with its time measured.
 
     Attributes:
         timeout_s: of the whole request, since `timings` began.
@@ -69,39 +65,40 @@ class RequestEncoder:
     """
 
     engine: FeatureEngine
+    inputs: ImageInputs
+    profile: TaskProfile
     reservation: Reservation
     timings: Timings
     timeout_s: float | None
     is_reproducible: bool
 
+    async def encode_images(
+        self, sources: Sequence[Source], budget: PixelBudget, captions: Sequence[str | None] | None = None
+    ) -> tuple[list[DecodedImage], NDArray[np.float32]]:
+        """Decode images and encode them as `pooled_images`. Raises as `ImageInputs.prepare_all` and `FeatureEngine`."""
+        with self.timings.phase("decode"):
+            images = await self.inputs.prepare_all(sources, budget, self.profile)
+        return images, await self.pooled_images(images, captions or [None] * len(images))
+
     async def pooled_images(
-        self, images: Sequence[DecodedImage], captions: Sequence[str | None], profile: TaskProfile
+        self, images: Sequence[DecodedImage], captions: Sequence[str | None]
     ) -> NDArray[np.float32]:
         """Global features of model-ready images, in order: [B, D] float32, unit length."""
         rows: list[NDArray[np.float32]] = []
         for start in range(0, len(images), VIEWS_AT_ONCE):
             part = slice(start, start + VIEWS_AT_ONCE)
             squares, keys = [one.square for one in images[part]], [one.key for one in images[part]]
-            features = await self.features(squares, keys, captions[part], profile)
+            features = await self.features(squares, keys, captions[part])
             rows.extend(one.pooled for one in features)  # the dense maps are released here
         return np.stack(rows)
 
     async def features(
-        self,
-        squares: Sequence[NDArray[np.uint8]],
-        keys: Sequence[str],
-        captions: Sequence[str | None],
-        profile: TaskProfile,
+        self, squares: Sequence[NDArray[np.uint8]], keys: Sequence[str], captions: Sequence[str | None]
     ) -> list[Features]:
         """Features of squares, [size, size, 3] uint8 RGB, all at once; `keys` are the digests of their pixels."""
+        timestep, is_reproducible = self.profile.timestep, self.is_reproducible
         views = [
-            View(
-                pixels=square,
-                timestep=profile.timestep,
-                caption=caption,
-                key=key,
-                is_reproducible=self.is_reproducible,
-            )
+            View(pixels=square, timestep=timestep, caption=caption, key=key, is_reproducible=is_reproducible)
             for square, key, caption in zip(squares, keys, captions, strict=True)
         ]
         features = await self.engine.encode_views(views, timeout_s=self._left_s(), reservation=self.reservation)
@@ -123,25 +120,39 @@ class RequestEncoder:
         return np.stack(rows)
 
     def _left_s(self) -> float | None:
-        return self.timings.left_s(self.timeout_s)
+        """The rest of the timeout."""
+        if self.timeout_s is None:
+            return None
+        return max(0.0, self.timeout_s - (time.perf_counter() - self.timings.started_s))
 
 
-@contextmanager
-def admitted(
-    engine: FeatureEngine,
-    *,
-    views: int = 0,
-    texts: int = 0,
-    timings: Timings | None = None,
-    timeout_s: float | None = None,
-    is_reproducible: bool = False,
-) -> Iterator[RequestEncoder]:
-    """Reserve room for a request's views and strings until the block ends. Raises as `FeatureEngine.admit`."""
-    with engine.admit(views=views, texts=texts, timeout_s=timeout_s) as reservation:
-        yield RequestEncoder(
-            engine=engine,
-            reservation=reservation,
-            timings=timings or Timings(),
-            timeout_s=timeout_s,
-            is_reproducible=is_reproducible,
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEncoders:
+    """Admits requests of all tasks to the engine."""
+
+    bundle: BundleInfo
+    engine: FeatureEngine
+    inputs: ImageInputs
+
+    @contextmanager
+    def admitted(
+        self,
+        task: str,
+        *,
+        views: int = 0,
+        texts: int = 0,
+        timings: Timings | None = None,
+        timeout_s: float | None = None,
+        is_reproducible: bool = False,
+    ) -> Iterator[RequestEncoder]:
+        """Reserve room for a request's views and strings until the block ends. Raises as `FeatureEngine.admit`."""
+        with self.engine.admit(views=views, texts=texts, timeout_s=timeout_s) as reservation:
+            yield RequestEncoder(
+                engine=self.engine,
+                inputs=self.inputs,
+                profile=self.bundle.tasks[task],
+                reservation=reservation,
+                timings=timings or Timings(),
+                timeout_s=timeout_s,
+                is_reproducible=is_reproducible,
+            )

@@ -2,42 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import BundleInfo, FeatureEngine, Limits
+from app.domain import Limits
 from app.errors import Damaged, FingerprintMismatch, Invalid
 from app.imaging.raster import DecodedImage
 from app.imaging.sources import PixelBudget
-from app.stores.records.episodes import Episode, Episodes, NewSupport, NewWay, StoredImage
+from app.stores.records.episodes import Episode, Episodes, NewSupport, NewWay
 from app.stores.sql.database import Database
-from app.tasks.features import Timings, admitted
-from app.tasks.inputs import ImageInputs, Source
+from app.tasks.features import RequestEncoders, Timings
+from app.tasks.inputs import Source
 from app.tasks.workers import Workers
-from models.heads.fewshot import (
-    METHODS,
-    LeaveOneOut,
-    Method,
-    cache_probabilities,
-    leave_one_out,
-    ridge_probabilities,
-)
+from models.heads.fewshot import CLASSIFIERS, METHODS, LeaveOneOut, Method, leave_one_out
 
 MAX_REPORTS = 256
 FEW_COMPARISONS = 64
 """Examples times queries that take at most 0.3 ms with prototypes, mostly 0.05: less than a switch of threads."""
-
-
-class PrototypeHead(Protocol):
-    """Compares queries with the ways of an episode."""
-
-    def probabilities(
-        self, support: Sequence[NDArray[np.float32]], queries: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """N ways of [K, D] and [B, D] float32, unit rows → [B, N] float32, rows summing to one."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,29 +86,28 @@ class Classified:
 
 
 class FewShot:
-    """Creates and changes episodes, and classifies queries."""
+    """Creates and changes episodes, and classifies queries.
+
+    `support_image` and `delete` have the arguments and errors of the method of `Episodes` that they run.
+    """
 
     def __init__(
         self,
         *,
-        bundle: BundleInfo,
-        engine: FeatureEngine,
-        head: PrototypeHead,
-        inputs: ImageInputs,
+        encoders: RequestEncoders,
         database: Database,
         episodes: Episodes,
         workers: Workers,
         limits: Limits,
     ) -> None:
-        self._bundle = bundle
-        self._engine = engine
-        self._head = head
-        self._inputs = inputs
+        self._encoders = encoders
         self._database = database
         self._episodes = episodes
         self._workers = workers
         self._limits = limits
         self._reports: dict[tuple[str, int], LeaveOneOut | None] = {}
+        self.support_image = database.reads(episodes.image)
+        self.delete = database.writes(episodes.delete)
 
     async def create(
         self,
@@ -148,28 +129,23 @@ class FewShot:
         """
         if request.method not in METHODS:  # before the device spends anything on it
             raise Invalid(f"There is no method {request.method!r}.")
-        timings = Timings()
-        sources = [source for way in request.ways for source in way.support]
-        # Queries share the passes of the examples.
-        images, vectors = await self._encode([*sources, *request.queries], budget, timeout_s, timings)
+        sources = [*_sources(request.ways), *request.queries]  # queries share the passes of the examples
+        with self._encoders.admitted("fewshot", views=len(sources), timeout_s=timeout_s) as encoder:
+            images, vectors = await encoder.encode_images(sources, budget)
         ways = _new_ways(request.ways, images, vectors)
         seq, episode = await self._database.run_write(
-            self._episodes.create,
-            ways,
-            name=request.name,
-            method=request.method,
-            ttl_s=request.ttl_s,
-            token=token,
+            self._episodes.create, ways, name=request.name, method=request.method, ttl_s=request.ttl_s, token=token
         )
         predictions = None
         if request.queries:
-            predictions = await self._predict(episode, vectors[len(sources) :], request.top_k, request.abstain_below)
+            queries = vectors[-len(request.queries) :]
+            predictions = await self._predict(episode, queries, request.top_k, request.abstain_below)
         return Created(
             seq=seq,
             episode=episode,
             leave_one_out=await self._report(episode),
             predictions=predictions,
-            timings_ms=timings.totals_ms(),
+            timings_ms=encoder.timings.totals_ms(),
         )
 
     async def add_support(
@@ -188,14 +164,12 @@ class FewShot:
             The write's `seq`, the episode's next version, and its leave-one-out report.
 
         Raises:
-            NotFound: there is no such episode.
-            PreconditionFailed: its version is none of `if_match`.
-            Invalid: it would have too many ways or examples.
-            As `create`.
+            As `create` and `Episodes.add`.
         """
         await self._database.run(self._episodes.get, episode_id)  # 404 before anything is encoded
-        sources = [source for way in ways for source in way.support]
-        new = _new_ways(ways, *await self._encode(sources, budget, timeout_s, Timings()))
+        sources = _sources(ways)
+        with self._encoders.admitted("fewshot", views=len(sources), timeout_s=timeout_s) as encoder:
+            new = _new_ways(ways, *await encoder.encode_images(sources, budget))
         seq, episode = await self._database.run_write(
             self._episodes.add, episode_id, new, if_match=if_match, limits=self._limits, token=token
         )
@@ -204,13 +178,7 @@ class FewShot:
     async def remove_support(
         self, episode_id: str, support_id: str, *, if_match: Sequence[int] | None
     ) -> tuple[int, Episode, LeaveOneOut | None]:
-        """Remove one example; returns as `add_support`.
-
-        Raises:
-            NotFound: there is no such episode or example.
-            PreconditionFailed: its version is none of `if_match`.
-            Conflict: it is the last example of its way.
-        """
+        """Remove one example. Returns as `add_support`, raises as `Episodes.remove`."""
         seq, episode = await self._database.run_write(self._episodes.remove, episode_id, support_id, if_match=if_match)
         return seq, episode, await self._report(episode)
 
@@ -224,18 +192,10 @@ class FewShot:
         found = await self._database.run(self._episodes.all, after=after, limit=limit + 1)
         return found[:limit], found[limit - 1].id if len(found) > limit else None
 
-    async def support_image(self, episode_id: str, support_id: str) -> StoredImage:
-        """The stored image of one example. Raises NotFound."""
-        return await self._database.run(self._episodes.image, episode_id, support_id)
-
-    async def delete(self, episode_id: str) -> int:
-        """Delete an episode with its images and return the write's `seq`. Raises NotFound."""
-        return await self._database.run_write(self._episodes.delete, episode_id)
-
     async def _report(self, episode: Episode) -> LeaveOneOut | None:
         """The leave-one-out report of one version; None where no way has two examples or the bundle is another."""
         key = (episode.id, episode.version)
-        if episode.fingerprint != self._bundle.fingerprint:
+        if episode.fingerprint != self._encoders.bundle.fingerprint:
             return None
         if key not in self._reports:  # a version never changes, so its report is computed once
             labels = [way.label for way in episode.ways]
@@ -267,44 +227,25 @@ class FewShot:
         episode = self._episodes.get_cached(episode_id)  # no turn of a thread where nothing was written since
         if episode is None:
             episode = await self._database.run(self._episodes.get, episode_id)
-        if episode.fingerprint != self._bundle.fingerprint:
+        if episode.fingerprint != self._encoders.bundle.fingerprint:
             raise FingerprintMismatch("The episode's features were made by another bundle.")
-        _, vectors = await self._encode(queries, budget, timeout_s, timings, is_reproducible=is_reproducible)
+        with self._encoders.admitted(
+            "fewshot", views=len(queries), timings=timings, timeout_s=timeout_s, is_reproducible=is_reproducible
+        ) as encoder:
+            _, vectors = await encoder.encode_images(queries, budget)
         with timings.phase("head"):
             predictions = await self._predict(episode, vectors, top_k, abstain_below)
         return Classified(episode=episode, predictions=predictions, timings_ms=timings.totals_ms())
-
-    async def _encode(
-        self,
-        sources: Sequence[Source],
-        budget: PixelBudget,
-        timeout_s: float | None,
-        timings: Timings,
-        *,
-        is_reproducible: bool = False,
-    ) -> tuple[Sequence[DecodedImage], NDArray[np.float32]]:
-        """The images as they are stored, and their features: [B, D] float32, unit length."""
-        profile = self._bundle.tasks["fewshot"]
-        with admitted(
-            self._engine, views=len(sources), timings=timings, timeout_s=timeout_s, is_reproducible=is_reproducible
-        ) as encoder:
-            with timings.phase("decode"):
-                images = await self._inputs.prepare_all(sources, budget, profile)
-            return images, await encoder.pooled_images(images, [None] * len(images), profile)
 
     async def _predict(
         self, episode: Episode, queries: NDArray[np.float32], top_k: int | None, abstain_below: float | None
     ) -> Sequence[Prediction]:
         method, support = method_of(episode), _support(episode)
-        if method == "prototype" and sum(map(len, support)) * len(queries) <= FEW_COMPARISONS:
-            probabilities = self._head.probabilities(support, queries)
+        head, comparisons = CLASSIFIERS[method], sum(map(len, support)) * len(queries)
+        if method == "prototype" and comparisons <= FEW_COMPARISONS:
+            probabilities = head(support, queries)
         else:
-            heads = {
-                "prototype": self._head.probabilities,
-                "ridge": ridge_probabilities,
-                "cache": cache_probabilities,
-            }
-            probabilities = await self._workers.run(heads[method], support, queries)
+            probabilities = await self._workers.run(head, support, queries)
         labels = [way.label for way in episode.ways]
         return [_prediction(labels, row, top_k, abstain_below) for row in probabilities]
 
@@ -315,6 +256,10 @@ def method_of(episode: Episode) -> Method:
         if method == episode.method:
             return method
     raise Damaged(f"The episode {episode.id!r} is of the method {episode.method!r}, which this release lacks.")
+
+
+def _sources(ways: Sequence[WayRequest]) -> list[Source]:
+    return [source for way in ways for source in way.support]
 
 
 def _new_ways(ways: Sequence[WayRequest], images: Sequence[DecodedImage], vectors: NDArray[np.float32]) -> list[NewWay]:

@@ -1,7 +1,6 @@
 """The gallery task: galleries, the state of their indexes, and reads that wait for a write."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from app.errors import DeadlineExceeded
@@ -24,20 +23,19 @@ class GalleryState:
 
 
 class GalleryTask:
-    """Lists, creates, describes and deletes galleries."""
+    """Lists, creates, describes and deletes galleries.
 
-    def __init__(self, *, database: Database, galleries: Galleries, indexes: Indexes) -> None:
+    `all`, `get`, `delete` and `vector_counts` have the arguments and errors of the function that they run.
+    """
+
+    def __init__(self, database: Database, galleries: Galleries, indexes: Indexes) -> None:
         self._database = database
         self._galleries = galleries
         self._indexes = indexes
-
-    async def all(self) -> Sequence[Gallery]:
-        """Every gallery with its number of items, sorted by name."""
-        return await self._database.run(self._galleries.all)
-
-    async def get(self, name: str) -> GalleryState:
-        """One gallery and its index. Raises NotFound."""
-        return await self._database.run(self._state, name)
+        self.all = database.reads(galleries.all)
+        self.get = database.reads(self._state)
+        self.delete = database.writes(galleries.delete)
+        self.vector_counts = indexes.counts
 
     async def put(self, name: str, description: str | None) -> tuple[int, bool, GalleryState]:
         """Create a gallery, or change its description; None leaves it.
@@ -48,15 +46,6 @@ class GalleryTask:
         # Written and read in two turns: the state shows the write, and maybe a later one.
         seq, is_new = await self._database.run_write(self._galleries.put, name, description)
         return seq, is_new, await self.get(name)
-
-    async def delete(self, name: str, *, confirmed: bool) -> int:
-        """Delete a gallery with its items and return the write's `seq`.
-
-        Raises:
-            NotFound: there is no such gallery.
-            Conflict: it is `default`, or it holds items and is not confirmed.
-        """
-        return await self._database.run_write(self._galleries.delete, name, confirmed=confirmed)
 
     async def wait_for(self, seq: int, *, timeout_s: float) -> None:
         """Wait until this process has applied the write `seq`. Raises DeadlineExceeded."""
@@ -80,11 +69,8 @@ class GalleryTask:
         """How many writes the indexes are behind the change log; read from memory."""
         return self._indexes.lag
 
-    def vector_counts(self) -> Mapping[str, int]:
-        """Searchable vectors by gallery; read from memory."""
-        return self._indexes.counts()
-
     def _state(self, name: str) -> GalleryState:
+        """One gallery and its index. Raises NotFound."""
         return GalleryState(
             gallery=self._galleries.get(name),
             index=self._galleries.index_state(name),

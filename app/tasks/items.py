@@ -4,10 +4,8 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from app.domain import BundleInfo, FeatureEngine
 from app.errors import Conflict, NotFound, PreconditionFailed, ServiceError
 from app.imaging.decoding import ImageDecoder
 from app.imaging.raster import DecodedImage
@@ -15,10 +13,10 @@ from app.imaging.sources import PixelBudget
 from app.stores.filters import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries
-from app.stores.records.items import Change, Exported, Item, Items, NewItem, Removed
+from app.stores.records.items import Change, Exported, Item, Items, NewItem
 from app.stores.sql.database import Database
-from app.tasks.features import RequestEncoder, admitted
-from app.tasks.inputs import ImageInputs, ItemImage, Source
+from app.tasks.features import RequestEncoder, RequestEncoders
+from app.tasks.inputs import ItemImage, Source
 
 T = TypeVar("T")
 
@@ -34,54 +32,40 @@ class ItemRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ItemPutRequest:
-    """One item to create, replace or change; a field that is None is left as it is."""
-
-    id: str
-    source: Source | None
-    metadata: Mapping[str, object] | None
-    caption: str | None
-
-
-class Status(StrEnum):
-    CREATED = "created"
-    REPLACED = "replaced"
-    REJECTED = "rejected"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The result for one item: `item` as it was written, or the `error` that rejected it."""
 
     id: str | None
-    status: Status
+    status: Literal["created", "replaced", "rejected"]
     item: Item | None = None
     error: ServiceError | None = None
 
 
 class ItemTask:
-    """Writes items (decode, encode, store) and reads them."""
+    """Writes items (decode, encode, store) and reads them.
+
+    `get`, `remove` and `remove_many` have the arguments and errors of the method of `Items` that they run.
+    """
 
     def __init__(
         self,
         *,
-        bundle: BundleInfo,
-        engine: FeatureEngine,
-        inputs: ImageInputs,
+        encoders: RequestEncoders,
         decoder: ImageDecoder,
         database: Database,
         galleries: Galleries,
         items: Items,
         indexes: Indexes,
     ) -> None:
-        self._bundle = bundle
-        self._engine = engine
-        self._inputs = inputs
+        self._encoders = encoders
         self._decoder = decoder
         self._database = database
         self._galleries = galleries
         self._items = items
         self._indexes = indexes
+        self.get = database.reads(items.item)
+        self.remove = database.writes(items.remove)
+        self.remove_many = database.writes(items.remove_many)
 
     @property
     def active_fingerprint(self) -> str:
@@ -118,12 +102,11 @@ class ItemTask:
         ids = [request.id or _new_id(token, at) for at, request in enumerate(requests)]
         outcomes: dict[int, Outcome] = {}
         # Admission comes before decoding: a request that is refused costs nothing.
-        with admitted(self._engine, views=len(requests), timeout_s=timeout_s) as encoder:
-            prepared = await self._inputs.prepare(
-                [request.source for request in requests], budget, self._bundle.tasks["retrieval"]
-            )
+        with self._encoders.admitted("retrieval", views=len(requests), timeout_s=timeout_s) as encoder:
+            sources = [request.source for request in requests]
+            prepared = await encoder.inputs.prepare(sources, budget, encoder.profile)
             accepted = _accepted(requests, ids, prepared, outcomes)
-            new = await self._encoded(requests, ids, accepted, encoder)
+            new = await _encoded(requests, ids, accepted, encoder) if accepted else []
         seq = await self._database.run(self._galleries.head_seq)  # the answer's `seq` when all items are rejected
         if new:
             written = await self._database.run_write(
@@ -131,21 +114,23 @@ class ItemTask:
             )
             seq = written.seq
             for (at, _), item, was_replaced in zip(accepted, written.items, written.replaced, strict=True):
-                status = Status.REPLACED if was_replaced else Status.CREATED
-                outcomes[at] = Outcome(id=ids[at], status=status, item=item)
+                outcomes[at] = Outcome(id=ids[at], status="replaced" if was_replaced else "created", item=item)
         return seq, [outcomes[at] for at in range(len(requests))]
 
     async def put(
         self,
         gallery: str,
-        request: ItemPutRequest,
+        item_id: str,
         budget: PixelBudget,
         *,
+        source: Source | None,
+        metadata: Mapping[str, object] | None,
+        caption: str | None,
         wait: bool = True,
         if_match: Sequence[int] | None = None,
         timeout_s: float | None = None,
     ) -> tuple[int, Item, bool]:
-        """Create or replace one item; without an image, change the metadata or the caption of an existing one.
+        """Create or replace one item; without an image, change the fields of an existing one that are not None.
 
         Returns:
             The write's `seq`, the item, and whether it is new.
@@ -154,28 +139,24 @@ class ItemTask:
             PreconditionFailed: the item is at another `seq`, or changed while its new caption was encoded.
             As `add`, and the image's own error.
         """
-        source, metadata = request.source, request.metadata
-        if source is None and request.caption is None:
-            seq, item = await self._database.run_write(
-                self._items.change, gallery, request.id, _replacement(metadata), if_match=if_match
-            )
+        if source is None and caption is None:
+            change = None if metadata is None else _replaced_by(metadata)
+            seq, item = await self._database.run_write(self._items.change, gallery, item_id, change, if_match=if_match)
             return seq, item, False
         if source is None:
             # A caption shapes the vector: the stored image is encoded again.
-            stored = await self.get(gallery, request.id)
+            stored = await self.get(gallery, item_id)
             if if_match is not None and stored.seq not in if_match:
                 raise PreconditionFailed(f"The item is at version {stored.seq}.")
-            source, metadata = (
-                ItemImage(gallery=gallery, id=request.id),
-                stored.metadata if metadata is None else metadata,
-            )
+            source = ItemImage(gallery=gallery, id=item_id)
+            metadata = stored.metadata if metadata is None else metadata
             # Nothing may be written between this read and the write, or that write would be undone.
             if_match = [stored.seq]
-        one = ItemRequest(id=request.id, source=source, metadata=metadata or {}, caption=request.caption)
+        one = ItemRequest(id=item_id, source=source, metadata=metadata or {}, caption=caption)
         seq, (outcome,) = await self.add(gallery, [one], budget, wait=wait, if_match=if_match, timeout_s=timeout_s)
         if outcome.item is None:
             raise outcome.error or NotFound("The item is gone.")
-        return seq, outcome.item, outcome.status is Status.CREATED
+        return seq, outcome.item, outcome.status == "created"
 
     async def patch(
         self,
@@ -205,10 +186,6 @@ class ItemTask:
             return new
 
         return await self._database.run_write(self._items.change, gallery, item_id, change, if_match=if_match)
-
-    async def get(self, gallery: str, item_id: str) -> Item:
-        """One item. Raises NotFound."""
-        return await self._database.run(self._items.item, gallery, item_id)
 
     async def page(
         self, gallery: str, *, after: str | None, limit: int, where: Filter | None = None
@@ -244,55 +221,27 @@ class ItemTask:
 
         return seq, stream()
 
-    async def remove(
-        self, gallery: str, item_id: str, *, wait: bool = True, if_match: Sequence[int] | None = None
-    ) -> int:
-        """Delete one item and return the write's `seq`. Raises NotFound, PreconditionFailed."""
-        return await self._database.run_write(self._items.remove, gallery, item_id, wait=wait, if_match=if_match)
 
-    async def remove_many(
-        self,
-        gallery: str,
-        *,
-        ids: Sequence[str] | None,
-        where: Filter | None,
-        wait: bool = True,
-        token: str | None = None,
-    ) -> Removed:
-        """Delete the items with these ids, or all that pass a filter, in one transaction.
-
-        Raises:
-            NotFound: there is no such gallery.
-            Conflict: the token's write is committed already.
-        """
-        return await self._database.run_write(
-            self._items.remove_many, gallery, ids=ids, where=where, wait=wait, token=token
+async def _encoded(
+    requests: Sequence[ItemRequest],
+    ids: Sequence[str],
+    accepted: Sequence[tuple[int, DecodedImage]],
+    encoder: RequestEncoder,
+) -> Sequence[NewItem]:
+    vectors = await encoder.pooled_images([one for _, one in accepted], [requests[at].caption for at, _ in accepted])
+    return [
+        NewItem(
+            id=ids[at],
+            data=one.data,
+            media_type=one.media_type,
+            width=one.width,
+            height=one.height,
+            metadata=requests[at].metadata,
+            caption=requests[at].caption,
+            vector=vector,
         )
-
-    async def _encoded(
-        self,
-        requests: Sequence[ItemRequest],
-        ids: Sequence[str],
-        accepted: Sequence[tuple[int, DecodedImage]],
-        encoder: RequestEncoder,
-    ) -> Sequence[NewItem]:
-        if not accepted:
-            return []
-        captions = [requests[at].caption for at, _ in accepted]
-        vectors = await encoder.pooled_images([one for _, one in accepted], captions, self._bundle.tasks["retrieval"])
-        return [
-            NewItem(
-                id=ids[at],
-                data=one.data,
-                media_type=one.media_type,
-                width=one.width,
-                height=one.height,
-                metadata=requests[at].metadata,
-                caption=requests[at].caption,
-                vector=vector,
-            )
-            for (at, one), vector in zip(accepted, vectors, strict=True)
-        ]
+        for (at, one), vector in zip(accepted, vectors, strict=True)
+    ]
 
 
 def _new_id(token: str | None, at: int) -> str:
@@ -313,17 +262,17 @@ def _accepted(
     for at, (item_id, one) in enumerate(zip(ids, prepared, strict=True)):
         if item_id in seen:
             duplicate = Conflict("Another item of this call has the same id.")
-            outcomes[at] = Outcome(id=item_id, status=Status.REJECTED, error=duplicate)
+            outcomes[at] = Outcome(id=item_id, status="rejected", error=duplicate)
         elif isinstance(one, ServiceError):
-            outcomes[at] = Outcome(id=requests[at].id, status=Status.REJECTED, error=one)
+            outcomes[at] = Outcome(id=requests[at].id, status="rejected", error=one)
         else:
             accepted.append((at, one))
         seen.add(item_id)
     return accepted
 
 
-def _replacement(metadata: Mapping[str, object] | None) -> Change | None:
-    return None if metadata is None else lambda _: metadata
+def _replaced_by(metadata: Mapping[str, object]) -> Change:
+    return lambda _: metadata
 
 
 def _merged(target: Mapping[str, object], patch: Mapping[str, object]) -> dict[str, object]:

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import BundleInfo, FeatureEngine
 from app.errors import Invalid
 from app.imaging.sources import PixelBudget
 from app.stores.filters import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries, Hit
 from app.stores.sql.database import Database
-from app.tasks.features import RequestEncoder, Timings, admitted
-from app.tasks.inputs import ImageInputs, Source
+from app.tasks.features import RequestEncoder, RequestEncoders, Timings
+from app.tasks.inputs import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,19 +58,8 @@ class EmbedAnswer:
 class Retrieval:
     """Searches galleries, and embeds images and texts."""
 
-    def __init__(
-        self,
-        *,
-        bundle: BundleInfo,
-        engine: FeatureEngine,
-        inputs: ImageInputs,
-        database: Database,
-        galleries: Galleries,
-        indexes: Indexes,
-    ) -> None:
-        self._bundle = bundle
-        self._engine = engine
-        self._inputs = inputs
+    def __init__(self, encoders: RequestEncoders, database: Database, galleries: Galleries, indexes: Indexes) -> None:
+        self._encoders = encoders
         self._database = database
         self._galleries = galleries
         self._indexes = indexes
@@ -94,30 +82,27 @@ class Retrieval:
             liked = await self._database.run(self._galleries.vectors, query.gallery, [*query.like, *query.unlike])
             parts += [(1.0, liked[item_id]) for item_id in query.like]
             parts += [(-1.0, liked[item_id]) for item_id in query.unlike]
-        # The weight balances sketch and text; one alone counts in full.
-        weight = query.text_weight if query.sketch is not None and query.text is not None else None
         sketches = [] if query.sketch is None else [query.sketch]
         texts = [] if query.text is None else [query.text]
-        with admitted(
-            self._engine,
+        with self._encoders.admitted(
+            "retrieval",
             views=len(sketches),
             texts=len(texts),
             timings=timings,
             timeout_s=timeout_s,
             is_reproducible=query.is_reproducible,
         ) as encoder:
-            images, vectors = await self._encoded(encoder, sketches, [query.caption], texts, budget)
-        if sketches:
-            parts.append((1.0 if weight is None else 1.0 - weight, images[0]))
-        if texts:
-            parts.append((1.0 if weight is None else weight, vectors[0]))
+            images, vectors = await self._encoded(encoder, sketches, texts, budget, caption=query.caption)
+        # The weight balances sketch and text; one alone counts in full.
+        parts += [(1.0 - query.text_weight if texts else 1.0, image) for image in images]
+        parts += [(query.text_weight if sketches else 1.0, text) for text in vectors]
         vector = _combined(parts)  # one query vector: the index is searched once
         with timings.phase("search"):
             seq, found = await self._search(query, vector)
         return RetrieveAnswer(
             gallery=query.gallery,
             index_seq=seq,
-            fingerprint=self._bundle.fingerprint,
+            fingerprint=self._encoders.bundle.fingerprint,
             results=found,
             timings_ms=timings.totals_ms(),
         )
@@ -141,39 +126,31 @@ class Retrieval:
         is_reproducible: bool = False,
     ) -> EmbedAnswer:
         """Vectors of images and texts, in order. Raises as `retrieve`."""
-        timings = Timings()
-        with admitted(
-            self._engine,
-            views=len(sources),
-            texts=len(texts),
-            timings=timings,
-            timeout_s=timeout_s,
-            is_reproducible=is_reproducible,
+        with self._encoders.admitted(
+            "retrieval", views=len(sources), texts=len(texts), timeout_s=timeout_s, is_reproducible=is_reproducible
         ) as encoder:
-            images, vectors = await self._encoded(encoder, sources, [None] * len(sources), texts, budget)
+            images, vectors = await self._encoded(encoder, sources, texts, budget)
         return EmbedAnswer(
-            fingerprint=self._bundle.fingerprint,
-            dimension=self._bundle.dimension,
+            fingerprint=self._encoders.bundle.fingerprint,
+            dimension=self._encoders.bundle.dimension,
             images=images,
             texts=vectors,
-            timings_ms=timings.totals_ms(),
+            timings_ms=encoder.timings.totals_ms(),
         )
 
     async def _encoded(
         self,
         encoder: RequestEncoder,
         sources: Sequence[Source],
-        captions: Sequence[str | None],
         texts: Sequence[str],
         budget: PixelBudget,
+        *,
+        caption: str | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Global features of images, [B, D], and embeddings of strings, [T, D]; float32, unit length."""
-        profile = self._bundle.tasks["retrieval"]
-        images = vectors = np.empty((0, self._bundle.dimension), np.float32)
+        images = vectors = np.empty((0, self._encoders.bundle.dimension), np.float32)
         if sources:
-            with encoder.timings.phase("decode"):
-                decoded = await self._inputs.prepare_all(sources, budget, profile)
-            images = await encoder.pooled_images(decoded, captions, profile)
+            _, images = await encoder.encode_images(sources, budget, [caption] * len(sources))
         if texts:
             vectors = await encoder.pooled_texts(texts)
         return images, vectors

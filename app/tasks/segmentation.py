@@ -10,18 +10,17 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import BundleInfo, FeatureEngine, Features, Limits
+from app.domain import Features, Limits
 from app.errors import Invalid, TooMuchWork
 from app.imaging.raster import TiledImage
 from app.imaging.sources import PixelBudget
 from app.stores.records.class_sets import ClassPrompt, ClassSet, ClassSets
 from app.stores.sql.database import Database
-from app.tasks.features import RequestEncoder, Timings, admitted
-from app.tasks.inputs import ImageInputs, Source
+from app.tasks.features import RequestEncoder, RequestEncoders, Timings
+from app.tasks.inputs import Source
 from app.tasks.masks import Region, regions
 from app.tasks.workers import Workers
 from models.heads.stitching import MAX_CELLS, ViewProbabilities, stitch
-from models.types import TaskProfile
 
 T = TypeVar("T")
 
@@ -68,28 +67,31 @@ class SegmentAnswer:
 
 
 class Segmentation:
-    """Segments images, and manages class sets."""
+    """Segments images, and manages class sets.
+
+    `class_sets`, `class_set` and `delete_class_set` have the arguments and errors of the method of `ClassSets` that
+    they run.
+    """
 
     def __init__(
         self,
         *,
-        bundle: BundleInfo,
-        engine: FeatureEngine,
+        encoders: RequestEncoders,
         head: SegmentationHead,
-        inputs: ImageInputs,
         workers: Workers,
         limits: Limits,
         database: Database,
         class_sets: ClassSets,
     ) -> None:
-        self._bundle = bundle
-        self._engine = engine
+        self._encoders = encoders
         self._head = head
-        self._inputs = inputs
         self._workers = workers
         self._limits = limits
         self._database = database
         self._class_sets = class_sets
+        self.class_sets = database.reads(class_sets.all)
+        self.class_set = database.reads(class_sets.get)
+        self.delete_class_set = database.writes(class_sets.delete)
 
     async def segment(
         self,
@@ -119,8 +121,8 @@ class Segmentation:
         self._check(query.classes, prompts)
         if not query.has_background and len(query.classes) > 254:
             raise Invalid("Without a background at most 254 classes fit: 255 marks unlabelled pixels.")
-        with admitted(
-            self._engine,
+        with self._encoders.admitted(
+            "segmentation",
             views=1,
             texts=sum(map(len, prompts)),
             timings=timings,
@@ -128,12 +130,12 @@ class Segmentation:
             is_reproducible=query.is_reproducible,
         ) as encoder:
             with timings.phase("decode"):
-                image = await self._inputs.tiles(query.source, budget, self._profile)
+                image = await encoder.inputs.tiles(query.source, budget, encoder.profile)
             # The number of tiles is known only after decoding.
             encoder.reservation.grow(views=len(image.squares) - 1)
             # Room in the worker pool is taken before the device spends anything on the request.
             with self._workers.room(min(MAX_CELLS, image.height * image.width * (len(query.classes) + 1))):
-                features, texts = await self._encoded(encoder, image, query.caption, prompts, stored)
+                features, texts = await _encoded(encoder, image, query.caption, prompts, stored)
                 asked_s = time.perf_counter()  # the wait for a worker counts as the head's time
 
                 def answer_in_worker() -> tuple[SegmentAnswer, T]:
@@ -161,33 +163,17 @@ class Segmentation:
         vectors = await self.embed_classes(classes, timeout_s=timeout_s)
         return await self._database.run_write(self._class_sets.put, name, classes, vectors, if_match=if_match)
 
-    async def class_sets(self) -> Sequence[ClassSet]:
-        """Every class set, sorted by name."""
-        return await self._database.run(self._class_sets.all)
-
-    async def class_set(self, name: str) -> ClassSet:
-        """One class set. Raises NotFound."""
-        return await self._database.run(self._class_sets.get, name)
-
-    async def delete_class_set(self, name: str, *, if_match: Sequence[int] | None) -> int:
-        """Delete a class set and return the write's `seq`. Raises NotFound, PreconditionFailed."""
-        return await self._database.run_write(self._class_sets.delete, name, if_match=if_match)
-
     async def embed_classes(
         self, classes: Sequence[ClassPrompt], *, timeout_s: float | None = None
     ) -> NDArray[np.float32]:
         """[N, D] float32, unit length: one embedding per class. Raises as `segment`."""
         prompts = [self._strings(prompt) for prompt in classes]
         self._check(classes, prompts)
-        with admitted(self._engine, texts=sum(map(len, prompts)), timeout_s=timeout_s) as encoder:
+        with self._encoders.admitted("segmentation", texts=sum(map(len, prompts)), timeout_s=timeout_s) as encoder:
             return await _class_embeddings(encoder, prompts)
 
-    @property
-    def _profile(self) -> TaskProfile:
-        return self._bundle.tasks["segmentation"]
-
     def _strings(self, prompt: ClassPrompt) -> list[str]:
-        templates = prompt.templates or self._profile.templates or ("{}",)
+        templates = prompt.templates or self._encoders.bundle.tasks["segmentation"].templates or ("{}",)
         if any(template.count("{}") != 1 for template in templates):
             raise Invalid("A template must hold `{}` exactly once.")
         return [template.replace("{}", name) for name in (prompt.name, *prompt.synonyms) for template in templates]
@@ -203,31 +189,6 @@ class Segmentation:
             raise Invalid("Class names must be unique.")
         if sum(map(len, prompts)) > self._limits.max_segment_strings:
             raise TooMuchWork(f"Names and templates make more than {self._limits.max_segment_strings} strings.")
-
-    async def _encoded(
-        self,
-        encoder: RequestEncoder,
-        image: TiledImage,
-        caption: str | None,
-        prompts: Sequence[Sequence[str]],
-        stored: NDArray[np.float32] | None,
-    ) -> tuple[Sequence[Features], NDArray[np.float32]]:
-        """Features of the squares and embeddings of the classes, which wait for the device at the same time."""
-        captions = [caption] * len(image.squares)
-        if stored is not None:
-            return await encoder.features(image.squares, image.keys, captions, self._profile), stored
-        timings = encoder.timings
-        of_names, of_views = (replace(encoder, timings=Timings(started_s=timings.started_s)) for _ in range(2))
-        naming = asyncio.create_task(_class_embeddings(of_names, prompts))
-        try:
-            features = await of_views.features(image.squares, image.keys, captions, self._profile)
-            texts = await naming
-        finally:
-            # If one of the two fails, the other must not run on.
-            naming.cancel()
-            await asyncio.gather(naming, return_exceptions=True)
-        timings.add_longest(of_names.timings, of_views.timings)
-        return features, texts
 
     def _answer(
         self,
@@ -255,13 +216,38 @@ class Segmentation:
         rows = zip(query.classes, stitched.scores, found, strict=True)
         return SegmentAnswer(
             labels=stitched.labels,
-            fingerprint=self._bundle.fingerprint,
+            fingerprint=self._encoders.bundle.fingerprint,
             classes=[
                 ClassAnswer(index=index, name=prompt.name, score=float(score), region=region)
                 for index, (prompt, score, region) in enumerate(rows, start=1)
             ],
             timings_ms=timings.totals_ms(),
         )
+
+
+async def _encoded(
+    encoder: RequestEncoder,
+    image: TiledImage,
+    caption: str | None,
+    prompts: Sequence[Sequence[str]],
+    stored: NDArray[np.float32] | None,
+) -> tuple[Sequence[Features], NDArray[np.float32]]:
+    """Features of the squares and embeddings of the classes, which wait for the device at the same time."""
+    captions = [caption] * len(image.squares)
+    if stored is not None:
+        return await encoder.features(image.squares, image.keys, captions), stored
+    timings = encoder.timings
+    of_names, of_views = (replace(encoder, timings=Timings(started_s=timings.started_s)) for _ in range(2))
+    naming = asyncio.create_task(_class_embeddings(of_names, prompts))
+    try:
+        features = await of_views.features(image.squares, image.keys, captions)
+        texts = await naming
+    finally:
+        # If one of the two fails, the other must not run on.
+        naming.cancel()
+        await asyncio.gather(naming, return_exceptions=True)
+    timings.add_longest(of_names.timings, of_views.timings)
+    return features, texts
 
 
 async def _class_embeddings(encoder: RequestEncoder, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ Letters: N ways, K shots, M = all support together, D features, B queries. Suppo
 [B, D], float32 with unit rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Literal, get_args
@@ -40,15 +40,12 @@ class LeaveOneOut:
     confusion: dict[str, dict[str, int]]
 
 
-class PrototypeHead:
-    """Compares queries with prototypes (Snell et al. 2017), by cosine in place of the Euclidean distance."""
+def prototype_probabilities(support: Sequence[Matrix], queries: Matrix, *, logit_scale: float = LOGIT_SCALE) -> Matrix:
+    """Softmax over scaled cosines with the prototypes: [B, N] float32, rows summing to one.
 
-    def __init__(self, logit_scale: float = LOGIT_SCALE) -> None:
-        self._logit_scale = logit_scale
-
-    def probabilities(self, support: Sequence[Matrix], queries: Matrix) -> Matrix:
-        """Softmax over scaled cosines: [B, N] float32, rows summing to one."""
-        return _softmax(np.asarray(self._logit_scale * queries @ prototypes(support).T, np.float32))
+    As in Snell et al. 2017, with cosines in place of the Euclidean distance.
+    """
+    return _softmax(np.asarray(logit_scale * queries @ prototypes(support).T, np.float32))
 
 
 def prototypes(support: Sequence[Matrix]) -> Matrix:
@@ -86,6 +83,13 @@ def cache_probabilities(support: Sequence[Matrix], queries: Matrix) -> Matrix:
         logits = LOGIT_SCALE * (part @ means.T + CACHE_WEIGHT * cached)
         answers.append(_softmax(np.asarray(logits, np.float32)))
     return np.concatenate(answers)
+
+
+CLASSIFIERS: Mapping[Method, Callable[[Sequence[Matrix], Matrix], Matrix]] = {
+    "prototype": prototype_probabilities,
+    "ridge": ridge_probabilities,
+    "cache": cache_probabilities,
+}
 
 
 def leave_one_out(method: Method, labels: Sequence[str], support: Sequence[Matrix]) -> LeaveOneOut | None:

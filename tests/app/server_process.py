@@ -11,7 +11,6 @@ from app.composition import assemble_services
 from app.domain import BundleInfo
 from app.server import serve
 from app.settings import Settings
-from models.heads.fewshot import PrototypeHead
 from models.types import ImageBatch, TaskProfile
 from tests.app.api.conftest import FakeSegmentationHead
 from tests.app.fakes import DIMENSION, FakeEncoder
@@ -48,7 +47,6 @@ def build_services(settings: Settings, platform: Platform) -> Services:
         encoder=encoder,
         bundle=bundle,
         segmentation_head=FakeSegmentationHead(),
-        prototype_head=PrototypeHead(),
     )
 
 

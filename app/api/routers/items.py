@@ -30,7 +30,7 @@ from app.api.schemas.wire import ITEM_PATTERN
 from app.errors import Invalid
 from app.stores.records.items import Exported, Item
 from app.tasks.inputs import Source
-from app.tasks.items import ItemPutRequest, ItemRequest, Outcome
+from app.tasks.items import ItemRequest, Outcome
 
 router = new_router("items", route_class=IdempotentRoute, dependencies=[Depends(wait_for_min_seq)])
 NDJSON = "application/x-ndjson"
@@ -132,8 +132,11 @@ async def put_item(
     wire, source = inputs
     seq, item, is_new = await tasks.items.put(
         name,
-        ItemPutRequest(id=item_id, source=source, metadata=wire.metadata, caption=wire.caption),
+        item_id,
         budget,
+        source=source,
+        metadata=wire.metadata,
+        caption=wire.caption,
         wait=query.wait,
         if_match=if_match,
         timeout_s=remaining_s,
@@ -258,9 +261,9 @@ async def delete_item(
 
 def _outcome(outcome: Outcome, request: Request) -> schemas.ItemOutcome:
     if outcome.error is None:
-        return schemas.ItemOutcome(id=outcome.id, status=outcome.status.value)
+        return schemas.ItemOutcome(id=outcome.id, status=outcome.status)
     problem = problem_body(outcome.error, instance=request.url.path, request_id=request.state.request_id)
-    return schemas.ItemOutcome.model_validate({"id": outcome.id, "status": outcome.status.value, "problem": problem})
+    return schemas.ItemOutcome.model_validate({"id": outcome.id, "status": outcome.status, "problem": problem})
 
 
 def _lines(part: Sequence[Exported]) -> bytes:

@@ -1,8 +1,10 @@
 """Responses of writes by their `Idempotency-Key`, so that a client may repeat a request whose response it lost."""
 
+import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -38,7 +40,7 @@ class Claim:
 
 
 class IdempotencyKeys:
-    """The keys of the last day; every method blocks, call them through `Database.run_write`.
+    """The keys of the last day; all methods but `claimed` and `keep` block.
 
     Args:
         hold_s: how long a request may take before its key can be claimed again; longer than any deadline.
@@ -51,6 +53,21 @@ class IdempotencyKeys:
     def release_all(self) -> None:
         """Release all held keys, at the start of the only process: their requests died with the one before."""
         self._release(sa.true())
+
+    @asynccontextmanager
+    async def claimed(self, key: str, request: str) -> AsyncIterator[Claim]:
+        """Claim a key for a block of work; an error in the block lets the next request claim it. Raises as `claim`."""
+        claim = await self._database.run_write(self.claim, key, request)
+        try:
+            yield claim
+        except BaseException:
+            # A cancelled request too: its write, if it was committed, refuses to be repeated. Stored answers stay.
+            await self._database.run_write(self.release, key)
+            raise
+
+    async def keep(self, key: str, answer: Answer) -> None:
+        """Store the answer of a request, even if the request is cancelled meanwhile: its write is committed."""
+        await asyncio.shield(self._database.run_write(self.store, key, answer))
 
     def claim(self, key: str, request: str) -> Claim:
         """Hold a key for a request, or return the stored response.

@@ -7,8 +7,9 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
@@ -148,6 +149,14 @@ class Database:
     async def run_write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking writes in their own thread, so that reads never queue behind them. Raises as `run`."""
         return await self._run(self._writer, lambda: function(*args, **kwargs))
+
+    def reads(self, function: Callable[P, T]) -> Callable[P, Awaitable[T]]:
+        """Return the function with the same arguments, to be awaited; it runs as in `run`."""
+        return partial(self.run, function)
+
+    def writes(self, function: Callable[P, T]) -> Callable[P, Awaitable[T]]:
+        """Return the function with the same arguments, to be awaited; it runs as in `run_write`."""
+        return partial(self.run_write, function)
 
     async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         if self._pending >= MAX_PENDING:

@@ -96,17 +96,6 @@ class FakeSegmentationHead:
         return np.asarray(values / values.sum(axis=0), np.float32)
 
 
-class FakePrototypeHead:
-    """Softmax over cosines with the mean."""
-
-    def probabilities(
-        self, support: Sequence[NDArray[np.float32]], queries: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        prototypes = np.stack([unit(way.mean(axis=0)) for way in support])
-        powers = np.exp(20 * queries @ prototypes.T)
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
-
-
 def bundle_info() -> BundleInfo:
     profile = TaskProfile(resolution=SIZE, timestep=1, templates=("a drawing of a {}",))
     return BundleInfo(
@@ -129,7 +118,6 @@ def build_services(settings: Settings, platform: Platform) -> Services:
         engine=engine,
         images=platform.images,
         segmentation_head=FakeSegmentationHead(),
-        prototype_head=FakePrototypeHead(),
     )
 
     async def close() -> None:

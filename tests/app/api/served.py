@@ -17,7 +17,6 @@ from app.main import create_app
 from app.runtime.lifecycle import Phase
 from app.server import configured
 from app.settings import Settings
-from models.heads.fewshot import PrototypeHead
 from tests.app.api.conftest import FakeSegmentationHead, bundle_info
 from tests.app.fakes import FakeEncoder
 
@@ -49,7 +48,6 @@ def new_app(encoder: FakeEncoder, data_dir: Path, **settings: object) -> FastAPI
             encoder=encoder,
             bundle=bundle_info(),
             segmentation_head=FakeSegmentationHead(),
-            prototype_head=PrototypeHead(),
         )
 
     # One worker: a blocked pass blocks all later ones.

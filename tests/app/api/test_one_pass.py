@@ -14,7 +14,6 @@ from app.domain import BundleInfo
 from app.main import create_app
 from app.runtime.lifecycle import Phase
 from app.settings import Settings
-from models.heads.fewshot import PrototypeHead
 from models.transforms import plan_views
 from models.types import TaskProfile
 from tests.app.api.conftest import FakeSegmentationHead
@@ -51,7 +50,6 @@ async def client(encoder: FakeEncoder, tmp_path: Path) -> AsyncIterator[httpx.As
             encoder=encoder,
             bundle=bundle,
             segmentation_head=FakeSegmentationHead(),
-            prototype_head=PrototypeHead(),
         )
 
     app = create_app(Settings(data_dir=tmp_path), build)

@@ -17,7 +17,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.stores.maintenance.reembed import roll_back
 from app.stores.records.jobs import JobState
-from tests.app.api.conftest import FakeEngine, FakePrototypeHead, FakeSegmentationHead, bundle_info
+from tests.app.api.conftest import FakeEngine, FakeSegmentationHead, bundle_info
 from tests.app.api.images import BAR, CROSS, SQUARE, base64_image, png
 from tests.app.postgres import PostgresServer
 
@@ -39,7 +39,6 @@ async def serving(folder: Path, fingerprint: str, url: str | None) -> AsyncItera
             engine=FakeEngine(),
             images=platform.images,
             segmentation_head=FakeSegmentationHead(),
-            prototype_head=FakePrototypeHead(),
         )
 
         async def close() -> None:

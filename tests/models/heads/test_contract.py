@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle.build import LoadedBundle
-from models.heads.fewshot import PrototypeHead
+from models.heads.fewshot import prototype_probabilities
 from models.transforms import canonical_strokes, to_unit
 from models.types import ImageBatch
 
@@ -54,7 +54,7 @@ def _uhead(bundle: LoadedBundle, classes: Vectors, images: ImageBatch) -> Vector
 
 def _prototype(bundle: LoadedBundle, classes: Vectors, images: ImageBatch) -> Vectors:
     queries = bundle.encoder.encode_images(images).pooled.numpy()
-    return PrototypeHead().probabilities([row[None] for row in classes], queries)
+    return prototype_probabilities([row[None] for row in classes], queries)
 
 
 def _segmentation(bundle: LoadedBundle, classes: Vectors, images: ImageBatch) -> Vectors:

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 
 from models.heads.fewshot import (
     Method,
-    PrototypeHead,
     cache_probabilities,
     leave_one_out,
+    prototype_probabilities,
     prototypes,
     ridge_probabilities,
     wilson,
@@ -105,7 +105,7 @@ def test_prototypes_are_normalised_means() -> None:
 
 def test_probabilities_by_hand() -> None:
     ways = [np.array([[1, 0]], np.float32), np.array([[0, 1]], np.float32)]
-    found = PrototypeHead(logit_scale=2.0).probabilities(ways, np.array([[1, 0], [0.6, 0.8]], np.float32))
+    found = prototype_probabilities(ways, np.array([[1, 0], [0.6, 0.8]], np.float32), logit_scale=2.0)
     expected = [1 / (1 + np.exp(-2.0)), 1 / (1 + np.exp(0.4))]
     assert found[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
     assert found.sum(axis=1).tolist() == pytest.approx([1, 1])
@@ -116,19 +116,19 @@ def test_support_is_its_own_way(n_way: int, k_shot: int) -> None:
     rng = np.random.default_rng(0)
     centres = _unit(rng.normal(size=(n_way, 64)))
     ways = [_unit(centre + 0.05 * rng.normal(size=(k_shot, 64))) for centre in centres]
-    found = PrototypeHead().probabilities(ways, np.concatenate(ways))
+    found = prototype_probabilities(ways, np.concatenate(ways))
     assert found.shape == (n_way * k_shot, n_way)
     assert (found.argmax(axis=1) == np.repeat(np.arange(n_way), k_shot)).all()
 
 
 def test_opposite_support_gives_a_finite_answer() -> None:
     ways = [np.array([[1, 0], [-1, 0]], np.float32), np.array([[0, 1]], np.float32)]
-    assert np.isfinite(PrototypeHead().probabilities(ways, np.array([[1, 0]], np.float32))).all()
+    assert np.isfinite(prototype_probabilities(ways, np.array([[1, 0]], np.float32))).all()
 
 
 def test_the_order_of_ways_does_not_matter() -> None:
     rng = np.random.default_rng(1)
     ways = [_unit(rng.normal(size=(3, 16))) for _ in range(5)]
     queries = _unit(rng.normal(size=(7, 16)))
-    head = PrototypeHead()
-    assert np.allclose(head.probabilities(ways, queries), head.probabilities(ways[::-1], queries)[:, ::-1], atol=1e-6)
+    found, reversed_ways = prototype_probabilities(ways, queries), prototype_probabilities(ways[::-1], queries)
+    assert np.allclose(found, reversed_ways[:, ::-1], atol=1e-6)
