@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -144,20 +145,14 @@ def assemble_services(
         segmentation_head=segmentation_head,
     )
 
-    async def warm_up() -> None:
-        await engine.warm_up(_warm_up_views(bundle))
-
-    async def close_tasks() -> None:
-        await asyncio.to_thread(tasks.close)
-
     return Services(
         bundle=bundle,
         is_alive=engine.is_alive,
         is_current=lambda: tasks.stores.indexes.is_current,
         tasks=tasks,
-        on_start=(warm_up, engine.start),
+        on_start=(partial(engine.warm_up, _warm_up_views(bundle)), engine.start),
         # The engine first: requests that it still answers read and write the stores.
-        on_stop=(engine.stop, close_tasks),
+        on_stop=(engine.stop, partial(asyncio.to_thread, tasks.close)),
     )
 
 

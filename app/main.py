@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.routing import APIWebSocketRoute, iter_route_contexts
@@ -13,8 +14,7 @@ from app.api import openapi as contract
 from app.api import problems
 from app.api.auth import ScopedRoute, declared_scope
 from app.api.deps import Platform, Services
-from app.api.middleware.context import DisconnectWatch, RequestContext, RequestDeadline
-from app.api.middleware.guards import BodyLimit, InFlightLimit, PathGuard
+from app.api.middleware import BodyLimit, DisconnectWatch, InFlightLimit, PathGuard, RequestContext, RequestDeadline
 from app.api.routers import fewshot, galleries, items, live, operation, retrieval, segmentation
 from app.composition import build_platform
 from app.composition import build_services as build_default_services
@@ -62,6 +62,7 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # every resource has one path
+        responses=contract.PROBLEM_RESPONSE,
         lifespan=supervisor.lifespan,
         middleware=[
             Middleware(RequestContext, telemetry=platform.telemetry),
@@ -124,17 +125,14 @@ class Supervisor:
         return self._platform.lifecycle.phase
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
+        report: Callable[[], None]
         try:
-            services = self._build_services(self._settings, self._platform)
+            report = partial(self._begin_start, self._build_services(self._settings, self._platform))
         except BaseException as err:  # noqa: BLE001 - a load that fails for any reason must end the process
-            self._report(loop, self._fail, err)
-        else:
-            self._report(loop, self._begin_start, services)
-
-    def _report(self, loop: asyncio.AbstractEventLoop, call: Callable[..., None], argument: object) -> None:
+            report = partial(self._fail, err)
         # The loop is closed where the process stopped during the load.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(call, argument)
+            loop.call_soon_threadsafe(report)
 
     def _begin_start(self, services: Services) -> None:
         self._platform.services = services

@@ -5,7 +5,6 @@ import gc
 import os
 import signal
 import socket
-from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -90,7 +89,7 @@ def _serve(settings: Settings, build_services: BuildServices) -> int:
     lifecycle: Lifecycle = app.state.platform.lifecycle
     server = Server(configured(app, settings), lifecycle=lifecycle, drain_delay_s=settings.drain_delay_s)
     # After a graceful stop uvicorn raises the captured signal again, which would kill this process with -15.
-    previous = signal.signal(signal.SIGTERM, _ignore)
+    previous = signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     try:
         server.run()
     except KeyboardInterrupt:
@@ -108,7 +107,3 @@ def _freeze_heap() -> None:
     """Exempt modules and models from garbage collection: a full collection stops every thread for 0.25 s."""
     gc.collect()
     gc.freeze()
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    del number, frame

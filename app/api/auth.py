@@ -110,22 +110,13 @@ class ApiKeys:
 
     def authorise_key(self, presented: str | None, needed: Scope) -> None:
         """Check a key that was sent outside of the headers. Raises as `authorise`."""
-        key = self._find(presented)
-        if key is None:
-            raise Unauthenticated("Send a known API key as `Authorization: Bearer …` or `X-API-Key: …`.")
-        if needed not in key.scopes:
-            raise Forbidden(f"The API key lacks the scope {needed.value!r}.")
-
-    def _find(self, presented: str | None) -> ApiKey | None:
-        if presented is None:
-            return None
-        digest = sha256_hex(presented)
-        found = None
+        digest = sha256_hex(presented or "")
         # No early exit: the time must not depend on which key matches.
-        for key in self._keys:
-            if hmac.compare_digest(key.sha256, digest):
-                found = key
-        return found
+        found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
+        if not found or presented is None:
+            raise Unauthenticated("Send a known API key as `Authorization: Bearer …` or `X-API-Key: …`.")
+        if needed not in found[-1].scopes:
+            raise Forbidden(f"The API key lacks the scope {needed.value!r}.")
 
 
 def parse_keys(text: str) -> list[ApiKey]:
@@ -171,8 +162,7 @@ def _check_is_json(connection: HTTPConnection) -> None:
 
 
 def _presented(connection: HTTPConnection) -> str | None:
-    header = connection.headers.get("x-api-key")
-    if header:
+    if header := connection.headers.get("x-api-key"):
         return header.strip()
     kind, _, value = connection.headers.get("authorization", "").partition(" ")
     return value.strip() if kind.lower() == "bearer" and value.strip() else None

@@ -1,6 +1,7 @@
 """Reads request bodies, strict JSON or multipart forms, into wire models and files."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,39 +12,29 @@ from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from app.api.schemas.images import Base64Input, ImageInput, StrokesInput, SvgInput
 from app.domain import Limits
 from app.errors import FieldError, Invalid, Malformed, UnsupportedMedia
-from app.imaging.sources import Base64Image, EncodedImage, StrokesImage, SvgImage
+from app.imaging.sources import EncodedImage
 from app.stores.filters import MAX_INTEGER, Filter, parse_filter
-from app.tasks.inputs import ItemImage, Source
 
 T = TypeVar("T")
 
 JSON = "application/json"
-MULTIPART = "multipart/form-data"
+_MULTIPART = "multipart/form-data"
 MAX_METADATA_DEPTH = 32  # SQLite's and PostgreSQL's JSON functions accept more
 _LARGE_BYTES = 64 * 1024  # parsed off the event loop from here on: about a millisecond
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One file of a form and the name of its field."""
-
-    field: str
-    image: EncodedImage
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """A multipart form: its files and its text fields, each in order."""
+    """A multipart form: its files and its text fields, each with its name and in order."""
 
-    files: Sequence[Part]
+    files: Sequence[tuple[str, EncodedImage]]
     texts: Sequence[tuple[str, str]]
 
     def images(self, field: str) -> list[EncodedImage]:
         """The files of one field, in order."""
-        return [part.image for part in self.files if part.field == field]
+        return [image for name, image in self.files if name == field]
 
     def one_image(self, field: str) -> EncodedImage | None:
         """The file of a field that may not repeat. Raises Invalid where it does."""
@@ -52,60 +43,66 @@ class Form:
             raise _invalid(field, "is sent more than once")
         return found[0] if found else None
 
-    def scalars(self, *, repeated: Collection[str] = ()) -> dict[str, str]:
-        """The text fields, but for those that may repeat. Raises Invalid where another repeats."""
-        found: dict[str, str] = {}
+    def fields(self, *, json: Sequence[str] = (), repeated: str | None = None) -> dict[str, Any]:
+        """The text fields but `repeated`; those named in `json` are parsed. Raises Invalid where one is sent twice."""
+        found: dict[str, Any] = {}
         for name, value in self.texts:
-            if name in repeated:
-                continue
             if name in found:
                 raise _invalid(name, "is sent more than once")
-            found[name] = value
-        return found
+            if name != repeated:
+                found[name] = value
+        return found | {name: parse_json(found[name]) for name in json if name in found}
 
-    def repeated(self, name: str) -> list[str]:
+    def repeated(self, field: str) -> list[str]:
         """All values of one text field, in order."""
-        return [value for field, value in self.texts if field == name]
+        return [value for name, value in self.texts if name == field]
 
 
-def check_content_type(request: Request, *allowed: str) -> str:
-    """The body's media type, without parameters.
+async def read_body(request: Request, shape: type[T], limits: Limits, *, files: Collection[str]) -> T | Form:
+    """The body: `shape` of JSON, or a multipart form.
+
+    Args:
+        files: names of fields that must be files; a name that ends in `:` stands for all that start with it.
 
     Raises:
-        UnsupportedMedia: it is none of `allowed`.
+        UnsupportedMedia, Malformed, pydantic.ValidationError: as `read_json`.
+        Invalid: a file under another name, or text in place of a file.
+        starlette.exceptions.HTTPException: 400, the form is malformed or has too many parts.
     """
-    found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if found not in allowed:
-        raise UnsupportedMedia(f"The content type must be one of {', '.join(allowed)}.")
-    return found
+    is_form = _content_type(request, JSON, _MULTIPART) == _MULTIPART
+    return await _read_multipart(request, limits, files) if is_form else await read_json(request, shape)
 
 
-async def read_json(request: Request, shape: type[T]) -> T:
+async def read_json(request: Request, shape: type[T], *media_types: str) -> T:
     """The JSON body as `shape`; types are strict, so that "1" is no number.
 
+    Args:
+        media_types: those allowed beside `application/json`.
+
     Raises:
+        UnsupportedMedia: the body is of another type.
         Malformed: it is not JSON.
         Invalid: it holds NaN or infinity.
         pydantic.ValidationError: it is not of the shape.
     """
+    _content_type(request, JSON, *media_types)
     body = await request.body()
     if len(body) > _LARGE_BYTES:
         return await asyncio.to_thread(_validated, body, shape)
     return _validated(body, shape)
 
 
-async def read_multipart(request: Request, limits: Limits, *, files: Collection[str]) -> Form:
-    """The multipart body, within the limits: the parser's own defaults are lower.
+def _content_type(request: Request, *allowed: str) -> str:
+    found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if found not in allowed:
+        raise UnsupportedMedia(f"The content type must be one of {', '.join(allowed)}.")
+    return found
 
-    Args:
-        files: names of fields that must be files; a name that ends in `:` stands for all that start with it.
 
-    Raises:
-        Invalid: a file under another name, or text in place of a file.
-        starlette.exceptions.HTTPException: 400, the body is malformed or has too many parts.
-    """
-    parts: list[Part] = []
+async def _read_multipart(request: Request, limits: Limits, files: Collection[str]) -> Form:
+    images: list[tuple[str, EncodedImage]] = []
     texts: list[tuple[str, str]] = []
+    # The parser's own limits are lower than ours.
     form = await request.form(
         max_files=limits.max_form_parts, max_fields=limits.max_form_parts, max_part_size=limits.max_form_field_bytes
     )
@@ -116,23 +113,12 @@ async def read_multipart(request: Request, limits: Limits, *, files: Collection[
             if isinstance(value, UploadFile) != is_file:
                 raise _invalid(name, "must be a file" if is_file else "is not a file field of this form")
             if isinstance(value, UploadFile):
-                parts.append(Part(field=name, image=EncodedImage(data=await value.read())))
+                images.append((name, EncodedImage(data=await value.read())))
             else:
                 texts.append((name, value))
     finally:
         await form.close()  # large parts are temporary files
-    return Form(files=parts, texts=texts)
-
-
-def source_of(image: ImageInput) -> Source:
-    """The image source that a wire input describes."""
-    if isinstance(image, Base64Input):
-        return Base64Image(text=image.base64)
-    if isinstance(image, StrokesInput):
-        return StrokesImage(strokes=image.strokes, width=image.width, height=image.height)
-    if isinstance(image, SvgInput):
-        return SvgImage(text=image.svg)
-    return ItemImage(gallery=image.item.gallery, id=image.item.id)
+    return Form(files=images, texts=texts)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -146,7 +132,8 @@ def parse_json(text: str | bytes) -> Any:
         return from_json(text, allow_inf_nan=False)
     except ValueError as err:
         # Tell NaN apart from broken JSON: the first is 422, the second 400.
-        if _is_json_but_for_nan(text):
+        with contextlib.suppress(ValueError):
+            from_json(text, allow_inf_nan=True)
             raise Invalid("NaN and infinity are not allowed.") from err
         raise Malformed("The JSON cannot be read.") from err
 
@@ -199,14 +186,6 @@ def _check_value(value: object, field: str, depth: int) -> None:
 def _validated(body: bytes, shape: type[T]) -> T:
     # Parsed first, then validated in Python: pydantic's own parser accepts NaN.
     return TypeAdapter(shape).validate_python(parse_json(body), strict=True)
-
-
-def _is_json_but_for_nan(text: str | bytes) -> bool:
-    try:
-        from_json(text, allow_inf_nan=True)
-    except ValueError:
-        return False
-    return True
 
 
 def _invalid(field: str, message: str) -> Invalid:

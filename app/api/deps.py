@@ -1,16 +1,18 @@
-"""What endpoints depend on: the platform, the loaded services and tasks, and values of the request."""
+"""What endpoints depend on: the platform, the loaded services and tasks, and values and headers of the request."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, params
+from fastapi import Depends
 from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
 
-from app.api.auth import ApiKeys, ScopedRoute
+from app.api.auth import ApiKeys
 from app.domain import BundleInfo, Limits
-from app.errors import EngineUnavailable
+from app.errors import EngineUnavailable, Malformed, PreconditionRequired
 from app.imaging.decoding import ImageDecoder
 from app.imaging.sources import PixelBudget
 from app.runtime.lifecycle import Lifecycle, Phase
@@ -32,6 +34,11 @@ from app.tasks.retrieval import Retrieval
 from app.tasks.segmentation import Segmentation
 
 LOAD_RETRY_AFTER_S = 5.0  # a load takes seconds on a small bundle, minutes on a large one
+ANY_VERSION = range(1 << 62)
+"""`If-Match: *`: any version, but the resource must exist."""
+_TAG = re.compile(r'(?:W/)?"(?:(\d{1,18})|[^"]*)"')
+_SEQ = re.compile(r"\d{1,18}")
+_NO_VERSION = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,26 +117,46 @@ class Platform:
     services: Services | None = None  # set once, by the supervisor
 
 
-def new_router(
-    tag: str, *, route_class: type[ScopedRoute] = ScopedRoute, dependencies: Sequence[params.Depends] = ()
-) -> APIRouter:
-    """A router whose routes check their declared scope before they read the body."""
-    return APIRouter(tags=[tag], route_class=route_class, dependencies=[*dependencies])
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What an endpoint needs to call a task for a request."""
+
+    request: Request
+    tasks: Tasks
+    budget: PixelBudget
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds left until the request's deadline."""
+        return remaining_s_of(self.request)
+
+    @property
+    def token(self) -> str | None:
+        """The token of an `Idempotency-Key`, from which generated ids derive; None without the header."""
+        return getattr(self.request.state, "idempotency_token", None)
+
+    def add_timings(self, timings_ms: Mapping[str, float]) -> None:
+        """Report a task's phases in `Server-Timing`; the middleware adds the total."""
+        self.request.state.timings.extend(item for item in timings_ms.items() if item[0] != "total")
 
 
-def platform_of(connection: HTTPConnection) -> Platform:
+# Dependencies are `async`, or FastAPI would run them in threads, and none depends on another: FastAPI solves a nested
+# one again, even where its value is cached.
+
+
+async def get_platform(connection: HTTPConnection) -> Platform:
     """The app's platform."""
     platform: Platform = connection.app.state.platform
     return platform
 
 
-def services_of(connection: HTTPConnection) -> Services:
+async def get_services(connection: HTTPConnection) -> Services:
     """The loaded services.
 
     Raises:
         EngineUnavailable: the bundle is still loading, or its load failed.
     """
-    platform = platform_of(connection)
+    platform = await get_platform(connection)
     # A draining process still answers.
     if platform.lifecycle.phase is Phase.FAILED:
         raise EngineUnavailable("The service failed and is about to restart.", retry_after_s=LOAD_RETRY_AFTER_S)
@@ -138,62 +165,107 @@ def services_of(connection: HTTPConnection) -> Services:
     return platform.services
 
 
-def tasks_of(connection: HTTPConnection) -> Tasks:
-    """The tasks. Raises EngineUnavailable where this process has none, and as `services_of`."""
-    tasks = services_of(connection).tasks
+async def get_tasks(connection: HTTPConnection) -> Tasks:
+    """The tasks. Raises EngineUnavailable where this process has none, and as `get_services`."""
+    tasks = (await get_services(connection)).tasks
     if tasks is None:
         raise EngineUnavailable("The stores are not open.", retry_after_s=LOAD_RETRY_AFTER_S)
     return tasks
 
 
-def remaining_s_of(request: Request) -> float:
-    """Seconds left until this request's deadline, which the middleware set."""
-    deadline: float = request.state.deadline_at_s  # of the loop's clock
-    return max(0.0, deadline - asyncio.get_running_loop().time())
-
-
-def add_timings(request: Request, timings_ms: Mapping[str, float]) -> None:
-    """Report a task's phases in `Server-Timing`; the middleware adds the total."""
-    request.state.timings.extend(item for item in timings_ms.items() if item[0] != "total")
-
-
-# No dependency below depends on another: FastAPI solves a nested one again, even where its value is cached.
-
-
-async def get_platform(connection: HTTPConnection) -> Platform:
-    """As `platform_of`."""
-    return platform_of(connection)
-
-
-async def get_tasks(connection: HTTPConnection) -> Tasks:
-    """As `tasks_of`."""
-    return tasks_of(connection)
+async def get_bundle(connection: HTTPConnection) -> BundleInfo:
+    """The loaded bundle's description. Raises as `get_services`."""
+    return (await get_services(connection)).bundle
 
 
 async def get_limits(connection: HTTPConnection) -> Limits:
     """The limits of one request."""
-    return platform_of(connection).limits
+    return (await get_platform(connection)).limits
 
 
-async def get_pixel_budget(connection: HTTPConnection) -> PixelBudget:
-    """The pixels and images that this request may still use; all its images share one budget."""
-    limits = platform_of(connection).limits
-    return PixelBudget(max_pixels=limits.max_request_pixels, max_images=limits.max_request_images)
+async def get_call(request: Request) -> Call:
+    """The call of a task. Raises as `get_tasks`."""
+    return Call(request, await get_tasks(request), new_budget(await get_limits(request)))
 
 
-async def get_bundle(connection: HTTPConnection) -> BundleInfo:
-    """The loaded bundle's description. Raises as `services_of`."""
-    return services_of(connection).bundle
+async def read_if_match(request: Request) -> Sequence[int] | None:
+    """The versions that `If-Match` allows; None where the header is absent.
+
+    Weak tags match too: proxies that compress make strong tags weak.
+
+    Raises:
+        Malformed: the header is neither `*` nor a list of entity tags.
+    """
+    header = request.headers.get("if-match")
+    if header is None:
+        return None
+    if header.strip() == "*":
+        return ANY_VERSION
+    versions: list[int] = []
+    for tag in header.split(","):
+        match = _TAG.fullmatch(tag.strip())
+        if match is None:
+            raise Malformed('If-Match must be "*" or a list of entity tags.')
+        # A well-formed tag that no version has matches nothing; it is no error.
+        versions.append(int(match[1] or _NO_VERSION))
+    return versions
 
 
-async def get_remaining_s(request: Request) -> float:
-    """As `remaining_s_of`."""
-    return remaining_s_of(request)
+async def require_if_match(request: Request) -> Sequence[int] | None:
+    """As `read_if_match`. Raises PreconditionRequired where the header is absent."""
+    if "if-match" not in request.headers:
+        raise PreconditionRequired("Send If-Match with the ETag of the version you change.")
+    return await read_if_match(request)
+
+
+async def wait_for_min_seq(request: Request) -> None:
+    """Wait until this process has applied the write that `X-Min-Seq` names.
+
+    Raises:
+        Malformed: the header is not a number.
+        DeadlineExceeded: the write did not arrive in time.
+    """
+    header = request.headers.get("x-min-seq")
+    if header is None:
+        return
+    if not _SEQ.fullmatch(header):
+        raise Malformed("X-Min-Seq must be a whole number.")
+    tasks = await get_tasks(request)
+    # The rest of the deadline is for the read itself.
+    await tasks.galleries.wait_for(int(header), timeout_s=0.9 * remaining_s_of(request))
 
 
 PlatformDep = Annotated[Platform, Depends(get_platform)]
 TasksDep = Annotated[Tasks, Depends(get_tasks)]
+CallDep = Annotated[Call, Depends(get_call)]
 LimitsDep = Annotated[Limits, Depends(get_limits)]
-PixelBudgetDep = Annotated[PixelBudget, Depends(get_pixel_budget)]
 BundleDep = Annotated[BundleInfo, Depends(get_bundle)]
-RemainingDep = Annotated[float, Depends(get_remaining_s)]
+IfMatchDep = Annotated[Sequence[int] | None, Depends(read_if_match)]
+RequiredIfMatchDep = Annotated[Sequence[int] | None, Depends(require_if_match)]
+MIN_SEQ = [Depends(wait_for_min_seq)]
+"""Dependencies of routers whose routes read what earlier writes changed."""
+
+
+def new_budget(limits: Limits) -> PixelBudget:
+    """The pixels and images that one request may use; all its images share one budget."""
+    return PixelBudget(max_pixels=limits.max_request_pixels, max_images=limits.max_request_images)
+
+
+def remaining_s_of(request: Request) -> float:
+    """Seconds left until this request's deadline, which the middleware set."""
+    deadline_at_s: float = request.state.deadline_at_s  # of the loop's clock
+    return max(0.0, deadline_at_s - asyncio.get_running_loop().time())
+
+
+def set_version(response: Response, version: int, *, seq: int | None = None, is_new: bool = False) -> None:
+    """Add the headers of a versioned resource, `ETag` and, after a write, `X-Seq`; a new one is answered by 201."""
+    response.headers["ETag"] = f'"{version}"'
+    if seq is not None:
+        response.headers["X-Seq"] = str(seq)
+    if is_new:
+        response.status_code = 201
+
+
+def written(seq: int) -> Response:
+    """The response 204 of a write."""
+    return Response(status_code=204, headers={"X-Seq": str(seq)})

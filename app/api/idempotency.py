@@ -4,14 +4,13 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.auth import Scope, ScopedRoute, declared_scope
-from app.api.deps import Tasks, platform_of
+from app.api.deps import Tasks, get_platform
 from app.errors import Malformed
 from app.stores.records.idempotency import Answer
 
@@ -29,7 +28,7 @@ class IdempotentRoute(ScopedRoute):
 
         async def handle_once(request: Request) -> Response:
             key = request.headers.get("idempotency-key")
-            services = platform_of(request).services
+            services = (await get_platform(request)).services
             tasks = None if services is None else services.tasks
             # Reads that are POSTs, such as /retrieve, are repeatable as they are.
             is_write = request.method == "POST" and declared_scope(self) in (Scope.WRITE, Scope.ADMIN)
@@ -42,22 +41,13 @@ class IdempotentRoute(ScopedRoute):
         return handle_once
 
 
-async def read_token(request: Request) -> str | None:
-    """The claim's token, from which generated ids derive; None without an `Idempotency-Key`."""
-    token: str | None = getattr(request.state, "idempotency_token", None)
-    return token
-
-
-TokenDep = Annotated[str | None, Depends(read_token)]
-
-
 async def _handle_once(request: Request, handle: Handler, tasks: Tasks, key: str) -> Response:
     name, content = _caller_key(request, key), await asyncio.to_thread(_request_digest, request, await request.body())
     async with tasks.idempotency.claimed(name, content) as claim:
         if claim.answer is not None:
             headers = {**claim.answer.headers, "Idempotency-Replayed": "true"}
             return Response(claim.answer.body, status_code=claim.answer.status, headers=headers)
-        request.state.idempotency_token = claim.token  # read by `read_token`
+        request.state.idempotency_token = claim.token  # read by `Call.token`
         response = await handle(request)
         # Headers of the first transfer, such as Server-Timing, are not the answer's.
         headers = {name: value for name, value in response.headers.items() if name in _STORED_HEADERS}

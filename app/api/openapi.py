@@ -9,9 +9,13 @@ from pydantic import BaseModel, TypeAdapter
 from app.api.auth import Scope, declared_scope
 from app.api.problems import MEDIA_TYPE
 
-_REF = "#/components/schemas/Problem"
-# FastAPI's own error schemas, which no response of this service has.
-_FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
+PROBLEM_RESPONSE: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "A problem",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+}
+"""`responses` of the app; with a default response, FastAPI adds no 422 of its own."""
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -72,24 +76,15 @@ def install(app: FastAPI) -> None:
 
 def _complete(document: dict[str, Any], app: FastAPI) -> None:
     components = document.setdefault("components", {})
-    schemas = components.setdefault("schemas", {})
-    for name in _FASTAPI_ERRORS:
-        schemas.pop(name, None)
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas.update(problem.pop("$defs"))
-    schemas["Problem"] = problem
+    components.setdefault("schemas", {}).update(problem.pop("$defs"), Problem=problem)
     components["securitySchemes"] = _SECURITY_SCHEMES
-    error = {"description": "A problem", "content": {MEDIA_TYPE: {"schema": {"$ref": _REF}}}}
     for context in iter_route_contexts(app.routes):
-        scope = declared_scope(context.original_route)
+        if declared_scope(context.original_route) is Scope.OPEN:
+            continue
         for method in context.methods or ():
             operation = document["paths"].get(context.path, {}).get(method.lower())
-            if operation is None:
-                continue  # excluded from the schema
-            if operation["responses"].get("422", {}).get("description") == "Validation Error":
-                del operation["responses"]["422"]  # FastAPI adds it unasked
-            operation["responses"]["default"] = error
-            if scope is not Scope.OPEN:
+            if operation is not None:  # None where it is excluded from the schema
                 operation["security"] = [{name: []} for name in _SECURITY_SCHEMES]
 
 

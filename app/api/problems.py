@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI
@@ -35,26 +36,24 @@ def service_error(error: Exception) -> ServiceError:
     return ServiceError("The service failed; its log has the error under the request id.")
 
 
-def problem_body(error: ServiceError, *, instance: str, request_id: str) -> dict[str, object]:
-    """The members of a problem document."""
+def problem_body(error: ServiceError, connection: HTTPConnection) -> dict[str, object]:
+    """The members of a problem document about a connection's request."""
     body: dict[str, object] = {
         "type": f"/errors/{error.code}",
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
-        "instance": instance,
+        "instance": connection.url.path,
         "code": error.code,
-        "request_id": request_id,
+        "request_id": getattr(connection.state, "request_id", ""),
     }
     if error.errors:
-        body["errors"] = [{"field": field.field, "message": field.message} for field in error.errors]
+        body["errors"] = [asdict(field) for field in error.errors]
     return body
 
 
 def problem_response(error: ServiceError, connection: HTTPConnection) -> Response:
     """The response of an error, with the headers that its status requires."""
-    request_id = getattr(connection.state, "request_id", "")
-    body = problem_body(error, instance=connection.url.path, request_id=request_id)
     headers: dict[str, str] = {}
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="vermouth"'
@@ -62,12 +61,13 @@ def problem_response(error: ServiceError, connection: HTTPConnection) -> Respons
         # The nearest second: rounded up, a wait of 1.1 s would be reported as nearly twice as long.
         headers["Retry-After"] = str(max(1, math.floor(error.retry_after_s + 0.5)))
     # ASCII escapes can carry lone surrogates; UTF-8 cannot.
-    return Response(json.dumps(body), status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
+    body = json.dumps(problem_body(error, connection))
+    return Response(body, status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def catalogue() -> Mapping[str, type[ServiceError]]:
     """Every error a client may see, by its code."""
-    kinds: list[type[ServiceError]] = [ServiceError, *_subclasses(ServiceError)]
+    kinds: list[type[ServiceError]] = [ServiceError, *ServiceError.__subclasses__()]
     return {kind.code: kind for kind in kinds}
 
 
@@ -100,9 +100,3 @@ def _path(location: Sequence[int | str]) -> str:
     for part in location[1:] if location and location[0] == "body" else location:
         path += f"[{part}]" if isinstance(part, int) else f".{part[:100]}"
     return path.removeprefix(".")
-
-
-def _subclasses(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _subclasses(child)

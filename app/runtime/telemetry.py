@@ -1,5 +1,7 @@
 """Names of all metrics, and the logger."""
 
+from functools import partial
+
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -13,54 +15,44 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.http_requests = self._counter("http_requests", "Requests answered.", ("method", "route", "status"))
-        self.http_request_duration = self._histogram(
-            "http_request_duration_seconds",
-            "From a request's first byte to its response's last.",
-            _SECONDS,
-            ("method", "route"),
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        seconds = partial(histogram, buckets=_SECONDS)
+        self.http_requests = counter("http_requests", "Requests answered.", ("method", "route", "status"))
+        self.http_request_duration = seconds(
+            "http_request_duration_seconds", "From a request's first byte to its response's last.", ("method", "route")
         )
-        self.queue_depth = self._gauge("vermouth_queue_depth", "Cost waiting for the device.")
-        self.queue_wait = self._histogram("vermouth_queue_wait_seconds", "Wait of a request for the device.", _SECONDS)
-        self.batch_size = self._histogram("vermouth_batch_size", "Samples in a batch.", _SIZES, ("kind",))
-        self.batch_cost_ratio = self._histogram(
+        self.queue_depth = gauge("vermouth_queue_depth", "Cost waiting for the device.")
+        self.queue_wait = seconds("vermouth_queue_wait_seconds", "Wait of a request for the device.")
+        self.batch_size = histogram("vermouth_batch_size", "Samples in a batch.", ("kind",), buckets=_SIZES)
+        self.batch_cost_ratio = histogram(
             "vermouth_batch_cost_ratio",
             "Cost of a batch over the largest allowed.",
-            (0.125, 0.25, 0.5, 0.75, 1.0),
+            buckets=(0.125, 0.25, 0.5, 0.75, 1.0),
         )
-        self.batch_execution = self._histogram(
-            "vermouth_batch_execution_seconds", "Time on the device.", _SECONDS, ("kind",)
-        )
-        self.decode = self._histogram("vermouth_decode_seconds", "Decoding of an image.", _SECONDS)
-        self.requests_rejected = self._counter(
+        self.batch_execution = seconds("vermouth_batch_execution_seconds", "Time on the device.", ("kind",))
+        self.decode = seconds("vermouth_decode_seconds", "Decoding of an image.")
+        self.requests_rejected = counter(
             "vermouth_requests_rejected", "Requests refused before the device.", ("reason",)
         )
-        self.batch_failures = self._counter("vermouth_batch_failures", "Failed batches.", ("kind",))
-        self.cache_lookups = self._counter("vermouth_feature_cache_lookups", "Cache lookups.", ("outcome",))
-        self.cache_bytes = self._gauge("vermouth_feature_cache_bytes", "Bytes held by the feature cache.")
-        self.live_connections = self._gauge("vermouth_live_connections", "Open connections that search while drawing.")
-        self.image_cache_bytes = self._gauge("vermouth_picture_cache_bytes", "Bytes held by the image cache.")
-        self.device_memory = self._gauge(
+        self.batch_failures = counter("vermouth_batch_failures", "Failed batches.", ("kind",))
+        self.cache_lookups = counter("vermouth_feature_cache_lookups", "Cache lookups.", ("outcome",))
+        self.cache_bytes = gauge("vermouth_feature_cache_bytes", "Bytes held by the feature cache.")
+        self.live_connections = gauge("vermouth_live_connections", "Open connections that search while drawing.")
+        self.image_cache_bytes = gauge("vermouth_picture_cache_bytes", "Bytes held by the image cache.")
+        self.device_memory = gauge(
             "vermouth_device_memory_bytes", "Memory in use, of the process and of the accelerator.", ("kind",)
         )
-        self.bundle_info = self._gauge("vermouth_bundle_info", "Always 1.", ("name", "fingerprint"))
-        self.index_vectors = self._gauge("vermouth_index_vectors", "Searchable vectors.", ("gallery",))
-        self.index_applied_seq = self._gauge("vermouth_index_applied_seq", "Last write that the indexes contain.")
-        self.index_lag = self._gauge("vermouth_index_lag", "Writes in the change log that the indexes lack.")
-        self.is_ready = self._gauge("vermouth_ready", "1 while the service is ready.")
+        self.bundle_info = gauge("vermouth_bundle_info", "Always 1.", ("name", "fingerprint"))
+        self.index_vectors = gauge("vermouth_index_vectors", "Searchable vectors.", ("gallery",))
+        self.index_applied_seq = gauge("vermouth_index_applied_seq", "Last write that the indexes contain.")
+        self.index_lag = gauge("vermouth_index_lag", "Writes in the change log that the indexes lack.")
+        self.is_ready = gauge("vermouth_ready", "1 while the service is ready.")
 
     def exposition(self) -> bytes:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
-
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:

@@ -1,26 +1,15 @@
 """Few-shot episodes: create, classify, read, delete."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 from urllib.parse import unquote
 
-from fastapi import Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from app.api.auth import Scope, requires
-from app.api.bodies import (
-    JSON,
-    MULTIPART,
-    Form,
-    check_content_type,
-    out_of_bounds,
-    parse_json,
-    read_json,
-    read_multipart,
-    source_of,
-)
-from app.api.conditional import RequiredIfMatchDep, set_version, wait_for_min_seq
-from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, TasksDep, add_timings, new_router
-from app.api.idempotency import IdempotentRoute, TokenDep
+from app.api.bodies import Form, out_of_bounds, read_body
+from app.api.deps import MIN_SEQ, CallDep, LimitsDep, RequiredIfMatchDep, TasksDep, set_version, written
+from app.api.idempotency import IdempotentRoute
 from app.api.openapi import request_body
 from app.api.schemas import fewshot as schemas
 from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
@@ -29,69 +18,62 @@ from app.errors import Invalid, Malformed
 from app.tasks.fewshot import EpisodeRequest, WayRequest
 from app.tasks.inputs import Source
 
-router = new_router("fewshot", route_class=IdempotentRoute, dependencies=[Depends(wait_for_min_seq)])
+router = APIRouter(tags=["fewshot"], route_class=IdempotentRoute, dependencies=MIN_SEQ)
 EpisodePath = Annotated[str, Path(pattern=EPISODE_PATTERN, description="Id of an episode.")]
 SupportPath = Annotated[str, Path(pattern=SUPPORT_PATTERN, description="Id of a support image.")]
+Options = TypeVar("Options", bound=schemas.SupportForm)
 SUPPORT = "support"
 SUPPORT_FILES = {SUPPORT: True, "support:<label>": True}
 
 
 async def read_episode(request: Request, limits: LimitsDep) -> EpisodeRequest:
     """The new episode, of a JSON body or a form."""
-    options: schemas.EpisodeOptions
+    body = await read_body(request, schemas.EpisodeRequest, limits, files={SUPPORT, f"{SUPPORT}:", "query"})
+    wire: schemas.EpisodeOptions
     queries: Sequence[Source]
-    if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, schemas.EpisodeRequest)
-        # Counted before any image is converted.
-        _check_episode(wire.ways, wire.queries, wire.top_k, limits)
-        options = wire
-        ways = [WayRequest(label=w.label, support=[source_of(i) for i in w.support]) for w in wire.ways]
-        queries = [source_of(image) for image in wire.queries]
+    if isinstance(body, Form):
+        wire, ways = _options_and_ways(body, schemas.EpisodeForm)
+        queries = body.images("query")
     else:
-        form = await read_multipart(request, limits, files={SUPPORT, f"{SUPPORT}:", "query"})
-        fields = form.scalars()
-        given = schemas.EpisodeForm.model_validate(parse_json(fields.pop("options", "{}")))
-        schemas.OptionsForm.model_validate(fields)
-        options, ways, queries = given, _ways(form, given.labels), form.images("query")
-        _check_episode(ways, queries, options.top_k, limits)
+        wire, ways, queries = body, _ways(body), [image.source for image in body.queries]
+    if not 2 <= len(ways) <= limits.max_ways:
+        raise out_of_bounds("ways", f"An episode has 2 to {limits.max_ways} ways.")
+    _check_ways(ways, limits)
+    if len(queries) > limits.max_queries:
+        raise out_of_bounds("queries", f"At most {limits.max_queries} queries a request.")
+    _check_top_k(wire.top_k, limits)
     return EpisodeRequest(
-        name=options.name,
-        method=options.method,
+        name=wire.name,
+        method=wire.method,
         ways=ways,
         queries=queries,
-        top_k=options.top_k,
-        abstain_below=options.abstain_below,
-        ttl_s=options.ttl_seconds,
+        top_k=wire.top_k,
+        abstain_below=wire.abstain_below,
+        ttl_s=wire.ttl_seconds,
     )
 
 
 async def read_support(request: Request, limits: LimitsDep) -> Sequence[WayRequest]:
     """The ways and support images to add, of a JSON body or a form."""
-    if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, schemas.SupportRequest)
-        _check_ways(wire.ways, limits)
-        ways = [WayRequest(label=w.label, support=[source_of(i) for i in w.support]) for w in wire.ways]
-    else:
-        form = await read_multipart(request, limits, files={SUPPORT, f"{SUPPORT}:"})
-        fields = form.scalars()
-        given = schemas.SupportForm.model_validate(parse_json(fields.pop("options", "{}")))
-        schemas.OptionsForm.model_validate(fields)
-        ways = _ways(form, given.labels)
-        _check_ways(ways, limits)
+    body = await read_body(request, schemas.SupportRequest, limits, files={SUPPORT, f"{SUPPORT}:"})
+    ways = _options_and_ways(body, schemas.SupportForm)[1] if isinstance(body, Form) else _ways(body)
+    _check_ways(ways, limits)
     return ways
 
 
 async def read_queries(request: Request, limits: LimitsDep) -> tuple[schemas.ClassifyOptions, Sequence[Source]]:
     """The options and the images to classify, of a JSON body or a form."""
-    if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, schemas.ClassifyRequest)
-        _check_queries(wire.queries, wire.top_k, limits)
-        return wire, [source_of(image) for image in wire.queries]
-    form = await read_multipart(request, limits, files={"query"})
-    options = schemas.ClassifyOptions.model_validate(form.scalars())
-    queries = form.images("query")
-    _check_queries(queries, options.top_k, limits)
-    return options, queries
+    body = await read_body(request, schemas.ClassifyRequest, limits, files={"query"})
+    wire: schemas.ClassifyOptions
+    queries: Sequence[Source]
+    if isinstance(body, Form):
+        wire, queries = schemas.ClassifyOptions.model_validate(body.fields()), body.images("query")
+    else:
+        wire, queries = body, [image.source for image in body.queries]
+    if not 1 <= len(queries) <= limits.max_queries:
+        raise out_of_bounds("queries", f"Send 1 to {limits.max_queries} queries.")
+    _check_top_k(wire.top_k, limits)
+    return wire, queries
 
 
 @router.post(
@@ -105,17 +87,11 @@ async def read_queries(request: Request, limits: LimitsDep) -> tuple[schemas.Cla
 )
 @requires(Scope.WRITE)
 async def create_episode(
-    request: Request,
-    response: Response,
-    tasks: TasksDep,
-    episode: Annotated[EpisodeRequest, Depends(read_episode)],
-    budget: PixelBudgetDep,
-    remaining_s: RemainingDep,
-    token: TokenDep,
+    response: Response, call: CallDep, episode: Annotated[EpisodeRequest, Depends(read_episode)]
 ) -> schemas.EpisodeCreated:
     """Needs two ways or more; the response has `predictions` where the request has `queries`."""
-    created = await tasks.fewshot.create(episode, budget, token=token, timeout_s=remaining_s)
-    add_timings(request, created.timings_ms)
+    created = await call.tasks.fewshot.create(episode, call.budget, token=call.token, timeout_s=call.timeout_s)
+    call.add_timings(created.timings_ms)
     response.headers["Location"] = f"/fewshot/episodes/{created.episode.id}"
     set_version(response, created.episode.version, seq=created.seq)
     return schemas.created_report(created)
@@ -128,30 +104,29 @@ async def create_episode(
 )
 @requires(Scope.READ)
 async def classify(
-    request: Request,
-    tasks: TasksDep,
+    call: CallDep,
     episode_id: EpisodePath,
     inputs: Annotated[tuple[schemas.ClassifyOptions, Sequence[Source]], Depends(read_queries)],
-    budget: PixelBudgetDep,
-    remaining_s: RemainingDep,
 ) -> schemas.ClassifyResponse:
     """Predictions, in the queries' order; below `abstain_below` the label is null."""
     options, queries = inputs
-    answer = await tasks.fewshot.classify(
+    answer = await call.tasks.fewshot.classify(
         episode_id,
         queries,
-        budget,
+        call.budget,
         top_k=options.top_k,
         abstain_below=options.abstain_below,
-        timeout_s=remaining_s,
+        timeout_s=call.timeout_s,
         is_reproducible=options.reproducible,
     )
-    add_timings(request, answer.timings_ms)
-    return schemas.ClassifyResponse(
-        episode=answer.episode.id,
-        version=answer.episode.version,
-        predictions=[schemas.prediction_report(prediction) for prediction in answer.predictions],
-        timings_ms=dict(answer.timings_ms),
+    call.add_timings(answer.timings_ms)
+    return schemas.ClassifyResponse.model_validate(
+        {
+            "episode": answer.episode.id,
+            "version": answer.episode.version,
+            "predictions": answer.predictions,
+            "timings_ms": answer.timings_ms,
+        }
     )
 
 
@@ -180,17 +155,14 @@ async def get_episode(response: Response, tasks: TasksDep, episode_id: EpisodePa
 @requires(Scope.WRITE)
 async def add_support(
     response: Response,
-    tasks: TasksDep,
+    call: CallDep,
     episode_id: EpisodePath,
     ways: Annotated[Sequence[WayRequest], Depends(read_support)],
     if_match: RequiredIfMatchDep,
-    budget: PixelBudgetDep,
-    remaining_s: RemainingDep,
-    token: TokenDep,
 ) -> schemas.EpisodeReport:
     """A new label adds a way. Needs `If-Match`; returns the episode at its new version."""
-    seq, episode, left_out = await tasks.fewshot.add_support(
-        episode_id, ways, budget, if_match=if_match, token=token, timeout_s=remaining_s
+    seq, episode, left_out = await call.tasks.fewshot.add_support(
+        episode_id, ways, call.budget, if_match=if_match, token=call.token, timeout_s=call.timeout_s
     )
     set_version(response, episode.version, seq=seq)
     return schemas.episode_report(episode, left_out)
@@ -225,30 +197,35 @@ async def get_support_image(tasks: TasksDep, episode_id: EpisodePath, support_id
 @requires(Scope.WRITE)
 async def delete_episode(tasks: TasksDep, episode_id: EpisodePath) -> Response:
     """The episode goes together with its support images."""
-    seq = await tasks.fewshot.delete(episode_id)
-    return Response(status_code=204, headers={"X-Seq": str(seq)})
+    return written(await tasks.fewshot.delete(episode_id))
 
 
-def _ways(form: Form, labels: Sequence[str] | None) -> list[WayRequest]:
-    """The ways of a form, ordered by the first part of each label."""
+def _ways(wire: schemas.EpisodeRequest | schemas.SupportRequest) -> list[WayRequest]:
+    return [WayRequest(label=way.label, support=[image.source for image in way.support]) for way in wire.ways]
+
+
+def _options_and_ways(form: Form, shape: type[Options]) -> tuple[Options, list[WayRequest]]:
+    """The part `options` of a form, and its ways, ordered by the first part of each label."""
+    fields = form.fields(json=["options"])
+    options = shape.model_validate(fields.pop("options", {}))
+    schemas.OptionsForm.model_validate(fields)
     support: dict[str, list[Source]] = {}
-    unlabelled = iter(labels or ())
-    count = 0
-    for part in form.files:
-        if part.field == "query":
+    labels, count = options.labels or [], 0
+    for name, image in form.files:
+        if name == "query":
             continue
         # Either all labels are in the parts' names, or they follow the parts in `options.labels`.
-        if part.field == SUPPORT:
-            count += 1
-            label = next(unlabelled, None)
-            if label is None:
+        if name == SUPPORT:
+            if count == len(labels):
                 raise Invalid("options.labels needs a label for each part 'support'.")
+            label = labels[count]
+            count += 1
         else:
-            label = _label(part.field.removeprefix(f"{SUPPORT}:"))
-        support.setdefault(label, []).append(part.image)
-    if count != len(labels or ()):
-        raise Invalid(f"options.labels has {len(labels or ())} entries for {count} parts 'support'.")
-    return [WayRequest(label=label, support=images) for label, images in support.items()]
+            label = _label(name.removeprefix(f"{SUPPORT}:"))
+        support.setdefault(label, []).append(image)
+    if count != len(labels):
+        raise Invalid(f"options.labels has {len(labels)} entries for {count} parts 'support'.")
+    return options, [WayRequest(label=label, support=images) for label, images in support.items()]
 
 
 def _label(text: str) -> str:
@@ -258,18 +235,7 @@ def _label(text: str) -> str:
         raise Malformed("A label is not percent-encoded UTF-8.") from err
 
 
-def _check_episode(
-    ways: Sequence[WayRequest | schemas.WayInput], queries: Sequence[object], top_k: int | None, limits: Limits
-) -> None:
-    if not 2 <= len(ways) <= limits.max_ways:
-        raise out_of_bounds("ways", f"An episode has 2 to {limits.max_ways} ways.")
-    _check_ways(ways, limits)
-    if len(queries) > limits.max_queries:
-        raise out_of_bounds("queries", f"At most {limits.max_queries} queries a request.")
-    _check_top_k(top_k, limits)
-
-
-def _check_ways(ways: Sequence[WayRequest | schemas.WayInput], limits: Limits) -> None:
+def _check_ways(ways: Sequence[WayRequest], limits: Limits) -> None:
     if not ways:
         raise Invalid("Send at least one support image.")
     if len(ways) > limits.max_ways:
@@ -281,12 +247,6 @@ def _check_ways(ways: Sequence[WayRequest | schemas.WayInput], limits: Limits) -
         if len(way.support) > limits.max_support_per_way:
             detail = f"A way has 1 to {limits.max_support_per_way} support images."
             raise out_of_bounds(f"ways[{position}].support", detail)
-
-
-def _check_queries(queries: Sequence[object], top_k: int | None, limits: Limits) -> None:
-    if not 1 <= len(queries) <= limits.max_queries:
-        raise out_of_bounds("queries", f"Send 1 to {limits.max_queries} queries.")
-    _check_top_k(top_k, limits)
 
 
 def _check_top_k(top_k: int | None, limits: Limits) -> None:

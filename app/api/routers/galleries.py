@@ -1,27 +1,20 @@
 """Galleries: `GET /galleries`, `PUT|GET|DELETE /galleries/{name}`."""
 
+from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
-from app.api.auth import Scope, requires
-from app.api.bodies import JSON, check_content_type, read_json
-from app.api.conditional import wait_for_min_seq
-from app.api.deps import BundleDep, TasksDep, new_router
+from app.api.auth import Scope, ScopedRoute, requires
+from app.api.bodies import read_json
+from app.api.deps import MIN_SEQ, BundleDep, TasksDep, written
 from app.api.openapi import request_body
-from app.api.schemas.galleries import (
-    GalleryDeleteQuery,
-    GalleryFields,
-    GalleryList,
-    GalleryReport,
-    GallerySummary,
-    IndexReport,
-)
+from app.api.schemas.galleries import GalleryDeleteQuery, GalleryFields, GalleryList, GalleryReport
 from app.api.schemas.wire import GALLERY_PATTERN
 from app.domain import BundleInfo
 from app.tasks.galleries import GalleryState
 
-router = new_router("galleries", dependencies=[Depends(wait_for_min_seq)])
+router = APIRouter(tags=["galleries"], route_class=ScopedRoute, dependencies=MIN_SEQ)
 GalleryPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of a gallery.")]
 
 
@@ -29,8 +22,7 @@ GalleryPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of 
 @requires(Scope.READ)
 async def list_galleries(tasks: TasksDep) -> GalleryList:
     """All galleries, ordered by name, with the number of their items."""
-    found = await tasks.galleries.all()
-    return GalleryList(galleries=[GallerySummary.model_validate(one, from_attributes=True) for one in found])
+    return GalleryList.model_validate({"galleries": await tasks.galleries.all()})
 
 
 @router.put(
@@ -44,11 +36,8 @@ async def put_gallery(
     request: Request, response: Response, tasks: TasksDep, bundle: BundleDep, name: GalleryPath
 ) -> GalleryReport:
     """201 where the gallery is new. Items stay as they are; an empty body changes nothing."""
-    fields = GalleryFields()
     # `curl -X PUT` without a body creates a gallery.
-    if await request.body():
-        check_content_type(request, JSON)
-        fields = await read_json(request, GalleryFields)
+    fields = await read_json(request, GalleryFields) if await request.body() else GalleryFields()
     seq, is_new, state = await tasks.galleries.put(name, fields.description)
     response.headers["X-Seq"] = str(seq)
     response.status_code = 201 if is_new else 200
@@ -66,22 +55,9 @@ async def get_gallery(tasks: TasksDep, bundle: BundleDep, name: GalleryPath) -> 
 @requires(Scope.WRITE)
 async def delete_gallery(tasks: TasksDep, name: GalleryPath, query: Annotated[GalleryDeleteQuery, Query()]) -> Response:
     """A gallery with items needs `?confirm={name}`; `default` cannot be deleted."""
-    seq = await tasks.galleries.delete(name, confirmed=query.confirm == name)
-    return Response(status_code=204, headers={"X-Seq": str(seq)})
+    return written(await tasks.galleries.delete(name, confirmed=query.confirm == name))
 
 
 def _report(state: GalleryState, bundle: BundleInfo) -> GalleryReport:
-    return GalleryReport(
-        name=state.gallery.name,
-        description=state.gallery.description,
-        count=state.gallery.count,
-        index=IndexReport(
-            kind=state.index.kind,
-            vectors=state.index.vectors,
-            applied_seq=state.index.applied_seq,
-            head_seq=state.head_seq,
-            fingerprint=bundle.fingerprint,
-            digest=state.index.digest,
-            recall=state.index.recall,
-        ),
-    )
+    index = {**asdict(state.index), "head_seq": state.head_seq, "fingerprint": bundle.fingerprint}
+    return GalleryReport.model_validate({**asdict(state.gallery), "index": index})

@@ -2,26 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from app.api.auth import Scope, requires
-from app.api.bodies import (
-    JSON,
-    MULTIPART,
-    check_content_type,
-    check_metadata,
-    parse_json,
-    read_filter,
-    read_json,
-    read_multipart,
-    source_of,
-)
-from app.api.conditional import IfMatchDep, set_version, wait_for_min_seq
-from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, Tasks, TasksDep, new_router
-from app.api.idempotency import IdempotentRoute, TokenDep
+from app.api.bodies import Form, check_metadata, parse_json, read_body, read_filter, read_json
+from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, Tasks, TasksDep, set_version, written
+from app.api.idempotency import IdempotentRoute
 from app.api.openapi import request_body
 from app.api.problems import problem_body
 from app.api.routers.galleries import GalleryPath
@@ -32,7 +22,7 @@ from app.stores.records.items import Exported, Item
 from app.tasks.inputs import Source
 from app.tasks.items import ItemRequest, Outcome
 
-router = new_router("items", route_class=IdempotentRoute, dependencies=[Depends(wait_for_min_seq)])
+router = APIRouter(tags=["items"], route_class=IdempotentRoute, dependencies=MIN_SEQ)
 NDJSON = "application/x-ndjson"
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7396
 PutInput = tuple[schemas.ItemPut | schemas.ItemPutOptions, Source | None]
@@ -43,20 +33,17 @@ ItemPath = Annotated[str, Path(pattern=ITEM_PATTERN, description="The caller's i
 
 async def read_items(request: Request, limits: LimitsDep) -> list[ItemRequest]:
     """The items, in order, of a JSON body or a form."""
-    if check_content_type(request, JSON, MULTIPART) == JSON:
-        wires = await read_json(request, list[schemas.NewItem])
-        pairs: list[tuple[schemas.ItemFields, Source]] = [(wire, source_of(wire.image)) for wire in wires]
-    else:
-        form = await read_multipart(request, limits, files={"image"})
-        images = form.images("image")
-        texts = form.scalars()
-        described = texts.pop("items", None)
-        # A form of images alone gets generated ids and no metadata.
-        entries = [{} for _ in images] if described is None else parse_json(described)
-        fields = schemas.ItemsForm.model_validate({"items": entries, **texts}).items
+    body = await read_body(request, list[schemas.NewItem], limits, files={"image"})
+    pairs: list[tuple[schemas.ItemFields, Source]]
+    if isinstance(body, Form):
+        images, form = body.images("image"), body.fields(json=["items"])
+        form.setdefault("items", [{} for _ in images])  # a form of images alone: generated ids and no metadata
+        fields = schemas.ItemsForm.model_validate(form).items
         if len(fields) != len(images):
             raise Invalid(f"The part 'items' has {len(fields)} entries for {len(images)} images.")
         pairs = list(zip(fields, images, strict=True))
+    else:
+        pairs = [(wire, wire.image.source) for wire in body]
     if not 1 <= len(pairs) <= limits.max_items_per_call:
         raise Invalid(f"Send 1 to {limits.max_items_per_call} items a call.")
     for position, (wire, _) in enumerate(pairs):
@@ -68,17 +55,14 @@ async def read_items(request: Request, limits: LimitsDep) -> list[ItemRequest]:
 
 async def read_put(request: Request, limits: LimitsDep) -> PutInput:
     """The fields and the image, if any, of a JSON body or a form."""
+    body = await read_body(request, schemas.ItemPut, limits, files={"image"})
     wire: schemas.ItemPut | schemas.ItemPutOptions
     source: Source | None
-    if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, schemas.ItemPut)
-        source = None if wire.image is None else source_of(wire.image)
+    if isinstance(body, Form):
+        wire = schemas.ItemPutOptions.model_validate(body.fields(json=["metadata"]))
+        source = body.one_image("image")
     else:
-        form = await read_multipart(request, limits, files={"image"})
-        fields: dict[str, object] = {**form.scalars()}
-        if "metadata" in fields:  # a text field of the form, itself JSON
-            fields["metadata"] = parse_json(str(fields["metadata"]))
-        wire, source = schemas.ItemPutOptions.model_validate(fields), form.one_image("image")
+        wire, source = body, None if body.image is None else body.image.source
     check_metadata(wire.metadata, "metadata", limits)
     return wire, source
 
@@ -91,20 +75,18 @@ async def read_put(request: Request, limits: LimitsDep) -> PutInput:
 )
 @requires(Scope.WRITE)
 async def add_items(
-    request: Request,
     response: Response,
-    tasks: TasksDep,
+    call: CallDep,
     name: GalleryPath,
     items: Annotated[list[ItemRequest], Depends(read_items)],
     query: Write,
-    budget: PixelBudgetDep,
-    remaining_s: RemainingDep,
-    token: TokenDep,
 ) -> schemas.ItemsWritten:
     """A bad image rejects its own item only; of two items with one id the later is rejected."""
-    seq, outcomes = await tasks.items.add(name, items, budget, wait=query.wait, token=token, timeout_s=remaining_s)
+    seq, outcomes = await call.tasks.items.add(
+        name, items, call.budget, wait=query.wait, token=call.token, timeout_s=call.timeout_s
+    )
     response.headers["X-Seq"] = str(seq)
-    return schemas.ItemsWritten(seq=seq, results=[_outcome(outcome, request) for outcome in outcomes])
+    return schemas.ItemsWritten(seq=seq, results=[_outcome(outcome, call.request) for outcome in outcomes])
 
 
 @router.put(
@@ -116,34 +98,31 @@ async def add_items(
 @requires(Scope.WRITE)
 async def put_item(
     response: Response,
-    tasks: TasksDep,
+    call: CallDep,
     name: GalleryPath,
     item_id: ItemPath,
     inputs: Annotated[PutInput, Depends(read_put)],
     query: Write,
     if_match: IfMatchDep,
-    budget: PixelBudgetDep,
-    remaining_s: RemainingDep,
 ) -> schemas.ItemReport:
     """201 where the item is new. Without an image, metadata and caption of an existing item change.
 
     A caption alone is 412 where another write comes between, with `If-Match` or without.
     """
     wire, source = inputs
-    seq, item, is_new = await tasks.items.put(
+    seq, item, is_new = await call.tasks.items.put(
         name,
         item_id,
-        budget,
+        call.budget,
         source=source,
         metadata=wire.metadata,
         caption=wire.caption,
         wait=query.wait,
         if_match=if_match,
-        timeout_s=remaining_s,
+        timeout_s=call.timeout_s,
     )
-    set_version(response, item.seq, seq=seq)
-    response.status_code = 201 if is_new else 200
-    return _report(tasks, name, item)
+    set_version(response, item.seq, seq=seq, is_new=is_new)
+    return _report(call.tasks, name, item)
 
 
 @router.patch(
@@ -162,9 +141,7 @@ async def patch_item(
     if_match: IfMatchDep,
 ) -> schemas.ItemReport:
     """A JSON merge patch (RFC 7396): null removes a member, and members that are not named stay."""
-    check_content_type(request, JSON, MERGE_PATCH)
-    wire = await read_json(request, schemas.ItemPatch)
-
+    wire = await read_json(request, schemas.ItemPatch, MERGE_PATCH)
     seq, item = await tasks.items.patch(
         name, item_id, wire.metadata, check=lambda merged: check_metadata(merged, "metadata", limits), if_match=if_match
     )
@@ -177,20 +154,14 @@ async def patch_item(
 )
 @requires(Scope.WRITE)
 async def delete_items(
-    request: Request,
-    response: Response,
-    tasks: TasksDep,
-    name: GalleryPath,
-    query: Write,
-    token: TokenDep,
+    request: Request, response: Response, call: CallDep, name: GalleryPath, query: Write
 ) -> schemas.ItemsDeleted:
     """Delete some ids, or all items that pass a filter, in one transaction."""
-    check_content_type(request, JSON)
     wire = await read_json(request, schemas.ItemsDelete)
     if (wire.ids is None) == (wire.filter is None):
         raise Invalid("Send exactly one of ids and filter.")
-    removed = await tasks.items.remove_many(
-        name, ids=wire.ids, where=read_filter(wire.filter), wait=query.wait, token=token
+    removed = await call.tasks.items.remove_many(
+        name, ids=wire.ids, where=read_filter(wire.filter), wait=query.wait, token=call.token
     )
     response.headers["X-Seq"] = str(removed.seq)
     return schemas.ItemsDeleted(seq=removed.seq, deleted=removed.count, missing=[*removed.missing])
@@ -240,29 +211,23 @@ async def get_item_image(
     """The stored image, or a WebP thumbnail whose longest side is `size`."""
     item, data = await tasks.items.image(name, item_id, thumbnail_size=query.size)
     # Thumbnails are derived from the image: its digest and the size name their version.
-    if query.size is None:
-        return Response(data, media_type=item.media_type, headers={"ETag": f'"{item.sha256}"'})
-    return Response(data, media_type="image/webp", headers={"ETag": f'"{item.sha256}-{query.size}"'})
+    kind, version = (item.media_type, "") if query.size is None else ("image/webp", f"-{query.size}")
+    return Response(data, media_type=kind, headers={"ETag": f'"{item.sha256}{version}"'})
 
 
 @router.delete("/galleries/{name}/items/{item_id}", status_code=204, summary="Delete one item")
 @requires(Scope.WRITE)
 async def delete_item(
-    tasks: TasksDep,
-    name: GalleryPath,
-    item_id: ItemPath,
-    query: Write,
-    if_match: IfMatchDep,
+    tasks: TasksDep, name: GalleryPath, item_id: ItemPath, query: Write, if_match: IfMatchDep
 ) -> Response:
     """The item is gone from search and storage when the response arrives."""
-    seq = await tasks.items.remove(name, item_id, wait=query.wait, if_match=if_match)
-    return Response(status_code=204, headers={"X-Seq": str(seq)})
+    return written(await tasks.items.remove(name, item_id, wait=query.wait, if_match=if_match))
 
 
 def _outcome(outcome: Outcome, request: Request) -> schemas.ItemOutcome:
     if outcome.error is None:
         return schemas.ItemOutcome(id=outcome.id, status=outcome.status)
-    problem = problem_body(outcome.error, instance=request.url.path, request_id=request.state.request_id)
+    problem = problem_body(outcome.error, request)
     return schemas.ItemOutcome.model_validate({"id": outcome.id, "status": outcome.status, "problem": problem})
 
 
@@ -272,12 +237,6 @@ def _lines(part: Sequence[Exported]) -> bytes:
 
 
 def _report(tasks: Tasks, gallery: str, item: Item) -> schemas.ItemReport:
-    names = ("id", "caption", "sha256", "media_type", "width", "height", "created_at", "seq")
-    return schemas.ItemReport.model_validate(
-        {
-            **{name: getattr(item, name) for name in names},
-            "metadata": dict(item.metadata),
-            "fingerprint": tasks.items.active_fingerprint,
-            "image_url": f"/galleries/{gallery}/items/{item.id}/image",
-        }
-    )
+    url = f"/galleries/{gallery}/items/{item.id}/image"
+    derived = {"fingerprint": tasks.items.active_fingerprint, "image_url": url}
+    return schemas.ItemReport.model_validate({**asdict(item), **derived})

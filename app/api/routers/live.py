@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from enum import IntEnum
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,12 +13,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.api.auth import Scope, requires
 from app.api.bodies import parse_json
-from app.api.deps import Platform, Tasks, platform_of, tasks_of
+from app.api.deps import Platform, Tasks, get_platform, get_tasks, new_budget
 from app.api.problems import problem_body, service_error
 from app.api.routers.retrieval import query_of, response_of
 from app.api.schemas.retrieval import LiveAuth, LiveQuery, LiveResults, RetrieveOptions
 from app.errors import DeadlineExceeded, Forbidden, Invalid, Malformed, QueueFull, ServiceError, Unauthenticated
-from app.imaging.sources import PixelBudget, StrokesImage
 from app.runtime.telemetry import bind_request, get_logger
 
 router = APIRouter(tags=["retrieval"])
@@ -30,22 +28,15 @@ SUPERSEDED_TIMEOUT_S = 0.25
 """How long a query may run once a newer one has arrived."""
 _LARGE_CHARACTERS = 64 * 1024  # parsed off the event loop from here on
 _MAX_AUTH_CHARACTERS = 2048
-
-
-class Close(IntEnum):
-    """WebSocket close codes of the service; 44xx mirror HTTP statuses."""
-
-    TRY_AGAIN_LATER = 1013
-    UNAUTHENTICATED = 4401
-    FORBIDDEN = 4403
-    TOO_MANY = 4429
+_CLOSE_CODES = {401: 4401, 403: 4403, 429: 4429}  # by HTTP status
+_TRY_AGAIN_LATER = 1013
 
 
 @router.websocket("/retrieve/live")
 @requires(Scope.READ)
 async def live(socket: WebSocket) -> None:
     """Answer queries until the client disconnects; queries that still run are cancelled then."""
-    platform = platform_of(socket)
+    platform = await get_platform(socket)
     socket.state.request_id = uuid.uuid4().hex
     bind_request(socket.state.request_id)
     with contextlib.suppress(WebSocketDisconnect):
@@ -55,21 +46,12 @@ async def live(socket: WebSocket) -> None:
             # Separate slots: clients that never authenticate must not exclude those with a key.
             async with _slot(platform.live_greetings):
                 await _authorise(socket, platform)
-            tasks = tasks_of(socket)
+            tasks = await get_tasks(socket)
             async with _slot(platform.live_slots):
-                platform.telemetry.live_connections.inc()
-                try:
+                with platform.telemetry.live_connections.track_inprogress():
                     await _Session(socket, platform, tasks).run()
-                finally:
-                    platform.telemetry.live_connections.dec()
-        except Unauthenticated as err:
-            await socket.close(Close.UNAUTHENTICATED, err.detail)
-        except Forbidden as err:
-            await socket.close(Close.FORBIDDEN, err.detail)
-        except QueueFull as err:
-            await socket.close(Close.TOO_MANY, err.detail)
         except ServiceError as err:
-            await socket.close(Close.TRY_AGAIN_LATER, err.detail)
+            await socket.close(_CLOSE_CODES.get(err.status, _TRY_AGAIN_LATER), err.detail)
 
 
 @contextlib.asynccontextmanager
@@ -112,6 +94,8 @@ class _Session:
         self._newest = -1  # the greatest `seq` so far
         self._next: LiveQuery | None = None  # the only query that waits
         self._has_come = asyncio.Event()
+        self._running: asyncio.Timeout | None = None  # of the query that runs
+        self._until_s = 0.0  # its deadline once a newer query has arrived
 
     async def run(self) -> None:
         """Serve the connection until the client disconnects. Raises WebSocketDisconnect."""
@@ -137,31 +121,22 @@ class _Session:
             return
         self._newest, self._next = query.seq, query
         self._has_come.set()
+        # A query that still waits in the engine's queue would answer an outdated drawing.
+        if self._running is not None and not self._running.expired():
+            self._running.reschedule(self._until_s)
 
     async def _work(self) -> None:
-        """Answer the newest query, in a loop.
-
-        When a newer query arrives, the running one gets until `SUPERSEDED_TIMEOUT_S` after its start and is then
-        cancelled: it waits in a queue, and its drawing is outdated.
-        """
-        loop = asyncio.get_running_loop()
+        """Answer the newest query, in a loop; a newer one limits the running one to `SUPERSEDED_TIMEOUT_S`."""
         while True:
             await self._has_come.wait()
             self._has_come.clear()
             query, self._next = self._next, None
-            if query is None:
-                continue  # the event was set for a query that has run already
-            until_s = loop.time() + SUPERSEDED_TIMEOUT_S
-            answering = asyncio.create_task(self._answered(query))
-            newer = asyncio.create_task(self._has_come.wait())
-            try:
-                await asyncio.wait({answering, newer}, return_when=asyncio.FIRST_COMPLETED)
-                if not answering.done():
-                    await asyncio.wait({answering}, timeout=max(0.0, until_s - loop.time()))
-            finally:
-                for task in (answering, newer):
-                    task.cancel()
-                await asyncio.gather(answering, newer, return_exceptions=True)
+            if query is not None:
+                self._until_s = asyncio.get_running_loop().time() + SUPERSEDED_TIMEOUT_S
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None) as self._running:
+                        await self._answered(query)
+                self._running = None
 
     async def _answered(self, query: LiveQuery) -> None:
         try:
@@ -176,7 +151,7 @@ class _Session:
         # The middleware that logs unhandled errors sees HTTP requests only.
         if error.status == 500:
             get_logger().error("live_query_failed", exc_info=err)
-        problem = problem_body(error, instance=self._socket.url.path, request_id=self._socket.state.request_id)
+        problem = problem_body(error, self._socket)
         if error.retry_after_s is not None:
             problem["retry_after_s"] = error.retry_after_s
         await self._send({"type": "error", "seq": seq, "problem": problem})
@@ -187,11 +162,8 @@ class _Session:
             await self._socket.send_json(message)
 
     async def _results(self, wire: LiveQuery) -> dict[str, Any]:
-        limits = self._platform.limits
         options = RetrieveOptions(text=wire.text, gallery=wire.gallery, k=wire.k, filter=wire.filter)
-        sketch = StrokesImage(strokes=wire.strokes, width=wire.width, height=wire.height)
-        query = query_of(options, sketch, limits)
-        budget = PixelBudget(max_pixels=limits.max_request_pixels, max_images=limits.max_request_images)
+        query, budget = query_of(options, wire.source, self._platform.limits), new_budget(self._platform.limits)
         try:
             async with asyncio.timeout(self._platform.deadline_s):
                 answer = await self._tasks.retrieval.retrieve(query, budget, timeout_s=self._platform.deadline_s)

@@ -4,23 +4,23 @@ from collections.abc import Mapping
 from importlib.metadata import version as package_version
 from typing import Annotated
 
-from fastapi import Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, JsonValue
 from starlette.responses import HTMLResponse, JSONResponse
 
-from app.api.auth import Scope, requires
-from app.api.deps import LOAD_RETRY_AFTER_S, BundleDep, Platform, PlatformDep, TasksDep, new_router
+from app.api.auth import Scope, ScopedRoute, requires
+from app.api.deps import LOAD_RETRY_AFTER_S, BundleDep, Platform, PlatformDep, TasksDep, written
 from app.api.problems import catalogue
 from app.api.schemas.wire import JOB_PATTERN
 from app.errors import EngineUnavailable, NotFound
 from app.runtime.lifecycle import Phase
 from app.stores.records.jobs import JobState
 
-router = new_router("operation")
-health = new_router("health")
-jobs = new_router("jobs")
+router = APIRouter(tags=["operation"], route_class=ScopedRoute)
+health = APIRouter(tags=["health"], route_class=ScopedRoute)
+jobs = APIRouter(tags=["jobs"], route_class=ScopedRoute)
 JobPath = Annotated[str, Path(pattern=JOB_PATTERN, description="Id of a job.")]
 
 
@@ -176,16 +176,14 @@ async def docs() -> HTMLResponse:
 @requires(Scope.READ)
 async def get_job(tasks: TasksDep, job_id: JobPath) -> JobReport:
     """The state of a job, and its report once it has ended."""
-    job = await tasks.reembed.job(job_id)
-    return JobReport.model_validate(job, from_attributes=True)
+    return JobReport.model_validate(await tasks.reembed.job(job_id), from_attributes=True)
 
 
 @jobs.delete("/jobs/{job_id}", status_code=204, summary="Cancel or delete a job")
 @requires(Scope.WRITE)
 async def delete_job(tasks: TasksDep, job_id: JobPath) -> Response:
     """A running job stops at its next step, and its results stay unused."""
-    seq = await tasks.reembed.delete_job(job_id)
-    return Response(status_code=204, headers={"X-Seq": str(seq)})
+    return written(await tasks.reembed.delete_job(job_id))
 
 
 def _not_ready(platform: Platform) -> EngineUnavailable:

@@ -2,22 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import APIRouter, Depends, Request
 
-from app.api.auth import Scope, requires
-from app.api.bodies import (
-    JSON,
-    MULTIPART,
-    check_content_type,
-    out_of_bounds,
-    parse_json,
-    read_filter,
-    read_json,
-    read_multipart,
-    source_of,
-)
-from app.api.conditional import wait_for_min_seq
-from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, TasksDep, add_timings, new_router
+from app.api.auth import Scope, ScopedRoute, requires
+from app.api.bodies import Form, out_of_bounds, read_body, read_filter
+from app.api.deps import MIN_SEQ, CallDep, LimitsDep
 from app.api.openapi import request_body
 from app.api.schemas import retrieval as schemas
 from app.domain import Limits
@@ -25,39 +14,34 @@ from app.errors import FieldError, Invalid, TooMuchWork
 from app.tasks.inputs import Source
 from app.tasks.retrieval import RetrieveAnswer, RetrieveQuery
 
-router = new_router("retrieval", dependencies=[Depends(wait_for_min_seq)])
-
+router = APIRouter(tags=["retrieval"], route_class=ScopedRoute, dependencies=MIN_SEQ)
 EmbedInput = tuple[list[Source], schemas.EmbedRequest]
 
 
 async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
     """The search, of a JSON body or a form."""
-    if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, schemas.RetrieveRequest)
-        return query_of(wire, None if wire.sketch is None else source_of(wire.sketch), limits)
-    form = await read_multipart(request, limits, files={"sketch"})
-    fields: dict[str, object] = {**form.scalars()}
-    # Structured fields of a form are JSON texts.
-    fields.update({name: parse_json(str(fields[name])) for name in ("like", "filter") if name in fields})
-    return query_of(schemas.RetrieveOptions.model_validate(fields), form.one_image("sketch"), limits)
+    body = await read_body(request, schemas.RetrieveRequest, limits, files={"sketch"})
+    if not isinstance(body, Form):
+        return query_of(body, None if body.sketch is None else body.sketch.source, limits)
+    options = schemas.RetrieveOptions.model_validate(body.fields(json=["like", "filter"]))
+    return query_of(options, body.one_image("sketch"), limits)
 
 
 async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
     """The images, texts and options, of a JSON body or a form."""
-    if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, schemas.EmbedRequest)
+    wire = await read_body(request, schemas.EmbedRequest, limits, files={"image"})
+    sources: list[Source]
+    if isinstance(wire, Form):
+        sources = [*wire.images("image")]
+        texts = wire.repeated("texts")
+        # Unknown and repeated fields are errors in a form as in JSON.
+        wire = schemas.EmbedRequest.model_validate({"texts": texts, **wire.fields(repeated="texts")})
+    else:
         # Counted before any image is converted.
         if len(wire.images) > limits.max_request_images:
             detail = f"A request may hold {limits.max_request_images} images."
             raise TooMuchWork(detail, errors=[FieldError(field="images", message=detail)])
-        sources = [source_of(image) for image in wire.images]
-    else:
-        form = await read_multipart(request, limits, files={"image"})
-        # Unknown and repeated fields are errors in a form as in JSON.
-        form.scalars(repeated={"texts"})
-        unknown = {name: value for name, value in form.texts if name != "texts"}
-        wire = schemas.EmbedRequest.model_validate({"texts": form.repeated("texts"), **unknown})
-        sources = [*form.images("image")]
+        sources = [image.source for image in wire.images]
     if not sources and not wire.texts:
         raise Invalid("Send at least one of images and texts.")
     return sources, wire
@@ -69,16 +53,10 @@ async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
     openapi_extra=request_body(json=schemas.RetrieveRequest, form=schemas.RetrieveOptions, files={"sketch": False}),
 )
 @requires(Scope.READ)
-async def retrieve(
-    request: Request,
-    tasks: TasksDep,
-    query: Annotated[RetrieveQuery, Depends(read_query)],
-    budget: PixelBudgetDep,
-    remaining_s: RemainingDep,
-) -> schemas.RetrieveResponse:
+async def retrieve(call: CallDep, query: Annotated[RetrieveQuery, Depends(read_query)]) -> schemas.RetrieveResponse:
     """The k nearest items, best first."""
-    answer = await tasks.retrieval.retrieve(query, budget, timeout_s=remaining_s)
-    add_timings(request, answer.timings_ms)
+    answer = await call.tasks.retrieval.retrieve(query, call.budget, timeout_s=call.timeout_s)
+    call.add_timings(answer.timings_ms)
     return response_of(answer)
 
 
@@ -88,19 +66,13 @@ async def retrieve(
     openapi_extra=request_body(json=schemas.EmbedRequest, files={"image": True}),
 )
 @requires(Scope.READ)
-async def embed(
-    request: Request,
-    tasks: TasksDep,
-    inputs: Annotated[EmbedInput, Depends(read_embed)],
-    budget: PixelBudgetDep,
-    remaining_s: RemainingDep,
-) -> schemas.EmbedResponse:
+async def embed(call: CallDep, inputs: Annotated[EmbedInput, Depends(read_embed)]) -> schemas.EmbedResponse:
     """Unit vectors in the space that `/retrieve` searches."""
     sources, wire = inputs
-    answer = await tasks.retrieval.embed(
-        sources, wire.texts, budget, timeout_s=remaining_s, is_reproducible=wire.reproducible
+    answer = await call.tasks.retrieval.embed(
+        sources, wire.texts, call.budget, timeout_s=call.timeout_s, is_reproducible=wire.reproducible
     )
-    add_timings(request, answer.timings_ms)
+    call.add_timings(answer.timings_ms)
     return schemas.EmbedResponse(
         fingerprint=answer.fingerprint,
         dimension=answer.dimension,

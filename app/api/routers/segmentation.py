@@ -5,12 +5,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
-from fastapi import Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
-from app.api.auth import Scope, requires
-from app.api.bodies import JSON, MULTIPART, check_content_type, parse_json, read_json, read_multipart, source_of
-from app.api.conditional import IfMatchDep, set_version, wait_for_min_seq
-from app.api.deps import LimitsDep, PixelBudgetDep, RemainingDep, TasksDep, add_timings, new_router
+from app.api.auth import Scope, ScopedRoute, requires
+from app.api.bodies import JSON, Form, parse_json, read_body, read_json
+from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, TasksDep, set_version, written
 from app.api.openapi import request_body
 from app.api.schemas import segmentation as schemas
 from app.api.schemas.wire import GALLERY_PATTERN
@@ -20,8 +19,8 @@ from app.tasks.inputs import Source
 from app.tasks.masks import bit_png, palette_png
 from app.tasks.segmentation import ClassAnswer, SegmentAnswer, SegmentQuery
 
-router = new_router("segmentation", dependencies=[Depends(wait_for_min_seq)])
-class_sets = new_router("class sets", dependencies=[Depends(wait_for_min_seq)])
+router = APIRouter(tags=["segmentation"], route_class=ScopedRoute, dependencies=MIN_SEQ)
+class_sets = APIRouter(tags=["class sets"], route_class=ScopedRoute, dependencies=MIN_SEQ)
 PNG = "image/png"
 MAX_PNG_CELLS = 512_000_000
 """Most pixels that the 1-bit masks of one response may have together."""
@@ -32,17 +31,16 @@ ClassSetPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of
 
 async def read_segment(request: Request, limits: LimitsDep) -> SegmentInput:
     """The options and the image, of a JSON body or a form."""
-    if check_content_type(request, JSON, MULTIPART) == JSON:
-        wire = await read_json(request, schemas.SegmentRequest)
-        return wire, source_of(wire.image)
-    form = await read_multipart(request, limits, files={"image"})
-    image = form.one_image("image")
+    body = await read_body(request, schemas.SegmentRequest, limits, files={"image"})
+    if not isinstance(body, Form):
+        return body, body.image.source
+    image = body.one_image("image")
     if image is None:
         raise Invalid("The form needs a part 'image'.")
     # A class of a form is a name, or a JSON object with synonyms and templates.
-    classes = [parse_json(text) if text.lstrip().startswith("{") else text for text in form.repeated("classes")]
-    named = {"classes": classes} if classes else {}
-    return schemas.SegmentOptions.model_validate({**form.scalars(repeated={"classes"}), **named}), image
+    classes = [parse_json(text) if text.lstrip().startswith("{") else text for text in body.repeated("classes")]
+    fields = body.fields(repeated="classes") | ({"classes": classes} if classes else {})
+    return schemas.SegmentOptions.model_validate(fields), image
 
 
 async def wanted_type(request: Request) -> str:
@@ -70,12 +68,9 @@ async def wanted_type(request: Request) -> str:
 )
 @requires(Scope.READ)
 async def segment(
-    request: Request,
-    tasks: TasksDep,
+    call: CallDep,
     media_type: Annotated[str, Depends(wanted_type)],
     inputs: Annotated[SegmentInput, Depends(read_segment)],
-    budget: PixelBudgetDep,
-    remaining_s: RemainingDep,
 ) -> Response:
     """Disjoint masks at the input's size; `Accept: image/png` returns the label map as a palette PNG."""
     options, source = inputs
@@ -92,8 +87,8 @@ async def segment(
     )
     # The task renders in its worker pool: encoding large masks takes milliseconds.
     render: Callable[[SegmentAnswer], bytes] = _png if media_type == PNG else partial(_body, form=options.format)
-    answer, body = await tasks.segmentation.segment(query, budget, render, timeout_s=remaining_s)
-    add_timings(request, answer.timings_ms)
+    answer, body = await call.tasks.segmentation.segment(query, call.budget, render, timeout_s=call.timeout_s)
+    call.add_timings(answer.timings_ms)
     return Response(body, media_type=media_type)
 
 
@@ -117,23 +112,16 @@ async def list_class_sets(tasks: TasksDep) -> schemas.ClassSetList:
 )
 @requires(Scope.WRITE)
 async def put_class_set(
-    request: Request,
-    response: Response,
-    tasks: TasksDep,
-    name: ClassSetPath,
-    if_match: IfMatchDep,
-    remaining_s: RemainingDep,
+    request: Request, response: Response, call: CallDep, name: ClassSetPath, if_match: IfMatchDep
 ) -> schemas.ClassSetReport:
     """Its strings are embedded once, now; `/segment` takes the set by name. 201 where it is new."""
-    check_content_type(request, JSON)
     wire = await read_json(request, schemas.ClassSetFields)
     prompts = [_prompt_of(entry) for entry in wire.classes]
-    seq, stored, is_new = await tasks.segmentation.put_class_set(
-        name, prompts, if_match=if_match, timeout_s=remaining_s
+    seq, stored, is_new = await call.tasks.segmentation.put_class_set(
+        name, prompts, if_match=if_match, timeout_s=call.timeout_s
     )
-    set_version(response, stored.version, seq=seq)
-    response.status_code = 201 if is_new else 200
-    return schemas.ClassSetReport.model_validate(stored, from_attributes=True)
+    set_version(response, stored.version, seq=seq, is_new=is_new)
+    return schemas.ClassSetReport.model_validate(stored)
 
 
 @class_sets.get("/class-sets/{name}", summary="One class set")
@@ -142,15 +130,14 @@ async def get_class_set(response: Response, tasks: TasksDep, name: ClassSetPath)
     """The classes of a set, in order."""
     stored = await tasks.segmentation.class_set(name)
     set_version(response, stored.version)
-    return schemas.ClassSetReport.model_validate(stored, from_attributes=True)
+    return schemas.ClassSetReport.model_validate(stored)
 
 
 @class_sets.delete("/class-sets/{name}", status_code=204, summary="Delete a class set")
 @requires(Scope.WRITE)
 async def delete_class_set(tasks: TasksDep, name: ClassSetPath, if_match: IfMatchDep) -> Response:
     """The set goes together with its embeddings."""
-    seq = await tasks.segmentation.delete_class_set(name, if_match=if_match)
-    return Response(status_code=204, headers={"X-Seq": str(seq)})
+    return written(await tasks.segmentation.delete_class_set(name, if_match=if_match))
 
 
 def _prompt_of(entry: str | schemas.ClassObject) -> ClassPrompt:
@@ -170,9 +157,7 @@ def _body(answer: SegmentAnswer, form: str) -> bytes:
     # One bit a pixel and class: checked before any mask is encoded.
     if form == "png" and found * height * width > MAX_PNG_CELLS:
         raise TooMuchWork("PNG masks of so many classes are too large: request rle or label_map.")
-    label_map = None
-    if form == "label_map":
-        label_map = base64.b64encode(_png(answer)).decode()
+    label_map = base64.b64encode(_png(answer)).decode() if form == "label_map" else None
     response = schemas.SegmentResponse(
         width=width,
         height=height,
@@ -187,18 +172,19 @@ def _body(answer: SegmentAnswer, form: str) -> bytes:
 
 def _class(entry: ClassAnswer, answer: SegmentAnswer, form: str) -> schemas.SegmentedClass:
     height, width = answer.labels.shape
+    region = entry.region
     mask: schemas.RleMask | str | None = None
-    if entry.region is not None and form == "rle":
-        mask = schemas.RleMask(size=(height, width), counts=entry.region.rle_counts)
-    elif entry.region is not None and form == "png":
+    if region is not None and form == "rle":
+        mask = schemas.RleMask(size=(height, width), counts=region.rle_counts)
+    elif region is not None and form == "png":
         mask = bit_png(answer.labels == entry.index)
-    area = entry.region.area if entry.region else 0
+    area = region.area if region else 0
     return schemas.SegmentedClass(
         index=entry.index,
         name=entry.name,
         area=area,
         fraction=area / (height * width),
         score=entry.score,
-        bbox=entry.region.bbox if entry.region else None,
+        bbox=region.bbox if region else None,
         mask=mask,
     )

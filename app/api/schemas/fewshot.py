@@ -1,14 +1,13 @@
 """Wire format of few-shot episodes; ways, examples and queries are bounded by `app.domain.Limits`."""
 
-from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from app.api.schemas.images import HOUSE, LINE, ImageInput
-from app.api.schemas.wire import EPISODE_PATTERN, Label, Reproducible, Timings, Wire
+from app.api.schemas.wire import EPISODE_PATTERN, Label, Reproducible, Timings, Wire, examples
 from app.stores.records.episodes import Episode
-from app.tasks.fewshot import Created, Prediction, method_of
+from app.tasks.fewshot import Created, method_of
 from models.heads.fewshot import LeaveOneOut, Method
 
 TopK = Annotated[int, Field(ge=1)]
@@ -51,7 +50,7 @@ class OptionsForm(Wire):
 class SupportRequest(Wire):
     """More examples for the ways of an episode; a new label adds a way."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"ways": [{"label": "house", "support": [HOUSE]}]}]})
+    model_config = examples({"ways": [{"label": "house", "support": [HOUSE]}]})
 
     ways: Annotated[list[WayInput], Field(min_length=1)]
 
@@ -65,14 +64,10 @@ class WayLabel(Wire):
 class EpisodeRequest(EpisodeOptions):
     """A new episode, with queries to classify at once."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "buildings",
-                    "ways": [{"label": "house", "support": [HOUSE]}, {"label": "line", "support": [LINE]}],
-                }
-            ]
+    model_config = examples(
+        {
+            "name": "buildings",
+            "ways": [{"label": "house", "support": [HOUSE]}, {"label": "line", "support": [LINE]}],
         }
     )
 
@@ -91,7 +86,7 @@ class ClassifyOptions(Wire):
 class ClassifyRequest(ClassifyOptions):
     """Images to classify."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"queries": [HOUSE], "top_k": 2}]})
+    model_config = examples({"queries": [HOUSE], "top_k": 2})
 
     queries: Annotated[list[ImageInput], Field(min_length=1)]
 
@@ -104,11 +99,16 @@ class SupportReport(Wire):
     image_url: str
 
 
-class WayReport(Wire):
-    """One class of a stored episode."""
+class WayCount(Wire):
+    """One class of an episode in a list, with the number of its examples."""
 
     label: str
-    shots: int  # the length of `support`
+    shots: int
+
+
+class WayReport(WayCount):
+    """One class of a stored episode."""
+
     support: list[SupportReport]
 
 
@@ -154,13 +154,6 @@ class EpisodeReport(EpisodeFields):
     leave_one_out: LeaveOneOutReport | None = None
 
 
-class WayCount(Wire):
-    """One class of an episode in a list."""
-
-    label: str
-    shots: int
-
-
 class EpisodeEntry(EpisodeFields):
     """An episode in a list, with counts of its support images; `GET /fewshot/episodes/{id}` lists them."""
 
@@ -201,38 +194,31 @@ def episode_report(episode: Episode, left_out: LeaveOneOut | None = None) -> Epi
     """The wire form of a stored episode."""
     url = f"/fewshot/episodes/{episode.id}/support"
     ways = [
-        WayReport(
-            label=way.label,
-            shots=len(way.support),
-            support=[
-                SupportReport(id=one.id, sha256=one.sha256, image_url=f"{url}/{one.id}/image") for one in way.support
+        {
+            "label": way.label,
+            "shots": len(way.support),
+            "support": [
+                {"id": one.id, "sha256": one.sha256, "image_url": f"{url}/{one.id}/image"} for one in way.support
             ],
-        )
+        }
         for way in episode.ways
     ]
-    leave_one_out = None if left_out is None else LeaveOneOutReport.model_validate(asdict(left_out))
-    return EpisodeReport(**_fields(episode), ways=ways, leave_one_out=leave_one_out)
+    return EpisodeReport.model_validate({**_fields(episode), "ways": ways, "leave_one_out": left_out})
 
 
-def episode_entry(summary: Episode) -> EpisodeEntry:
+def episode_entry(episode: Episode) -> EpisodeEntry:
     """The wire form of an episode in a list."""
-    ways = [WayCount(label=way.label, shots=way.shots) for way in summary.ways]
-    return EpisodeEntry(**_fields(summary), ways=ways)
+    return EpisodeEntry.model_validate({**_fields(episode), "ways": list(episode.ways)})
 
 
 def created_report(created: Created) -> EpisodeCreated:
     """The wire form of a new episode; `predictions` is unset where the request had no queries."""
-    report = dict(episode_report(created.episode, created.leave_one_out))
+    report = {**dict(episode_report(created.episode, created.leave_one_out)), "timings_ms": created.timings_ms}
     if created.predictions is not None:
-        report["predictions"] = [prediction_report(one) for one in created.predictions]
-    return EpisodeCreated(**report, timings_ms=dict(created.timings_ms))
+        report["predictions"] = created.predictions
+    return EpisodeCreated.model_validate(report)
 
 
-def prediction_report(prediction: Prediction) -> PredictionReport:
-    """The wire form of one query's prediction."""
-    return PredictionReport.model_validate(prediction, from_attributes=True)
-
-
-def _fields(episode: Episode) -> dict[str, Any]:
+def _fields(episode: Episode) -> dict[str, object]:
     names = ("id", "name", "version", "fingerprint", "expires_at")
     return {"method": method_of(episode), **{name: getattr(episode, name) for name in names}}

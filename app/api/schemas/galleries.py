@@ -2,16 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from app.api.schemas.images import HOUSE, ImageInput
-from app.api.schemas.wire import Caption, FilterInput, GalleryName, ItemId, Metadata, Wire
+from app.api.schemas.wire import Caption, FilterInput, GalleryName, ItemId, Metadata, Wire, examples
 
 
 class GalleryFields(Wire):
     """The fields of a gallery that PUT changes; an absent one keeps its value."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"description": "Icons of our shop."}]})
+    model_config = examples({"description": "Icons of our shop."})
 
     description: Annotated[str, Field(max_length=2000)] | None = None
 
@@ -68,9 +68,7 @@ class ItemsForm(Wire):
 class NewItem(ItemFields):
     """One item of a JSON body."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"id": "house", "image": HOUSE, "metadata": {"name": "house"}}]}
-    )
+    model_config = examples({"id": "house", "image": HOUSE, "metadata": {"name": "house"}})
 
     image: ImageInput
 
@@ -78,7 +76,7 @@ class NewItem(ItemFields):
 class ItemPut(Wire):
     """One item to create or replace; without an image, the fields of an existing item change."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"image": HOUSE, "metadata": {"name": "house"}}]})
+    model_config = examples({"image": HOUSE, "metadata": {"name": "house"}})
 
     image: ImageInput | None = None
     metadata: Metadata | None = None
@@ -95,7 +93,7 @@ class ItemPutOptions(Wire):
 class ItemPatch(Wire):
     """A JSON merge patch (RFC 7396) of the metadata: null removes a member."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"metadata": {"name": "hut", "old": None}}]})
+    model_config = examples({"metadata": {"name": "hut", "old": None}})
 
     metadata: Metadata
 
@@ -103,7 +101,7 @@ class ItemPatch(Wire):
 class ItemsDelete(Wire):
     """The items to delete: some ids, or all that pass a filter."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["house"]}, {"filter": {"kind": "icon"}}]})
+    model_config = examples({"ids": ["house"]}, {"filter": {"kind": "icon"}})
 
     ids: Annotated[list[ItemId], Field(min_length=1, max_length=10_000)] | None = None
     filter: FilterInput | None = None

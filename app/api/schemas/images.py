@@ -6,12 +6,19 @@ from pydantic import Discriminator, Field, Tag
 from pydantic.config import JsonDict
 
 from app.api.schemas.wire import GalleryName, ItemId, Wire
+from app.imaging.sources import Base64Image, StrokesImage, SvgImage
+from app.tasks.inputs import ItemImage, Source
 
 
 class Base64Input(Wire):
     """A file as base64 text or a base64 data URI."""
 
     base64: Annotated[str, Field(min_length=1)]
+
+    @property
+    def source(self) -> Source:
+        """The image source that the input describes; the other forms have it too."""
+        return Base64Image(text=self.base64)
 
 
 class StrokesInput(Wire):
@@ -21,11 +28,19 @@ class StrokesInput(Wire):
     width: Annotated[float, Field(gt=0)]  # of the canvas, in the strokes' units
     height: Annotated[float, Field(gt=0)]
 
+    @property
+    def source(self) -> Source:
+        return StrokesImage(strokes=self.strokes, width=self.width, height=self.height)
+
 
 class SvgInput(Wire):
     """An SVG document of paths and basic shapes."""
 
     svg: Annotated[str, Field(min_length=1)]
+
+    @property
+    def source(self) -> Source:
+        return SvgImage(text=self.svg)
 
 
 class ItemName(Wire):
@@ -39,6 +54,10 @@ class ItemInput(Wire):
     """The stored image of a gallery item."""
 
     item: ItemName
+
+    @property
+    def source(self) -> Source:
+        return ItemImage(gallery=self.item.gallery, id=self.item.id)
 
 
 # The discriminator names the form in errors; a plain union would report the errors of all four.

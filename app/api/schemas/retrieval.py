@@ -2,10 +2,20 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from app.api.schemas.images import HOUSE, ImageInput, StrokesInput
-from app.api.schemas.wire import Caption, FilterInput, GalleryName, ItemId, Metadata, Reproducible, Timings, Wire
+from app.api.schemas.wire import (
+    Caption,
+    FilterInput,
+    GalleryName,
+    ItemId,
+    Metadata,
+    Reproducible,
+    Timings,
+    Wire,
+    examples,
+)
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
@@ -34,9 +44,7 @@ class RetrieveOptions(Wire):
 class RetrieveRequest(RetrieveOptions):
     """A search by sketch, text, liked items, or any combination of them."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"sketch": HOUSE, "k": 5}, {"text": "a fish", "filter": {"kind": "icon"}}]}
-    )
+    model_config = examples({"sketch": HOUSE, "k": 5}, {"text": "a fish", "filter": {"kind": "icon"}})
 
     sketch: ImageInput | None = None
 
@@ -63,7 +71,7 @@ class RetrieveResponse(Wire):
 class EmbedRequest(Wire):
     """Images and texts to embed."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["a house"], "images": [HOUSE]}]})
+    model_config = examples({"texts": ["a house"], "images": [HOUSE]})
 
     images: list[ImageInput] = Field(default_factory=list)
     texts: Annotated[list[Text], Field(max_length=2048)] = Field(default_factory=list)

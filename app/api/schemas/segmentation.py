@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from app.api.schemas.images import HOUSE, ImageInput
-from app.api.schemas.wire import Caption, GalleryName, Label, Reproducible, Timings, Wire
+from app.api.schemas.wire import Caption, GalleryName, Label, Reproducible, Timings, Wire, examples
 
 Template = Annotated[str, Field(min_length=2, max_length=256)]
 
@@ -37,7 +37,7 @@ class SegmentOptions(Wire):
 class SegmentRequest(SegmentOptions):
     """An image and the classes to find in it."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"image": HOUSE, "classes": ["house", "tree"]}]})
+    model_config = examples({"image": HOUSE, "classes": ["house", "tree"]})
 
     image: ImageInput
 
@@ -78,9 +78,7 @@ class SegmentResponse(Wire):
 class ClassSetFields(Wire):
     """The classes of a set, in the form that `/segment` takes."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"classes": ["sky", {"name": "house", "synonyms": ["hut"]}]}]}
-    )
+    model_config = examples({"classes": ["sky", {"name": "house", "synonyms": ["hut"]}]})
 
     classes: Classes
 

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic.config import JsonDict
 
 GALLERY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 ITEM_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
@@ -13,9 +14,14 @@ JOB_PATTERN = r"^job_[0-9a-f]{24}$"
 
 
 class Wire(BaseModel):
-    """Base of requests and responses: no unknown fields, no NaN or infinity."""
+    """Base of requests and responses: no unknown fields, no NaN or infinity. Responses are read from records too."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, from_attributes=True)
+
+
+def examples(*bodies: JsonDict) -> ConfigDict:
+    """The `model_config` of a request whose description has examples."""
+    return ConfigDict(json_schema_extra={"examples": [*bodies]})
 
 
 # Labels and names go into logs and terminals.

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Message
 
-from app.api.auth import Scope, requires
-from app.api.deps import Platform, RemainingDep, Services, new_router
+from app.api.auth import Scope, ScopedRoute, requires
+from app.api.deps import Platform, Services, remaining_s_of
 from app.domain import Limits
 from app.main import create_app
 from app.settings import Settings
@@ -31,12 +31,12 @@ def make_app(seen: Seen) -> FastAPI:
         raise AssertionError
 
     app = create_app(Settings(limits=Limits(max_body_bytes=1024), max_in_flight=2), never_loads)
-    router = new_router("test")
+    router = APIRouter(route_class=ScopedRoute)
 
     @router.post("/echo")
     @requires(Scope.OPEN)
-    async def echo(request: Request, remaining_s: RemainingDep) -> int:
-        seen.remaining_s = remaining_s
+    async def echo(request: Request) -> int:
+        seen.remaining_s = remaining_s_of(request)
         return len(await request.body())
 
     @router.post("/wait")

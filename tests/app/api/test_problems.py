@@ -2,19 +2,22 @@
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import HTTPConnection
 
 from app import errors
-from app.api.auth import Scope, requires
-from app.api.deps import Platform, Services, new_router
+from app.api.auth import Scope, ScopedRoute, requires
+from app.api.deps import Platform, Services
 from app.api.problems import catalogue, problem_body, problem_response, service_error
 from app.errors import FieldError, QueueFull, ServiceError
 from app.main import create_app
 from app.settings import Settings
 
 pytestmark = pytest.mark.anyio
+
+
+CONNECTION = HTTPConnection({"type": "http", "path": "/", "headers": [], "state": {}, "server": ("x", 80)})
 
 
 class Order(BaseModel):
@@ -30,7 +33,7 @@ def make_app() -> FastAPI:
         del settings, platform
         raise AssertionError
 
-    app, router = create_app(Settings(), never_loads), new_router("test")
+    app, router = create_app(Settings(), never_loads), APIRouter(route_class=ScopedRoute)
 
     @router.post("/orders")
     @requires(Scope.OPEN)
@@ -57,9 +60,8 @@ def client() -> httpx.AsyncClient:
     ("wait_s", "seconds"), [(0.0, "1"), (0.4, "1"), (1.1, "1"), (1.5, "2"), (2.4, "2"), (59.7, "60")]
 )
 async def test_a_wait_is_reported_to_the_nearest_second_and_never_as_none(wait_s: float, seconds: str) -> None:
-    connection = HTTPConnection({"type": "http", "path": "/", "headers": [], "state": {}, "server": ("x", 80)})
     error = QueueFull("The queue is full.", retry_after_s=wait_s)
-    assert problem_response(error, connection).headers["Retry-After"] == seconds
+    assert problem_response(error, CONNECTION).headers["Retry-After"] == seconds
 
 
 @pytest.mark.parametrize("code", sorted(catalogue()))
@@ -150,5 +152,5 @@ def test_codes_are_unique() -> None:
 
 def test_field_errors_travel_with_the_problem() -> None:
     error = errors.Invalid("No.", errors=[FieldError(field="items[3].id", message="bad")])
-    body = problem_body(service_error(error), instance="/x", request_id="r")
+    body = problem_body(service_error(error), CONNECTION)
     assert body["errors"] == [{"field": "items[3].id", "message": "bad"}]

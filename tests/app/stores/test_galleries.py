@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from app.api.conditional import ANY_VERSION
+from app.api.deps import ANY_VERSION
 from app.errors import (
     Conflict,
     Damaged,

@@ -1,30 +1,39 @@
-"""Layers that hold a request's context: its id, log line and metrics, its deadline, and its client's connection.
+"""The layers around all routes, in this file's order, which is also the order in which a request passes them.
 
-All layers are plain ASGI: `BaseHTTPMiddleware` hides disconnects. From the outside in: `RequestContext`, `PathGuard`,
-`InFlightLimit`, `RequestDeadline`, `BodyLimit`, `DisconnectWatch`.
+All are plain ASGI: `BaseHTTPMiddleware` hides disconnects.
 """
 
 import asyncio
+import contextlib
 import re
 import time
 import uuid
+from urllib.parse import unquote
 
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response, service_error
-from app.errors import DeadlineExceeded, Malformed, ServiceError
+from app.engine.admission import MAX_RETRY_AFTER_S, DrainRate
+from app.errors import BodyTooLarge, DeadlineExceeded, Malformed, QueueFull, ServiceError
 from app.runtime.telemetry import Telemetry, bind_request, get_logger
 
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/healthz", "/health", "/metrics"})
 """Routes that probes call every few seconds: neither logged nor limited."""
+LINGER_S = 2.0
+"""How long the rest of a refused body is read and dropped before the connection closes."""
 CLIENT_CLOSED = 499  # nginx's status for a client that closed the connection before the response began
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_ENCODED_SEPARATOR = re.compile(rb"%(?:2f|5c|00)", re.IGNORECASE)
 _MAX_TIMINGS = 16
 
 
 class HttpLayer:
-    """Base of the layers: `handle` sees HTTP requests; lifespan and WebSocket scopes pass through."""
+    """Base of the layers: `handle` sees HTTP requests; lifespan and WebSocket scopes pass through.
+
+    A layer refuses a request by raising a ServiceError, which the outermost layer answers.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -37,13 +46,9 @@ class HttpLayer:
         """Handle one HTTP request, by `self.app` or by a response of the layer's own."""
         raise NotImplementedError
 
-    async def refuse(self, error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response that an error maps to."""
-        await problem_response(error, HTTPConnection(scope))(scope, receive, send)
-
 
 class RequestContext(HttpLayer):
-    """Assigns the request id, counts and logs the request, and answers 500 to an unhandled error."""
+    """Assigns the request id, counts and logs the request, and answers errors that no handler has answered."""
 
     def __init__(self, app: ASGIApp, *, telemetry: Telemetry) -> None:
         super().__init__(app)
@@ -74,11 +79,13 @@ class RequestContext(HttpLayer):
         try:
             await self.app(scope, receive, send_with_headers)
         except Exception as err:
-            get_logger().exception("request_failed")
+            if not isinstance(err, ServiceError):
+                get_logger().exception("request_failed")
             # A response that has begun cannot be replaced; uvicorn closes the connection.
             if status:
                 raise
-            await self.refuse(service_error(err), scope, receive, send_with_headers)
+            response = problem_response(service_error(err), HTTPConnection(scope))
+            await response(scope, receive, send_with_headers)
         finally:
             self._record(scope, status or CLIENT_CLOSED, time.perf_counter() - started_s)
 
@@ -90,6 +97,51 @@ class RequestContext(HttpLayer):
         if route not in QUIET_ROUTES:
             duration_ms = round(duration_s * 1000, 2)
             get_logger().info("request", method=scope["method"], route=route, status=status, duration_ms=duration_ms)
+
+
+class PathGuard(HttpLayer):
+    """Refuses paths that a proxy or a client may resolve to another route."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not is_plain_path(scope.get("raw_path") or scope["path"].encode()):
+            raise Malformed("The path holds dot segments, empty segments, encoded separators or controls.")
+        await self.app(scope, receive, send)
+
+
+class InFlightLimit(HttpLayer):
+    """Bounds the requests in flight, and with them the memory of their bodies; health and metrics always pass.
+
+    `Retry-After` is the time that the requests in flight take at the rate at which requests finished recently.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_in_flight: int, telemetry: Telemetry) -> None:
+        super().__init__(app)
+        self._free = max_in_flight
+        self._max_in_flight = max_in_flight
+        self._rate = DrainRate()
+        self._last_end_s = 0.0
+        self._telemetry = telemetry
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in QUIET_ROUTES:
+            await self.app(scope, receive, send)
+            return
+        if self._free <= 0:
+            self._telemetry.requests_rejected.labels("in_flight").inc()
+            wait_s = self._rate.seconds_for(self._max_in_flight) or 1.0
+            # The server drops what is left of the body and keeps the connection.
+            raise QueueFull("Too many requests are in flight.", retry_after_s=min(MAX_RETRY_AFTER_S, wait_s))
+        # Idle time is not part of the rate: the clock starts with the first request in flight.
+        if self._free == self._max_in_flight:
+            self._last_end_s = time.monotonic()
+        self._free -= 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._free += 1
+            now_s = time.monotonic()
+            self._rate.observe(1, now_s - self._last_end_s)
+            self._last_end_s = now_s
 
 
 class RequestDeadline(HttpLayer):
@@ -105,10 +157,6 @@ class RequestDeadline(HttpLayer):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         allowed_s = self._allowed_s(HTTPConnection(scope).headers.get("x-request-timeout-ms"))
-        if allowed_s is None:
-            error = Malformed("X-Request-Timeout-Ms must be a whole number of milliseconds above zero.")
-            await self.refuse(error, scope, receive, send)
-            return
         scope["state"]["deadline_at_s"] = asyncio.get_running_loop().time() + allowed_s
         try:
             async with asyncio.timeout(allowed_s) as timeout:
@@ -120,18 +168,62 @@ class RequestDeadline(HttpLayer):
                     await send(message)
 
                 await self.app(scope, receive, send_and_lift)
-        except TimeoutError:
+        except TimeoutError as err:
             if not timeout.expired():
                 raise
-            late = DeadlineExceeded("The request took longer than its deadline.")
-            await self.refuse(late, scope, receive, send)
+            raise DeadlineExceeded("The request took longer than its deadline.") from err
 
-    def _allowed_s(self, header: str | None) -> float | None:
+    def _allowed_s(self, header: str | None) -> float:
         if header is None:
             return self._deadline_s
         if not (header.isascii() and header.isdigit() and 0 < len(header) < 10) or int(header) == 0:
-            return None
+            raise Malformed("X-Request-Timeout-Ms must be a whole number of milliseconds above zero.")
         return min(self._deadline_s, int(header) / 1000)
+
+
+class BodyLimit(HttpLayer):
+    """Counts the body while it streams in, so that a chunked one is bounded too."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        super().__init__(app)
+        self._max_body_bytes = max_body_bytes
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        declared = HTTPConnection(scope).headers.get("content-length", "0")
+        if not declared.isdigit() or int(declared) > self._max_body_bytes:
+            await self._refuse_and_close(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body_bytes:
+                # FastAPI turns any other exception raised while it reads a body into 400.
+                raise HTTPException(413)
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+    async def _refuse_and_close(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 413 while the body still arrives, then read on for `LINGER_S` and close the connection.
+
+        A client that is still sending when the connection closes sees a reset instead of the response (RFC 9112, 9.6).
+        """
+
+        async def send_open(message: Message) -> None:
+            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+        error = BodyTooLarge(f"A request body may hold {self._max_body_bytes} bytes.")
+        response = problem_response(error, HTTPConnection(scope))
+        response.headers["Connection"] = "close"
+        await response(scope, receive, send_open)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while (await receive()).get("more_body", False):
+                    pass
+        await send({"type": "http.response.body", "body": b""})
 
 
 class DisconnectWatch(HttpLayer):
@@ -175,6 +267,16 @@ class DisconnectWatch(HttpLayer):
             if watch is not None:
                 watch.cancel()
                 await asyncio.gather(watch, return_exceptions=True)
+
+
+def is_plain_path(raw_path: bytes) -> bool:
+    """Whether a path as sent has only ordinary segments once decoded."""
+    path = raw_path.split(b"?", 1)[0]
+    if b"//" in path or _ENCODED_SEPARATOR.search(path):
+        return False
+    decoded = unquote(path.decode("latin-1"), errors="replace")
+    has_controls = any(character < " " or character in "\x7f\\" for character in decoded)
+    return not has_controls and not any(segment in (".", "..") for segment in decoded.split("/"))
 
 
 def _request_id(scope: Scope) -> str:
