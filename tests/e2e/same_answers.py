@@ -338,7 +338,7 @@ def _errors() -> Iterator[Call]:
         yield Call("POST", "/embed", {"json": {"images": [drawing]}})
     yield Call("POST", "/retrieve", {"content": b"x", "headers": {"Content-Type": "text/plain"}})
     yield Call("POST", "/retrieve", {"data": {"text": "a", "surprise": "b"}, "files": {"sketch": png}})
-    yield Call("POST", "/embed", {"files": {"picture": png}})
+    yield Call("POST", "/embed", {"files": {"photo": png}})
     for method, path in (("GET", "/retrieve"), ("PUT", "/segment"), ("GET", "/nowhere"), ("GET", "/galleries/Bad")):
         yield Call(method, path)
     for path in ("/galleries/default", f"{GALLERY}", "/galleries/none"):

@@ -1,4 +1,4 @@
-"""What people drew, kept out of all training, finds its kind over HTTP among the whole demo gallery."""
+"""What people drew, held out of all training, finds its kind over HTTP among the whole demo gallery."""
 
 from pathlib import Path
 

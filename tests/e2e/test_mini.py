@@ -1,4 +1,4 @@
-"""The shipped command with the shipped model over a socket: every endpoint, on real pictures."""
+"""The shipped command with the shipped model over a socket: every endpoint, on real images."""
 
 import base64
 import io
@@ -64,7 +64,7 @@ def test_a_drawing_finds_its_kind(client: httpx.Client, kind: str) -> None:
     assert "inference" in answer.headers["server-timing"]
 
 
-def test_words_find_pictures(client: httpx.Client) -> None:
+def test_words_find_images(client: httpx.Client) -> None:
     found = client.post("/retrieve", json={"text": "star", "k": 10}).json()["results"]
     assert {result["id"] for result in found} & set(WANTED["star"])
 
@@ -81,10 +81,10 @@ def test_sketch_and_words_together_lie_between(client: httpx.Client) -> None:
         assert result["score"] == pytest.approx(expected, abs=2e-3)
 
 
-def test_a_picture_finds_itself(client: httpx.Client) -> None:
-    picture = client.get("/galleries/default/items/1f41f/image")
-    assert picture.headers["content-type"].startswith("image/")
-    found = client.post("/retrieve", files={"sketch": ("fish.png", picture.content, "image/png")}).json()["results"]
+def test_an_image_finds_itself(client: httpx.Client) -> None:
+    image = client.get("/galleries/default/items/1f41f/image")
+    assert image.headers["content-type"].startswith("image/")
+    found = client.post("/retrieve", files={"sketch": ("fish.png", image.content, "image/png")}).json()["results"]
     assert found[0]["id"] == "1f41f"
     assert found[0]["score"] == pytest.approx(1.0, abs=1e-3)
 
@@ -156,9 +156,9 @@ def test_three_classes_are_learnt_from_examples(client: httpx.Client) -> None:
         ("/retrieve", {"sketch": HOUSE, "gallery": "nowhere"}, 404),
         ("/retrieve", {"sketch": HOUSE, "colour": "red"}, 422),
         ("/segment", {"image": HOUSE, "classes": []}, 422),
-        ("/embed", {"images": [{"base64": base64.b64encode(b"not a picture").decode()}]}, 400),
+        ("/embed", {"images": [{"base64": base64.b64encode(b"no image file").decode()}]}, 400),
     ],
-    ids=["nothing asked", "k of zero", "unknown gallery", "unknown field", "no class", "text as a picture"],
+    ids=["nothing asked", "k of zero", "unknown gallery", "unknown field", "no class", "text as an image"],
 )
 def test_bad_input_is_refused_clearly(client: httpx.Client, path: str, body: dict[str, Any], status: int) -> None:
     answer = client.post(path, json=body)
