@@ -83,7 +83,7 @@ def canonical_strokes(strokes: Strokes, size: int = 128) -> NDArray[np.uint8]:
 
 
 def fit_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Fits an image into a white square, centred, aspect kept: [H, W, 3] uint8 RGB → [size, size, 3] uint8 RGB.
+    """Fits an image into a white square, centred, same aspect: [H, W, 3] uint8 RGB → [size, size, 3] uint8 RGB.
 
     Raises:
         InputError: `pixels` have another type or shape.
@@ -120,7 +120,7 @@ class ViewBox:
 
 
 def whole_view(height: int, width: int) -> ViewBox:
-    """Returns the view of the whole image: centred, aspect kept, letterboxed."""
+    """Returns the view of the whole image: centred, same aspect, letterboxed."""
     side = float(max(height, width))
     return ViewBox(top=(height - side) / 2, left=(width - side) / 2, side=side, is_whole=True)
 

@@ -65,7 +65,7 @@ def directly_after(network: nn.Module, example: torch.Tensor, *kinds: type[M]) -
         uses[id(module)] = uses.get(id(module), 0) + 1
         if isinstance(module, nn.Conv2d):
             made_by[id(output)] = module
-            outputs.append(output)  # kept alive, so that no other tensor gets its id
+            outputs.append(output)  # stays alive, so that no other tensor gets its id
 
     def before_follower(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         uses[id(module)] = uses.get(id(module), 0) + 1

@@ -57,8 +57,8 @@ def test_truncation_changes_no_tap_at_any_latent_size(last: str, size: tuple[int
     taps = TAPS[: TAPS.index(last) + 1]
     whole = _whole_unet()
     cut = build_truncated_unet(UNET, taps)
-    kept_names = cut.state_dict().keys()
-    cut.load_state_dict({name: whole.state_dict()[name] for name in kept_names}, strict=True, assign=True)
+    cut_names = cut.state_dict().keys()
+    cut.load_state_dict({name: whole.state_dict()[name] for name in cut_names}, strict=True, assign=True)
     expected, found = _hooked(whole, taps), _hooked(cut, taps)
     latents = torch.randn((1, 4, *size), generator=torch.Generator().manual_seed(2))
     states = torch.randn((1, 16, 384), generator=torch.Generator().manual_seed(4))

@@ -22,7 +22,7 @@ def test_it_is_the_encoder_the_service_knows(tiny: LoadedBundle) -> None:
     assert encoder.fingerprint == tiny.info.fingerprint
 
 
-def test_pictures_and_strings_meet_in_one_space(tiny: LoadedBundle, batch: ImageBatch) -> None:
+def test_images_and_strings_meet_in_one_space(tiny: LoadedBundle, batch: ImageBatch) -> None:
     images, texts = tiny.encoder.encode_images(batch), tiny.encoder.encode_texts(["fish", "house", "star"])
     assert images.pooled.shape == (8, 384)
     assert images.dense.shape == (8, 384, 32, 32)
@@ -69,7 +69,7 @@ def test_the_time_step_reaches_the_backbone(tiny: LoadedBundle, batch: ImageBatc
     assert not torch.allclose(early, late, atol=1e-3)
 
 
-def test_text_states_are_kept_within_bounds(tiny: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_states_are_cached_within_bounds(tiny: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = tiny.encoder.extractor
     monkeypatch.setattr("models.encoder._CAPTION_CACHE", 3)
     pixels = torch.zeros((5, 3, 64, 64))

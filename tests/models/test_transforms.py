@@ -131,7 +131,7 @@ def test_the_line_width_is_relative_to_the_side() -> None:
     [[[[5], [5]]], [[[5, 5, 5], [5, 5, 5]]], [[[1, 2], [3, 4], [0, 16]]], [[[0, 1], [0, 0]], [[], []]]],
     ids=["dot", "dot drawn thrice", "with times", "beside an empty stroke"],
 )
-def test_small_sketches_have_ink(strokes: Lines) -> None:
+def test_small_sketches_have_a_foreground(strokes: Lines) -> None:
     assert render_strokes(strokes).min() == 0
     assert canonical_strokes(strokes).shape == (128, 128, 3)
 
@@ -141,7 +141,7 @@ def test_small_sketches_have_ink(strokes: Lines) -> None:
     [[], [[[], []]], [[[1, 2], [3]]], [[[1]]], [[[float("nan")], [1]]], [[[1], [float("inf")]]]],
     ids=["nothing", "empty stroke", "lengths differ", "no y", "NaN", "infinite"],
 )
-def test_sketches_without_ink_are_refused(strokes: Lines) -> None:
+def test_sketches_without_a_foreground_are_refused(strokes: Lines) -> None:
     with pytest.raises(InputError):
         render_strokes(strokes)
 
@@ -225,7 +225,7 @@ def test_the_square_keeps_the_aspect_on_white(height: int, width: int) -> None:
     assert np.flatnonzero(dark.any(axis=1)).mean() == pytest.approx(63.5, abs=1)
 
 
-def test_a_picture_of_the_encoders_size_is_untouched() -> None:
+def test_an_image_of_the_encoders_size_is_untouched() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
     assert (fit_square(pixels, 128) == pixels).all()
 

@@ -108,7 +108,7 @@ async def test_other_resolutions_and_texts_never_share_a_batch() -> None:
     assert encoder.text_batches == [1]
 
 
-async def test_who_joins_later_is_told_the_time_since_then() -> None:
+async def test_a_later_waiter_gets_the_time_since_it_joined() -> None:
     encoder, clock = FakeEncoder(), FakeClock()
     async with running(encoder, clock=clock) as engine:
         async with busy(encoder, engine):

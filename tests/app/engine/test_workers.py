@@ -153,7 +153,7 @@ def test_workers_that_end_together_share_what_waits() -> None:
     simulated(2, Faults(), check)
 
 
-def test_reproducible_pictures_are_not_shared_out() -> None:
+def test_reproducible_images_are_not_divided() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         await engine.encode_views([view(number, is_reproducible=True) for number in range(REPRODUCIBLE_BATCH)])
         assert [len(one.entries) for one in device.passes] == [REPRODUCIBLE_BATCH]

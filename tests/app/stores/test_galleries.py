@@ -219,7 +219,7 @@ def test_if_match_of_any_version_needs_an_item(stores: Stores) -> None:
     assert stores.items.upsert("default", [new_item("a", unit(1))], if_match=ANY_VERSION).replaced == [True]
 
 
-@pytest.mark.parametrize("damaged", [b"a whole", b"a whole PICTURE"], ids=["cut short", "other bytes"])
+@pytest.mark.parametrize("damaged", [b"a whole", b"a whole IMAGE"], ids=["cut short", "other bytes"])
 def test_a_damaged_image_is_written_again(stores: Stores, tmp_path: Path, damaged: bytes) -> None:
     stores.items.upsert("default", [new_item("a", unit(1), b"a whole image")])
     (path,) = (path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file())

@@ -64,7 +64,7 @@ async def fill(client: httpx.AsyncClient) -> str:
     images = [SQUARE, CROSS, BAR, *(base64_image(png(colour=(9 * n, 90, 5 * n))) for n in range(12))]
     body = [{"id": f"i{n}", "image": image} for n, image in enumerate(images)]
     assert (await client.post("/galleries/default/items", json=body)).status_code == 200
-    await client.put("/class-sets/scene", json={"classes": ["ink", "sky"]})
+    await client.put("/class-sets/scene", json={"classes": ["sea", "sky"]})
     ways = [{"label": "square", "support": [SQUARE]}, {"label": "cross", "support": [CROSS]}]
     episode: str = (await client.post("/fewshot/episodes", json={"ways": ways})).headers["location"]
     return episode

@@ -37,7 +37,7 @@ def test_heads_come_back_as_written(tmp_path: Path) -> None:
             assert torch.equal(tensor.half().float(), after.state_dict()[name])
 
 
-def test_heads_that_are_not_there_are_said_to_be_missing(tmp_path: Path) -> None:
+def test_heads_that_are_not_there_are_reported_as_missing(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         load_heads(UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION), tmp_path)
 

@@ -122,7 +122,7 @@ def test_a_file_the_hub_lacks_is_named(tiny_copy: Path, hub: FolderHub) -> None:
         pull(tiny_copy, hub)
 
 
-def test_an_unpulled_snapshot_is_told(tiny_copy: Path, hub: FolderHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unpulled_snapshot_is_reported(tiny_copy: Path, hub: FolderHub, monkeypatch: pytest.MonkeyPatch) -> None:
     pull(tiny_copy, hub)
     monkeypatch.setenv("HF_HOME", str(tiny_copy / "nowhere"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tiny_copy / "nowhere"))

@@ -65,7 +65,7 @@ class FakeService:
             self.bodies.append(json.loads(request.content))
         match request.method, request.url.path:
             case "POST", "/retrieve":
-                found = {"id": "1f41f", "score": 0.5, "metadata": {"name": "fish"}, "image_url": "/picture"}
+                found = {"id": "1f41f", "score": 0.5, "metadata": {"name": "fish"}, "image_url": "/photo"}
                 return httpx.Response(200, json={"results": [found] * 10})
             case "POST", "/segment":
                 names = self.bodies[-1]["classes"]
@@ -98,7 +98,7 @@ def test_three_drawn_words_are_searched_for_ten_each(data: DataSet) -> None:
     with _client(service) as client:
         image = retrieve_image(client, data, "default")
     assert [body["k"] for body in service.bodies] == [10, 10, 10]
-    assert service.asked.count(("GET", "/picture")) == 30
+    assert service.asked.count(("GET", "/photo")) == 30
     assert image.width > image.height
 
 

@@ -1,4 +1,4 @@
-"""Nothing unseen may look seen: the split's own facts, and which file names count as unseen."""
+"""Nothing unseen may look seen: the split itself, and which file names count as unseen."""
 
 from pathlib import Path
 

@@ -54,7 +54,7 @@ def test_an_image_is_made_canonical_once(data: DataSet, calls: list[int], tmp_pa
     assert calls == [0, 1, 3, 0]
 
 
-def test_rasters_are_told_apart_by_name(calls: list[int], tmp_path: Path) -> None:
+def test_rasters_are_distinguished_by_name(calls: list[int], tmp_path: Path) -> None:
     cache = EvaluationCache(tmp_path, "v1")
     raster = np.full((128, 128, 3), 7, np.uint8)
     for name in ("thin", "thick", "thin"):
