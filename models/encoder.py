@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.acceleration.cuda_graphs import GraphedPass
-from models.acceleration.tracing import Pass, traced
+from models.acceleration.recording import GraphedPass, Pass, traced
 from models.backbone import StableDiffusionBackbone
-from models.captioner import BlipCaptioner
 from models.heads.uhead import UHead
-from models.text import OpenClipNames, TextEncoder
+from models.text import BlipCaptioner, OpenClipNames, TextEncoder
 from models.types import ImageBatch, ImageFeatures, TextFeatures
 
 _CAPTION_CACHE = 1024  # captions whose text states are cached

@@ -25,7 +25,7 @@ def server_of(device: str, setting: Setting) -> Server:
     """Return the service on the device, with its caches off."""
     command = VERMOUTH.command
     if not setting.has_graphs:  # then no batch is small enough for a graph
-        command = (command[0], f"from models.acceleration import cuda_graphs as g; g.LARGEST = 0; {command[1]}")
+        command = (command[0], f"from models.acceleration import recording as g; g.LARGEST = 0; {command[1]}")
     varied = {
         "VERMOUTH_DEVICE": device,
         "VERMOUTH_LANES": "0",  # the service's own choice

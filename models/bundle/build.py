@@ -15,13 +15,12 @@ from models.acceleration.fusion import fuse_batch_norms
 from models.backbone import StableDiffusionBackbone, build_truncated_unet, build_vae_encoder
 from models.bundle.files import fingerprint, only_file, read_json, read_manifest, read_tensors, verified
 from models.bundle.manifest import AnySource, CaptionerPart, ExpertPart, Manifest, Part, TextPart
-from models.captioner import BlipCaptioner
 from models.encoder import Encoder, FrozenExtractor
 from models.errors import BundleError
 from models.expert import OpenClipExpert, TimmExpert, adapt, adapter_tensors, merge_adapters, read_lite0_package
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
-from models.text import OpenClipNames, TextEncoder
+from models.text import BlipCaptioner, OpenClipNames, TextEncoder
 from models.types import BundleInfo, TaskProfile
 
 _NUMERICS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from app.api.schemas.images import HOUSE, LINE, ImageInput
-from app.api.schemas.wire import EPISODE_PATTERN, Label, Reproducible, Timings, Wire, examples
+from app.api.schemas.wire import EPISODE_PATTERN, HOUSE, LINE, ImageInput, Label, Reproducible, Timings, Wire, examples
 from app.stores.records.episodes import Episode
 from app.tasks.fewshot import Created, method_of
 from models.heads.fewshot import LeaveOneOut, Method

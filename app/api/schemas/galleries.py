@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from app.api.schemas.images import HOUSE, ImageInput
-from app.api.schemas.wire import Caption, FilterInput, GalleryName, ItemId, Metadata, Wire, examples
+from app.api.schemas.wire import HOUSE, Caption, FilterInput, GalleryName, ImageInput, ItemId, Metadata, Wire, examples
 
 
 class GalleryFields(Wire):

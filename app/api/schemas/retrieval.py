@@ -4,14 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.api.schemas.images import HOUSE, ImageInput, StrokesInput
 from app.api.schemas.wire import (
+    HOUSE,
     Caption,
     FilterInput,
     GalleryName,
+    ImageInput,
     ItemId,
     Metadata,
     Reproducible,
+    StrokesInput,
     Timings,
     Wire,
     examples,

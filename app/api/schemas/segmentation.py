@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.api.schemas.images import HOUSE, ImageInput
-from app.api.schemas.wire import Caption, GalleryName, Label, Reproducible, Timings, Wire, examples
+from app.api.schemas.wire import HOUSE, Caption, GalleryName, ImageInput, Label, Reproducible, Timings, Wire, examples
 
 Template = Annotated[str, Field(min_length=2, max_length=256)]
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.acceleration import cuda_graphs
-from models.acceleration.cuda_graphs import LARGEST, GraphedPass, bucket
-from models.acceleration.tracing import Batch, Maps
+from models.acceleration import recording
+from models.acceleration.recording import LARGEST, Batch, GraphedPass, Maps, bucket
 
 
 class Network(nn.Module):
@@ -54,7 +53,7 @@ class Refused(Replayed):
 
 
 def passes(monkeypatch: pytest.MonkeyPatch, graph: type[Replayed]) -> tuple[Network, GraphedPass]:
-    monkeypatch.setattr(cuda_graphs, "_Graph", graph)
+    monkeypatch.setattr(recording, "_Graph", graph)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     network = Network()
     return network, GraphedPass(network)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.acceleration.tracing import Pass, traced
+from models.acceleration.recording import Pass, traced
 from models.bundle.build import LoadedBundle, load_bundle
 from models.encoder import Encoder
 from models.types import ImageBatch

@@ -18,8 +18,7 @@ from transformers import (
 from models.bundle.build import LoadedBundle, _load_captioner
 from models.bundle.files import sha256
 from models.bundle.manifest import CaptionerPart, PathSource
-from models.captioner import BlipCaptioner
-from models.text import MINILM_PACKAGE, package_folder
+from models.text import MINILM_PACKAGE, BlipCaptioner, package_folder
 
 CPU = torch.device("cpu")
 
