@@ -8,6 +8,7 @@ import io
 import re
 import statistics
 import subprocess
+import sys
 import tokenize
 from collections.abc import Iterator
 from functools import cache
@@ -54,7 +55,10 @@ ALLOWED: list[tuple[str, str]] = [
     (r".*", r"docs/pictures|pictures/\w+\.(png|svg)|eval[\" ,]+pictures|command\(\"pictures\"\)"),
     (r"app/stores/.*", r"[\"\[]pictures?(_held_until)?\b|\bfacts\b"),
     # The data set's files and kinds, and the captions that the prior learnt.
-    (r"(training|tests/training|models)/.*", r"pictures[.-][\w{]*|[\"/`]picture[\"`]|an? \w* ?picture of"),
+    (
+        r"(training|tests/training|models)/.*",
+        r"pictures[.-][\w{]*|[\"/`]picture[\"`]|an? (\w+ )?picture of|kind: str.*`picture`|all but `picture`",
+    ),
     # Written by earlier revisions of the benchmarks.
     (r"docs/results/.*", r".*"),
     # What the search is about, and history.
@@ -254,8 +258,9 @@ def test_domain_and_errors_stand_alone() -> None:
     within("errors imports nothing of app", *imports(ROOT / "app" / "errors.py"))
 
 
-def main() -> None:
-    """Print every figure, whether or not it is within its bound."""
+def main() -> int:
+    """Print every figure, whether or not it is within its bound; 1 if one is over it."""
+    failed = 0
     for test in (
         test_lines_and_files,
         test_few_modules_lie_loose_in_app,
@@ -270,10 +275,12 @@ def main() -> None:
         try:
             test()
         except AssertionError as err:
+            failed = 1
             print(  # noqa: T201 - as above
                 f"OVER {test.__name__}: {str(err)[:4000]}"
             )
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
