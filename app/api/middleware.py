@@ -8,6 +8,7 @@ import contextlib
 import re
 import time
 import uuid
+from abc import ABC, abstractmethod
 from urllib.parse import unquote
 
 from starlette.exceptions import HTTPException
@@ -29,7 +30,7 @@ _ENCODED_SEPARATOR = re.compile(rb"%(?:2f|5c|00)", re.IGNORECASE)
 _MAX_TIMINGS = 16
 
 
-class HttpLayer:
+class HttpLayer(ABC):
     """Base of the layers: `handle` sees HTTP requests; lifespan and WebSocket scopes pass through.
 
     A layer refuses a request by raising a ServiceError, which the outermost layer answers.
@@ -42,9 +43,9 @@ class HttpLayer:
         """Run the layer as an ASGI app."""
         await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
 
+    @abstractmethod
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one HTTP request, by `self.app` or by a response of the layer's own."""
-        raise NotImplementedError
 
 
 class RequestContext(HttpLayer):
