@@ -34,9 +34,9 @@ import hashlib, json, sys
 from pathlib import Path
 import numpy as np, torch
 try:
-    from models.bundle.files.build import load_bundle
-except ImportError:
     from models.bundle.build import load_bundle
+except ImportError:  # revisions before the moves
+    from models.build import load_bundle
 from models.types import ImageBatch
 torch.set_num_threads(1)
 encoder = load_bundle(Path("weights/mini"), device="cpu").encoder
