@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import TypeGuard
 
 import torch
-from timm.layers import Conv2dSame
 from torch import nn
-from torch.nn import functional
 
 from models.acceleration.fusion import directly_after, replace_modules
 
@@ -18,8 +16,7 @@ _MANY_OUTPUTS = 1 << 17  # per image: from here a kernel that adds the bias itse
 def optimize_convolutions(network: nn.Module, example: torch.Tensor | None = None) -> int:
     """Replaces convolutions that are slow on a CPU; the function stays the same up to rounding.
 
-    1×1 convolutions become one matrix product over the whole batch, depthwise ones with uneven "same" padding skip the
-    padded copy of their input, and the others get packed weights.
+    1×1 convolutions become one matrix product over the whole batch, and the others get packed weights.
 
     Args:
         network: changed in place; for inference only, and fastest on maps in `channels_last`.
@@ -52,12 +49,7 @@ def pack_convolutions(network: nn.Module) -> int:
 def _optimized(module: nn.Module, limits: tuple[float, float] | None) -> nn.Module | None:
     if _is_packable(module) and (limits is not None or not _is_pointwise(module)):
         return PackedConvolution(module, limits)
-    if _is_pointwise(module):
-        return PointwiseConvolution(module)
-    if isinstance(module, Conv2dSame) and type(module) is Conv2dSame:
-        is_depthwise = module.groups == module.in_channels > 1
-        return SamePaddedDepthwise(module) if is_depthwise and module.dilation == (1, 1) else None
-    return None
+    return PointwiseConvolution(module) if _is_pointwise(module) else None
 
 
 def _limits(clamp: nn.Module) -> tuple[float, float] | None:
@@ -150,32 +142,6 @@ class PointwiseConvolution(nn.Module):
             # Not `addmm`: TorchScript splits it into these two steps, and the untraced pass would have other bits.
             mixed.add_(self.bias)
         return mixed.view(size, height, width, -1).permute(0, 3, 1, 2)
-
-
-class SamePaddedDepthwise(nn.Module):
-    """A depthwise convolution with TensorFlow's "same" padding. [B, C, h, w] → [B, C, ⌈h/stride⌉, ⌈w/stride⌉].
-
-    That padding may be wider at the end than at the start, for which the library copies the map into a padded one.
-    Zeros before the kernel shift its windows just as well, and the kernel is small.
-    """
-
-    def __init__(self, conv: Conv2dSame) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Returns the convolution's output."""
-        conv = self.conv
-        top, bottom = self._padding(maps.shape[2], 0)
-        left, right = self._padding(maps.shape[3], 1)
-        kernel = functional.pad(conv.weight, (right - left, 0, bottom - top, 0))
-        return functional.conv2d(maps, kernel, conv.bias, conv.stride, (bottom, right), conv.dilation, conv.groups)
-
-    def _padding(self, length: int, axis: int) -> tuple[int, int]:
-        """Returns the padding before and after; after is the same or one more."""
-        stride = self.conv.stride[axis]
-        whole = max((-(-length // stride) - 1) * stride + self.conv.kernel_size[axis] - length, 0)
-        return whole // 2, whole - whole // 2
 
 
 def _packed_convolution(

@@ -11,7 +11,6 @@ from torch import nn
 from models.acceleration.convolutions import (
     PackedConvolution,
     PointwiseConvolution,
-    SamePaddedDepthwise,
     optimize_convolutions,
     pack_convolutions,
 )
@@ -39,14 +38,6 @@ def test_a_pointwise_convolution_is_the_same_function(size: int, has_bias: bool)
             found = PointwiseConvolution(conv)(maps)
         assert found.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(found, conv(maps))
-
-
-@pytest.mark.parametrize("shape", [(1, 6, 8, 8), (2, 6, 9, 8), (2, 6, 7, 12), (1, 6, 2, 1)])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (5, 1), (3, 3), (2, 1)])
-def test_uneven_padding_gives_the_same_bits(shape: tuple[int, ...], kernel: int, stride: int) -> None:
-    conv = Conv2dSame(6, 6, kernel, stride=stride, groups=6)
-    with torch.no_grad():
-        assert torch.equal(SamePaddedDepthwise(conv)(_maps(*shape)), conv(_maps(*shape)))
 
 
 @pytest.mark.parametrize("conv", _CONVOLUTIONS, ids=str)
@@ -102,11 +93,9 @@ def test_all_that_fits_is_swapped_and_nothing_else() -> None:
     convolutions = sum(isinstance(m, nn.Conv2d) for m in network.modules())
     with torch.no_grad():
         before = network(example)
-        assert optimize_convolutions(network) == convolutions - 1
+        assert optimize_convolutions(network) == convolutions - 5, "all but the stem and the four that halve their maps"
         for old, new in zip(before, network(example), strict=True):
             assert (old - new).norm() <= 1e-5 * old.norm()
-    assert isinstance(network.conv_stem, Conv2dSame), "it mixes its channels and pads unevenly"
-    assert sum(isinstance(m, SamePaddedDepthwise) for m in network.modules()) == 4
 
 
 def test_a_clamp_that_follows_directly_moves_into_the_kernel() -> None:
