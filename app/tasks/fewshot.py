@@ -92,13 +92,7 @@ class FewShot:
     """
 
     def __init__(
-        self,
-        *,
-        encoders: RequestEncoders,
-        database: Database,
-        episodes: Episodes,
-        workers: Workers,
-        limits: Limits,
+        self, *, encoders: RequestEncoders, database: Database, episodes: Episodes, workers: Workers, limits: Limits
     ) -> None:
         self._encoders = encoders
         self._database = database
@@ -110,12 +104,7 @@ class FewShot:
         self.delete = database.writes(episodes.delete)
 
     async def create(
-        self,
-        request: EpisodeRequest,
-        budget: PixelBudget,
-        *,
-        token: str | None = None,
-        timeout_s: float | None = None,
+        self, request: EpisodeRequest, budget: PixelBudget, *, token: str | None = None, timeout_s: float | None = None
     ) -> Created:
         """Encode and store an episode, and classify its queries.
 
@@ -125,7 +114,7 @@ class FewShot:
         Raises:
             FingerprintMismatch: another bundle's features are the active ones.
             Invalid: there is no such method.
-            As `ImageInputs.prepare_all` and `FeatureEngine`; nothing is stored then.
+            As `ImageInputs.prepare_all` and `BatchingEngine`; nothing is stored then.
         """
         if request.method not in METHODS:  # before the device spends anything on it
             raise Invalid(f"There is no method {request.method!r}.")
@@ -221,12 +210,10 @@ class FewShot:
         Raises:
             NotFound: there is no such episode, or it expired.
             FingerprintMismatch: another bundle made its features.
-            As `ImageInputs.prepare_all` and `FeatureEngine`.
+            As `ImageInputs.prepare_all` and `BatchingEngine`.
         """
         timings = Timings()
-        episode = self._episodes.get_cached(episode_id)  # no turn of a thread where nothing was written since
-        if episode is None:
-            episode = await self._database.run(self._episodes.get, episode_id)
+        episode = await self._database.run(self._episodes.get, episode_id)
         if episode.fingerprint != self._encoders.bundle.fingerprint:
             raise FingerprintMismatch("The episode's features were made by another bundle.")
         with self._encoders.admitted(

@@ -73,7 +73,7 @@ class Retrieval:
             NotFound: there is no such gallery, or an item of `like` or `unlike` is not in it.
             FingerprintMismatch: the gallery was embedded by another bundle.
             Invalid: the parts of the query cancel each other out.
-            As `ImageInputs.prepare_all` and `FeatureEngine`.
+            As `ImageInputs.prepare_all` and `BatchingEngine`.
         """
         timings = Timings()
         self._indexes.require(query.gallery)  # 404 and 409 before anything is decoded
@@ -98,22 +98,15 @@ class Retrieval:
         parts += [(query.text_weight if sketches else 1.0, text) for text in vectors]
         vector = _combined(parts)  # one query vector: the index is searched once
         with timings.phase("search"):
-            seq, found = await self._search(query, vector)
+            seq, found = await self._database.run(
+                self._galleries.search, query.gallery, vector, k=query.k, min_score=query.min_score, where=query.where
+            )
         return RetrieveAnswer(
             gallery=query.gallery,
             index_seq=seq,
             fingerprint=self._encoders.bundle.fingerprint,
             results=found,
             timings_ms=timings.totals_ms(),
-        )
-
-    async def _search(self, query: RetrieveQuery, vector: NDArray[np.float32]) -> tuple[int, Sequence[Hit]]:
-        if query.where is None:  # a small gallery without a filter is searched at once, without a thread
-            found = self._galleries.search_cached(query.gallery, vector, k=query.k, min_score=query.min_score)
-            if found is not None:
-                return found
-        return await self._database.run(
-            self._galleries.search, query.gallery, vector, k=query.k, min_score=query.min_score, where=query.where
         )
 
     async def embed(

@@ -151,11 +151,6 @@ class Indexes:
         self.require_active()
         self._index(name)
 
-    def is_small(self, name: str, max_numbers: int) -> bool:
-        """Whether a search scans at most `max_numbers` numbers and waits for no GPU. Raises NotFound."""
-        snapshot = self._index(name).snapshot
-        return snapshot.base.on_device is None and snapshot.rows * self._dimension <= max_numbers
-
     def search(
         self, name: str, query: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:

@@ -84,15 +84,8 @@ class Episode:
     ways: Sequence[Way]
 
 
-@dataclass(slots=True)
-class _Cached:
-    episode: Episode
-    read_at: int | None
-    """`Database.written` before the episode was last found unchanged."""
-
-
 class Episodes:
-    """All episodes; every method but `get_cached` blocks, call them through `Database.run`.
+    """All episodes; every method blocks, call them through `Database.run`.
 
     Args:
         fingerprint: of the bundle that makes the features.
@@ -102,7 +95,7 @@ class Episodes:
         self._database = database
         self._blobs = blobs
         self._fingerprint = fingerprint
-        self._cache = ByteLru[str, _Cached](CACHE_BYTES)
+        self._cache = ByteLru[str, Episode](CACHE_BYTES)
 
     def create(
         self, ways: Sequence[NewWay], *, name: str | None, method: str, ttl_s: float | None, token: str | None = None
@@ -204,35 +197,25 @@ class Episodes:
         collect_garbage_later(self._database, self._blobs, {support.sha256})
         return seq, changed
 
-    def get_cached(self, episode_id: str) -> Episode | None:
-        """Answer as `get`, from memory and without blocking; None if SQL must be asked."""
-        cached, written = self._cache.get(episode_id), self._database.written
-        if cached is None or written is None or cached.read_at != written:
-            return None
-        expires_at = cached.episode.expires_at
-        return cached.episode if expires_at is None or expires_at > time.time() else None
-
     def get(self, episode_id: str) -> Episode:
         """Return one episode that has not expired; its examples are read once per version. Raises NotFound."""
         active = metadata.query(metadata.FINGERPRINT).scalar_subquery().label("active")
         query = sa.select(episodes.c.version, active).where(episodes.c.id == episode_id, _unexpired())
-        read_at = self._database.written  # before the snapshot: what is written meanwhile invalidates the episode
         with self._database.read() as connection:
             now = connection.execute(query).one_or_none()
             if now is None:
                 raise _not_found(episode_id)
             cached = self._cache.get(episode_id)
             # A version identifies the examples; ids are never reused.
-            found = None if cached is None else (cached.episode.version, cached.episode.fingerprint)
+            found = None if cached is None else (cached.version, cached.fingerprint)
             if cached is not None and found == (now.version, now.active or self._fingerprint):
-                cached.read_at = read_at
-                return cached.episode
+                return cached
             episode = self._required(connection, episode_id)
         examples = [one for way in episode.ways for one in way.support]
         # Features that are missing may be added without a new version.
         if all(one.vector.size for one in examples):
             size_bytes = sum(one.vector.nbytes + _ROW_BYTES for one in examples)
-            self._cache.put(episode_id, _Cached(episode, read_at), size_bytes)
+            self._cache.put(episode_id, episode, size_bytes)
         return episode
 
     def all(self, *, after: str | None, limit: int) -> Sequence[Episode]:

@@ -1,6 +1,5 @@
 """Galleries: their rows, and the search over their items."""
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,6 @@ from app.stores.sql.tables import IS_LIVE, batches, galleries, items, select_vec
 DEFAULT_GALLERY = "default"
 ATTEMPTS = 4  # of a search whose candidates keep disappearing
 MAX_SPARE = 1000
-# Size of all vectors of a gallery that is searched in a fifth of a millisecond, less than a hop through a pool.
-FEW_NUMBERS = 1 << 20
-FEW_HITS = 100
-MAX_CACHED_ROWS = 2048  # bound on cached rows; with 16 KiB of metadata each they take 32 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,45 +42,6 @@ class Hit:
     metadata: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class ItemRow:
-    """What a search returns of an item besides its score; never write into `metadata`."""
-
-    external_id: str
-    metadata: Mapping[str, object]
-
-
-class CachedRows:
-    """Thread-safe cache of item rows, valid for one value of `Database.written`.
-
-    Args:
-        max_rows: the cache is emptied when it would hold more.
-    """
-
-    def __init__(self, *, max_rows: int) -> None:
-        self._max_rows = max_rows
-        self._lock = threading.Lock()  # the event loop reads, pool threads write
-        self._rows: dict[int, ItemRow] = {}
-        self._read_at = -1
-
-    def get(self, ids: Sequence[int], written: int | None) -> dict[int, ItemRow] | None:
-        """Return the rows of all ids; None if one is missing or something was written since (`written` is now)."""
-        with self._lock:
-            if written != self._read_at:
-                return None
-            found = {item_id: self._rows[item_id] for item_id in ids if item_id in self._rows}
-        return found if len(found) == len(ids) else None
-
-    def put(self, rows: Mapping[int, ItemRow], read_at: int | None) -> None:
-        """Cache rows; `read_at` is `Database.written` before they were read, None caches nothing."""
-        with self._lock:
-            if read_at is None or read_at < self._read_at:
-                return  # read before what is cached
-            if read_at != self._read_at or len(self._rows) + len(rows) > self._max_rows:
-                self._rows, self._read_at = {}, read_at
-            self._rows.update(rows)
-
-
 class Galleries:
     """All galleries of one service; every method blocks, call them through `Database.run`.
 
@@ -100,7 +56,6 @@ class Galleries:
         self._indexes = indexes
         self._fingerprint = fingerprint
         self._filtered = FilteredRows(database)
-        self._cached = CachedRows(max_rows=MAX_CACHED_ROWS)
         # Built once: building a query takes as long as running it.
         live = sa.and_(items.c.id.in_(sa.bindparam("ids", expanding=True)), IS_LIVE)
         self._rows = sa.select(items.c.id, items.c.external_id, items.c.metadata).where(live)
@@ -214,23 +169,6 @@ class Galleries:
             self._indexes.catch_up()
         return seq, _best(found, k, min_score)
 
-    def search_cached(
-        self, name: str, query: NDArray[np.float32], *, k: int, min_score: float | None
-    ) -> tuple[int, Sequence[Hit]] | None:
-        """Answer as `search`, from memory and without blocking; None if that is not possible.
-
-        It is possible for few vectors and few hits whose rows are all cached since the last write. Raises as `search`.
-        """
-        seq, written = self._indexes.applied_seq, self._database.written
-        if written is None or k > FEW_HITS or not self._indexes.is_small(name, FEW_NUMBERS):
-            return None
-        ids, scores, are_approximate = self._indexes.search(name, query, k, None)
-        by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
-        rows = None if are_approximate else self._cached.get(list(by_id), written)
-        if rows is None:
-            return None
-        return seq, _best([_hit(item_id, row, by_id[item_id]) for item_id, row in rows.items()], k, min_score)
-
     def vectors(self, name: str, item_ids: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:
         """Return vectors [D] float32 of items by id.
 
@@ -258,16 +196,13 @@ class Galleries:
         """Return candidates that still exist; they are scored again with `query` if it is given."""
         by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
         found: list[Hit] = []
-        read: dict[int, ItemRow] = {}
-        read_at = self._database.written  # before the snapshot: what is written meanwhile invalidates the rows
         rows = self._rows if query is None else self._rows_with_vectors
         with self._database.read() as connection:
             for part in batches(by_id):
                 for row in connection.execute(rows, {"ids": part}):
                     score = by_id[row.id] if query is None else float(unpack(row.vector, row.dtype) @ query)
-                    read[row.id] = ItemRow(row.external_id, row.metadata)
-                    found.append(_hit(row.id, read[row.id], score))
-        self._cached.put(read, read_at)
+                    score = min(1.0, max(-1.0, score))  # rounding may leave the range of a cosine
+                    found.append(Hit(item_id=row.id, external_id=row.external_id, score=score, metadata=row.metadata))
         return found
 
     def _list(self, condition: sa.ColumnElement[bool]) -> Sequence[Gallery]:
@@ -289,11 +224,6 @@ def gallery_id(connection: sa.Connection, name: str) -> int:
     if found is None:
         raise _no_gallery(name)
     return found
-
-
-def _hit(item_id: int, row: ItemRow, score: float) -> Hit:
-    score = min(1.0, max(-1.0, score))  # rounding may leave the range of a cosine
-    return Hit(item_id=item_id, external_id=row.external_id, score=score, metadata=row.metadata)
 
 
 def _best(found: list[Hit], k: int, min_score: float | None) -> list[Hit]:

@@ -77,15 +77,6 @@ class Database:
         self._waiting: set[Future[object]] = set()  # of the background thread
         self._lock_file = lock_file
         self._pending = 0  # calls in `run` and `run_write`; only the event loop touches it
-        self._written = 0
-
-    @property
-    def written(self) -> int | None:
-        """Number of writes of this process; None if others may write too.
-
-        Two reads at the same number return the same.
-        """
-        return None if self.is_shared else self._written
 
     @contextlib.contextmanager
     def read(self, *, limit_s: float | None = READ_LIMIT_S) -> Iterator[sa.Connection]:
@@ -112,15 +103,11 @@ class Database:
         """
         with self._write_lock, sql_errors(), self.engine.connect() as connection:
             writer = connection.execution_options(vermouth_writes=True)  # BEGIN IMMEDIATE on SQLite
-            try:
-                with writer.begin():
-                    if self.is_shared:
-                        limit_statements(writer, None)
-                        writer.execute(sa.select(counters.c.value).where(counters.c.name == "seq").with_for_update())
-                    yield writer
-            finally:
-                # After the commit and before the write is acknowledged: a read of the old state has the old number.
-                self._written += 1
+            with writer.begin():
+                if self.is_shared:
+                    limit_statements(writer, None)
+                    writer.execute(sa.select(counters.c.value).where(counters.c.name == "seq").with_for_update())
+                yield writer
 
     @contextlib.contextmanager
     def _limited(self, connection: sa.Connection, limit_s: float | None) -> Iterator[None]:

@@ -30,10 +30,7 @@ counters = sa.Table(
 
 # Single values of the whole database, see `metadata.py`.
 database_metadata = sa.Table(
-    "facts",
-    schema,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("value", sa.Text, nullable=False),
+    "facts", schema, sa.Column("name", sa.String(64), primary_key=True), sa.Column("value", sa.Text, nullable=False)
 )
 
 changes = sa.Table(
@@ -76,12 +73,7 @@ items = sa.Table(
 IS_LIVE = items.c.deleted_seq.is_(None)
 # One live row per external id; replaced and deleted rows stay until a vacuum.
 sa.Index(
-    "items_live",
-    items.c.gallery_id,
-    items.c.external_id,
-    unique=True,
-    sqlite_where=IS_LIVE,
-    postgresql_where=IS_LIVE,
+    "items_live", items.c.gallery_id, items.c.external_id, unique=True, sqlite_where=IS_LIVE, postgresql_where=IS_LIVE
 )
 
 # One vector per item and bundle, so that a new bundle's are made beside the old ones; `dtype` is fp32 or fp16.

@@ -215,36 +215,3 @@ def test_a_cached_episode_shows_when_another_bundle_took_over(store: Episodes, d
     with database.write() as connection:
         metadata.write(connection, metadata.FINGERPRINT, "g")
     assert store.get(episode.id).fingerprint == "g"
-
-
-def test_an_episode_is_known_without_a_query_until_something_is_written(
-    store: Episodes, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    episode = create(store, ttl_s=60)
-    assert store.get_cached(episode.id) is None
-    for _ in range(2):
-        read = store.get(episode.id)
-        # Where other processes write too, nothing is known without a query.
-        assert store.get_cached(episode.id) is (None if database.is_shared else read)
-        create(store)
-        assert store.get_cached(episode.id) is None
-    assert store.get(episode.id) is read
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 61)
-    assert store.get_cached(episode.id) is None
-
-
-def test_what_is_written_while_an_episode_is_read_is_asked_for_again(store: Episodes, database: Database) -> None:
-    episode = create(store)
-    with database.write():
-        # Not committed yet: this reads the old state, under the old number.
-        store.get(episode.id)
-    assert store.get_cached(episode.id) is None
-
-
-def test_a_write_that_failed_counts_too(store: Episodes, database: Database) -> None:
-    episode = create(store)
-    store.get(episode.id)
-    with pytest.raises(KeyError), database.write():
-        raise KeyError
-    assert store.get_cached(episode.id) is None

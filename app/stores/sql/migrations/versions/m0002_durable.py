@@ -15,9 +15,7 @@ _NAME = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
 def upgrade() -> None:
     """Move vectors into tables of their own and add what later parts need; no row is lost."""
     facts = op.create_table(
-        "facts",
-        sa.Column("name", sa.String(64), primary_key=True),
-        sa.Column("value", sa.Text, nullable=False),
+        "facts", sa.Column("name", sa.String(64), primary_key=True), sa.Column("value", sa.Text, nullable=False)
     )
     op.bulk_insert(facts, [{"name": "database_id", "value": secrets.token_hex(16)}])
     op.execute("INSERT INTO counters (name, value) VALUES ('vacuumed', 0)")
