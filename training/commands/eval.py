@@ -41,8 +41,6 @@ ReleaseOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option(help="Folder of the JSON and Markdown.")]
 CacheOption = Annotated[Path, typer.Option(help="Folder of canonical images and features, each computed once.")]
-EpisodesOption = Annotated[int, typer.Option(min=2, help="Episodes a setting.")]
-DtypeOption = Annotated[str, typer.Option(help="Precision, as `VERMOUTH_DTYPE`.")]
 
 ZERO_SHOT, RELEASE = [Path("weights/mini-zeroshot")], [MINI]
 OUT = Path("docs/results")
@@ -167,31 +165,51 @@ def prior_command(
     (out / "prior.txt").write_text("\n".join(asked.captions[:_SAMPLES_SHOWN]) + "\n")
 
 
-@eval_app.command("all")
-def all_command(
+@eval_app.command("retrieval", help="outline-zs, drawing-zs and drawing-release, beside HOG and the expert untrained.")
+@eval_app.command("fewshot", help="fewshot-vendors and fewshot-drawings, beside HOG and the expert untrained.")
+@eval_app.command("segment", help="scenes: seen names in a style that no training uses, and unseen names.")
+@eval_app.command("robustness", help="R@10 of drawing-release by the way the drawing was made.")
+@eval_app.command("all", help="Every protocol, with figures of the first bundles given; all.md shows it all.")
+def protocols_command(
+    context: typer.Context,
     bundle: ZeroShotOption = ZERO_SHOT,
     release_bundle: ReleaseOption = RELEASE,
     data_set: DataSetOption = DEFAULT_FOLDER,
     out: OutOption = OUT,
     cache: CacheOption = DEFAULT_CACHE,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes a pool.")] = 100,
-    episodes: EpisodesOption = fewshot.EPISODES,
+    episodes: Annotated[int, typer.Option(min=2, help="Episodes a setting.")] = fewshot.EPISODES,
     threads: ThreadsOption = 2,
+    dtype: Annotated[str, typer.Option(help="Precision, as `VERMOUTH_DTYPE`.")] = "auto",
 ) -> None:
-    """Every protocol: tables as Markdown and JSON, and figures of the first bundles given; all.md shows it all."""
+    """One protocol, or all: tables as Markdown and JSON."""
+    torch.set_num_threads(threads)
+    name = context.info_name
+    is_whole = name == "all"
+    needs_zero_shot, needs_released = name != "robustness", name in ("all", "retrieval", "robustness")
+    zero_shot = [load_bundle(one, device="cpu", dtype=dtype) for one in bundle if needs_zero_shot]
+    released = [load_bundle(one, device="cpu", dtype=dtype) for one in release_bundle if needs_released]
     data, cached = load_dataset(data_set), open_cache(data_set, cache)
-    zero_shot, released = _loaded(bundle, threads), _loaded(release_bundle, threads)
-    report("retrieval", tables.retrieval_rows(data, zero_shot, released, cached), [*zero_shot, *released], out)
-    figures.retrieval_figures(data, zero_shot[0], released[0], cached, out=out)
-    report("fewshot", tables.fewshot_rows(data, zero_shot, episodes, cached), zero_shot, out)
-    figures.fewshot_figures(data, zero_shot[0], episodes, cached, out=out)
-    tallies = [tables.scene_tallies(data, each, scenes) for each in zero_shot]
-    report("segment", tables.segment_rows(zero_shot, tallies), zero_shot, out)
-    figures.segment_figures(data, zero_shot[0], tallies[0], out)
-    rows = tables.robustness_rows(data, released, cached)
-    report("robustness", rows, released, out)
-    figures.robustness_figure(rows, out)
-    write_page(out)
+    if name in ("all", "retrieval"):
+        report("retrieval", tables.retrieval_rows(data, zero_shot, released, cached), [*zero_shot, *released], out)
+        if is_whole:
+            figures.retrieval_figures(data, zero_shot[0], released[0], cached, out=out)
+    if name in ("all", "fewshot"):
+        report("fewshot", tables.fewshot_rows(data, zero_shot, episodes, cached), zero_shot, out)
+        if is_whole:
+            figures.fewshot_figures(data, zero_shot[0], episodes, cached, out=out)
+    if name in ("all", "segment"):
+        tallies = [tables.scene_tallies(data, each, scenes) for each in zero_shot]
+        report("segment", tables.segment_rows(zero_shot, tallies), zero_shot, out)
+        if is_whole:
+            figures.segment_figures(data, zero_shot[0], tallies[0], out)
+    if name in ("all", "robustness"):
+        rows = tables.robustness_rows(data, released, cached)
+        report("robustness", rows, released, out)
+        if is_whole:
+            figures.robustness_figure(rows, out)
+    if is_whole:
+        write_page(out)
 
 
 def write_page(out: Path) -> None:
@@ -205,76 +223,6 @@ def write_page(out: Path) -> None:
         ),
     )
     (out / "all.md").write_text(page)
-
-
-@eval_app.command("retrieval")
-def retrieval_command(
-    bundle: ZeroShotOption = ZERO_SHOT,
-    release_bundle: ReleaseOption = RELEASE,
-    data_set: DataSetOption = DEFAULT_FOLDER,
-    out: OutOption = OUT,
-    cache: CacheOption = DEFAULT_CACHE,
-    threads: ThreadsOption = 2,
-    dtype: DtypeOption = "auto",
-) -> None:
-    """outline-zs, drawing-zs and drawing-release, beside HOG and the expert without training."""
-    zero_shot, released = _loaded(bundle, threads, dtype), _loaded(release_bundle, threads, dtype)
-    rows = tables.retrieval_rows(load_dataset(data_set), zero_shot, released, open_cache(data_set, cache))
-    report("retrieval", rows, [*zero_shot, *released], out)
-
-
-@eval_app.command("fewshot")
-def fewshot_command(
-    bundle: ZeroShotOption = ZERO_SHOT,
-    data_set: DataSetOption = DEFAULT_FOLDER,
-    out: OutOption = OUT,
-    cache: CacheOption = DEFAULT_CACHE,
-    episodes: EpisodesOption = fewshot.EPISODES,
-    threads: ThreadsOption = 2,
-    dtype: DtypeOption = "auto",
-) -> None:
-    """fewshot-vendors and fewshot-drawings, beside HOG and the expert without training."""
-    bundles = _loaded(bundle, threads, dtype)
-    rows = tables.fewshot_rows(load_dataset(data_set), bundles, episodes, open_cache(data_set, cache))
-    report("fewshot", rows, bundles, out)
-
-
-@eval_app.command("segment")
-def segment_command(
-    bundle: ZeroShotOption = ZERO_SHOT,
-    data_set: DataSetOption = DEFAULT_FOLDER,
-    out: OutOption = OUT,
-    scenes: Annotated[int, typer.Option(help="Scenes a pool.")] = 100,
-    threads: ThreadsOption = 2,
-    dtype: DtypeOption = "auto",
-) -> None:
-    """scenes: seen names in a style that no training uses, and unseen names."""
-    bundles = _loaded(bundle, threads, dtype)
-    data = load_dataset(data_set)
-    tallies = [tables.scene_tallies(data, each, scenes) for each in bundles]
-    report("segment", tables.segment_rows(bundles, tallies), bundles, out)
-
-
-@eval_app.command("robustness")
-def robustness_command(
-    bundle: Annotated[
-        list[Path], typer.Option(help="Bundle with release heads; several are seeds of one recipe.")
-    ] = RELEASE,
-    data_set: DataSetOption = DEFAULT_FOLDER,
-    out: OutOption = OUT,
-    cache: CacheOption = DEFAULT_CACHE,
-    threads: ThreadsOption = 2,
-    dtype: DtypeOption = "auto",
-) -> None:
-    """R@10 of drawing-release by the way the drawing was made, and the difference to plain ones."""
-    released = _loaded(bundle, threads, dtype)
-    rows = tables.robustness_rows(load_dataset(data_set), released, open_cache(data_set, cache))
-    report("robustness", rows, released, out)
-
-
-def _loaded(folders: Sequence[Path], threads: int, dtype: str = "auto") -> list[LoadedBundle]:
-    torch.set_num_threads(threads)
-    return [load_bundle(folder, device="cpu", dtype=dtype) for folder in folders]
 
 
 def report(

@@ -25,15 +25,7 @@ from models.text import load_minilm
 from training.data.dataset import DataSet
 from training.devices import CPU, batch_size, to_input
 from training.heads.dense import SceneViews, build_scene_views
-from training.heads.feature_store import (
-    EXPERT_CELLS,
-    TAP_CELLS,
-    Arrays,
-    DeviceStore,
-    Maps,
-    build_store,
-    joined,
-)
+from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, Arrays, DeviceStore, Maps, build_store, joined
 from training.heads.views import ViewSet, build_views, view_parts
 from training.loop import Progress
 

@@ -153,7 +153,7 @@ def test_without_the_training_package_its_commands_say_so(group: str, tmp_path: 
         (["eval", "retrieval", "--bundle", str(MINI), "--release-bundle", "gone"], "no bundle.json in gone"),
         (["eval", "fewshot", "--bundle", "empty"], "no bundle.json in empty"),
         (["eval", "segment", "--bundle", "gone"], "no bundle.json in gone"),
-        (["eval", "robustness", "--bundle", "gone"], "no bundle.json in gone"),
+        (["eval", "robustness", "--release-bundle", "gone"], "no bundle.json in gone"),
         (["eval", "invariance", "--bundle", "gone"], "no bundle.json in gone"),
         (["eval", "all", "--data-set", "gone"], "no finished data set in gone: run `vermouth data build`"),
         (["eval", "prior", "--data-set", "gone"], "no finished data set in gone: run `vermouth data build`"),
