@@ -8,13 +8,13 @@ import numpy as np
 
 from app.api.auth import ApiKey, ApiKeys, Scope, parse_keys, sha256_hex
 from app.api.deps import Platform, Services, Stores, Tasks
-from app.domain import BundleInfo, Encoder, FeatureEngine, View
+from app.domain import BundleInfo, Encoder, View
 from app.engine.engine import BatchingEngine
 from app.engine.executor import DeviceExecutor
 from app.imaging.decoding import ImageCache, ImageDecoder
 from app.imaging.processes import DecoderProcesses
-from app.runtime.lifecycle import EXIT_FATAL, Lifecycle
 from app.runtime.lru import ByteLru
+from app.runtime.process import EXIT_FATAL, Lifecycle
 from app.runtime.telemetry import Telemetry
 from app.settings import Settings
 from app.stores.blobs import IMAGE_FOLDER, Blobs
@@ -107,21 +107,12 @@ def build_services(settings: Settings, platform: Platform) -> Services:
 
     loaded = load_bundle(settings.bundle, device=settings.device, dtype=settings.dtype, profile=settings.profile)
     return assemble_services(
-        settings,
-        platform,
-        encoder=loaded.encoder,
-        bundle=loaded.info,
-        segmentation_head=loaded.segmentation_head,
+        settings, platform, encoder=loaded.encoder, bundle=loaded.info, segmentation_head=loaded.segmentation_head
     )
 
 
 def assemble_services(
-    settings: Settings,
-    platform: Platform,
-    *,
-    encoder: Encoder,
-    bundle: BundleInfo,
-    segmentation_head: SegmentationHead,
+    settings: Settings, platform: Platform, *, encoder: Encoder, bundle: BundleInfo, segmentation_head: SegmentationHead
 ) -> Services:
     """Engine, stores and tasks over a loaded encoder. Raises as `build_services`."""
     device = DeviceExecutor(encoder, workers=settings.workers_on(bundle.device), threads=settings.threads)
@@ -137,12 +128,8 @@ def assemble_services(
         # A fatal device error ends the process; the orchestrator starts another.
         on_fatal=lambda: platform.lifecycle.fail(EXIT_FATAL),
     )
-    tasks = open_tasks(
-        settings,
-        bundle=bundle,
-        engine=engine,
-        images=platform.images,
-        segmentation_head=segmentation_head,
+    tasks = _open_tasks(
+        settings, bundle=bundle, engine=engine, images=platform.images, segmentation_head=segmentation_head
     )
 
     return Services(
@@ -156,11 +143,11 @@ def assemble_services(
     )
 
 
-def open_tasks(
+def _open_tasks(
     settings: Settings,
     *,
     bundle: BundleInfo,
-    engine: FeatureEngine,
+    engine: BatchingEngine,
     images: ImageDecoder,
     segmentation_head: SegmentationHead,
 ) -> Tasks:
@@ -190,13 +177,7 @@ def open_tasks(
         ),
         retrieval=Retrieval(encoders, database, galleries, indexes),
         segmentation=segmentation,
-        fewshot=FewShot(
-            encoders=encoders,
-            database=database,
-            episodes=stores.episodes,
-            workers=workers,
-            limits=limits,
-        ),
+        fewshot=FewShot(encoders=encoders, database=database, episodes=stores.episodes, workers=workers, limits=limits),
         reembed=Reembed(
             encoders=encoders,
             segmentation=segmentation,

@@ -69,58 +69,6 @@ class Features:
     inference_ms: float = 0.0
 
 
-class Reservation(Protocol):
-    """Room for one request's samples in the engine, held until the block ends."""
-
-    def __enter__(self) -> "Reservation": ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def grow(self, *, views: int = 0, texts: int = 0) -> None:
-        """Reserve more, when a request turns out to need it.
-
-        Raises:
-            app.errors.QueueFull, DeadlineExceeded.
-        """
-
-    def use(self, cost: int) -> int:
-        """Turn reserved cost into samples; returns the cost that was not reserved. Only the engine calls it."""
-
-
-class FeatureEngine(Protocol):
-    """The batching engine as tasks see it."""
-
-    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Reservation:
-        """Reserve room for a request's samples on arrival, before anything is decoded for it.
-
-        Raises:
-            app.errors.QueueFull, DeadlineExceeded, EngineUnavailable.
-        """
-
-    async def encode_views(
-        self, views: Sequence[View], *, timeout_s: float | None = None, reservation: Reservation | None = None
-    ) -> list[Features]:
-        """Features of every view, in order.
-
-        Args:
-            timeout_s: the caller stops waiting then; samples whose pass has not begun are dropped.
-            reservation: what `admit` returned for this request; without it the views are admitted now.
-
-        Raises:
-            app.errors.QueueFull, DeadlineExceeded, EngineUnavailable, InferenceFailed.
-        """
-
-    async def encode_texts(
-        self,
-        texts: Sequence[str],
-        *,
-        timeout_s: float | None = None,
-        reservation: Reservation | None = None,
-        is_reproducible: bool = False,
-    ) -> list[Features]:
-        """Features of every string, in order. Arguments and errors as `encode_views`."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """The most that one request may ask for; a nested part of the settings (`VERMOUTH_LIMITS__MAX_K`)."""

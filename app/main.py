@@ -18,7 +18,7 @@ from app.api.middleware import BodyLimit, DisconnectWatch, InFlightLimit, PathGu
 from app.api.routers import fewshot, galleries, items, live, operation, retrieval, segmentation
 from app.composition import build_platform
 from app.composition import build_services as build_default_services
-from app.runtime.lifecycle import EXIT_START_FAILED, Phase
+from app.runtime.process import EXIT_START_FAILED, Phase
 from app.runtime.telemetry import get_logger
 from app.settings import Settings
 

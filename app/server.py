@@ -12,9 +12,8 @@ from fastapi import FastAPI
 from app.composition import build_services as build_default_services
 from app.composition import read_keys
 from app.main import BuildServices, create_app
-from app.runtime.lifecycle import EXIT_START_FAILED, Lifecycle
 from app.runtime.logging import configure_logging, logs_in_background
-from app.runtime.process import keep_freed_memory
+from app.runtime.process import EXIT_START_FAILED, Lifecycle, keep_freed_memory
 from app.runtime.telemetry import get_logger
 from app.settings import Settings, unknown_variables
 

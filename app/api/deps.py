@@ -15,7 +15,7 @@ from app.domain import BundleInfo, Limits
 from app.errors import EngineUnavailable, Malformed, PreconditionRequired
 from app.imaging.decoding import ImageDecoder
 from app.imaging.sources import PixelBudget
-from app.runtime.lifecycle import Lifecycle, Phase
+from app.runtime.process import Lifecycle, Phase
 from app.runtime.telemetry import Telemetry
 from app.stores.blobs import Blobs
 from app.stores.index.follower import Indexes

@@ -1,7 +1,10 @@
-"""The `vermouth` command. Each group is a file, imported only when used, so that help is quick."""
+"""The `vermouth` command, and `vermouth serve`. Other groups are files, imported when used, so that help is quick."""
 
 import importlib
-from typing import TYPE_CHECKING, Any, NoReturn
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 _COMMANDS = {
-    "serve": ("app.cli.serve", "Start the server."),
+    "serve": ("app.cli.main", "Start the server."),
     "keys": ("app.cli.keys", "Make API keys."),
     "data": ("training.commands.train", "Build the training data set."),
     "bundle": ("app.cli.bundle", "Write and check bundles."),
@@ -113,3 +116,25 @@ def read_settings(**options: object) -> "Settings":
             name = "__".join(str(part) for part in entry["loc"]).upper()
             typer.echo(f"VERMOUTH_{name}: {entry['msg']}", err=True)
         raise typer.Exit(_EXIT_BAD_SETTINGS) from err
+
+
+serve_app = typer.Typer(add_completion=False)
+
+
+@serve_app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Folder of the bundle.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the state.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond loopback without API keys.")
+    ] = None,
+) -> None:
+    """Start the server; VERMOUTH_… variables set everything else (docs/settings.md)."""
+    # OpenMP reads it when torch is loaded: threads that spin while they wait are 50 times slower on busy cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from app.server import serve as run_server
+
+    settings = read_settings(host=host, port=port, bundle=bundle, data_dir=data_dir, insecure=insecure)
+    sys.exit(run_server(settings))

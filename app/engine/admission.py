@@ -76,8 +76,8 @@ class Admission:
         return min(MAX_RETRY_AFTER_S, max(1.0, self.wait_s() or 1.0))
 
 
-class CostReservation:
-    """Room for one request's samples, held from its arrival; implements `domain.Reservation`."""
+class Reservation:
+    """Room for one request's samples, held from its arrival until the block ends."""
 
     def __init__(self, admission: Admission, cost: int, timeout_s: float | None) -> None:
         self._admission = admission
@@ -85,7 +85,7 @@ class CostReservation:
         self._timeout_s = timeout_s
         self._claim(cost)
 
-    def __enter__(self) -> "CostReservation":
+    def __enter__(self) -> "Reservation":
         return self
 
     def __exit__(self, *error: object) -> None:

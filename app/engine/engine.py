@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from app.domain import Features, Reservation, View
-from app.engine.admission import Admission, CostReservation
+from app.domain import Features, View
+from app.engine.admission import Admission, Reservation
 from app.engine.entries import TEXT_COST, VIEW_COST, CacheKey, Device, Entry, Group, Kind, Waiter
 from app.engine.scheduler import Scheduler
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
@@ -26,7 +26,7 @@ Sample = tuple[CacheKey, View | str]
 
 
 class BatchingEngine:
-    """Implements `domain.FeatureEngine` and `scheduler.Listener` over one device.
+    """Encodes the samples of all requests on one device; implements `scheduler.Listener`.
 
     Args:
         cache: features of past samples; only the engine uses it.
@@ -68,14 +68,26 @@ class BatchingEngine:
         self._is_fatal = False
 
     def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Reservation:
-        """Reserve room for a request's samples. Raises as `domain.FeatureEngine`."""
+        """Reserve room for a request's samples on arrival, before anything is decoded for it.
+
+        Raises:
+            QueueFull, DeadlineExceeded, EngineUnavailable.
+        """
         self._check_open()
-        return CostReservation(self._admission, views * VIEW_COST + texts * TEXT_COST, timeout_s)
+        return Reservation(self._admission, views * VIEW_COST + texts * TEXT_COST, timeout_s)
 
     async def encode_views(
         self, views: Sequence[View], *, timeout_s: float | None = None, reservation: Reservation | None = None
     ) -> list[Features]:
-        """Features of every view, in order. Raises as `domain.FeatureEngine`."""
+        """Features of every view, in order.
+
+        Args:
+            timeout_s: the caller stops waiting then; samples whose pass has not begun are dropped.
+            reservation: what `admit` returned for this request; without it the views are admitted now.
+
+        Raises:
+            QueueFull, DeadlineExceeded, EngineUnavailable, InferenceFailed.
+        """
         samples: list[Sample] = [(self._view_key(view), view) for view in views]
         return await self._encode(samples, VIEW_COST, timeout_s, reservation)
 
@@ -87,7 +99,7 @@ class BatchingEngine:
         reservation: Reservation | None = None,
         is_reproducible: bool = False,
     ) -> list[Features]:
-        """Features of every string, in order. Raises as `domain.FeatureEngine`."""
+        """Features of every string, in order. Arguments and errors as `encode_views`."""
         group = Group(Kind.TEXTS, bucket=1 if is_reproducible else 0)
         fingerprint = self._device.fingerprint
         samples: list[Sample] = [(CacheKey(group, text, None, 0, fingerprint), text) for text in texts]

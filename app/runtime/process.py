@@ -1,10 +1,14 @@
-"""Process tuning: how much freed memory the C allocator retains, and which threads run first."""
+"""The process: its phase from start to exit, how much freed memory it retains, and which threads run first."""
 
 import contextlib
 import ctypes
 import os
 import threading
+from collections.abc import Callable
+from enum import StrEnum
 
+EXIT_START_FAILED = 3
+EXIT_FATAL = 70  # EX_SOFTWARE in sysexits.h
 DECODER_NICENESS = 5
 WORKER_NICENESS = 10
 """Of the engine's CPU workers, below the decoders: images that are decoded sooner share fuller batches."""
@@ -16,6 +20,47 @@ _ALLOCATOR = (
     # A thread's arena consists of heaps of 64 MiB; with this much to spare glibc returns none of them.
     (_M_TOP_PAD, "MALLOC_TOP_PAD_", 64 << 20),
 )
+
+
+class Phase(StrEnum):
+    """Phases of the process; `/livez` and `/readyz` report them by value."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Lifecycle:
+    """Moves one way: loading → ready → draining, or failed. Only the event loop's thread uses it."""
+
+    def __init__(self) -> None:
+        self.phase = Phase.LOADING
+        self.exit_code = 0
+        self.on_ready: Callable[[], None] | None = None
+        self.on_failure: Callable[[], None] | None = None
+
+    def ready(self) -> None:
+        """Report that the bundle is loaded and warm."""
+        # A load that ends after a SIGTERM changes nothing: the process is draining already.
+        if self.phase is Phase.LOADING:
+            if self.on_ready is not None:
+                self.on_ready()
+            self.phase = Phase.READY
+
+    def drain(self) -> None:
+        """Report that the process was asked to stop; running and new requests are still answered."""
+        if self.phase is not Phase.FAILED:
+            self.phase = Phase.DRAINING
+
+    def fail(self, exit_code: int) -> None:
+        """Report that the process cannot serve and must exit with `exit_code`; only the first failure counts."""
+        if self.phase is Phase.FAILED:
+            return
+        self.phase = Phase.FAILED
+        self.exit_code = exit_code
+        if self.on_failure is not None:
+            self.on_failure()
 
 
 def keep_freed_memory() -> bool:

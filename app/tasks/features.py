@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import BundleInfo, FeatureEngine, Features, Reservation, View
+from app.domain import BundleInfo, Features, View
+from app.engine.admission import Reservation
+from app.engine.engine import BatchingEngine
 from app.imaging.raster import DecodedImage
 from app.imaging.sources import PixelBudget
 from app.tasks.inputs import ImageInputs, Source
@@ -64,7 +66,7 @@ class RequestEncoder:
         is_reproducible: whether bits must not depend on the load.
     """
 
-    engine: FeatureEngine
+    engine: BatchingEngine
     inputs: ImageInputs
     profile: TaskProfile
     reservation: Reservation
@@ -75,7 +77,7 @@ class RequestEncoder:
     async def encode_images(
         self, sources: Sequence[Source], budget: PixelBudget, captions: Sequence[str | None] | None = None
     ) -> tuple[list[DecodedImage], NDArray[np.float32]]:
-        """Decode images and encode them as `pooled_images`. Raises as `ImageInputs.prepare_all` and `FeatureEngine`."""
+        """Decode images and encode them as `pooled_images`. Raises as `ImageInputs.prepare_all`, `BatchingEngine`."""
         with self.timings.phase("decode"):
             images = await self.inputs.prepare_all(sources, budget, self.profile)
         return images, await self.pooled_images(images, captions or [None] * len(images))
@@ -131,7 +133,7 @@ class RequestEncoders:
     """Admits requests of all tasks to the engine."""
 
     bundle: BundleInfo
-    engine: FeatureEngine
+    engine: BatchingEngine
     inputs: ImageInputs
 
     @contextmanager
@@ -145,7 +147,7 @@ class RequestEncoders:
         timeout_s: float | None = None,
         is_reproducible: bool = False,
     ) -> Iterator[RequestEncoder]:
-        """Reserve room for a request's views and strings until the block ends. Raises as `FeatureEngine.admit`."""
+        """Reserve room for a request's views and strings until the block ends. Raises as `BatchingEngine.admit`."""
         with self.engine.admit(views=views, texts=texts, timeout_s=timeout_s) as reservation:
             yield RequestEncoder(
                 engine=self.engine,

@@ -96,7 +96,7 @@ class ItemTask:
         Raises:
             NotFound: there is no such gallery.
             Conflict: the token's write is committed already.
-            As `ImageInputs.prepare` and `FeatureEngine`; nothing is written then.
+            As `ImageInputs.prepare` and `BatchingEngine`; nothing is written then.
         """
         await self._database.run(self._galleries.require, gallery)  # 404 before anything is decoded
         ids = [request.id or _new_id(token, at) for at, request in enumerate(requests)]

@@ -109,7 +109,7 @@ class Segmentation:
             TooMuchWork: too many strings.
             NotFound: there is no such class set.
             FingerprintMismatch: the class set was embedded by another bundle.
-            As `ImageInputs.tiles` and `FeatureEngine`.
+            As `ImageInputs.tiles` and `BatchingEngine`.
         """
         timings = Timings()
         stored: NDArray[np.float32] | None = None

@@ -244,12 +244,7 @@ def _write_clip_tokenizer(folder: Path) -> None:
 
 
 _CLIP_TOKENS = 77  # as every CLIP text model
-_DDPM = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-}
+_DDPM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 _SD15_TASKS = {
     "retrieval": TaskConfig(resolution=256, timestep=200),
     "segmentation": TaskConfig(resolution=512, timestep=10),

@@ -42,11 +42,7 @@ def build_services(settings: Settings, platform: Platform) -> Services:
         manifest={},
     )
     return assemble_services(
-        settings,
-        platform,
-        encoder=encoder,
-        bundle=bundle,
-        segmentation_head=FakeSegmentationHead(),
+        settings, platform, encoder=encoder, bundle=bundle, segmentation_head=FakeSegmentationHead()
     )
 
 

@@ -20,7 +20,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.runtime.lifecycle import EXIT_FATAL, EXIT_START_FAILED, Lifecycle
+from app.runtime.process import EXIT_FATAL, EXIT_START_FAILED, Lifecycle
 from app.server import Server, serve
 from app.settings import Settings
 from models.bundle.pack import write_random

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from app.cli.demo import demo_images, fill
+from app.cli.gallery import demo_images, fill
 from tests.app.test_server import COMMAND, started
 
 ROOT = Path(__file__).parents[2]

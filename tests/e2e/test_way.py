@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.main import create_app
-from app.runtime.lifecycle import Phase
+from app.runtime.process import Phase
 from app.settings import Settings
 
 pytestmark = pytest.mark.anyio

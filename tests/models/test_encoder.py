@@ -42,9 +42,7 @@ def test_alone_and_in_a_batch_of_eight_are_the_same(tiny: LoadedBundle, batch: I
 def test_the_slot_and_the_neighbours_change_no_bit(tiny: LoadedBundle, batch: ImageBatch) -> None:
     order = [3, 0, 7, 1, 2, 6, 5, 4]
     moved = ImageBatch(
-        pixels=batch.pixels[order],
-        timesteps=batch.timesteps[order],
-        captions=[batch.captions[slot] for slot in order],
+        pixels=batch.pixels[order], timesteps=batch.timesteps[order], captions=[batch.captions[slot] for slot in order]
     )
     here, there = tiny.encoder.encode_images(batch), tiny.encoder.encode_images(moved)
     assert torch.equal(here.pooled[order], there.pooled)

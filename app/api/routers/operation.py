@@ -15,7 +15,7 @@ from app.api.deps import LOAD_RETRY_AFTER_S, BundleDep, Platform, PlatformDep, T
 from app.api.problems import catalogue
 from app.api.schemas.wire import JOB_PATTERN
 from app.errors import EngineUnavailable, NotFound
-from app.runtime.lifecycle import Phase
+from app.runtime.process import Phase
 from app.stores.records.jobs import JobState
 
 router = APIRouter(tags=["operation"], route_class=ScopedRoute)

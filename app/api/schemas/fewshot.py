@@ -64,10 +64,7 @@ class EpisodeRequest(EpisodeOptions):
     """A new episode, with queries to classify at once."""
 
     model_config = examples(
-        {
-            "name": "buildings",
-            "ways": [{"label": "house", "support": [HOUSE]}, {"label": "line", "support": [LINE]}],
-        }
+        {"name": "buildings", "ways": [{"label": "house", "support": [HOUSE]}, {"label": "line", "support": [LINE]}]}
     )
 
     ways: Annotated[list[WayInput], Field(min_length=2)]

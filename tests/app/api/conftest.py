@@ -1,22 +1,24 @@
-"""The whole app in process over real stores; only the device is a fake."""
+"""The whole app in process over the real engine and stores; only the networks are a fake."""
 
 import hashlib
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
+from torch.nn.functional import avg_pool2d
 
 from app.api.deps import Platform, Services, Tasks
-from app.composition import open_tasks
-from app.domain import BundleInfo, Features, Reservation, View
+from app.composition import assemble_services
+from app.domain import BundleInfo
 from app.main import create_app
 from app.settings import Settings
-from models.transforms import to_unit
-from models.types import TaskProfile
+from models.types import ImageBatch, ImageFeatures, TaskProfile, TextFeatures
 
 D = 16
 SIZE = 128
@@ -31,59 +33,23 @@ def text_vector(text: str) -> NDArray[np.float32]:
     return unit(np.random.default_rng(seed).standard_normal(D).astype(np.float32))
 
 
-class FakeReservation:
-    """Room for anything."""
-
-    def __enter__(self) -> "FakeReservation":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def grow(self, *, views: int = 0, texts: int = 0) -> None:
-        del views, texts
-
-    def use(self, cost: int) -> int:
-        del cost
-        return 0
-
-
-class FakeEngine:
+class FakeEncoder:
     """Features as plain functions of pixels: `pooled` is a coarse layout of the foreground, `dense` the foreground."""
 
-    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Reservation:
-        del views, texts, timeout_s
-        return FakeReservation()
+    dimension = D
 
-    async def encode_views(
-        self, views: Sequence[View], *, timeout_s: float | None = None, reservation: Reservation | None = None
-    ) -> list[Features]:
-        del timeout_s, reservation
-        return [self._features(view) for view in views]
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
 
-    async def encode_texts(
-        self,
-        texts: Sequence[str],
-        *,
-        timeout_s: float | None = None,
-        reservation: Reservation | None = None,
-        is_reproducible: bool = False,
-    ) -> list[Features]:
-        del timeout_s, reservation, is_reproducible
-        dense = np.empty((D, 0, 0), np.float32)
-        return [Features(pooled=text_vector(text), dense=dense, queue_ms=0.5, inference_ms=1.0) for text in texts]
+    def encode_images(self, batch: ImageBatch) -> ImageFeatures:
+        assert batch.pixels.shape[1:] == (3, SIZE, SIZE)
+        foreground = (1 - batch.pixels.mean(dim=1, keepdim=True)) / 2
+        cells = avg_pool2d(foreground, SIZE // 4).flatten(1) + 1e-3
+        dense = avg_pool2d(foreground, SIZE // 32).expand(-1, D, -1, -1)
+        return ImageFeatures(pooled=cells / cells.norm(dim=1, keepdim=True), dense=dense)
 
-    def _features(self, view: View) -> Features:
-        assert view.pixels.shape == (SIZE, SIZE, 3)
-        foreground = (1 - to_unit(view.pixels).mean(axis=0)) / 2
-        cells = foreground.reshape(4, SIZE // 4, 4, SIZE // 4).mean(axis=(1, 3)).reshape(-1)
-        dense = np.broadcast_to(foreground.reshape(32, 4, 32, 4).mean(axis=(1, 3)), (D, 32, 32))
-        return Features(
-            pooled=unit(cells.astype(np.float32) + 1e-3),
-            dense=np.asarray(dense, np.float32),
-            queue_ms=1.0,
-            inference_ms=2.0,
-        )
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        return TextFeatures(pooled=torch.from_numpy(np.stack([text_vector(text) for text in texts])))
 
 
 class FakeSegmentationHead:
@@ -110,20 +76,14 @@ def bundle_info() -> BundleInfo:
     )
 
 
-def build_services(settings: Settings, platform: Platform) -> Services:
-    bundle, engine = bundle_info(), FakeEngine()
-    tasks = open_tasks(
+def build_services(settings: Settings, platform: Platform, *, fingerprint: str = "f" * 64) -> Services:
+    return assemble_services(
         settings,
-        bundle=bundle,
-        engine=engine,
-        images=platform.images,
+        platform,
+        encoder=FakeEncoder(fingerprint),
+        bundle=replace(bundle_info(), fingerprint=fingerprint),
         segmentation_head=FakeSegmentationHead(),
     )
-
-    async def close() -> None:
-        tasks.close()
-
-    return Services(bundle=bundle, is_alive=lambda: True, tasks=tasks, on_stop=[close])
 
 
 @pytest.fixture

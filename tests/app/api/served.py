@@ -14,7 +14,7 @@ from app.api.deps import Platform, Services
 from app.composition import assemble_services
 from app.engine.entries import Entry, EntryQueue
 from app.main import create_app
-from app.runtime.lifecycle import Phase
+from app.runtime.process import Phase
 from app.server import configured
 from app.settings import Settings
 from tests.app.api.conftest import FakeSegmentationHead, bundle_info
@@ -43,11 +43,7 @@ class Watched:
 def new_app(encoder: FakeEncoder, data_dir: Path, **settings: object) -> FastAPI:
     def build(settings: Settings, platform: Platform) -> Services:
         return assemble_services(
-            settings,
-            platform,
-            encoder=encoder,
-            bundle=bundle_info(),
-            segmentation_head=FakeSegmentationHead(),
+            settings, platform, encoder=encoder, bundle=bundle_info(), segmentation_head=FakeSegmentationHead()
         )
 
     # One worker: a blocked pass blocks all later ones.

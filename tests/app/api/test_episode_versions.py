@@ -43,10 +43,7 @@ async def test_support_is_added_and_taken_away_under_if_match(client: httpx.Asyn
 
 async def test_a_change_without_if_match_is_428(client: httpx.AsyncClient) -> None:
     url = f"/fewshot/episodes/{(await create(client))['id']}"
-    for answer in (
-        await client.post(f"{url}/support", json=MORE),
-        await client.delete(f"{url}/support/s_{'0' * 16}"),
-    ):
+    for answer in (await client.post(f"{url}/support", json=MORE), await client.delete(f"{url}/support/s_{'0' * 16}")):
         assert (answer.status_code, answer.json()["code"]) == (428, "precondition-required")
     assert (await client.get(url)).json()["version"] == 1
 

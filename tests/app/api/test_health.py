@@ -9,7 +9,7 @@ import pytest
 
 from app.api.deps import Platform, Services
 from app.main import create_app
-from app.runtime.lifecycle import EXIT_START_FAILED, Phase
+from app.runtime.process import EXIT_START_FAILED, Phase
 from app.settings import Settings
 from tests.app.api.conftest import build_services
 

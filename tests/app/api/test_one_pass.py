@@ -12,7 +12,7 @@ from app.api.deps import Platform, Services
 from app.composition import assemble_services
 from app.domain import BundleInfo
 from app.main import create_app
-from app.runtime.lifecycle import Phase
+from app.runtime.process import Phase
 from app.settings import Settings
 from models.transforms import plan_views
 from models.types import TaskProfile
@@ -45,11 +45,7 @@ async def client(encoder: FakeEncoder, tmp_path: Path) -> AsyncIterator[httpx.As
 
     def build(settings: Settings, platform: Platform) -> Services:
         return assemble_services(
-            settings,
-            platform,
-            encoder=encoder,
-            bundle=bundle,
-            segmentation_head=FakeSegmentationHead(),
+            settings, platform, encoder=encoder, bundle=bundle, segmentation_head=FakeSegmentationHead()
         )
 
     app = create_app(Settings(data_dir=tmp_path), build)
@@ -95,10 +91,7 @@ async def test_every_tile_is_a_sample_of_its_own(client: httpx.AsyncClient, enco
 
 @pytest.mark.parametrize(
     "other",
-    [
-        pytest.param({"caption": "a cat"}, id="another caption"),
-        pytest.param({"reproducible": True}, id="reproducible"),
-    ],
+    [pytest.param({"caption": "a cat"}, id="another caption"), pytest.param({"reproducible": True}, id="reproducible")],
 )
 async def test_what_changes_the_features_is_not_answered_from_the_cache(
     client: httpx.AsyncClient, encoder: FakeEncoder, other: dict[str, object]

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.main import create_app
-from app.runtime.lifecycle import Phase
+from app.runtime.process import Phase
 from app.settings import Settings
 from models.bundle.pack import write_random
 from tests.app.api.images import BAR, CROSS, SQUARE, png

@@ -155,7 +155,10 @@ def test_without_the_training_package_its_commands_say_so(group: str, tmp_path: 
         (["eval", "segment", "--bundle", "gone"], "no bundle.json in gone"),
         (["eval", "robustness", "--release-bundle", "gone"], "no bundle.json in gone"),
         (["eval", "invariance", "--bundle", "gone"], "no bundle.json in gone"),
-        (["eval", "all", "--data-set", "gone"], "no finished data set in gone: run `vermouth data build`"),
+        (
+            ["eval", "all", "--bundle", str(MINI), "--release-bundle", str(MINI), "--data-set", "gone"],
+            "no finished data set in gone: run `vermouth data build`",
+        ),
         (["eval", "prior", "--data-set", "gone"], "no finished data set in gone: run `vermouth data build`"),
         (["eval", "ablation", "x", "--data-set", "gone"], "no finished data set in gone: run `vermouth data build`"),
         (["eval", "pictures", "--data-set", "gone"], "no finished data set in gone: run `vermouth data build`"),

@@ -13,7 +13,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.domain import Reservation, View
+from app.domain import View
+from app.engine.admission import Reservation
 from app.engine.engine import BatchingEngine
 from app.engine.entries import TEXT_COST, VIEW_COST, Batch, Entry, Kind
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, QueueFull

@@ -24,14 +24,7 @@ from app.errors import (
 )
 from app.imaging.decoding import ImageCache, ImageDecoder
 from app.imaging.raster import DecodedImage, open_file
-from app.imaging.sources import (
-    Base64Image,
-    EncodedImage,
-    ImageSource,
-    PixelBudget,
-    StrokesImage,
-    SvgImage,
-)
+from app.imaging.sources import Base64Image, EncodedImage, ImageSource, PixelBudget, StrokesImage, SvgImage
 from app.runtime.telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio

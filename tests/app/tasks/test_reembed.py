@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -10,14 +10,13 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from app.api.deps import Platform, Services, Tasks
-from app.composition import open_tasks
+from app.api.deps import Tasks
 from app.errors import Conflict
 from app.main import create_app
 from app.settings import Settings
 from app.stores.maintenance.reembed import roll_back
 from app.stores.records.jobs import JobState
-from tests.app.api.conftest import FakeEngine, FakeSegmentationHead, bundle_info
+from tests.app.api.conftest import build_services
 from tests.app.api.images import BAR, CROSS, SQUARE, base64_image, png
 from tests.app.postgres import PostgresServer
 
@@ -30,28 +29,12 @@ INACTIVE = [409, 409, 200, 409]
 @asynccontextmanager
 async def serving(folder: Path, fingerprint: str, url: str | None) -> AsyncIterator[tuple[httpx.AsyncClient, Tasks]]:
     """The app with a bundle of that fingerprint over the state."""
-    bundle = replace(bundle_info(), fingerprint=fingerprint)
-
-    def build(settings: Settings, platform: Platform) -> Services:
-        tasks = open_tasks(
-            settings,
-            bundle=bundle,
-            engine=FakeEngine(),
-            images=platform.images,
-            segmentation_head=FakeSegmentationHead(),
-        )
-
-        async def close() -> None:
-            tasks.close()
-
-        return Services(bundle=bundle, is_alive=lambda: True, tasks=tasks, on_stop=[close])
-
     settings = Settings(
         data_dir=folder / fingerprint if url else folder / "data",
         database_url=None if url is None else SecretStr(url),
         blob_url=str(folder / "blobs"),
     )
-    app: FastAPI = create_app(settings, build)
+    app: FastAPI = create_app(settings, partial(build_services, fingerprint=fingerprint))
     async with app.router.lifespan_context(app):
         await app.state.supervisor.settled()
         services = app.state.platform.services

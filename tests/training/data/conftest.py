@@ -27,12 +27,7 @@ def drawings_dir(tmp_path: Path) -> Path:
     """Two seen classes and one unseen; one seen word, one unseen, one drawing for validation."""
     folder = tmp_path / "drawings"
     folder.mkdir()
-    splits = {
-        "seen": [CAT, DOG],
-        "unseen": [OWL],
-        "unseen_words": ["owl", "hand"],
-        "validation_drawings": ["2"],
-    }
+    splits = {"seen": [CAT, DOG], "unseen": [OWL], "unseen_words": ["owl", "hand"], "validation_drawings": ["2"]}
     (folder / "splits.json").write_text(json.dumps(splits))
     (folder / "concepts.json").write_text(json.dumps({"cat": [CAT], "owl": [OWL]}))
     drawing = [[[0, 200], [0, 100]]]

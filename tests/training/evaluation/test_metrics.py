@@ -5,11 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_jaccard_index
-from torchmetrics.functional.retrieval import (
-    retrieval_average_precision,
-    retrieval_hit_rate,
-    retrieval_precision,
-)
+from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate, retrieval_precision
 
 from training.evaluation.metrics import (
     average_precision,

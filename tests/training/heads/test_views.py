@@ -5,14 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from training.data.dataset import DataSet
-from training.heads.views import (
-    SHARES,
-    build_views,
-    most_views,
-    training_views,
-    view_parts,
-    wide_views,
-)
+from training.heads.views import SHARES, build_views, most_views, training_views, view_parts, wide_views
 
 
 def test_the_evaluation_style_and_validation_drawings_never_appear(dataset: DataSet) -> None:
