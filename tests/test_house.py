@@ -1,6 +1,6 @@
-"""Sizes, comments, docstrings, words and imports of the code base: `python -m tests.house` prints each figure.
+"""Sizes, comments, docstrings, words and imports of the code base stay within bounds.
 
-A figure over its bound is named with its places, and the exit status is 1.
+`python -m tests.test_house` prints each figure; one over its bound is named with its places, and the exit status is 1.
 """
 
 import ast
@@ -18,9 +18,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CODE = ("app", "models", "training")
-MAX_LINES, MAX_FILES, MAX_BENCHMARK_LINES = 22_500, 155, 2_600
 MAX_LOOSE_MODULES, MAX_FILES_A_FOLDER, MAX_FUNCTION_LINES = 6, 14, 60
-MAX_MEDIAN_LINES, MAX_P95_LINES = 140, 300
+MAX_P95_LINES = 300
 COMMENTS_PER_HUNDRED_LINES = (3.0, 6.0)
 MIN_DOCSTRINGS_PERCENT = 93.0
 
@@ -62,7 +61,7 @@ ALLOWED: list[tuple[str, str]] = [
     # Written by earlier revisions of the benchmarks.
     (r"docs/results/.*", r".*"),
     # What the search is about, and history.
-    (r"tests/house\.py|CHANGELOG\.md", r".*"),
+    (r"tests/test_house\.py|CHANGELOG\.md", r".*"),
 ]
 """Paths and, in their lines, the text that may hold such a word; both are regular expressions."""
 
@@ -188,13 +187,6 @@ def within(figures: str, *over: object) -> None:
     assert not over, "\n".join([figures, *map(str, over)])
 
 
-def test_lines_and_files() -> None:
-    count, total = len(modules(*CODE)), sum(map(lines, modules(*CODE)))
-    benchmarks = sum(map(lines, modules("benchmarks")))
-    figures = f"{' + '.join(CODE)}: {total} lines in {count} files; benchmarks: {benchmarks} lines"
-    within(figures, *([figures] if total > MAX_LINES or count > MAX_FILES or benchmarks > MAX_BENCHMARK_LINES else []))
-
-
 def test_few_modules_lie_loose_in_app() -> None:
     loose = [name(path) for path in modules("app") if path.parent == ROOT / "app" and path.name != "__init__.py"]
     within(f"{len(loose)} modules in app/: {', '.join(loose)}", *(loose if len(loose) > MAX_LOOSE_MODULES else []))
@@ -217,7 +209,7 @@ def test_files_are_short() -> None:
     with_empty = f"with empty files {statistics.median(everything):.0f} and {percentile(everything, 95)}"
     figures = f"lines a file: median {median:.0f}, p95 {p95}, most {max(sizes)}; {with_empty}"
     longest = sorted(((lines(path), name(path)) for path in modules(*CODE)), reverse=True)[:20]
-    within(figures, *(longest if median > MAX_MEDIAN_LINES or p95 > MAX_P95_LINES else []))
+    within(figures, *(longest if p95 > MAX_P95_LINES else []))
 
 
 def test_comments_stand_where_a_reader_stops() -> None:
@@ -261,8 +253,13 @@ def test_domain_and_errors_stand_alone() -> None:
 def main() -> int:
     """Print every figure, whether or not it is within its bound; 1 if one is over it."""
     failed = 0
+    count, total, benchmarks = (
+        len(modules(*CODE)),
+        sum(map(lines, modules(*CODE))),
+        sum(map(lines, modules("benchmarks"))),
+    )
+    print(f"{' + '.join(CODE)}: {total} lines in {len(modules(*CODE))} files; benchmarks: {benchmarks} lines")  # noqa: T201 - as above
     for test in (
-        test_lines_and_files,
         test_few_modules_lie_loose_in_app,
         test_no_folder_is_full,
         test_no_function_is_long,
