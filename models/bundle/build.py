@@ -52,17 +52,21 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
     Raises:
         BundleError: a file is missing, damaged or does not fit; the message names it.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, profile)
     parts = manifest.components
     placed, precision = _decide(device, dtype)
-    taps = _taps(manifest, profile)  # checked before gigabytes are read
-    extractor = load_extractor(folder, manifest, device=placed, dtype=precision, taps=taps)
+    if parts.uhead is None or parts.segmentation is None:
+        raise BundleError(f"the bundle '{manifest.name}' has no trained heads")
+    # A profile without a tap of the U-head is refused before gigabytes are read.
+    if missing := set(parts.uhead.tap_shapes) - set(manifest.taps):
+        raise BundleError(f"the U-head of '{manifest.name}' needs the tap '{min(missing)}'")
+    extractor = load_extractor(folder, manifest, device=placed, dtype=precision)
     uhead = UHead(parts.uhead, manifest.dimension)
     _fill(uhead, parts.uhead.source, folder)
     _ready(uhead, placed, precision)
     if placed.type == "cpu":  # the replacements are kernels for CPUs
         _optimize(extractor, uhead, precision)
-    digest = fingerprint(manifest, taps=taps, numerics=_NUMERICS[precision])
+    digest = fingerprint(manifest, numerics=_NUMERICS[precision])
     encoder = Encoder(
         extractor,
         uhead,
@@ -88,16 +92,14 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
     return LoadedBundle(folder=folder, encoder=encoder, segmentation_head=head, info=info)
 
 
-def load_extractor(
-    folder: Path, manifest: Manifest, *, device: torch.device, dtype: torch.dtype, taps: tuple[str, ...]
-) -> FrozenExtractor:
+def load_extractor(folder: Path, manifest: Manifest, *, device: torch.device, dtype: torch.dtype) -> FrozenExtractor:
     """Loads everything before the heads. Raises as `load_bundle`."""
     parts = manifest.components
     backbone = StableDiffusionBackbone(
         load_vae(parts.vae, folder),
-        _load_cut(UNet2DConditionModel, parts.unet, folder, lambda config: build_truncated_unet(config, taps)),
+        _load_cut(UNet2DConditionModel, parts.unet, folder, lambda config: build_truncated_unet(config, manifest.taps)),
         read_json(_source_file(parts.scheduler.source, folder, ".json")),
-        taps=taps,
+        taps=manifest.taps,
         noise_seed=manifest.noise_seed,
     )
     extractor = FrozenExtractor(
@@ -161,14 +163,6 @@ def _decide(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if dtype not in _DTYPES:
         raise BundleError(f"'{dtype}' is not one of {', '.join(_DTYPES)}")
     return placed, _DTYPES[dtype]
-
-
-def _taps(manifest: Manifest, profile: str | None) -> tuple[str, ...]:
-    if profile is None:
-        return manifest.taps
-    if profile not in manifest.profiles:
-        raise BundleError(f"the bundle '{manifest.name}' has no profile '{profile}'")
-    return manifest.profiles[profile].taps
 
 
 def _ready(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

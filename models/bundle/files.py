@@ -22,11 +22,11 @@ _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "
 _ATTENTION = re.compile(r"(.*\.attentions\.\d+\.)(to_q|to_k|to_v|to_out\.0)(\.(?:weight|bias))")
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Reads `bundle.json`, with the digests of `bundle.lock.json` filled in for hub sources.
+def read_manifest(folder: Path, profile: str | None = None) -> Manifest:
+    """Reads `bundle.json` as a profile of it, with the digests of `bundle.lock.json` filled in for hub sources.
 
     Raises:
-        BundleError: it is missing, not JSON, or does not fit the schema.
+        BundleError: it is missing, not JSON, or does not fit the schema, or it has no such profile.
     """
     file = folder / MANIFEST
     try:
@@ -37,11 +37,20 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{file} is not JSON: {err}") from err
     _apply_lock(fields, folder / LOCK)
     try:
-        return Manifest.model_validate(fields)
+        manifest = Manifest.model_validate(fields)
+        return manifest if profile is None else _with_profile(manifest, profile)
     except ValidationError as err:
         first = err.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise BundleError(f"{file}: {field}: {first['msg']}") from err
+
+
+def _with_profile(manifest: Manifest, name: str) -> Manifest:
+    if name not in manifest.profiles:
+        raise BundleError(f"the bundle '{manifest.name}' has no profile '{name}'")
+    profile, fields = manifest.profiles[name], manifest.model_dump(mode="json")
+    fields["components"] |= profile.components
+    return Manifest.model_validate(fields | ({} if profile.taps is None else {"taps": profile.taps}))
 
 
 def _apply_lock(fields: Any, lock: Path) -> None:  # before validation: the manifest is immutable
@@ -173,27 +182,29 @@ def stored_name(key_map: str | None, name: str) -> str:
     raise BundleError(f"no key map '{key_map}'")
 
 
-def fingerprint(manifest: Manifest, *, taps: Collection[str], numerics: str) -> str:
+def fingerprint(manifest: Manifest, *, numerics: str) -> str:
     """Returns the hex digest of everything that shapes a feature (docs/adr/0002).
 
     The location of files, and the bundle's name, licence and metrics are left out: the same weights served the same
     way are the same model.
 
     Args:
-        manifest: the bundle's.
-        taps: those of the profile in use.
+        manifest: the bundle's, as the profile in use.
         numerics: `fp32`, `bf16` or `fp16`.
     """
     parts = {}
     for name, part in components(manifest):
-        settings = part.model_dump(mode="json", exclude={"source"})
+        # Without defaults: a field that a later release adds must not change the fingerprints of older bundles.
+        settings = part.model_dump(mode="json", exclude={"source"}, exclude_defaults=True)
         parts[name] = {"settings": settings, "files": sorted(part.source.files.values())}  # digests, not names
     described = {
         "preprocessing": PREPROCESSING_VERSION,
         "noise_seed": manifest.noise_seed,
-        "taps": sorted(taps),  # their order shapes nothing
+        "taps": sorted(manifest.taps),  # their order shapes nothing
         "tasks": {name: task.model_dump(mode="json") for name, task in manifest.tasks.items()},
         "components": parts,
         "numerics": numerics,
     }
+    if manifest.training_free is not None:
+        described["training_free"] = manifest.training_free.model_dump(mode="json")
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -1,9 +1,9 @@
 """The bundle manifest, `bundle.json`."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from models.heads.uhead import Tap, UHeadConfig
 
@@ -87,20 +87,56 @@ class TextPart(Part):
     zero_padding: bool = False
 
 
+class VaePart(Part):
+    """The VAE; `tiny` is diffusers' AutoencoderTiny, a distilled encoder whose output is the posterior mean, scaled."""
+
+    loader: Literal["kl", "tiny"] = "kl"
+
+
+class ClipPart(Part):
+    """An open_clip model with both towers in one file: its text tower embeds names, its image tower images."""
+
+    model: str
+
+
 class CaptionerPart(_Model):
-    """BLIP with greedy decoding after a prefix."""
+    """BLIP with greedy decoding after a prefix; `resolution` in px, None for the file's own."""
 
     source: Source
+    resolution: int | None = Field(default=None, ge=32, le=1024, multiple_of=16)
     prefix: str = "a picture of"  # the paper's, with its number of tokens
     max_tokens: int = Field(default=20, ge=1, le=64)
 
 
 class ExpertPart(Part):
-    """A frozen discriminative network; `levels` are timm's `out_indices` or the transformer's blocks."""
+    """A frozen discriminative network.
+
+    Attributes:
+        levels: timm's `out_indices`, or the transformer's blocks.
+        resolution: side of the expert's own view, px; None for the backbone's, to the next whole patch.
+    """
 
     loader: Literal["timm", "open_clip"]
     model: str
     levels: tuple[int, ...]
+    resolution: int | None = Field(default=None, ge=32, le=1024)
+
+
+class TrainingFree(_Model):
+    """How a bundle without trained heads makes its features from CLIP and the U-Net.
+
+    Attributes:
+        tap: its mean over cells is the diffusion half of `visual`.
+        diffusion_weight, clip_weight: of the halves of `visual`, which has unit length.
+        refined_by: up block whose last self-attention refines CLIP's patch features; None leaves them as they are.
+        temperature: of the softmax over class names in a mask.
+    """
+
+    tap: Tap
+    diffusion_weight: float = Field(gt=0)
+    clip_weight: float = Field(gt=0)
+    refined_by: Tap | None = None
+    temperature: float = Field(default=0.01, gt=0)
 
 
 class UHeadPart(UHeadConfig):
@@ -113,11 +149,11 @@ class Components(_Model):
     """The parts of a bundle.
 
     Attributes:
-        names: embeds class names and queries; default: `text`.
+        names: embeds class names and queries; default: `clip`'s text tower, or `text`.
         expert_adapters: merged into the expert's weights when the bundle is loaded, see `models.expert`.
     """
 
-    vae: Part
+    vae: VaePart
     unet: Part
     scheduler: Part
     text: TextPart
@@ -125,8 +161,9 @@ class Components(_Model):
     captioner: CaptionerPart | None = None
     expert: ExpertPart | None = None
     expert_adapters: Part | None = None
-    uhead: UHeadPart
-    segmentation: Part
+    clip: ClipPart | None = None
+    uhead: UHeadPart | None = None
+    segmentation: Part | None = None
 
 
 class TaskConfig(_Model):
@@ -138,9 +175,10 @@ class TaskConfig(_Model):
 
 
 class Profile(_Model):
-    """Other taps of the same weights."""
+    """Other taps of the same weights, or other components: a component named here replaces the manifest's own."""
 
-    taps: tuple[Tap, ...]
+    taps: tuple[Tap, ...] | None = Field(default=None, min_length=1)
+    components: dict[str, dict[str, Any]] = {}
 
 
 class Manifest(_Model):
@@ -155,6 +193,7 @@ class Manifest(_Model):
     taps: tuple[Tap, ...] = Field(min_length=1)
     tasks: dict[TaskName, TaskConfig]
     components: Components
+    training_free: TrainingFree | None = None
     profiles: dict[str, Profile] = {}
     metrics: dict[str, float] = {}
 
@@ -165,3 +204,14 @@ class Manifest(_Model):
         if missing:
             raise ValueError(f"no task {', '.join(sorted(missing))}")
         return tasks
+
+    @model_validator(mode="after")
+    def _heads_or_none(self) -> Self:
+        parts = self.components
+        if (parts.uhead is None) != (parts.segmentation is None):
+            raise ValueError("`uhead` and `segmentation` are trained together: name both or neither")
+        if (parts.uhead is None) == (self.training_free is None):
+            raise ValueError("name either trained heads (`uhead`, `segmentation`) or `training_free`")
+        if self.training_free is not None and parts.clip is None:
+            raise ValueError("`training_free` needs the component `clip`")
+        return self

@@ -25,6 +25,7 @@ from models.bundle.manifest import (
     TaskConfig,
     TextPart,
     UHeadPart,
+    VaePart,
 )
 from models.errors import BundleError
 from models.expert import adapter_tensors
@@ -108,7 +109,8 @@ def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
     save_heads(UHead(shape, MINI_DIMENSION), SegmentationHead(MINI_DIMENSION), folder / "heads")
     manifest = write_manifest(folder, name=f"random-{arch}", licence="Apache-2.0", attribution="random weights")
     parts = manifest.components
-    changed: dict[str, Any] = {"uhead": UHeadPart(source=parts.uhead.source, **shape.model_dump())}
+    heads = _files(folder, "heads", HEAD_FILES[0])
+    changed: dict[str, Any] = {"uhead": UHeadPart(source=heads, **shape.model_dump())}
     if arch == "sd15":
         changed |= {"text": write_clip_text(folder, width=768, layers=12, heads=12), "names": parts.text}
         manifest = manifest.model_copy(update={"tasks": _SD15_TASKS})
@@ -202,7 +204,7 @@ def _manifest(
         taps=TAPS,
         tasks={"retrieval": task, "segmentation": task, "fewshot": task},
         components=Components(
-            vae=Part(source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS)),
+            vae=VaePart(source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS)),
             unet=Part(source=_files(folder, f"{shared}/unet", "config.json", WEIGHTS)),
             scheduler=Part(source=_files(folder, f"{shared}/scheduler", "scheduler_config.json")),
             text=TextPart(source=_minilm(), max_length=16, zero_padding=True),

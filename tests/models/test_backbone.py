@@ -117,16 +117,16 @@ def test_fewer_taps_load_fewer_blocks_and_give_the_same_maps(tiny_copy: Path, ti
     from models.bundle.build import load_extractor
     from models.bundle.files import read_manifest
 
-    fast = read_manifest(tiny_copy)
-    extractor = load_extractor(
-        tiny_copy, fast, device=torch.device("cpu"), dtype=torch.float32, taps=fast.profiles["fast"].taps
-    )
+    fast = read_manifest(tiny_copy, "fast")
+    extractor = load_extractor(tiny_copy, fast, device=torch.device("cpu"), dtype=torch.float32)
     # Two, since the library takes one image alone through other kernels than a loaded bundle (docs/adr/0028).
     pixels, steps = torch.zeros((2, 3, 128, 128)), torch.tensor([50, 50])
     few = extractor(pixels, steps, [None, None])
     every = tiny.encoder.extractor(pixels, steps, [None, None])
     assert set(few.taps) == {"mid", "up_0"}
     assert all(torch.equal(few.taps[tap], every.taps[tap]) for tap in few.taps)
+    with pytest.raises(BundleError, match="the U-head of 'random-tiny' needs the tap 'up_1'"):
+        load_bundle(tiny_copy, device="cpu", profile="fast")
 
 
 def test_an_unknown_profile_is_refused(tiny_bundle: Path) -> None:

@@ -179,7 +179,7 @@ class TrainedHeads:
 def frozen_parts(prior: Path) -> FrozenParts:
     """Load a folder of vae/, unet/ and scheduler/, with or without a bundle's manifest and heads."""
     manifest = prior_manifest(prior)
-    extractor = load_extractor(prior, manifest, device=torch.device("cpu"), dtype=torch.float32, taps=manifest.taps)
+    extractor = load_extractor(prior, manifest, device=torch.device("cpu"), dtype=torch.float32)
     return FrozenParts(extractor=extractor, manifest=manifest)
 
 

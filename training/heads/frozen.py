@@ -167,7 +167,7 @@ def _pixel_encoder(prior: Path, manifest: Manifest, device: torch.device) -> _En
 
 def _latent_encoder(prior: Path, manifest: Manifest, device: torch.device) -> _Encode:
     """[B, 8, 16, 16] float16 latents → the U-Net's taps, conditioned on the empty caption."""
-    extractor = load_extractor(prior, manifest, device=device, dtype=torch.float32, taps=manifest.taps)
+    extractor = load_extractor(prior, manifest, device=device, dtype=torch.float32)
     empty = extractor.text.states([""])  # `mini` has no captioner, so serving conditions on it too
 
     @torch.inference_mode()
