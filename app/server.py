@@ -9,6 +9,7 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.auth import ApiKeys
 from app.composition import build_services as build_default_services
 from app.composition import read_keys
 from app.main import BuildServices, create_app
@@ -78,7 +79,8 @@ def _serve(settings: Settings, build_services: BuildServices) -> int:
     for name in unknown_variables(os.environ):
         get_logger().warning("unknown_setting", name=name)
     try:
-        if not settings.is_loopback and not settings.insecure and not read_keys(settings):
+        # Keys that open metrics alone leave every other route open.
+        if not settings.is_loopback and not settings.insecure and not ApiKeys(read_keys(settings)).are_on:
             get_logger().error("refused", reason="no API keys beyond loopback: set API keys or pass --insecure")
             return EXIT_START_FAILED
         app = create_app(settings, build_services)

@@ -8,18 +8,22 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from app.errors import Forbidden, Unauthenticated, UnsupportedMedia
+from app.api.middleware import QUIET_ROUTES
+from app.errors import FieldError, Forbidden, Invalid, Malformed, Unauthenticated, UnsupportedMedia
 
 
 class Scope(StrEnum):
@@ -60,7 +64,11 @@ def declared_scope(route: BaseRoute) -> Scope | None:
 
 
 class ScopedRoute(APIRoute):
-    """A route that checks the caller's key, and the type of a declared body, before it reads the body."""
+    """A route that checks the caller's key, the names in the query, and the type of a declared body, in this order."""
+
+    @cached_property
+    def _query_names(self) -> frozenset[str]:
+        return frozenset(_query_names_of(self.dependant))
 
     async def handle(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         needed = declared_scope(self)
@@ -68,8 +76,12 @@ class ScopedRoute(APIRoute):
             raise Forbidden("This route declares no scope and is closed.")
         connection = HTTPConnection(scope)  # the body stays unread
         scope["app"].state.platform.keys.authorise(connection, needed)
-        if self.body_field is not None and scope["method"] in (self.methods or ()):
-            _check_is_json(connection)
+        if scope["method"] in (self.methods or ()):
+            # Probes and scrapers may add parameters, against caches.
+            if scope["query_string"] and self.path not in QUIET_ROUTES:
+                _check_query(scope["query_string"], self._query_names)
+            if self.body_field is not None:
+                _check_is_json(connection)
         await super().handle(scope, receive, send)
 
 
@@ -151,6 +163,28 @@ def _parse_key(entry: str, number: int) -> ApiKey:
         raise ValueError(f"API key entry {number} is not of the form name:read+write+admin:sha256-hex")
     granted = frozenset[Scope]().union(*(_GRANTS[Scope(word)] for word in words))
     return ApiKey(name=match["name"], sha256=match["sha256"], scopes=granted)
+
+
+def _query_names_of(dependant: Dependant) -> Iterator[str]:
+    """Names of the query parameters that an endpoint and its dependencies take, singly or as fields of a model."""
+    for field in dependant.query_params:
+        fields: Iterable[str] | None = getattr(field.field_info.annotation, "model_fields", None)
+        yield from (field.alias,) if fields is None else fields
+    for inner in dependant.dependencies:
+        yield from _query_names_of(inner)
+
+
+def _check_query(query: bytes, known: frozenset[str]) -> None:
+    """Refuse a misspelt parameter, which would be ignored silently, and text that is not UTF-8."""
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
+    except ValueError as err:
+        raise Malformed("The query is not percent-encoded UTF-8.") from err
+    if unknown := next((name for name, _ in pairs if name not in known), None):
+        allowed = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+        name = unknown[:100]
+        message = f"is no query parameter of this route: {allowed}"
+        raise Invalid(f"{name!r} {message}.", errors=[FieldError(field=name, message=message)])
 
 
 def _check_is_json(connection: HTTPConnection) -> None:

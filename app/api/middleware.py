@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from urllib.parse import unquote
 
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response, service_error
@@ -101,9 +101,12 @@ class RequestContext(HttpLayer):
 
 
 class PathGuard(HttpLayer):
-    """Refuses paths that a proxy or a client may resolve to another route."""
+    """Refuses paths that a proxy or a client may resolve to another route, and requests without one `Host`."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # RFC 9112, 3.2; HTTP/1.0 has no such header.
+        if scope["http_version"] != "1.0" and [name for name, _ in scope["headers"]].count(b"host") != 1:
+            raise Malformed("Send exactly one Host header.")
         if not is_plain_path(scope.get("raw_path") or scope["path"].encode()):
             raise Malformed("The path holds dot segments, empty segments, encoded separators or controls.")
         await self.app(scope, receive, send)
@@ -260,6 +263,8 @@ class DisconnectWatch(HttpLayer):
 
         try:
             await self.app(scope, receive_and_watch, send_and_note)
+        except ClientDisconnect:
+            pass  # in the middle of the body: there is nobody to answer
         except asyncio.CancelledError:
             # Swallow the watch's own cancellation only; one from outside, such as a shutdown, goes on.
             if not is_gone.is_set() or worker is None or worker.uncancel() > 0:

@@ -4,10 +4,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
@@ -76,13 +78,20 @@ def install(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> Response:
         response = problem_response(service_error(error), request)
-        # RFC 9110 requires `Allow` in a 405.
+        # RFC 9110 requires `Allow` in a 405; the router names the methods of the first route only.
         if isinstance(error, HTTPException) and error.status_code == 405:
-            response.headers.update(error.headers or {})
+            response.headers["Allow"] = ", ".join(_methods_at(app, request.scope["path"]))
         return response
 
     for kind in (ServiceError, RequestValidationError, ValidationError, json.JSONDecodeError, HTTPException):
         app.add_exception_handler(kind, answer)
+
+
+def _methods_at(app: FastAPI, path: str) -> Sequence[str]:
+    """The methods of all routes at a path."""
+    routes = [context for context in iter_route_contexts(app.routes) if isinstance(context.original_route, APIRoute)]
+    found = [context.methods or () for context in routes if context.path_regex.match(path)]
+    return sorted(set(chain.from_iterable(found)))
 
 
 def _invalid(found: Sequence[Any]) -> ServiceError:

@@ -20,6 +20,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.auth import Scope as AuthScope
+from app.api.auth import new_key
+from app.api.deps import Platform, Services
 from app.runtime.process import EXIT_FATAL, EXIT_START_FAILED, Lifecycle
 from app.server import Server, serve
 from app.settings import Settings
@@ -218,8 +221,21 @@ def test_a_data_folder_in_use_ends_the_second_process(tmp_path: Path) -> None:
             assert second.exit_code() == EXIT_START_FAILED
 
 
-def test_beyond_loopback_without_keys_is_refused() -> None:
-    assert serve(Settings(host="0.0.0.0")) == EXIT_START_FAILED
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"metrics_token": "m" * 16}, {"api_keys": new_key("scraper", [AuthScope.METRICS])[1]}],
+    ids=["none", "metrics-token", "metrics-key"],
+)
+def test_beyond_loopback_without_keys_for_the_other_routes_is_refused(keys: dict[str, str]) -> None:
+    loads: list[Settings] = []
+
+    def note(settings: Settings, platform: Platform) -> Services:
+        del platform
+        loads.append(settings)
+        raise ValueError("not refused")
+
+    assert serve(Settings.model_validate({"host": "0.0.0.0", "port": 0, **keys}), note) == EXIT_START_FAILED
+    assert not loads
 
 
 def test_malformed_keys_are_refused() -> None:

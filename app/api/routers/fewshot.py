@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from app.api.auth import Scope, requires
 from app.api.bodies import Form, out_of_bounds, read_body
-from app.api.deps import MIN_SEQ, CallDep, LimitsDep, RequiredIfMatchDep, TasksDep, set_version, written
+from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, RequiredIfMatchDep, TasksDep, set_version, written
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi import request_body
 from app.api.schemas import fewshot as schemas
@@ -195,9 +195,9 @@ async def get_support_image(tasks: TasksDep, episode_id: EpisodePath, support_id
 
 @router.delete("/fewshot/episodes/{episode_id}", status_code=204, summary="Delete an episode")
 @requires(Scope.WRITE)
-async def delete_episode(tasks: TasksDep, episode_id: EpisodePath) -> Response:
-    """The episode goes together with its support images."""
-    return written(await tasks.fewshot.delete(episode_id))
+async def delete_episode(tasks: TasksDep, episode_id: EpisodePath, if_match: IfMatchDep) -> Response:
+    """The episode goes together with its support images; with `If-Match`, at that version only."""
+    return written(await tasks.fewshot.delete(episode_id, if_match=if_match))
 
 
 def _ways(wire: schemas.EpisodeRequest | schemas.SupportRequest) -> list[WayRequest]:

@@ -138,7 +138,7 @@ class EpisodeFields(Wire):
     id: str
     name: str | None
     version: int
-    method: Method
+    method: str  # in a list it may be one that this release lacks
     fingerprint: str
     expires_at: float | None
 
@@ -146,6 +146,7 @@ class EpisodeFields(Wire):
 class EpisodeReport(EpisodeFields):
     """A stored episode with its support images."""
 
+    method: Method
     ways: list[WayReport]
     leave_one_out: LeaveOneOutReport | None = None
 
@@ -199,7 +200,8 @@ def episode_report(episode: Episode, left_out: LeaveOneOut | None = None) -> Epi
         }
         for way in episode.ways
     ]
-    return EpisodeReport.model_validate({**_fields(episode), "ways": ways, "leave_one_out": left_out})
+    fields = {**_fields(episode), "method": method_of(episode)}
+    return EpisodeReport.model_validate({**fields, "ways": ways, "leave_one_out": left_out})
 
 
 def episode_entry(episode: Episode) -> EpisodeEntry:
@@ -216,5 +218,5 @@ def created_report(created: Created) -> EpisodeCreated:
 
 
 def _fields(episode: Episode) -> dict[str, object]:
-    names = ("id", "name", "version", "fingerprint", "expires_at")
-    return {"method": method_of(episode), **{name: getattr(episode, name) for name in names}}
+    names = ("id", "name", "version", "method", "fingerprint", "expires_at")
+    return {name: getattr(episode, name) for name in names}

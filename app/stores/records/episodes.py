@@ -237,10 +237,10 @@ class Episodes:
             for row in rows
         ]
 
-    def delete(self, episode_id: str) -> int:
-        """Delete an episode and its images. Returns the write's `seq`. Raises NotFound."""
+    def delete(self, episode_id: str, *, if_match: Sequence[int] | None = None) -> int:
+        """Delete an episode and its images. Returns the write's `seq`. Raises NotFound, PreconditionFailed."""
         with self._database.write() as connection:
-            self._required(connection, episode_id)
+            _check_version(self._required(connection, episode_id), if_match)
             seq, digests = _delete(connection, [episode_id])
         collect_garbage_later(self._database, self._blobs, digests)
         return seq

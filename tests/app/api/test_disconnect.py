@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.api.middleware import CLIENT_CLOSED
 from app.engine.admission import PassTimes
 from app.engine.entries import EntryQueue
 from tests.app.api.served import LIMIT_S, Watched, new_app, served, set_soon
@@ -57,6 +58,24 @@ async def test_a_closed_connection_takes_its_samples_out_of_the_queue(
         for writer in (first_writer, stays_writer):
             writer.close()
     assert encoder.text_batches == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_a_499_without_a_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    app = new_app(FakeEncoder(), tmp_path)
+    counted = asyncio.Event()
+    counter = app.state.platform.telemetry.http_requests.labels("POST", "/retrieve", CLIENT_CLOSED)
+    counter.inc = counted.set
+    async with served(app) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = f"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n"
+        writer.write(head.encode() + b"--x\r\n")
+        await writer.drain()
+        writer.close()
+        await asyncio.wait_for(counted.wait(), LIMIT_S)
+    assert not [record for record in caplog.records if record.exc_info or "failed" in record.getMessage()]
 
 
 async def test_a_client_that_leaves_while_its_pass_runs_harms_nobody(

@@ -41,6 +41,15 @@ async def test_support_is_added_and_taken_away_under_if_match(client: httpx.Asyn
     assert (await client.delete(support, headers={"If-Match": '"3"'})).status_code == 404
 
 
+async def test_an_episode_is_deleted_at_the_version_of_if_match(client: httpx.AsyncClient) -> None:
+    url = f"/fewshot/episodes/{(await create(client))['id']}"
+    assert (await client.post(f"{url}/support", json=MORE, headers={"If-Match": '"1"'})).status_code == 200
+    refused = await client.delete(url, headers={"If-Match": '"1"'})
+    assert (refused.status_code, refused.json()["code"]) == (412, "precondition-failed")
+    assert (await client.get(url)).status_code == 200
+    assert (await client.delete(url, headers={"If-Match": '"2"'})).status_code == 204
+
+
 async def test_a_change_without_if_match_is_428(client: httpx.AsyncClient) -> None:
     url = f"/fewshot/episodes/{(await create(client))['id']}"
     for answer in (await client.post(f"{url}/support", json=MORE), await client.delete(f"{url}/support/s_{'0' * 16}")):
@@ -63,11 +72,10 @@ async def test_a_stored_method_that_this_release_lacks_is_an_error(client: httpx
     ways = [NewWay(label=label, support=[example, example]) for label in ("a", "b")]
     _, episode = tasks.stores.episodes.create(ways, name=None, method="svm", ttl_s=None)
     url = f"/fewshot/episodes/{episode.id}"
-    for answer in (
-        await client.get(url),
-        await client.get("/fewshot/episodes"),
-        await client.post(f"{url}/classify", json={"queries": [BAR]}),
-    ):
+    # One such episode does not hide the others of its page.
+    (entry,) = (await client.get("/fewshot/episodes")).json()["episodes"]
+    assert (entry["id"], entry["method"]) == (episode.id, "svm")
+    for answer in (await client.get(url), await client.post(f"{url}/classify", json={"queries": [BAR]})):
         assert (answer.status_code, answer.json()["code"]) == (500, "damaged")
         assert "svm" in answer.json()["detail"]
     assert (await client.delete(url)).status_code == 204

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -12,6 +12,7 @@ from fastapi.routing import APIWebSocketRoute, iter_route_contexts
 
 from app.api.auth import Scope, ScopedRoute, declared_scope, new_key, requires
 from app.api.deps import Platform, Services
+from app.api.middleware import QUIET_ROUTES
 from app.main import check_scopes, create_app
 from app.settings import Settings
 
@@ -163,7 +164,9 @@ async def test_dot_segments_and_encoded_separators_are_refused_on_every_route(
             assert await raw_status(app, method, target.encode()) == 400, target
 
 
-async def raw_status(app: FastAPI, method: str, raw_path: bytes) -> int:
+async def raw_status(
+    app: FastAPI, method: str, raw_path: bytes, headers: Sequence[tuple[bytes, bytes]] = ((b"host", b"test"),)
+) -> int:
     from urllib.parse import unquote
 
     statuses: list[int] = []
@@ -179,7 +182,44 @@ async def raw_status(app: FastAPI, method: str, raw_path: bytes) -> int:
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
         "path": unquote(raw_path.decode()), "raw_path": raw_path, "query_string": b"", "root_path": "",
-        "headers": [(b"host", b"test")], "client": None, "server": ("test", 80),
+        "headers": headers, "client": None, "server": ("test", 80),
     }  # fmt: skip
     await app(scope, receive, send)  # type: ignore[arg-type]  # plain dicts are ASGI messages
     return statuses[0]
+
+
+@pytest.mark.parametrize(("method", "path", "scope"), ROUTES, ids=IDS)
+async def test_an_unknown_query_parameter_is_422_and_named_except_where_probes_ask(
+    method: str, path: str, scope: Scope
+) -> None:
+    del scope
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app()), base_url="http://test") as client:
+        answer = await client.request(method, PLACEHOLDER.sub("x", path), params={"colour": "red"})
+        if path in QUIET_ROUTES:
+            assert answer.status_code in (200, 503)
+            return
+        assert answer.status_code == 422
+        assert [error["field"] for error in answer.json()["errors"]] == ["colour"]
+        answer = await client.request(method, f"{PLACEHOLDER.sub('x', path)}?a=%ff")
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/galleries/default/items/a", "DELETE, GET, PATCH, PUT"),
+        ("PATCH", "/galleries/default", "DELETE, GET, PUT"),
+        ("GET", "/retrieve", "POST"),
+        ("POST", "/livez", "GET"),
+    ],
+)
+async def test_a_405_names_every_method_of_the_path(method: str, path: str, allowed: str) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app()), base_url="http://test") as client:
+        answer = await client.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("hosts", [[], [b"a", b"b"]], ids=["none", "two"])
+async def test_a_request_needs_one_host(hosts: list[bytes]) -> None:
+    headers = [(b"host", host) for host in hosts]
+    assert await raw_status(make_app(), "GET", b"/livez", headers) == 400
