@@ -1,6 +1,7 @@
 """The composition root: everything the service consists of, built from the settings."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -41,6 +42,8 @@ from app.tasks.workers import Workers
 
 MAX_GREETINGS = 64
 """Live connections that may be unauthenticated at once."""
+WAITING_SHARE = 1 / 4
+"""Share of the requests in flight that may wait for the write that `X-Min-Seq` names."""
 
 
 def build_platform(settings: Settings) -> Platform:
@@ -171,7 +174,9 @@ def _open_tasks(
     )
     return Tasks(
         stores=stores,
-        galleries=GalleryTask(database, galleries, indexes),
+        galleries=GalleryTask(
+            database, galleries, indexes, max_waiting=math.ceil(settings.max_in_flight * WAITING_SHARE)
+        ),
         items=ItemTask(
             encoders=encoders, decoder=images, database=database, galleries=galleries, items=items, indexes=indexes
         ),

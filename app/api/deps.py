@@ -223,7 +223,7 @@ async def wait_for_min_seq(request: Request) -> None:
 
     Raises:
         Malformed: the header is not a number.
-        DeadlineExceeded: the write did not arrive in time.
+        Conflict, QueueFull, DeadlineExceeded: as `GalleryTask.wait_for`.
     """
     header = request.headers.get("x-min-seq")
     if header is None:

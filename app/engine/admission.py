@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from app.engine.entries import TEXT_COST, VIEW_COST, Batch, EntryQueue, Group
+from app.engine.entries import VIEW_COST, Batch, EntryQueue, Group, RequestLine
 from app.errors import DeadlineExceeded, QueueFull
 from app.runtime.telemetry import Telemetry
 
@@ -33,78 +33,91 @@ class Backlog(Protocol):
 
 
 class Admission:
-    """Admits requests while the cost that waits or is reserved stays within a bound.
+    """Admits requests while what goes to the device before they are done stays within a bound.
+
+    Requests take turns, so of the others counts only what they send in as many turns: a small request never waits for
+    the whole of a large one, nor is it refused for it.
 
     Args:
         max_cost: the bound; a request over it is admitted only when nothing waits.
+        pass_cost: the cost of a full pass, which is a turn.
     """
 
-    def __init__(self, backlog: Backlog, telemetry: Telemetry, *, max_cost: int) -> None:
+    def __init__(self, backlog: Backlog, telemetry: Telemetry, *, max_cost: int, pass_cost: int) -> None:
         self.backlog = backlog
+        self.lines: set[RequestLine] = set()  # of all requests that hold a reservation
         self._telemetry = telemetry
         self._max_cost = max_cost
+        self._pass_cost = pass_cost
 
     def waiting(self) -> int:
         """Cost in the queue, and cost reserved."""
         return self.backlog.queue.cost + self.backlog.reserved
 
-    def wait_s(self, cost: float = 0.0) -> float | None:
-        """Seconds until everything admitted and this much more is done; None before any measurement."""
-        return self.backlog.rate.seconds_for(self.waiting() + self.backlog.in_flight() + cost)
-
-    def check(self, cost: int, timeout_s: float | None) -> None:
-        """Refuse this much more cost if it does not fit or cannot be done in time.
+    def check(self, line: RequestLine, cost: int, timeout_s: float | None) -> None:
+        """Refuse this much more cost for a request if it does not fit or cannot be done in time.
 
         Raises:
-            QueueFull: over the bound; `retry_after_s` is when all that is admitted now will be done.
+            QueueFull: over the bound; `retry_after_s` is when all that was before it will be done.
             DeadlineExceeded: it would not be done within `timeout_s`.
         """
         if cost <= 0:  # everything is cached or already in the queue
             return
         waiting = self.waiting()
-        # A request over the bound would never fit; alone it is the only one that it delays.
-        if waiting and waiting + cost > self._max_cost:
+        all_s = self.backlog.rate.seconds_for(self.backlog.in_flight() + waiting + cost) or 0.0
+        # With an empty queue the request is tried: a request over the bound would never fit, and alone it is the only
+        # one that it delays; the rate may be stale, and only a pass corrects it.
+        if not waiting or (waiting + cost <= self._max_cost and (timeout_s is None or all_s <= timeout_s)):
+            return
+        own = line.waiting + cost
+        turns = math.ceil(own / self._pass_cost)
+        before = self.backlog.in_flight() + line.waiting + self._others(line, turns * self._pass_cost)
+        before_s, own_s = (self.backlog.rate.seconds_for(each) or 0.0 for each in (before, cost))
+        retry_after_s = min(MAX_RETRY_AFTER_S, max(1.0, before_s))
+        if self._others(line, own) + own > self._max_cost:
             self._telemetry.requests_rejected.labels("queue_full").inc()
-            raise QueueFull("The queue for the device is full.", retry_after_s=self._retry_after_s())
-        # With an empty queue the request is tried: the rate may be stale, and only a pass corrects it.
-        wait_s = self.wait_s(cost)
-        if waiting and timeout_s is not None and wait_s is not None and wait_s > timeout_s:
+            raise QueueFull("The queue for the device is full.", retry_after_s=retry_after_s)
+        if timeout_s is not None and before_s + own_s > timeout_s:
             self._telemetry.requests_rejected.labels("deadline").inc()
-            raise DeadlineExceeded("The queue is longer than the deadline.", retry_after_s=self._retry_after_s())
+            raise DeadlineExceeded("The queue is longer than the deadline.", retry_after_s=retry_after_s)
 
-    def _retry_after_s(self) -> float:
-        return min(MAX_RETRY_AFTER_S, max(1.0, self.wait_s() or 1.0))
+    def _others(self, line: RequestLine, most: int) -> int:
+        """What waits for other requests, at most so much of each."""
+        return sum(min(other.waiting, most) for other in self.lines if other is not line)
 
 
 class Reservation:
     """Room for one request's samples, held from its arrival until the block ends."""
 
     def __init__(self, admission: Admission, cost: int, timeout_s: float | None) -> None:
+        self.line = RequestLine()
         self._admission = admission
-        self._left = 0
         self._timeout_s = timeout_s
         self._claim(cost)
+        admission.lines.add(self.line)
 
     def __enter__(self) -> "Reservation":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.use(self._left)
+        self.use(self.line.reserved)
+        self._admission.lines.discard(self.line)
 
-    def grow(self, *, views: int = 0, texts: int = 0) -> None:
+    def grow(self, *, views: int) -> None:
         """Reserve more. Raises as `Admission.check`."""
-        self._claim(views * VIEW_COST + texts * TEXT_COST)
+        self._claim(views * VIEW_COST)
 
     def use(self, cost: int) -> int:
         """Turn reserved cost into samples; returns the cost that was not reserved and must be admitted."""
-        used = min(cost, self._left)
-        self._left -= used
+        used = min(cost, self.line.reserved)
+        self.line.reserved -= used
         self._admission.backlog.release(used)
         return cost - used
 
     def _claim(self, cost: int) -> None:
-        self._admission.check(cost, self._timeout_s)  # before the cost counts, so that a refusal leaves nothing
-        self._left += cost
+        # Checked before the cost counts, so that a refusal leaves nothing.
+        self._admission.check(self.line, cost, self._timeout_s)
+        self.line.reserved += cost
         self._admission.backlog.reserved += cost
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from app.domain import Features, View
 from app.engine.admission import Admission, Reservation
-from app.engine.entries import TEXT_COST, VIEW_COST, CacheKey, Device, Entry, Group, Kind, Waiter
+from app.engine.entries import VIEW_COST, CacheKey, Device, Entry, Group, Kind, RequestLine, Waiter, text_cost
 from app.engine.scheduler import Scheduler
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
 from app.runtime.lru import ByteLru
@@ -61,20 +61,22 @@ class BatchingEngine:
         self._clock = clock
         self._entries: dict[CacheKey, Entry] = {}
         self._scheduler = Scheduler(device, self, telemetry, max_batch=max_batch, clock=clock)
-        self._admission = Admission(self._scheduler, telemetry, max_cost=max_queue_cost)
+        self._admission = Admission(
+            self._scheduler, telemetry, max_cost=max_queue_cost, pass_cost=max_batch * VIEW_COST
+        )
         self._is_idle = asyncio.Event()  # set while no entry is left: `stop` waits for it
         self._is_idle.set()
         self._is_stopping = False
         self._is_fatal = False
 
-    def admit(self, *, views: int = 0, texts: int = 0, timeout_s: float | None = None) -> Reservation:
+    def admit(self, *, views: int = 0, texts: Sequence[str] = (), timeout_s: float | None = None) -> Reservation:
         """Reserve room for a request's samples on arrival, before anything is decoded for it.
 
         Raises:
             QueueFull, DeadlineExceeded, EngineUnavailable.
         """
         self._check_open()
-        return Reservation(self._admission, views * VIEW_COST + texts * TEXT_COST, timeout_s)
+        return Reservation(self._admission, views * VIEW_COST + sum(map(text_cost, texts)), timeout_s)
 
     async def encode_views(
         self, views: Sequence[View], *, timeout_s: float | None = None, reservation: Reservation | None = None
@@ -89,7 +91,7 @@ class BatchingEngine:
             QueueFull, DeadlineExceeded, EngineUnavailable, InferenceFailed.
         """
         samples: list[Sample] = [(self._view_key(view), view) for view in views]
-        return await self._encode(samples, VIEW_COST, timeout_s, reservation)
+        return await self._encode(samples, timeout_s, reservation)
 
     async def encode_texts(
         self,
@@ -100,10 +102,12 @@ class BatchingEngine:
         is_reproducible: bool = False,
     ) -> list[Features]:
         """Features of every string, in order. Arguments and errors as `encode_views`."""
-        group = Group(Kind.TEXTS, bucket=1 if is_reproducible else 0)
-        fingerprint = self._device.fingerprint
-        samples: list[Sample] = [(CacheKey(group, text, None, 0, fingerprint), text) for text in texts]
-        return await self._encode(samples, TEXT_COST, timeout_s, reservation)
+        bucket, fingerprint = 1 if is_reproducible else 0, self._device.fingerprint
+        groups = [Group(Kind.TEXTS, (text_cost(text),), bucket) for text in texts]
+        samples: list[Sample] = [
+            (CacheKey(group, text, None, 0, fingerprint), text) for group, text in zip(groups, texts, strict=True)
+        ]
+        return await self._encode(samples, timeout_s, reservation)
 
     async def start(self) -> None:
         """Begin to form batches."""
@@ -132,13 +136,15 @@ class BatchingEngine:
         """
         largest, run, workers = self._max_batch, self._scheduler.run_warm_up, range(self._device.workers)
         sizes = [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]
-        string = CacheKey(Group(Kind.TEXTS), text, None, 0, "")  # no fingerprint: the warm-up bypasses the cache
-        samples: list[tuple[Sample, int, int]] = [
-            *(((self._view_key(view), view), VIEW_COST, size) for view in views for size in sizes),
-            *(((string, text), TEXT_COST, size) for size in (1, largest * VIEW_COST // TEXT_COST)),
+        cost = text_cost(text)
+        # No fingerprint: the warm-up bypasses the cache.
+        string = CacheKey(Group(Kind.TEXTS, (cost,)), text, None, 0, "")
+        samples: list[tuple[Sample, int]] = [
+            *(((self._view_key(view), view), size) for view in views for size in sizes),
+            *(((string, text), size) for size in (1, largest * VIEW_COST // cost)),
         ]
-        for (key, payload), cost, size in samples:
-            entry = Entry(key=key, payload=payload, cost=cost, arrived_s=self._clock(), deadline_s=math.inf)
+        for (key, payload), size in samples:
+            entry = Entry(key=key, payload=payload, cost=key.group.cost, arrived_s=self._clock(), deadline_s=math.inf)
             for is_second in (False, True):
                 passes = await asyncio.gather(*(run([entry] * size, is_learnt=is_second) for _ in workers))
                 if not all(np.isfinite(features.pooled).all() for found in passes for features in found):
@@ -183,19 +189,22 @@ class BatchingEngine:
             raise EngineUnavailable("The device is not available.", retry_after_s=_RESTART_RETRY_AFTER_S)
 
     async def _encode(
-        self, samples: Sequence[Sample], cost: int, timeout_s: float | None, reservation: Reservation | None
+        self, samples: Sequence[Sample], timeout_s: float | None, reservation: Reservation | None
     ) -> list[Features]:
+        if reservation is None:
+            with self.admit() as reservation:
+                return await self._encode(samples, timeout_s, reservation)
         self._check_open()
         # No await until every sample has joined: neither the cache nor the entries change in between.
         cached = [self._cache.get(key) for key, _ in samples]
         missing = [sample for sample, hit in zip(samples, cached, strict=True) if hit is None]
-        new_cost = cost * len({key for key, _ in missing if key not in self._entries})
+        new_cost = sum(key.group.cost for key in {key for key, _ in missing if key not in self._entries})
         # A reservation is used for hits too: its request needs no more room for them.
-        unreserved = len(samples) * cost if reservation is None else reservation.use(len(samples) * cost)
-        self._admission.check(min(unreserved, new_cost), timeout_s)
+        unreserved = reservation.use(sum(key.group.cost for key, _ in samples))
+        self._admission.check(reservation.line, min(unreserved, new_cost), timeout_s)
         if len(missing) < len(samples):
             self._telemetry.cache_lookups.labels("hit").inc(len(samples) - len(missing))
-        waiters = [self._join(key, payload, cost, timeout_s) for key, payload in missing]
+        waiters = [self._join(reservation.line, sample, timeout_s) for sample in missing]
         self._telemetry.queue_depth.set(self._admission.waiting())
         found = iter(await self._wait(waiters, timeout_s) if waiters else ())
         return [next(found) if hit is None else hit for hit in cached]
@@ -213,17 +222,17 @@ class BatchingEngine:
                 self._leave(waiter)
             self._telemetry.queue_depth.set(self._admission.waiting())
 
-    def _join(self, key: CacheKey, payload: View | str, cost: int, timeout_s: float | None) -> Waiter:
-        now_s = self._clock()
+    def _join(self, line: RequestLine, sample: Sample, timeout_s: float | None) -> Waiter:
+        (key, payload), now_s = sample, self._clock()
         entry = self._entries.get(key)
         self._telemetry.cache_lookups.labels("miss" if entry is None else "joined").inc()
         if entry is None:
             if not self._entries:  # idle time before this sample is no stall
                 self._scheduler.progress_at_s = now_s
                 self._is_idle.clear()
-            entry = self._entries[key] = Entry(key=key, payload=payload, cost=cost, arrived_s=now_s)
-            self._scheduler.queue.put(entry)
-        return entry.join(now_s, math.inf if timeout_s is None else now_s + timeout_s)
+            entry = self._entries[key] = Entry(key=key, payload=payload, cost=key.group.cost, arrived_s=now_s)
+        self._scheduler.queue.put(entry, line)  # a known one too: it goes in the turn of whoever is first
+        return entry.join(line, now_s, math.inf if timeout_s is None else now_s + timeout_s)
 
     def _leave(self, waiter: Waiter) -> None:
         if not waiter.future.done():
@@ -232,6 +241,7 @@ class BatchingEngine:
             waiter.future.exception()  # marks it as seen: the request raised the error of an earlier sample
         entry = waiter.entry
         entry.leave(waiter)
+        self._scheduler.queue.withdraw(entry, waiter.line)
         # With the device already, it stays: its features are cached for the next caller.
         if not entry.is_wanted and not entry.has_left_queue:
             self._scheduler.queue.drop(entry)

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -10,8 +9,8 @@ from typing import Protocol
 
 from app.domain import Features, View
 
-VIEW_COST = 8  # in units of one string
-TEXT_COST = 1
+VIEW_COST = 8  # in units of a short string
+SHORT_TEXT_BYTES = 64  # about 16 tokens, which take an eighth of a view's time
 
 
 class DeviceFatal(Exception):
@@ -34,7 +33,7 @@ class Group:
     """Samples of one group may share a batch: they have one operation, one shape and one way of computation.
 
     Attributes:
-        shape: of a view's pixels.
+        shape: of a view's pixels; of strings their cost, since a pass pads them to the longest.
         bucket: every pass is padded to exactly this many samples; 0 for batches of any size. Reproducible strings go
             alone (bucket 1): the padding of a string, and with it the last bits, would depend on the others.
         is_captioned: used in buckets only, where the captioner must see the same number of images in every pass.
@@ -44,6 +43,17 @@ class Group:
     shape: tuple[int, ...] = ()  # views of different shapes cannot be stacked
     bucket: int = 0
     is_captioned: bool = False
+
+    @property
+    def cost(self) -> int:
+        """The cost of one of its samples."""
+        return VIEW_COST if self.kind is Kind.IMAGES else self.shape[0]
+
+
+def text_cost(text: str) -> int:
+    """Cost of a string by its length: 1, 2, 4, or 8 where the tokenizer cuts it off (128 tokens) or nearly so."""
+    short_texts = -(-len(text.encode("utf-8", "surrogatepass")) // SHORT_TEXT_BYTES)
+    return int(min(VIEW_COST, 1 << max(0, short_texts - 1).bit_length()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,7 @@ class Waiter:
     """A caller that waits for an entry, from `joined_s` until `deadline_s` of the engine's clock."""
 
     entry: "Entry"
+    line: "RequestLine"
     future: "asyncio.Future[Features]"
     joined_s: float
     deadline_s: float
@@ -78,6 +89,7 @@ class Entry:
     Attributes:
         deadline_s: the latest deadline of its waiters; a pass that starts then or later leaves the entry out.
         has_left_queue: a batch took it, or it was dropped because nobody waits.
+        lines: of the requests in whose turn it may go.
     """
 
     key: CacheKey
@@ -87,6 +99,7 @@ class Entry:
     deadline_s: float = -math.inf
     waiters: list[Waiter] = field(default_factory=list)
     has_left_queue: bool = False
+    lines: "list[RequestLine]" = field(default_factory=list)
 
     @property
     def is_wanted(self) -> bool:
@@ -97,10 +110,10 @@ class Entry:
         """Whether anyone still takes the answer of a pass that starts now."""
         return self.deadline_s > now_s
 
-    def join(self, now_s: float, deadline_s: float) -> Waiter:
+    def join(self, line: "RequestLine", now_s: float, deadline_s: float) -> Waiter:
         """Add a caller."""
         future: asyncio.Future[Features] = asyncio.get_running_loop().create_future()
-        waiter = Waiter(entry=self, future=future, joined_s=now_s, deadline_s=deadline_s)
+        waiter = Waiter(entry=self, line=line, future=future, joined_s=now_s, deadline_s=deadline_s)
         self.waiters.append(waiter)
         self.deadline_s = max(self.deadline_s, deadline_s)
         return waiter
@@ -130,30 +143,66 @@ class Entry:
                 waiter.future.set_exception(error)
 
 
-class EntryQueue:
-    """Waiting entries in order of arrival, one line per group.
+@dataclass(slots=True, eq=False)
+class RequestLine:
+    """What one request has in the queue: its entries by group, oldest first (keys of dicts, since any may leave).
 
-    Attributes:
-        cost: of all entries that wait and are still wanted.
+    `reserved` is cost that is admitted and still being decoded, `queued` that of its entries.
+    """
+
+    reserved: int = 0
+    queued: int = 0
+    entries: dict[Group, dict[Entry, None]] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> int:
+        """Cost that it may still send to the device."""
+        return self.reserved + self.queued
+
+
+class EntryQueue:
+    """Waiting entries, in one line per request; requests take turns (docs/adr/0043).
+
+    A turn is one batch: the request's oldest entry decides the group, its entries go in first, those of the others
+    fill the batch in the order of their turns, and its next turn comes after theirs. `cost` is of all that waits.
     """
 
     def __init__(self) -> None:
         self.cost = 0
-        self._lines: dict[Group, deque[Entry]] = {}
+        self._turns: dict[RequestLine, None] = {}  # requests with entries, the next one first
 
-    def put(self, entry: Entry) -> None:
-        """Add an entry at the end of its group's line."""
-        self._lines.setdefault(entry.key.group, deque()).append(entry)
-        self.cost += entry.cost
+    def put(self, entry: Entry, line: RequestLine) -> None:
+        """Add an entry to a request's line; one that waits for several requests goes in the first one's turn."""
+        if entry.has_left_queue or line in entry.lines:
+            return
+        if not entry.lines:
+            self.cost += entry.cost
+        entry.lines.append(line)
+        line.entries.setdefault(entry.key.group, {})[entry] = None
+        line.queued += entry.cost
+        self._turns.setdefault(line)
+
+    def withdraw(self, entry: Entry, line: RequestLine) -> None:
+        """Take an entry out of one request's line; the others still wait for it."""
+        if line in entry.lines:
+            entry.lines.remove(line)
+            line.queued -= entry.cost
+            line.entries[entry.key.group].pop(entry)
+            if not line.entries[entry.key.group]:
+                del line.entries[entry.key.group]
+            if not line.entries:
+                del self._turns[line]
 
     def drop(self, entry: Entry) -> None:
-        """Mark an entry as gone, for a batch or because nobody waits; `take` removes it from its line."""
+        """Take an entry out of the queue, for a batch or because nobody waits."""
         if not entry.has_left_queue:
             entry.has_left_queue = True
             self.cost -= entry.cost
+            for line in tuple(entry.lines):
+                self.withdraw(entry, line)
 
     def take(self, now_s: float, size_for: Callable[[Entry, float], int]) -> tuple[list[Entry], list[Entry]]:
-        """Take the next batch from the line with the oldest head, oldest entries first.
+        """Take the next batch.
 
         Args:
             size_for: the largest batch that may start with this head now.
@@ -161,30 +210,31 @@ class EntryQueue:
         Returns:
             The batch, empty when nothing waits, and the entries whose deadline passed, which leave the queue too.
         """
-        expired: list[Entry] = []
-        # Heads first: the age of a line is that of its oldest entry that still counts.
-        for line in self._lines.values():
-            while line and (line[0].has_left_queue or not line[0].is_live(now_s)):
-                self._shed(line.popleft(), expired)
-        # Shapes come from requests: a line is forgotten when it is empty, or the dict would grow.
-        self._lines = {group: line for group, line in self._lines.items() if line}
         batch: list[Entry] = []
-        if self._lines:
-            line = min(self._lines.values(), key=lambda found: found[0].arrived_s)
-            size = size_for(line[0], now_s)
-            while line and len(batch) < size:
-                entry = line.popleft()
-                if entry.has_left_queue or not entry.is_live(now_s):
-                    self._shed(entry, expired)
-                else:
-                    self.drop(entry)
-                    batch.append(entry)
+        expired: list[Entry] = []
+        head = self._head(now_s, expired)
+        if head is None:
+            return batch, expired
+        group, size, first = head.key.group, size_for(head, now_s), next(iter(self._turns))
+        for entry in (entry for line in tuple(self._turns) for entry in tuple(line.entries.get(group, ()))):
+            if len(batch) == size:
+                break
+            self.drop(entry)
+            (batch if entry.is_live(now_s) else expired).append(entry)
+        if first in self._turns:
+            self._turns[first] = self._turns.pop(first)  # to the end
         return batch, expired
 
-    def _shed(self, entry: Entry, expired: list[Entry]) -> None:
-        if not entry.has_left_queue:
-            self.drop(entry)  # dropped entries were reported when their caller left
-            expired.append(entry)
+    def _head(self, now_s: float, expired: list[Entry]) -> Entry | None:
+        """The oldest live entry of the request whose turn it is."""
+        while self._turns:
+            line = next(iter(self._turns))
+            oldest = min((next(iter(entries)) for entries in line.entries.values()), key=lambda one: one.arrived_s)
+            if oldest.is_live(now_s):
+                return oldest
+            self.drop(oldest)
+            expired.append(oldest)
+        return None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

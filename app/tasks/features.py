@@ -142,7 +142,7 @@ class RequestEncoders:
         task: str,
         *,
         views: int = 0,
-        texts: int = 0,
+        texts: Sequence[str] = (),
         timings: Timings | None = None,
         timeout_s: float | None = None,
         is_reproducible: bool = False,

@@ -3,14 +3,15 @@
 import asyncio
 from dataclasses import dataclass
 
-from app.errors import DeadlineExceeded
+from app.errors import Conflict, DeadlineExceeded, QueueFull
 from app.stores.index.delta import IndexState
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries, Gallery
 from app.stores.sql.database import Database
 
-POLL_S = 0.02
-LONGEST_POLL_S = 0.5
+POLL_S, LONGEST_POLL_S = 0.005, 0.1
+LONGEST_WAIT_S = 10.0
+"""A process that has not followed the log for so long is not ready either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +27,16 @@ class GalleryTask:
     """Lists, creates, describes and deletes galleries.
 
     `all`, `get`, `delete` and `vector_counts` have the arguments and errors of the function that they run.
+
+    Args:
+        max_waiting: reads that may wait for a write at once.
     """
 
-    def __init__(self, database: Database, galleries: Galleries, indexes: Indexes) -> None:
+    def __init__(self, database: Database, galleries: Galleries, indexes: Indexes, *, max_waiting: int) -> None:
         self._database = database
         self._galleries = galleries
         self._indexes = indexes
+        self._free_waits = max_waiting
         self.all = database.reads(galleries.all)
         self.get = database.reads(self._state)
         self.delete = database.writes(galleries.delete)
@@ -48,14 +53,34 @@ class GalleryTask:
         return seq, is_new, await self.get(name)
 
     async def wait_for(self, seq: int, *, timeout_s: float) -> None:
-        """Wait until this process has applied the write `seq`. Raises DeadlineExceeded."""
+        """Wait until this process has applied the write `seq`.
+
+        Raises:
+            Conflict: there is no such write: a number is given out only after its write was committed.
+            QueueFull: too many reads wait already.
+            DeadlineExceeded: this process has not applied it in time.
+        """
+        if self._indexes.applied_seq >= seq:
+            return
+        if self._free_waits <= 0:
+            raise QueueFull("Too many reads wait for a write that X-Min-Seq names.", retry_after_s=1.0)
+        self._free_waits -= 1
+        try:
+            await self._wait_for(seq, min(timeout_s, LONGEST_WAIT_S))
+        finally:
+            self._free_waits += 1
+
+    async def _wait_for(self, seq: int, timeout_s: float) -> None:
+        self._indexes.nudge()
+        head = await self._database.run(self._galleries.head_seq)
+        if head < seq:
+            raise Conflict(f"There is no write {seq}: the last one is {head}. Send an X-Seq of this service.")
         loop = asyncio.get_running_loop()
         until_s, poll_s = loop.time() + timeout_s, POLL_S
-        # The first look is in memory; only a process that is behind asks the database.
-        while self._indexes.applied_seq < seq and await self._database.run(self._indexes.catch_up) < seq:
+        # Only memory is read: a wait must not hold a thread of the pool that every other read needs.
+        while self._indexes.applied_seq < seq:
             if loop.time() >= until_s:
-                raise DeadlineExceeded(f"The write {seq} has not arrived here in time.")
-            # Poll less and less often: the write may be late, or may not exist.
+                raise DeadlineExceeded(f"The write {seq} has not arrived here in time.", retry_after_s=1.0)
             await asyncio.sleep(min(poll_s, until_s - loop.time()))
             poll_s = min(2 * poll_s, LONGEST_POLL_S)
 

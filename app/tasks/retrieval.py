@@ -87,7 +87,7 @@ class Retrieval:
         with self._encoders.admitted(
             "retrieval",
             views=len(sketches),
-            texts=len(texts),
+            texts=texts,
             timings=timings,
             timeout_s=timeout_s,
             is_reproducible=query.is_reproducible,
@@ -120,7 +120,7 @@ class Retrieval:
     ) -> EmbedAnswer:
         """Vectors of images and texts, in order. Raises as `retrieve`."""
         with self._encoders.admitted(
-            "retrieval", views=len(sources), texts=len(texts), timeout_s=timeout_s, is_reproducible=is_reproducible
+            "retrieval", views=len(sources), texts=texts, timeout_s=timeout_s, is_reproducible=is_reproducible
         ) as encoder:
             images, vectors = await self._encoded(encoder, sources, texts, budget)
         return EmbedAnswer(

@@ -124,7 +124,7 @@ class Segmentation:
         with self._encoders.admitted(
             "segmentation",
             views=1,
-            texts=sum(map(len, prompts)),
+            texts=[string for prompt in prompts for string in prompt],
             timings=timings,
             timeout_s=timeout_s,
             is_reproducible=query.is_reproducible,
@@ -169,7 +169,8 @@ class Segmentation:
         """[N, D] float32, unit length: one embedding per class. Raises as `segment`."""
         prompts = [self._strings(prompt) for prompt in classes]
         self._check(classes, prompts)
-        with self._encoders.admitted("segmentation", texts=sum(map(len, prompts)), timeout_s=timeout_s) as encoder:
+        strings = [string for prompt in prompts for string in prompt]
+        with self._encoders.admitted("segmentation", texts=strings, timeout_s=timeout_s) as encoder:
             return await _class_embeddings(encoder, prompts)
 
     def _strings(self, prompt: ClassPrompt) -> list[str]:

@@ -12,7 +12,6 @@ from fastapi import FastAPI
 
 from app.api.deps import Platform, Services
 from app.composition import assemble_services
-from app.engine.entries import Entry, EntryQueue
 from app.main import create_app
 from app.runtime.process import Phase
 from app.server import configured
@@ -28,10 +27,10 @@ class Watched:
 
     def __init__(self, owner: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self._calls = asyncio.Semaphore(0)
-        plain: Callable[[EntryQueue, Entry], None] = getattr(owner, name)
+        plain: Callable[..., None] = getattr(owner, name)
 
-        def call(queue: EntryQueue, entry: Entry) -> None:
-            plain(queue, entry)
+        def call(*arguments: object) -> None:
+            plain(*arguments)
             self._calls.release()
 
         monkeypatch.setattr(owner, name, call)

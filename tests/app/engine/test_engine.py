@@ -244,7 +244,7 @@ async def test_a_full_queue_refuses_with_the_measured_wait() -> None:
         async with busy(encoder, engine):
             waiting = await asked(engine, 0.25, 0.5)
             with pytest.raises(QueueFull) as caught:
-                await engine.encode_views([make_view(0.75)])
+                await engine.encode_views([make_view(0.75), make_view(0.875)])
             # Four seconds a pass of one: the one that runs, and two that wait.
             assert caught.value.retry_after_s == pytest.approx(12.0)
             assert (await engine.encode_views([make_view(0.0)]))[0].queue_ms == 0.0
@@ -330,18 +330,18 @@ async def test_a_cancelled_request_gives_its_room_back_at_once() -> None:
         async with busy(encoder, engine):
             gone = await asked(engine, 0.25, 0.5)
             with pytest.raises(QueueFull):
-                await engine.encode_views([make_view(0.75)])
+                await engine.encode_views([make_view(0.75), make_view(0.875)])
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
-            stays = await asked(engine, 0.75)
-        assert await stays == [0.75]
+            stays = await asked(engine, 0.75, 0.875)
+        assert await stays == [0.75, 0.875]
 
 
 async def test_a_reservation_holds_room_until_its_block_ends() -> None:
     async with running(FakeEncoder(), max_queue_cost=2 * VIEW_COST) as engine:
         with engine.admit(views=2) as reservation:
             with pytest.raises(QueueFull):
-                engine.admit(texts=1)
+                engine.admit(views=1, texts=["x" * 500])
             with pytest.raises(QueueFull):
                 reservation.grow(views=1)
             assert len(await engine.encode_views([make_view(0.5)], reservation=reservation)) == 1

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from app.domain import View
 from app.engine.admission import Reservation
 from app.engine.engine import BatchingEngine
-from app.engine.entries import TEXT_COST, VIEW_COST, Batch, Entry, Kind
+from app.engine.entries import VIEW_COST, Batch, Entry, EntryQueue, Kind, RequestLine
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, QueueFull
 from app.runtime.lru import ByteLru
 from app.runtime.telemetry import Telemetry
@@ -97,6 +97,11 @@ def test_the_promises_hold(schedule: Sequence[Call], wrong: Faults, workers: int
         loop.close()
 
 
+def text_of(number: int) -> str:
+    """A string of one of four lengths, which never share a pass."""
+    return f"t{number}" + " " * (0, 100, 200, 2000)[number % 4]
+
+
 class World:
     """An engine over a simulated device, and books about all that happens."""
 
@@ -117,6 +122,10 @@ class World:
             on_fatal=self.count_fatal,
             clock=loop.time,
         )
+        self.queue = self.engine._scheduler.queue
+        self.queue.put = self.put  # type: ignore[method-assign]  # watched
+        self.turns = 0  # batches of samples that were in none before
+        self.due: dict[RequestLine, int] = {}  # the turn by which a request must have had another pass
         self.records: list[CallRecord] = []
         self.formed: list[Entry] = []
         loop.watch(self.check_busy)
@@ -171,12 +180,12 @@ class World:
         record.ended_s = self.loop.time()
 
     async def ask(self, call: Call) -> list[list[float]]:
-        cost = len(call.identities) * (VIEW_COST if call.kind is Kind.IMAGES else TEXT_COST)
+        texts = [] if call.kind is Kind.IMAGES else [text_of(one) for one in call.identities]
+        views = len(call.identities) - len(texts)
         if call.decodes_s is None:
             return await self.encode(call, None, call.timeout_s)
-        views, texts = (cost // VIEW_COST, 0) if call.kind is Kind.IMAGES else (0, cost)
         with self.engine.admit(views=views, texts=texts, timeout_s=call.timeout_s) as reservation:
-            self.check_waiting(cost)
+            self.check_waiting(reservation)
             await asyncio.sleep(call.decodes_s)
             left_s = None if call.timeout_s is None else max(0.0, call.timeout_s - call.decodes_s)
             return await self.encode(call, reservation, left_s)
@@ -188,7 +197,7 @@ class World:
             ]
             found = await self.engine.encode_views(views, timeout_s=timeout_s, reservation=reservation)
             return [features.pooled[:2].tolist() for features in found]
-        texts = [f"t{one}" for one in call.identities]
+        texts = [text_of(one) for one in call.identities]
         found = await self.engine.encode_texts(texts, timeout_s=timeout_s, reservation=reservation)
         return [features.pooled[:2].tolist() for features in found]
 
@@ -201,33 +210,41 @@ class World:
             return err
         return found[0].pooled[:2].tolist()
 
-    def check_waiting(self, cost: int) -> None:
-        """The queue is bounded in cost; a larger request enters alone."""
-        assert self.engine._admission.waiting() <= max(MAX_QUEUE_COST, cost)
+    def check_waiting(self, reservation: Reservation) -> None:
+        """What goes to the device before a request is done is bounded in cost; a larger request enters alone."""
+        own = reservation.line.waiting
+        others = [line.waiting for line in self.engine._admission.lines if line is not reservation.line]
+        assert sum(min(other, own) for other in others) + own <= MAX_QUEUE_COST or not any(others)
+
+    def put(self, entry: Entry, line: RequestLine) -> None:
+        """Put an entry; a request that had none in the queue waits from now on."""
+        if line not in self.queue._turns:
+            self.due[line] = self.turns + len(self.queue._turns)
+        EntryQueue.put(self.queue, entry, line)
 
     def check_formed(self, batch: Batch) -> None:
-        """Size, group and order of a batch as it is formed, and that no sample is with the device twice."""
-        assert len(batch.entries) <= (MAX_BATCH if batch.group.kind is Kind.IMAGES else MAX_BATCH * VIEW_COST)
+        """Size and group of a batch as it is formed, turns, and that no sample is with the device twice."""
+        assert len(batch.entries) <= MAX_BATCH * VIEW_COST // batch.group.cost
         assert len({entry.key.group for entry in batch.entries}) == 1
         assert self.device.most_at_once <= self.device.workers + 1
         keys = [entry.key for flight in self.engine._scheduler._in_flight for entry in flight.entries]
         assert len(keys) == len(set(keys))
-        is_new = not any(entry in self.formed for entry in batch.entries)
-        if is_new:
-            arrived = [entry.arrived_s for entry in batch.entries]
-            assert arrived == sorted(arrived)
-            waiting = [entry for line in self.engine._scheduler.queue._lines.values() for entry in line]
-            live = [
-                entry.arrived_s for entry in waiting if not entry.has_left_queue and entry.is_live(self.loop.time())
-            ]
-            assert min(live, default=math.inf) >= arrived[0], "an older head waits"
-            same = [entry for entry in waiting if entry.key.group == batch.group and not entry.has_left_queue]
-            assert all(entry.arrived_s >= arrived[-1] for entry in same if entry.is_live(self.loop.time()))
+        if not any(entry in self.formed for entry in batch.entries):
+            self.check_turns(batch)
         self.formed += batch.entries
+
+    def check_turns(self, batch: Batch) -> None:
+        """Before a request's first pass, and between any two, come at most as many as other requests waited then."""
+        self.turns += 1
+        served = {waiter.line for entry in batch.entries for waiter in entry.waiters}
+        for line in self.queue._turns:
+            if line in served:
+                self.due[line] = self.turns + len(self.queue._turns) - 1
+            assert self.turns <= self.due[line], "overtaken more often than others were before it"
 
     def check_busy(self) -> None:
         """No worker is idle while someone waits for a pass, but the last one for what is being decoded."""
-        waiting = [entry for line in self.engine._scheduler.queue._lines.values() for entry in line]
+        waiting = [entry for line in self.queue._turns for group in line.entries.values() for entry in group]
         waiting += [entry for entries in self.engine._scheduler._retries for entry in entries]
         is_open = not self.engine._scheduler._is_closed
         if is_open and any(not entry.has_left_queue and entry.is_live(self.loop.time()) for entry in waiting):
@@ -268,7 +285,7 @@ class World:
 
     def asks_for(self, call: Call, identity: str) -> bool:
         prefix = "v" if call.kind is Kind.IMAGES else "t"
-        return identity in {f"{prefix}{one}" for one in call.identities}
+        return identity.strip() in {f"{prefix}{one}" for one in call.identities}
 
     def check_outcome(self, record: CallRecord) -> None:
         call, outcome = record.call, record.outcome

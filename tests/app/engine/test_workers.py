@@ -168,7 +168,7 @@ def test_small_batches_do_not_make_the_device_look_slow() -> None:
             await engine.encode_views([view(number)])
         assert {len(one.entries) for one in device.passes[-50:]} == {1}
         # Ten full batches; as single images they would take 4 s, and a deadline of 2 s would be refused.
-        assert engine._admission.wait_s(40 * VIEW_COST) == pytest.approx(1.0)
+        assert engine._scheduler.rate.seconds_for(40 * VIEW_COST) == pytest.approx(1.0)
         async with asyncio.timeout(2.0):
             await engine.encode_views([view(number) for number in range(100, 140)], timeout_s=2.0)
 
@@ -179,7 +179,7 @@ def test_the_first_pass_of_a_size_is_not_its_speed() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         await engine.warm_up([view(99)], text="99")
         assert [len(one.entries) for one in device.passes] == [1, 1, 2, 2, 4, 4, 1, 1, 32, 32]
-        assert engine._admission.wait_s(4 * VIEW_COST) == pytest.approx(0.1, rel=0.2)
+        assert engine._scheduler.rate.seconds_for(4 * VIEW_COST) == pytest.approx(0.1, rel=0.2)
 
     simulated(1, Faults(durations_s=(5.0, 0.1)), check)
 
