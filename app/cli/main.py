@@ -23,7 +23,7 @@ _COMMANDS = {
     "serve": ("app.cli.main", "Start the server."),
     "keys": ("app.cli.keys", "Make API keys."),
     "data": ("training.commands.train", "Build the training data set."),
-    "bundle": ("app.cli.bundle", "Write and check bundles."),
+    "bundle": ("app.cli.bundle", "Pull, list, write and check bundles."),
     "train": ("training.commands.train", "Train the parts of a bundle."),
     "eval": ("training.commands.eval", "Measure a bundle by protocol."),
     "gallery": ("app.cli.gallery", "Fill galleries of a running service."),

@@ -11,15 +11,44 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from models.bundle.manifest import LOCK, MANIFEST, AnySource, Manifest, PackageSource, PathSource
+from models.bundle.manifest import (
+    LOCK,
+    MANIFEST,
+    AnySource,
+    HubSource,
+    Lock,
+    LockedSource,
+    Manifest,
+    PackageSource,
+    PathSource,
+)
 from models.errors import BundleError, ChecksumError, TensorMismatchError
-from models.text import package_folder
 from models.transforms import PREPROCESSING_VERSION
 
 CLIP_TEXT_PREFIX = "clip-text-prefix"  # of CLIP text models saved before transformers 5, as in Stable Diffusion
 VAE_OLD_ATTENTION = "vae-old-attention"  # of VAEs saved before diffusers 0.17, as in Stable Diffusion 1 and 2
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _ATTENTION = re.compile(r"(.*\.attentions\.\d+\.)(to_q|to_k|to_v|to_out\.0)(\.(?:weight|bias))")
+
+
+def find_bundle(bundle: Path) -> Path:
+    """Returns the folder of a bundle, given as a folder or as a name: `sd15` is `weights/sd15`.
+
+    Raises:
+        BundleError: there is none; the message lists those that are found by name.
+    """
+    if (bundle / MANIFEST).is_file():
+        return bundle
+    found = named_bundles()
+    if str(bundle) in found:
+        return found[str(bundle)]
+    raise BundleError(f"no bundle '{bundle}': give a folder with {MANIFEST}, or a name of {', '.join(found)}")
+
+
+def named_bundles() -> dict[str, Path]:
+    """Returns name → folder of the bundles below `weights` in this folder and beside the installed code."""
+    roots = (Path(__file__).parents[2] / "weights", Path("weights"))  # the latter wins
+    return dict(sorted((file.parent.name, file.parent) for root in roots for file in root.glob(f"*/{MANIFEST}")))
 
 
 def read_manifest(folder: Path, profile: str | None = None) -> Manifest:
@@ -35,7 +64,7 @@ def read_manifest(folder: Path, profile: str | None = None) -> Manifest:
         raise BundleError(f"no {MANIFEST} in {folder}") from err
     except (json.JSONDecodeError, UnicodeDecodeError) as err:
         raise BundleError(f"{file} is not JSON: {err}") from err
-    _apply_lock(fields, folder / LOCK)
+    _apply_lock(fields, read_lock(folder))
     try:
         manifest = Manifest.model_validate(fields)
         return manifest if profile is None else _with_profile(manifest, profile)
@@ -53,14 +82,63 @@ def _with_profile(manifest: Manifest, name: str) -> Manifest:
     return Manifest.model_validate(fields | ({} if profile.taps is None else {"taps": profile.taps}))
 
 
-def _apply_lock(fields: Any, lock: Path) -> None:  # before validation: the manifest is immutable
-    if not lock.is_file():
-        return
-    for name, pinned in read_json(lock).items():
+def lock_files(folder: Path) -> tuple[Path, Path]:
+    """Returns the two places of a bundle's lock: beside the manifest, and in HF_HOME for a read-only bundle."""
+    from huggingface_hub import constants
+
+    resolved = folder.resolve()
+    key = hashlib.sha256(str(resolved).encode()).hexdigest()[:8]  # folders of one name are different bundles
+    return folder / LOCK, Path(constants.HF_HOME) / "vermouth" / f"{resolved.name}-{key}.lock.json"
+
+
+def read_lock(folder: Path) -> Lock:
+    """Returns what `bundle pull` pinned; empty before the first pull. Raises BundleError if it is damaged."""
+    pinned: dict[str, LockedSource] = {}
+    for file in reversed(lock_files(folder)):  # the one beside the manifest wins
+        if file.is_file():
+            try:
+                pinned |= Lock.model_validate(read_json(file)).root
+            except ValidationError as err:
+                raise BundleError(f"{file} is damaged: remove it and run `vermouth bundle pull`") from err
+    return Lock(pinned)
+
+
+def _apply_lock(fields: Any, lock: Lock) -> None:  # before validation: the manifest is immutable
+    for name, pinned in lock.root.items():
+        profile, _, part = name.rpartition("/")
+        component, _, field = part.partition(".")
         try:
-            fields["components"][name]["source"].update(pinned)
-        except (AttributeError, KeyError, TypeError, ValueError) as err:
-            raise BundleError(f"{lock} does not fit the manifest at '{name}': run `vermouth bundle pull`") from err
+            source = (fields["profiles"][profile] if profile else fields)["components"][component][field or "source"]
+            is_pinned = pinned.pins(HubSource.model_validate(source))
+        except (KeyError, TypeError, ValidationError):
+            continue  # the manifest has changed since: the source counts as not pulled
+        if is_pinned:
+            source |= {"revision": pinned.revision, "files": pinned.files}
+
+
+def hub_sources(folder: Path, profile: str | None = None) -> dict[str, HubSource]:
+    """Returns the hub sources of a bundle and of one of its profiles, by their name in the lock.
+
+    A source is named by its component (`vae`), a second one of a component by its field (`unet.config`), and one of a
+    profile by both (`taesd/vae`).
+    """
+    manifest = read_manifest(folder)
+    found = dict(_named_sources(manifest))
+    if profile is not None:
+        replaced = read_manifest(folder, profile)
+        names = manifest.profiles[profile].components
+        own = [(name, source) for name, source in _named_sources(replaced) if name.split(".")[0] in names]
+        found |= {f"{profile}/{name}": source for name, source in own}
+    return {name: source for name, source in found.items() if isinstance(source, HubSource)}
+
+
+def _named_sources(manifest: Manifest) -> list[tuple[str, AnySource]]:
+    named = []
+    for name, part in components(manifest):
+        named += [(name, part.source)]
+        if config := getattr(part, "config", None):
+            named += [(f"{name}.config", config)]
+    return named
 
 
 def components(manifest: Manifest) -> list[tuple[str, Any]]:
@@ -76,33 +154,38 @@ def verified(source: AnySource, bundle: Path) -> Path:
             not pulled.
         ChecksumError: a file is not the one that the manifest names.
     """
-    folder = _resolve(source, bundle)
+    folder = source_folder(source, bundle)
+    pull = ": run `vermouth bundle pull`" if isinstance(source, HubSource) else ""
     if not source.files:
         raise BundleError(f"a source in {bundle / MANIFEST} lists no files")
     for name, digest in source.files.items():
         file = folder / name
         if not file.is_file():
-            raise BundleError(f"{file} is missing")
+            raise BundleError(f"{file} is missing{pull}")
         if sha256(file) != digest:
-            raise ChecksumError(f"{file} is damaged or not the file this bundle was made of (SHA-256 differs)")
+            raise ChecksumError(f"{file} is damaged or not the file this bundle was made of (SHA-256 differs){pull}")
     return folder
 
 
-def _resolve(source: AnySource, bundle: Path) -> Path:
+def source_folder(source: AnySource, bundle: Path) -> Path:
+    """Returns where the files of a source lie. Raises BundleError if it is not pulled or not installed."""
     if isinstance(source, PathSource):
         return (bundle / source.path).resolve()
     if isinstance(source, PackageSource):
+        from models.text import package_folder  # here: it imports transformers, which takes seconds
+
         return package_folder(source.package) / source.path
     if not source.files:
-        raise BundleError(f"'{source.repo}' is not locked: run `vermouth bundle pull`")
-    from huggingface_hub import snapshot_download  # here: bundles without hub sources do without the client
-    from huggingface_hub.errors import LocalEntryNotFoundError
+        raise BundleError(f"'{source.repo}' was not pulled: run `vermouth bundle pull {bundle}`")
+    return repository_folder(source.repo) / "snapshots" / source.revision / source.path
 
-    try:
-        found = snapshot_download(source.repo, revision=source.revision, local_files_only=True)
-    except LocalEntryNotFoundError as err:
-        raise BundleError(f"'{source.repo}' at {source.revision} was not pulled: run `vermouth bundle pull`") from err
-    return Path(found) / source.path
+
+def repository_folder(repo: str) -> Path:
+    """Returns the folder of a repository in the Hugging Face cache."""
+    # The layout is documented. The client's own offline look-up refuses snapshots of chosen files.
+    from huggingface_hub import constants  # here: bundles without hub sources do without the client
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def sha256(file: Path) -> str:

@@ -3,7 +3,7 @@
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, RootModel, field_validator, model_validator
 
 from models.heads.uhead import Tap, UHeadConfig
 
@@ -19,19 +19,20 @@ class _Model(BaseModel, extra="forbid", frozen=True):
     """A misspelt field is an error, not a default."""
 
 
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:  # a manifest from elsewhere must not reach other files
+        raise ValueError(f"'{name}' leaves its folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_inside)]
+
+
 class _Source(_Model):
     """Files below a folder, each with its SHA-256."""
 
-    files: dict[str, Digest]
-
-    @field_validator("files")
-    @classmethod
-    def _stay_inside(cls, files: dict[str, Digest]) -> dict[str, Digest]:
-        for name in files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:  # a manifest from elsewhere must not reach other files
-                raise ValueError(f"'{name}' leaves its folder")
-        return files
+    files: dict[FileName, Digest]
 
 
 class PathSource(_Source):
@@ -55,9 +56,27 @@ class HubSource(_Source):
     kind: Literal["hub"] = "hub"
     repo: str
     revision: str
-    path: str = "."
-    files: dict[str, Digest] = {}  # from the lock file
-    wanted: tuple[str, ...]  # names below `path` to download
+    path: FileName = "."
+    files: dict[FileName, Digest] = {}  # from the lock file
+    wanted: tuple[FileName, ...] = Field(min_length=1)  # names below `path` to download
+
+
+class LockedSource(_Model):
+    """A hub source as it was pulled: `requested` is the manifest's revision, `revision` the commit."""
+
+    repo: str
+    requested: str
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
+    files: dict[FileName, Digest]
+
+    def pins(self, source: HubSource) -> bool:
+        """Returns whether this entry was made for a source as the manifest has it now."""
+        is_same = (self.repo, self.requested) == (source.repo, source.revision)
+        return is_same and set(self.files) == set(source.wanted)
+
+
+class Lock(RootModel[dict[str, LockedSource]], frozen=True):
+    """The contents of `bundle.lock.json`: entries by name, see `models.bundle.files.hub_sources`."""
 
 
 AnySource = PathSource | PackageSource | HubSource
