@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources.abc import Traversable
 from operator import itemgetter
-from pathlib import Path
 from typing import Annotated
 
 import emoji
@@ -15,13 +15,25 @@ import resvg_py
 import typer
 from rich.console import Console
 
-from app.cli.importing import Importable, add_items, import_images, read_source
+from app.cli.importing.adding import Imported, add_items, check_images, import_images
+from app.cli.importing.files import Importable, SourceOptions, UnreadableFile
+from app.cli.importing.sources import find_sources, read_sources
 from app.cli.main import progress
-from app.cli.service_calls import existing_ids, open_client, wait_until_ready
+from app.cli.service_calls import (
+    check_gallery_name,
+    existing_ids,
+    open_client,
+    problem_sentence,
+    send,
+    wait_until_ready,
+)
+from app.domain import Limits
+from app.errors import ServiceError
 
 gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fill galleries of a running service.")
 
 MAX_BATCH = 64
+EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 RENDERED_SIDE_PX = 256  # twice the mini bundle's resolution
 HOUSE = {
     "strokes": [
@@ -53,6 +65,7 @@ def demo_command(
     api_key: _ApiKey = None,
 ) -> None:
     """Add OpenMoji's images, skip those already added, and print a curl command to try."""
+    check_gallery_name(gallery)
     console = Console(stderr=True)
     with open_client(url, api_key) as client:
         wait_until_ready(client, wait_s)  # containers start together: the service may not listen yet
@@ -65,9 +78,15 @@ def demo_command(
 
 @gallery_app.command("import")
 def import_command(
-    source: Annotated[Path, typer.Argument(help="A folder, .zip, .csv (column path) or webdataset .tar.", exists=True)],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Folders, .zip, .csv (column path), .ndjson or webdataset .tar; {000..003} for shards."),
+    ],
     url: _Url = "http://127.0.0.1:8000",
     gallery: _Gallery = "default",
+    text: Annotated[list[str] | None, typer.Option(help="Column of a table to keep as text; repeatable.")] = None,
+    prefix: Annotated[str, typer.Option(help="Begins every id, so that shards with equal names stay apart.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, send nothing.")] = False,
     batch: _Batch = 32,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Concurrent requests.")] = 2,
     wait_s: _WaitS = 600.0,
@@ -75,14 +94,27 @@ def import_command(
 ) -> None:
     """Add images and skip those whose ids exist, so that a second run continues the first.
 
-    Exit 1 if an image is rejected; a line names the reason for each.
+    Prints what became of every file. Exit codes: 0 nothing was rejected, 1 an image was rejected or the import could
+    not go on, 2 a wrong option, 130 Ctrl-C.
     """
-    with open_client(url, api_key) as client, progress(Console(stderr=True)) as bar:
-        wait_until_ready(client, wait_s, is_started=True)  # a wrong URL fails at once, not after `wait_s`
-        done = import_images(client, gallery, read_source(source), batch=batch, workers=workers, bar=bar)
-    for line in done.rejected:
-        typer.echo(f"rejected {line}")
-    typer.echo(f"{done.added} added, {done.skipped} there already, {len(done.rejected)} rejected")
+    check_gallery_name(gallery)
+    found, done = find_sources(sources), Imported()
+    options = SourceOptions(prefix=prefix, text=tuple(text or ()), note=typer.echo)
+    if dry_run:
+        check_images(read_sources(found, options), done, _metadata_fault)
+        _report(done, "would be added")
+    else:
+        try:
+            with open_client(url, api_key) as client, progress(Console(stderr=True)) as bar:
+                wait_until_ready(client, wait_s, is_started=True)  # a wrong URL fails at once, not after `wait_s`
+                images = read_sources(found, replace(options, fetch=partial(_fetch, client)))
+                import_images(client, gallery, images, batch=batch, workers=workers, bar=bar, done=done)
+        except KeyboardInterrupt:
+            typer.echo("interrupted: the same command continues from here", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        finally:
+            if done.found:
+                _report(done, "added")
     if done.rejected:
         raise typer.Exit(1)
 
@@ -148,6 +180,33 @@ def curl_line(url: str, gallery: str, *, needs_key: bool = False) -> str:
     key = ' -H "X-API-Key: $VERMOUTH_API_KEY"' if needs_key else ""
     body = json.dumps({"sketch": HOUSE, "gallery": gallery, "k": 10}, separators=(",", ":"))
     return f"curl -s {url.rstrip('/')}/retrieve{key} -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _report(done: Imported, added: str) -> None:
+    for line in done.others:
+        typer.echo(f"skipped {line}")
+    for line in done.rejected:
+        typer.echo(f"rejected {line}")
+    typer.echo(done.table(added))
+
+
+def _fetch(client: httpx.Client, path: str) -> bytes:
+    """Returns the image of an item, for lines of an export."""
+    answer = send(client, "GET", path, accepted=(200, 404))
+    if answer.status_code == 404:
+        raise UnreadableFile(f"{path}: {problem_sentence(answer)}")
+    return answer.content
+
+
+def _metadata_fault(metadata: dict[str, object]) -> str | None:
+    """Returns why the service would refuse metadata at its default limits, or None."""
+    from app.api.bodies import check_metadata  # here: help must not import the server
+
+    try:
+        check_metadata(metadata, "metadata", Limits())
+    except ServiceError as err:
+        return err.detail
+    return None
 
 
 def _plain(points: list[int]) -> tuple[int, ...]:

@@ -1,15 +1,21 @@
 """Bulk import from every kind of source, into the app itself."""
 
 import asyncio
+import contextlib
 import csv
+import http.server
 import io
 import json
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import anyio.to_thread
 import httpx
@@ -19,7 +25,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from app.api.deps import Tasks
-from app.cli.importing import Imported, UnreadableSource, import_images, item_id, read_source
+from app.cli.importing.adding import Imported, import_images
+from app.cli.importing.files import Importable, Skip, SourceOptions, UnreadableSource, item_id
+from app.cli.importing.sources import find_sources, read_sources
 from app.main import create_app
 from app.settings import Settings
 from tests.app.api.conftest import build_services
@@ -70,6 +78,10 @@ def make_tar(root: Path) -> Path:
     return root / "images.tar"
 
 
+def read_source(path: Path) -> Iterator[Importable]:
+    return read_sources(find_sources([str(path)]), SourceOptions())
+
+
 class ThreadsTransport(LoopTransport):
     """Requests of any thread, answered by an app that lives on the test's loop."""
 
@@ -98,9 +110,12 @@ async def test_every_kind_of_source_is_imported_once(app: FastAPI, tasks: Tasks,
     assert callable(make)
     source: Path = make(tmp_path)
     done = await run(app, source)
-    assert (done.added, done.skipped, done.rejected) == (3, 0, [])
+    assert (done.added, done.skipped[Skip.KNOWN], done.rejected) == (3, 0, [])
     again = await run(app, source)
-    assert (again.added, again.skipped) == (0, 3)
+    assert (again.added, again.skipped[Skip.KNOWN]) == (0, 3)
+    for one in (done, again):
+        assert one.is_complete
+        assert one.added + one.skipped.total() + len(one.rejected) == one.found
     stored = tasks.stores.items.page("pets", after=None, limit=10)
     assert len(stored) == 3
     if make is make_csv:
@@ -115,7 +130,8 @@ async def test_one_line_reports_each_rejected_file(app: FastAPI, tmp_path: Path)
     (folder / "table.csv").write_text("path,id\na.png,a\nbroken.png,b\nmissing.png,c\na.png,.odd\n")
     done = await run(app, folder / "table.csv")
     assert done.added == 1
-    assert sorted(line.split(":")[0] for line in done.rejected) == ["a.png", "broken.png", "missing.png"]
+    names = ["a.png (row 5)", "broken.png (row 3)", "missing.png (row 4)"]
+    assert sorted(line.split(":")[0] for line in done.rejected) == names
 
 
 async def test_what_would_refuse_a_whole_batch_rejects_itself_alone(app: FastAPI, tmp_path: Path) -> None:
@@ -124,7 +140,7 @@ async def test_what_would_refuse_a_whole_batch_rejects_itself_alone(app: FastAPI
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["path", "id", "note"], *rows])
     done = await run(app, folder / "table.csv")
-    assert (done.added, done.skipped, len(done.rejected)) == (2, 0, 2)
+    assert (done.added, done.skipped.total(), len(done.rejected)) == (2, 0, 2)
     assert any("metadata" in line for line in done.rejected)
     assert any("already used" in line for line in done.rejected)
 
@@ -166,11 +182,13 @@ async def test_ids_follow_from_names_and_are_ids() -> None:
     assert all(len(one) <= 128 and one[0].isalnum() for one in odd)
 
 
-async def command(source: Path, url: str) -> tuple[int | None, str, str]:
+async def command(source: Path, url: str, *options: str) -> tuple[int | None, str, str]:
     """Exit code, stdout and the last line of stderr of `vermouth gallery import`, a process of its own."""
-    arguments = ["gallery", "import", str(source), "--url", url]
+    arguments = ["gallery", "import", str(source), "--url", url, *options]
     process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("vermouth"), *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *(sys.executable, "-c", "from app.cli.main import app; app()", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     try:
         out, err = await asyncio.wait_for(process.communicate(), 30)
@@ -181,18 +199,118 @@ async def command(source: Path, url: str) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode().strip().rpartition("\n")[2]
 
 
+def numbers(output: str) -> dict[str, int]:
+    """The table at the end of the output."""
+    rows = [line.rsplit(maxsplit=1) for line in output.splitlines() if line[-1:].isdigit() and "  " in line]
+    return {name.strip(): int(count) for name, count in rows}
+
+
 async def test_the_command_fails_when_an_image_is_rejected(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     (folder / "broken.png").write_bytes(b"no image at all")
+    (folder / ".DS_Store").write_bytes(b"")
     async with served(create_app(Settings(data_dir=tmp_path / "data"), build_services)) as port:
         code, output, _ = await command(folder, f"http://127.0.0.1:{port}")
         assert code == 1
-        reason, summary = output.splitlines()
-        assert reason.startswith("rejected broken.png: ")
-        assert summary == "3 added, 0 there already, 1 rejected"
+        assert output.splitlines()[0] == "skipped notes.txt: no image belongs to this .txt"
+        assert output.splitlines()[1].startswith("rejected broken.png: ")
+        assert numbers(output) == {
+            "added": 3,
+            "skipped": 2,
+            "system or hidden file": 1,
+            "not an image": 1,
+            "rejected": 1,
+            "in the source": 6,
+        }
         (folder / "broken.png").unlink()
         code, output, _ = await command(folder, f"http://127.0.0.1:{port}")
-        assert (code, output) == (0, "0 added, 3 there already, 0 rejected\n")
+        found = numbers(output)
+        assert (code, found["added"], found["there already"], found["rejected"]) == (0, 0, 3, 0)
+
+
+async def test_typed_columns_are_found_by_typed_filters(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    (folder / "table.csv").write_text("path;year;ok;sku\na.png;2020;true;007\n")
+    async with served(create_app(Settings(data_dir=tmp_path / "data"), build_services)) as port:
+        code, output, _ = await command(folder / "table.csv", f"http://127.0.0.1:{port}", "--text", "sku")
+        assert (code, output.splitlines()[0]) == (0, "table.csv: columns year: integer, ok: boolean, sku: text")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            for condition in ({"year": {"gte": 2020}}, {"year": 2020}, {"ok": True}, {"sku": "007"}):
+                answer = await client.post("/retrieve", json={"text": "a", "filter": condition})
+                assert [one["id"] for one in answer.json()["results"]] == ["a.png"]
+
+
+async def test_a_dry_run_checks_everything_and_needs_no_service(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    (folder / "broken.png").write_bytes(b"no image at all")
+    (folder / "a.json").write_text('{"n": NaN}')
+    code, output, _ = await command(folder, "http://127.0.0.1:9", "--dry-run")
+    assert code == 1
+    assert "rejected a.png: Field 'metadata' holds a number that is not finite." in output
+    assert "rejected broken.png: its first bytes" in output
+    found = numbers(output)
+    assert (found["would be added"], found["rejected"], found["in the source"]) == (2, 2, 6)
+
+
+class Stub(http.server.BaseHTTPRequestHandler):
+    """Answers that a Vermouth service, another one, or a proxy may give."""
+
+    answers: ClassVar[list[tuple[int, dict[str, str], bytes]]]
+
+    def do_GET(self) -> None:
+        status, headers, body = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        self.send_response(status)
+        for name, value in {"content-length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@contextlib.contextmanager
+def stub(*answers: tuple[int, dict[str, str], bytes]) -> Iterator[str]:
+    handler = type("Handler", (Stub,), {"answers": [*answers]})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+READY: tuple[int, dict[str, str], bytes] = (200, {}, b'{"status":"ready"}')
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ([(200, {}, b"<html>")], "no Vermouth service"),
+        ([(301, {"location": "/x"}, b"")], "no Vermouth service"),
+        ([(401, {}, b"")], "no Vermouth service"),
+        ([(502, {}, b"")], "no Vermouth service"),
+        ([READY, (401, {}, b'{"detail":"Send a known API key."}')], "Send a known API key. Set --api-key"),
+        ([READY, (403, {}, b"<h1>no</h1>")], "answered 403: <h1>no</h1>"),
+        ([READY, (429, {"retry-after": "0"}, b""), (403, {}, b'{"detail":"no"}')], "403: no"),
+        ([(503, {}, b'{"status":503}'), READY, (503, {}, b"x"), (403, {}, b'{"detail":"no"}')], "403: no"),
+    ],
+)
+async def test_what_refuses_is_reported_in_a_sentence(
+    answers: list[tuple[int, dict[str, str], bytes]], reason: str, tmp_path: Path
+) -> None:
+    with stub(*answers) as url:
+        code, output, error = await command(make_folder(tmp_path), url)
+    assert (code, output) == (1, "")
+    assert error.startswith("error: ")
+    assert reason in error
+
+
+async def test_a_name_that_is_no_gallery_is_refused_at_once(tmp_path: Path) -> None:
+    code, _, error = await command(make_folder(tmp_path), "http://127.0.0.1:9", "--gallery", "My Pets/x")
+    assert code == 1
+    assert error.startswith("error: 'My Pets/x' is no name of a gallery")
 
 
 @pytest.mark.parametrize(
@@ -216,3 +334,33 @@ async def test_a_wrong_url_fails_at_once(url: str, tmp_path: Path) -> None:
     assert (code, output) == (1, "")
     assert error.startswith("error: ")
     assert wrong in error
+
+
+async def test_ctrl_c_prints_what_was_done_and_a_second_run_continues(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for at in range(400):
+        (folder / f"{at:03}.png").write_bytes(png(colour=(at % 200, at // 2, 60)))
+    async with served(create_app(Settings(data_dir=tmp_path / "data"), build_services)) as port:
+        url = f"http://127.0.0.1:{port}"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from app.cli.main import app; app()", "gallery", "import", str(folder)),
+            *("--url", url, "--batch", "1", "--workers", "1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        async with httpx.AsyncClient(base_url=url) as client:
+            count = 0
+            while count < 5:  # a request each time: no clock
+                count = (await client.get("/galleries/default")).json()["count"]
+        process.send_signal(signal.SIGINT)
+        output, _ = await asyncio.wait_for(process.communicate(), 30)
+        found = numbers(output.decode())
+        assert process.returncode == 130
+        async with httpx.AsyncClient(base_url=url) as client:
+            count = (await client.get("/galleries/default")).json()["count"]
+        assert 5 <= found["added"] == count < 400
+        assert found["added"] + found["not sent"] == found["read so far"]
+        code, text, _ = await command(folder, url)
+    assert code == 0
+    assert numbers(text)["added"] + count == 400

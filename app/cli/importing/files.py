@@ -1,0 +1,140 @@
+"""One file of an import: its kind by name and first bytes, its item id, and its limits."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+
+from app.cli.main import CommandError
+
+SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .avif .gif .bmp .dib .tif .tiff".split())
+SIDECARS = frozenset({".json", ".txt", ".id"})  # metadata, caption, item id of the image of that name
+MAX_FILE_BYTES = 32 << 20  # the service's default body limit
+_SYSTEM = frozenset(
+    {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "@recycle"}
+)
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")  # as the API's
+_ODD = re.compile(r"[^A-Za-z0-9._:-]+")
+_MAGIC = re.compile(
+    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|BM|II\*\0|MM\0\*|RIFF....WEBP|....ftyp(?:avif|avis|mif1|miaf)", re.S
+)
+_HEAD_BYTES = 12
+
+
+class UnreadableSource(CommandError):
+    """The source cannot be read or is of an unknown kind; the message says why."""
+
+
+class UnreadableFile(Exception):
+    """One file cannot be read; the others can. The message is the reason."""
+
+
+class Skip(StrEnum):
+    """Why a file or row is not imported although nothing is wrong with it."""
+
+    KNOWN = "there already"
+    SYSTEM = "system or hidden file"
+    OTHER = "not an image"
+    BLANK = "blank row"
+    SIDECAR = "read as metadata, caption or id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importable:
+    """One image to import, or one file or row of the source that is none."""
+
+    id: str  # derived from the source alone, so that a second run finds it again
+    name: str  # where the image comes from, for messages
+    data: bytes = b""  # the file; empty if there is a fault
+    metadata: dict[str, object] = field(default_factory=dict)
+    caption: str | None = None
+    fault: str | None = None  # why the image cannot be imported
+    skip: Skip | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """How sources are read.
+
+    Attributes:
+        prefix: goes before the name that an id is derived from.
+        text: columns of tables that stay text.
+        note: receives what the user should know of a source, a line each.
+        fetch: returns the image of an item of the service by its path; None without a service.
+    """
+
+    prefix: str = ""
+    text: tuple[str, ...] = ()
+    note: Callable[[str], None] = lambda _: None
+    fetch: Callable[[str], bytes] | None = None
+
+
+def item_id(name: str) -> str:
+    """Returns an item id for a file name: the name if it is a valid id, else its valid characters and a digest."""
+    if _ID.fullmatch(name):
+        return name
+    plain = _ODD.sub("_", name).lstrip("._:-")[:96]  # leaves room for the digest
+    return f"{plain or 'item'}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+
+
+def id_fault(chosen: str) -> str | None:
+    """Returns why an id is not valid, or None."""
+    if _ID.fullmatch(chosen):
+        return None
+    return f"the id {printable(chosen[:40])!r} is not valid: use letters, digits and ._:-"
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """Returns a name without its last suffix, and the suffix in lower case with its dot."""
+    suffix = PurePosixPath(name).suffix
+    return name[: len(name) - len(suffix)], suffix.lower()
+
+
+def is_system(name: str) -> bool:
+    """Returns whether a relative path is hidden, or written by an operating system for itself."""
+    parts = name.split("/")
+    return any(part.lower() in _SYSTEM or (part.startswith(".") and part not in {".", ".."}) for part in parts)
+
+
+def has_image_bytes(head: bytes) -> bool:
+    """Returns whether a file that begins so is an image of a format that the service reads."""
+    return _MAGIC.match(head) is not None
+
+
+def is_image(name: str, read_head: Callable[[int], bytes]) -> bool:
+    """Returns whether a file is an image by its suffix, or by its first bytes if it has none."""
+    suffix = split_suffix(name)[1]
+    if suffix:
+        return suffix in SUFFIXES
+    try:
+        return has_image_bytes(read_head(_HEAD_BYTES))
+    except UnreadableFile:
+        return False
+
+
+def too_large(size: int) -> str | None:
+    """Returns why a file of that size is rejected, or None."""
+    return f"is over {MAX_FILE_BYTES >> 20} MiB" if size > MAX_FILE_BYTES else None
+
+
+def printable(name: str) -> str:
+    """Returns a name for messages and metadata, with replacements for control characters and undecodable bytes."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def read_beside(table: Path, name: str) -> tuple[bytes, str | None]:
+    """Returns a file that a table names, and why it cannot be imported; only files in the table's folder are read."""
+    path = table.parent / name
+    try:
+        # A table from elsewhere must not name, and so upload, other files of this machine.
+        if not path.resolve().is_relative_to(table.parent.resolve()):
+            return b"", "lies outside the table's folder"
+        if not path.is_file():
+            return b"", "is a folder" if path.is_dir() else "there is no such file"
+        fault = too_large(path.stat().st_size)
+        return (b"", fault) if fault else (path.read_bytes(), None)
+    except (OSError, ValueError) as err:  # ValueError: a NUL in the name
+        return b"", getattr(err, "strerror", None) or "cannot be read"
