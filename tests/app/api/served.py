@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,9 @@ class Watched:
 
 def new_app(encoder: FakeEncoder, data_dir: Path, **settings: object) -> FastAPI:
     def build(settings: Settings, platform: Platform) -> Services:
+        bundle = replace(bundle_info(), dimension=encoder.dimension)
         return assemble_services(
-            settings, platform, encoder=encoder, bundle=bundle_info(), segmentation_head=FakeSegmentationHead()
+            settings, platform, encoder=encoder, bundle=bundle, segmentation_head=FakeSegmentationHead()
         )
 
     # One worker: a blocked pass blocks all later ones.

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -236,7 +237,7 @@ async def test_a_repeated_delete_after_a_crash_takes_nothing_newer(client: httpx
 
 
 async def test_a_write_that_lost_its_hold_is_not_done_twice(client: httpx.AsyncClient, tasks: Tasks) -> None:
-    token = tasks.stores.idempotency_keys.claim("key", "request").token
+    token = tasks.stores.idempotency_keys.claim("key", "request", time.time() + 60).token
     await add(client, bar={})
     assert tasks.stores.items.remove_many("default", ids=["bar"], token=token).count == 1
     with pytest.raises(Conflict, match="was committed at seq"):
