@@ -139,7 +139,7 @@ async def test_a_client_that_leaves_while_its_key_is_claimed_releases_it(world: 
 async def test_a_write_that_commits_after_its_request_ended_is_done_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The claim stays until the write has ended: a repeat is told that it was committed."""
+    """The claim stays until the write has ended: the answer to a repeat says that it was committed."""
     begun, ends = threading.Event(), threading.Event()
 
     def hold(point: str) -> None:
