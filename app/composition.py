@@ -23,6 +23,7 @@ from app.stores.index.base import IndexOptions
 from app.stores.index.follower import Indexes
 from app.stores.index.snapshots import INDEX_FOLDER, IndexSnapshots
 from app.stores.maintenance.reembed import Reembedding
+from app.stores.maintenance.repair import Repairing
 from app.stores.records.class_sets import ClassSets
 from app.stores.records.episodes import Episodes
 from app.stores.records.galleries import Galleries
@@ -157,6 +158,7 @@ def _open_tasks(
     """The tasks over stores that are opened here; blocks, call it off the event loop. Raises as `build_services`."""
     limits, stores, workers = settings.limits, _open_stores(settings, bundle), Workers()
     database, galleries, items, indexes = stores.database, stores.galleries, stores.items, stores.indexes
+    reembedding = Reembedding(database, fingerprint=bundle.fingerprint, dtype=settings.vector_dtype)
     encoders = RequestEncoders(bundle=bundle, engine=engine, inputs=ImageInputs(images, database, items))
 
     def close() -> None:
@@ -191,7 +193,8 @@ def _open_tasks(
             galleries=galleries,
             jobs=stores.jobs,
             limits=limits,
-            reembedding=Reembedding(database, fingerprint=bundle.fingerprint, dtype=settings.vector_dtype),
+            reembedding=reembedding,
+            repairing=Repairing(database, reembedding, fingerprint=bundle.fingerprint, dtype=settings.vector_dtype),
         ),
         idempotency=stores.idempotency_keys,
         close=close,

@@ -1,8 +1,8 @@
 """`vermouth db`, `backup`, `restore` and `reembed`: maintenance of the state."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,13 +15,15 @@ from app.settings import Settings
 from app.stores.blobs import IMAGE_FOLDER, Blobs
 from app.stores.index.base import IndexOptions
 from app.stores.index.snapshots import INDEX_FOLDER, IndexSnapshots
-from app.stores.maintenance.backup import BackupRefused, restore_backup, write_backup
+from app.stores.maintenance.backup import BackupRefused, read_manifest, restore_backup, write_backup
 from app.stores.maintenance.check import LOG_RETAINED_S, Maintenance
 from app.stores.maintenance.reembed import roll_back
+from app.stores.maintenance.repair import accept_rows
 from app.stores.sql.database import SQLITE_FILE, Database, DataFolderLocked, attach_database, open_database, sql_errors
 from app.stores.sql.engines import UnusableDatabase
 
 if TYPE_CHECKING:
+    from app.api.deps import Tasks
     from app.tasks.reembed import Reembedded
 
 db_app = typer.Typer(
@@ -34,8 +36,8 @@ reembed_app = typer.Typer(add_completion=False, help="Switch to another bundle, 
 
 @db_app.command("check")
 def check(deep: Annotated[bool, typer.Option(help="Read every image too.")] = False) -> None:
-    """Print every fault; exit 1 if there is one."""
-    with _maintenance() as maintenance:
+    """Print every fault; exit 1 if there is one. Changes nothing."""
+    with _maintenance(migrates=False) as maintenance:
         faults = maintenance.check(deep=deep)
     for line in faults:
         typer.echo(line)
@@ -63,6 +65,25 @@ def vacuum(
     typer.echo(f"{done.items} items, {done.changes} changes, {done.episodes} episodes, {done.images} images removed")
 
 
+@db_app.command("repair")
+def repair(
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Also take damaged rows, which `db check` names, as they are now.")
+    ] = False,
+) -> None:
+    """Embed again, from the stored images, what has a damaged vector or none, with the bundle of the settings.
+
+    On PostgreSQL the service may keep running: give this command a data folder of its own (VERMOUTH_DATA_DIR).
+    """
+    settings = read_settings()
+    if accept:
+        with _database(settings, is_exclusive=settings.database_url is None) as database:
+            typer.echo(f"{accept_rows(database)} damaged rows taken as they are")
+    with _refusing():
+        _require_database(settings)
+        typer.echo(f"{asyncio.run(_repair(settings))} entries embedded again")
+
+
 @backup_app.command()
 def backup(folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")]) -> None:
     """Copy rows and images; a running service keeps serving."""
@@ -76,6 +97,8 @@ def backup(folder: Annotated[Path, typer.Argument(help="A folder that does not e
 def restore(folder: Annotated[Path, typer.Argument(help="Folder of `vermouth backup`.", exists=True)]) -> None:
     """Restore into the data folder or database of the settings, which must be empty."""
     settings = read_settings()
+    with _refusing():
+        read_manifest(folder)  # before anything is opened: opening creates a database
     # Exclusive: a service on a half restored state would answer wrongly.
     with _database(settings, is_exclusive=True, must_exist=False) as database, _progress("images") as report:
         done = restore_backup(folder, database, _blobs(settings), report)
@@ -106,6 +129,19 @@ def reembed(
 
 
 async def _reembed(settings: Settings) -> "Reembedded":
+    async with _tasks(settings) as tasks:
+        with _progress("embedding") as report:
+            return await tasks.reembed.run(report)
+
+
+async def _repair(settings: Settings) -> int:
+    async with _tasks(settings) as tasks:
+        with _progress("embedding") as report:
+            return await tasks.reembed.repair(report)
+
+
+@asynccontextmanager
+async def _tasks(settings: Settings) -> AsyncIterator["Tasks"]:
     from app.composition import build_services
     from app.main import create_app
 
@@ -114,11 +150,9 @@ async def _reembed(settings: Settings) -> "Reembedded":
     try:
         for start in services.on_start:
             await start()
-        with _progress("embedding") as report:
-            tasks = services.tasks
-            if tasks is None:
-                raise EngineUnavailable("The stores are not open.")
-            return await tasks.reembed.run(report)
+        if services.tasks is None:
+            raise EngineUnavailable("The stores are not open.")
+        yield services.tasks
     finally:
         for stop in services.on_stop:
             await stop()
@@ -126,7 +160,7 @@ async def _reembed(settings: Settings) -> "Reembedded":
 
 
 @contextmanager
-def _maintenance() -> Iterator[Maintenance]:
+def _maintenance(*, migrates: bool = True) -> Iterator[Maintenance]:
     settings = read_settings()
     options = IndexOptions(
         kind=None if settings.index_kind == "auto" else settings.index_kind,
@@ -134,18 +168,24 @@ def _maintenance() -> Iterator[Maintenance]:
         storage=settings.index_storage,
     )
     # SQLite's indexes belong to one process; PostgreSQL is shared.
-    with _database(settings, is_exclusive=settings.database_url is None) as database:
+    is_exclusive = settings.database_url is None
+    with _database(settings, is_exclusive=is_exclusive, migrates=migrates and is_exclusive) as database:
         snapshots = IndexSnapshots(settings.data_dir / INDEX_FOLDER)
         yield Maintenance(database, _blobs(settings), snapshots, options=options)
 
 
 @contextmanager
-def _database(settings: Settings, *, is_exclusive: bool, must_exist: bool = True) -> Iterator[Database]:
+def _database(
+    settings: Settings, *, is_exclusive: bool, migrates: bool | None = None, must_exist: bool = True
+) -> Iterator[Database]:
     url = None if settings.database_url is None else settings.database_url.get_secret_value()
     with _refusing():
         if must_exist:
             _require_database(settings)  # before anything is opened: opening creates a database
-        database = (open_database if is_exclusive else attach_database)(data_dir=settings.data_dir, url=url)
+        if is_exclusive if migrates is None else migrates:
+            database = open_database(data_dir=settings.data_dir, url=url)
+        else:
+            database = attach_database(data_dir=settings.data_dir, url=url, is_exclusive=is_exclusive)
         try:
             yield database
         finally:

@@ -46,6 +46,9 @@ class Telemetry:
         )
         self.bundle_info = gauge("vermouth_bundle_info", "Always 1.", ("name", "fingerprint"))
         self.index_vectors = gauge("vermouth_index_vectors", "Searchable vectors.", ("gallery",))
+        self.index_left_out = gauge(
+            "vermouth_index_left_out", "Items that no search finds, as their vectors are damaged or missing."
+        )
         self.index_applied_seq = gauge("vermouth_index_applied_seq", "Last write that the indexes contain.")
         self.index_lag = gauge("vermouth_index_lag", "Writes in the change log that the indexes lack.")
         self.is_ready = gauge("vermouth_ready", "1 while the service is ready.")

@@ -12,6 +12,7 @@ from app.imaging.raster import DecodedImage
 from app.imaging.sources import EncodedImage, PixelBudget
 from app.stores.blobs import Blobs
 from app.stores.maintenance.reembed import LackingImage, Reembedding
+from app.stores.maintenance.repair import Repairing
 from app.stores.records.galleries import Galleries
 from app.stores.records.jobs import Jobs
 from app.stores.sql.database import Database
@@ -55,6 +56,7 @@ class Reembed:
         galleries: Galleries,
         jobs: Jobs,
         reembedding: Reembedding,
+        repairing: Repairing,
         limits: Limits,
     ) -> None:
         self._encoders = encoders
@@ -64,6 +66,7 @@ class Reembed:
         self._galleries = galleries
         self._jobs = jobs
         self._reembedding = reembedding
+        self._repairing = repairing
         self._limits = limits
         self.job = database.reads(jobs.get)
 
@@ -87,12 +90,12 @@ class Reembed:
                 raise Conflict("The job was cancelled; the old bundle is still the active one.")
 
         try:
-            await self._round(advance)
+            await self._round(self._reembedding, advance)
             # Before the last round: it reads everything, and nothing may be written between a round and the switch.
             overlap = await asyncio.to_thread(self._overlap)
             while not await self._database.run_write(self._reembedding.switch):
                 # A replica that still serves the old bundle has written something since.
-                await self._round(advance)
+                await self._round(self._reembedding, advance)
         except BaseException as err:
             reason = err.detail if isinstance(err, ServiceError) else "The process ended."
             await self._database.run_write(self._jobs.finish, job.id, report={}, error=reason)
@@ -100,6 +103,24 @@ class Reembed:
         report = {"embedded": done, "overlap_at_10": dict(overlap), "fingerprint": self._encoders.bundle.fingerprint}
         await self._database.run_write(self._jobs.finish, job.id, report=report)
         return Reembedded(job=job.id, embedded=done, overlap_at_10=overlap)
+
+    async def repair(self, progress: Progress = lambda *_: None) -> int:
+        """Embed again, from the stored images, whatever has a damaged vector or none; returns how many.
+
+        Raises:
+            FingerprintMismatch: another bundle is active.
+            Conflict: some entries cannot be embedded; all others were.
+        """
+        done = 0
+
+        async def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, done)
+
+        await self._database.run_write(self._repairing.begin)
+        await self._round(self._repairing, advance)
+        return done
 
     async def delete_job(self, job_id: str) -> int:
         """Cancel a running job, or delete the record of an ended one.
@@ -113,26 +134,26 @@ class Reembed:
         await self._database.run_write(self._jobs.delete, job_id)
         return await self._database.run(self._galleries.head_seq)
 
-    async def _round(self, advance: Callable[[int], Awaitable[None]]) -> None:
+    async def _round(self, store: Reembedding | Repairing, advance: Callable[[int], Awaitable[None]]) -> None:
         """Embed everything that lacks a vector now; `advance` is called with the number of entries of each part."""
         faults: list[str] = []
         last_item, last_support = 0, ""
-        while part := await self._database.run(self._reembedding.items, IMAGES_AT_ONCE, last_item):
+        while part := await self._database.run(store.items, IMAGES_AT_ONCE, last_item):
             last_item = int(part[-1].owner)  # an entry that cannot be embedded is passed, not tried again for ever
-            faults += await self._embed(part, "retrieval")
+            faults += await self._embed(store, part, "retrieval")
             await advance(len(part))
-        while part := await self._database.run(self._reembedding.supports, IMAGES_AT_ONCE, last_support):
+        while part := await self._database.run(store.supports, IMAGES_AT_ONCE, last_support):
             last_support = str(part[-1].owner)
-            faults += await self._embed(part, "fewshot")
+            faults += await self._embed(store, part, "fewshot")
             await advance(len(part))
-        for lacking in await self._database.run(self._reembedding.class_sets):
+        for lacking in await self._database.run(store.class_sets):
             vectors = await self._segmentation.embed_classes(lacking.classes)
-            await self._database.run_write(self._reembedding.store_class_vectors, lacking, vectors)
+            await self._database.run_write(store.store_class_vectors, lacking, vectors)
             await advance(1)
         if faults:
             raise Conflict(f"{len(faults)} entries cannot be embedded: {'; '.join(faults[:MAX_FAULTS])}")
 
-    async def _embed(self, part: Sequence[LackingImage], task: str) -> list[str]:
+    async def _embed(self, store: Reembedding | Repairing, part: Sequence[LackingImage], task: str) -> list[str]:
         """Embed stored images; returns a sentence for each that cannot be embedded."""
         budget = PixelBudget(max_pixels=self._limits.max_image_pixels * len(part), max_images=len(part))
         read: list[tuple[LackingImage, bytes]] = []
@@ -155,7 +176,7 @@ class Reembed:
             with self._encoders.admitted(task, views=len(images)) as encoder:
                 vectors = await encoder.pooled_images(images, [one.caption for one in owners])
             found = list(zip(owners, vectors, strict=True))
-            await self._database.run_write(self._reembedding.store_vectors, found)
+            await self._database.run_write(store.store_vectors, found)
         return faults
 
     def _overlap(self) -> Mapping[str, float]:

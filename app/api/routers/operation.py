@@ -153,6 +153,7 @@ async def metrics(platform: PlatformDep) -> Response:
         for gallery, count in services.tasks.galleries.vector_counts().items():
             telemetry.index_vectors.labels(gallery).set(count)
         telemetry.index_applied_seq.set(services.tasks.galleries.applied_seq)
+        telemetry.index_left_out.set(services.tasks.stores.indexes.left_out)
         telemetry.index_lag.set(services.tasks.galleries.lag)
     return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 

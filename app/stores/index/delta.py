@@ -4,7 +4,6 @@ A search reads one snapshot reference. A write builds the next snapshot and swap
 in the background. Everything here is derived from SQL and can be rebuilt from it.
 """
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,10 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One vector to add or to remove: `vector` [D] float32, unit length; `mark` from `mark_of`."""
+    """One vector to add or to remove: `vector` [D] float32, unit length; `mark` from `mark_of`.
+
+    The vector of one to remove is not read.
+    """
 
     item_id: int
     vector: NDArray[np.float32]
@@ -178,11 +180,9 @@ class VectorIndex:
         return base if base.storage != "fp32" else replace(base, storage=before.base.storage)
 
 
-def mark_of(external_id: str, vector: NDArray[np.float32]) -> int:
-    """Return a 128-bit hash of one (external id, vector); the sum over a gallery is its digest, in any order."""
-    digest = hashlib.blake2b(external_id.encode() + b"\0", digest_size=16)
-    digest.update(np.ascontiguousarray(vector, np.float32).tobytes())
-    return int.from_bytes(digest.digest())
+def mark_of(checksum: bytes) -> int:
+    """Return the 128-bit checksum of an item's vector as a number; their sum over a gallery is its digest."""
+    return int.from_bytes(checksum)
 
 
 def digest_text(total: int) -> str:

@@ -64,6 +64,7 @@ class Indexes:
         self._by_id: dict[int, _Followed] = {}
         self.active_fingerprint = fingerprint
         self.applied_seq = 0
+        self.left_out = 0  # live items that no index holds, because their vectors are damaged or missing
         self._head_seq = 0
         # One thread: merges queue here, away from the threads that search and write.
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="index-builder")
@@ -233,11 +234,14 @@ class Indexes:
         head = change_log.head(connection)  # in the same snapshot as the rows below
         self.active_fingerprint = metadata.read(connection, metadata.FINGERPRINT) or self._fingerprint
         loaded: dict[int, _Followed] = {}
+        left_out = 0
         for row in connection.execute(sa.select(galleries.c.id, galleries.c.name)).all():
             followed = loaded[row.id] = self._followed(row.name)
             if self._is_active and not self._restored(connection, row.id, followed.index):
                 followed.index.load(*read_all(connection, row.id, self._fingerprint, self._dimension))
+                left_out += _live_count(connection, row.id) - len(followed.index)
         self._by_id = loaded  # one swap: searches never see half of it
+        self.left_out = left_out
         self.applied_seq = head
         self._schedule_merges()
 
@@ -252,9 +256,8 @@ class Indexes:
         found = read_changed(connection, self._fingerprint, seq, head, gallery_id=gallery_id)
         for added, removed in found.values():
             index.apply(added, removed)
-        live = sa.select(sa.func.count()).where(items.c.gallery_id == gallery_id, IS_LIVE)
         # A last check against SQL: whatever went wrong with the snapshot, the gallery is read again.
-        return bool(len(index) == connection.execute(live).scalar_one())
+        return len(index) == _live_count(connection, gallery_id)
 
     def _apply(self, connection: sa.Connection, found: Sequence[change_log.Change]) -> None:
         upto = found[-1].seq
@@ -265,6 +268,9 @@ class Indexes:
             followed = self._by_id.get(gallery_id)
             if followed is not None:
                 followed.index.apply(added, removed)
+        if any(change.kind == "item.repair" for change in found):
+            counts = (_live_count(connection, key) - len(one.index) for key, one in self._by_id.items())
+            self.left_out = max(0, sum(counts))
         self.applied_seq = upto  # last: an answer is never older than the seq it reports
         self._schedule_merges()
 
@@ -319,3 +325,9 @@ class Indexes:
             fingerprint=self._fingerprint,
             dimension=self._dimension,
         )
+
+
+def _live_count(connection: sa.Connection, gallery_id: int) -> int:
+    live = sa.select(sa.func.count()).where(items.c.gallery_id == gallery_id, IS_LIVE)
+    count: int = connection.execute(live).scalar_one()
+    return count

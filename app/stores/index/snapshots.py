@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -36,10 +36,19 @@ class SnapshotKey:
 
 
 class IndexSnapshots:
-    """One folder per gallery with its last snapshots; the manifest with every file's SHA-256 is written last."""
+    """One folder per gallery with its last snapshots; the manifest with every file's SHA-256 is written last.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        removes: whether `read` removes damaged and unfinished ones.
+    """
+
+    def __init__(self, folder: Path, *, removes: bool = True) -> None:
         self._folder = folder
+        self._removes = removes
+
+    def read_only(self) -> "IndexSnapshots":
+        """Return the same snapshots, of which `read` removes none."""
+        return IndexSnapshots(self._folder, removes=False)
 
     def write(self, key: SnapshotKey, snapshot: Snapshot, seq: int) -> None:
         """Save a snapshot. A full or read-only disk is ignored: it only makes the next start slower."""
@@ -62,14 +71,20 @@ class IndexSnapshots:
 
     def read(self, key: SnapshotKey) -> tuple[Snapshot, int] | None:
         """Return the newest sound snapshot of `key` and its `seq`, or None; damaged and unfinished ones are removed."""
-        for path in (self._folder / str(key.gallery_id)).glob(".*"):
+        for path in (self._folder / str(key.gallery_id)).glob(".*") if self._removes else ():
             shutil.rmtree(path, ignore_errors=True)
         for path in self._newest_first(key.gallery_id):
             saved = _read(path, key)
             if saved is not None:
                 return saved
-            shutil.rmtree(path, ignore_errors=True)
+            if self._removes:
+                shutil.rmtree(path, ignore_errors=True)
         return None
+
+    def damaged(self) -> Sequence[Path]:
+        """Return the folders of snapshots whose files are not what was written."""
+        found = sorted(path for path in self._folder.glob("*/*") if path.name.isdigit())
+        return [path for path in found if _manifest(path) is None]
 
     def keep_only(self, gallery_ids: Collection[int]) -> None:
         """Remove the snapshots of all other galleries."""
@@ -118,19 +133,30 @@ def _write_files(folder: Path, key: SnapshotKey, snapshot: Snapshot, seq: int) -
 
 
 def _read(path: Path, key: SnapshotKey) -> tuple[Snapshot, int] | None:
+    manifest = _manifest(path)
     try:
-        outer = json.loads((path / MANIFEST).read_text())
-        if hashlib.sha256(outer["text"].encode()).hexdigest() != outer["sha256"]:
+        if manifest is None:
             return None
-        manifest = json.loads(outer["text"])
         if any(manifest[name] != value for name, value in {"format": FORMAT, **asdict(key)}.items()):
-            return None
-        if any(file_sha256(path / name) != digest for name, digest in manifest["sha256"].items()):
             return None
         snapshot = _snapshot(path, manifest)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # RuntimeError: FAISS
         return None  # whatever is wrong: the caller rebuilds from SQL
     return (snapshot, manifest["seq"]) if snapshot.live == manifest["live"] else None
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    """Return a snapshot's manifest; None unless it and all files that it names are what was written."""
+    try:
+        outer = json.loads((path / MANIFEST).read_text())
+        if hashlib.sha256(outer["text"].encode()).hexdigest() != outer["sha256"]:
+            return None
+        manifest: dict[str, Any] = json.loads(outer["text"])
+        if any(file_sha256(path / name) != digest for name, digest in manifest["sha256"].items()):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest
 
 
 def _snapshot(path: Path, manifest: dict[str, Any]) -> Snapshot:

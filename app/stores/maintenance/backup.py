@@ -15,6 +15,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from app.stores.blobs import NAMED_IMAGES, Blobs, file_sha256, sync_path, write_durably
+from app.stores.maintenance.faults import damage, guarded, row_faults, text_faults
 from app.stores.sql import change_log, metadata
 from app.stores.sql.database import SQLITE_FILE, Database
 from app.stores.sql.engines import migrate, sqlite_engine
@@ -23,6 +24,7 @@ from app.stores.sql.tables import IS_LIVE, galleries, items, schema
 FORMAT = 1
 MANIFEST = "manifest.json"
 IMAGES = "blobs"
+MAX_FAULTS = 10
 ROWS_AT_ONCE = 1000
 HOLD_S = 24 * 3600.0  # longest that a backup holds images back, in case it dies
 
@@ -46,7 +48,7 @@ def write_backup(database: Database, blobs: Blobs, folder: Path, progress: Progr
     """Copy a store into a new folder.
 
     Raises:
-        BackupRefused: the folder exists.
+        BackupRefused: the folder exists, or some rows are damaged or could not be restored.
         app.errors.ServiceError: an image is missing or damaged, or the disk is full; no folder is left then.
     """
     if folder.exists():
@@ -76,7 +78,7 @@ def restore_backup(folder: Path, database: Database, blobs: Blobs, progress: Pro
     Raises:
         BackupRefused: the backup is damaged, or the store is not empty; nothing was written then.
     """
-    backup = _read_manifest(folder)
+    backup = read_manifest(folder)
     with tempfile.TemporaryDirectory(prefix="vermouth-restore-") as temporary:
         # A copy: opening and migrating writes, and the backup stays as it is, read-only perhaps.
         rows = Path(shutil.copyfile(folder / SQLITE_FILE, Path(temporary) / SQLITE_FILE))
@@ -120,6 +122,7 @@ def _copy_out(database: Database, path: Path) -> int:
     with _opened(path) as target:
         migrate(target)
         with database.read(limit_s=None) as reader, target.connect() as connection:
+            _require_sound(reader)
             writer = connection.execution_options(vermouth_writes=True)
             with writer.begin():
                 _replace_tables(reader, writer)
@@ -129,6 +132,18 @@ def _copy_out(database: Database, path: Path) -> int:
             connection.exec_driver_sql("COMMIT")
             connection.exec_driver_sql("PRAGMA journal_mode=DELETE")  # one file, without a WAL beside it
     return seq
+
+
+def _require_sound(reader: sa.Connection) -> None:
+    """Refuse rows that could not be restored, or would be restored as if they were sound."""
+    faults = [
+        *guarded("rows", row_faults(reader)),
+        *guarded("vectors", damage(reader)),
+        *guarded("texts", text_faults(reader)),
+    ]
+    if faults:
+        shown = " ".join(faults[:MAX_FAULTS])
+        raise BackupRefused(f"{len(faults)} faults, see `vermouth db check`. {shown}")
 
 
 def _replace_tables(reader: sa.Connection, writer: sa.Connection) -> None:
@@ -180,7 +195,8 @@ def _write_manifest(folder: Path, backup: BackedUp) -> None:
     write_durably(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
-def _read_manifest(folder: Path) -> BackedUp:
+def read_manifest(folder: Path) -> BackedUp:
+    """Return what a backup holds. Raises BackupRefused where there is none, or it is damaged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         is_sound = manifest["format"] == FORMAT and manifest["sha256"] == file_sha256(folder / SQLITE_FILE)

@@ -12,10 +12,20 @@ from app.stores.blobs import NAMED_IMAGES, Blobs, collect_garbage
 from app.stores.index.base import IndexOptions
 from app.stores.index.follower import Indexes
 from app.stores.index.snapshots import IndexSnapshots
-from app.stores.maintenance.reembed import count_lacking
+from app.stores.maintenance.faults import (
+    guarded,
+    log_faults,
+    row_faults,
+    schema_faults,
+    sql_faults,
+    text_faults,
+    vector_faults,
+)
 from app.stores.sql import change_log, metadata
+from app.stores.sql.checksums import verified
 from app.stores.sql.database import Database
 from app.stores.sql.tables import (
+    IS_LIVE,
     batches,
     changes,
     class_set_vectors,
@@ -26,13 +36,22 @@ from app.stores.sql.tables import (
     item_vectors,
     items,
     jobs,
+    select_vectors,
     support_vectors,
-    unpack,
 )
 
+FINDERS = {
+    "tables": sql_faults,
+    "schema": schema_faults,
+    "change log": log_faults,
+    "rows": row_faults,
+    "vectors": vector_faults,
+    "texts": text_faults,
+}
 JOBS_RETAINED_S = 30 * 24 * 3600.0
 LOG_RETAINED_S = 3600.0  # the last hour of the log outlives a vacuum, for running exports and replicas that are behind
 ROWS_AT_ONCE = 1000
+SAMPLED = 100  # vectors among which a sound one is looked for
 # A subquery, read again in each transaction: the active bundle may be switched during a vacuum.
 _RETAINED_FINGERPRINTS = sa.select(database_metadata.c.value).where(
     database_metadata.c.name.in_([metadata.FINGERPRINT, metadata.PREVIOUS_FINGERPRINT])
@@ -66,9 +85,13 @@ class Maintenance:
         Args:
             deep: read every image and compare it with its SHA-256.
         """
+        found: list[str] = []
         with self._database.read(limit_s=None) as connection:
-            found = [*_sql_faults(connection), *_log_faults(connection), *_vector_faults(connection)]
-        found.extend(self._image_faults(deep))
+            for name, finder in FINDERS.items():
+                found.extend(guarded(name, finder(connection)))
+        found.extend(guarded("images", self._image_faults(deep)))
+        damaged = self._snapshots.damaged()
+        found.extend(f"The index saved in {path} is damaged: run `vermouth db rebuild`." for path in damaged)
         if not found:  # indexes built from faulty rows would only repeat the faults
             found.extend(self._index_faults())
         return found
@@ -76,7 +99,7 @@ class Maintenance:
     def rebuild(self) -> int:
         """Remove the saved indexes and build them from SQL; returns how many vectors they hold."""
         self._snapshots.clear()
-        indexes = self._indexes()
+        indexes = self._indexes(self._snapshots)
         indexes.load()
         indexes.settle()  # graphs are built now, not after the next start
         count = sum(indexes.counts().values())
@@ -146,7 +169,7 @@ class Maintenance:
                     yield f"The image {sha256} is damaged."
 
     def _index_faults(self) -> Iterator[str]:
-        indexes = self._indexes()
+        indexes = self._indexes(self._snapshots.read_only())
         indexes.load()
         differing = set(indexes.differing())
         for name, digest in indexes.true_digests().items():
@@ -154,48 +177,13 @@ class Maintenance:
                 yield f"The index of gallery {name!r} differs from what is stored: run `vermouth db rebuild`."
         indexes.discard()
 
-    def _indexes(self) -> Indexes:
+    def _indexes(self, snapshots: IndexSnapshots) -> Indexes:
         with self._database.read(limit_s=None) as connection:
             fingerprint = metadata.read(connection, metadata.FINGERPRINT) or ""
-            own = item_vectors.c.fingerprint == fingerprint
-            row = connection.execute(sa.select(item_vectors).where(own).limit(1)).one_or_none()
-        # The bundle is not loaded here: its dimension is that of any stored vector.
-        dimension = 1 if row is None else len(unpack(row.vector, row.dtype))
+            rows = connection.execute(select_vectors(fingerprint).where(IS_LIVE).limit(SAMPLED)).all()
+        # The bundle is not loaded here: its dimension is that of any sound vector.
+        sound = (verified(row.external_id, row.vector, row.checksum, row.dtype) for row in rows)
+        dimension = next((len(vector) for vector in sound if vector is not None), 1)
         return Indexes(
-            self._database,
-            dimension=dimension,
-            fingerprint=fingerprint,
-            options=self._options,
-            snapshots=self._snapshots,
+            self._database, dimension=dimension, fingerprint=fingerprint, options=self._options, snapshots=snapshots
         )
-
-
-def _sql_faults(connection: sa.Connection) -> Iterator[str]:
-    if connection.dialect.name != "sqlite":
-        return
-    for row in connection.exec_driver_sql("PRAGMA integrity_check"):
-        if row[0] != "ok":
-            yield f"SQLite: {row[0]}"
-    for row in connection.exec_driver_sql("PRAGMA foreign_key_check"):
-        yield f"A row of {row[0]} names a row of {row[2]} that does not exist."
-
-
-def _log_faults(connection: sa.Connection) -> Iterator[str]:
-    head = change_log.head(connection)
-    vacuumed = change_log.vacuumed(connection)
-    count = connection.execute(sa.select(sa.func.count()).select_from(changes)).scalar_one()
-    if count != head - vacuumed:  # numbers without gaps, so the count proves that none is missing
-        yield f"The change log holds {count} changes between {vacuumed} and {head}."
-
-
-def _vector_faults(connection: sa.Connection) -> Iterator[str]:
-    active = metadata.read(connection, metadata.FINGERPRINT) or ""
-    for kind, count in count_lacking(connection, active).items():
-        if count:
-            yield f"{count} {kind} have no vector of the active bundle."
-    sizes = sa.select(sa.func.length(item_vectors.c.vector), item_vectors.c.dtype).where(
-        item_vectors.c.fingerprint == active
-    )
-    found = {size // (2 if dtype == "fp16" else 4) for size, dtype in connection.execute(sizes.distinct())}
-    if len(found) > 1:
-        yield f"Vectors of the active bundle have {len(found)} different lengths."

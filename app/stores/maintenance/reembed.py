@@ -12,6 +12,7 @@ from app.errors import Conflict
 from app.stores.index.rows import read_all
 from app.stores.records.class_sets import ClassSet, class_set_of
 from app.stores.sql import change_log, metadata
+from app.stores.sql.checksums import sealed, sealed_rows
 from app.stores.sql.database import Database
 from app.stores.sql.tables import (
     IS_LIVE,
@@ -21,7 +22,6 @@ from app.stores.sql.tables import (
     galleries,
     item_vectors,
     items,
-    pack,
     support_vectors,
     supports,
 )
@@ -34,6 +34,7 @@ class LackingImage:
     """A stored image without a vector of the bundle; `owner` is an item's row or a support's id."""
 
     owner: int | str
+    name: str
     sha256: str
     caption: str | None = None
 
@@ -109,11 +110,11 @@ class Reembedding:
                 row: dict[str, object] = {"fingerprint": self._fingerprint}
                 if isinstance(one.owner, int):
                     lacking = _items(self._fingerprint).where(items.c.id == one.owner)
-                    row |= {"item_id": one.owner, "dtype": self._dtype, "vector": pack(vector, self._dtype)}
+                    row |= {"item_id": one.owner, "dtype": self._dtype, **sealed(one.name, vector, self._dtype)}
                     table = item_vectors
                 else:
                     lacking = _supports(self._fingerprint).where(supports.c.id == one.owner)
-                    row |= {"support_id": one.owner, "vector": pack(vector)}
+                    row |= {"support_id": one.owner, **sealed(one.name, vector)}
                     table = support_vectors
                 # Deleted meanwhile, or stored by another run: skipped.
                 if connection.execute(lacking).first() is not None:
@@ -126,7 +127,7 @@ class Reembedding:
         )
         with self._database.write() as connection:
             if connection.execute(lacking).first() is not None:
-                row = {"name": one.name, "fingerprint": self._fingerprint, "vectors": pack(vectors)}
+                row = {"name": one.name, "fingerprint": self._fingerprint, **sealed_rows(one.name, vectors)}
                 connection.execute(sa.insert(class_set_vectors), row)
 
     def switch(self) -> bool:
@@ -182,12 +183,13 @@ def _activate(connection: sa.Connection, fingerprint: str, *, previous: str | No
 
 
 def _items(fingerprint: str) -> _Lacking:
-    columns = (items.c.id.label("owner"), items.c.sha256, items.c.caption)
+    columns = (items.c.id.label("owner"), items.c.external_id.label("name"), items.c.sha256, items.c.caption)
     return _lacking(item_vectors.c.item_id, fingerprint, columns).where(IS_LIVE)
 
 
 def _supports(fingerprint: str) -> _Lacking:
-    return _lacking(support_vectors.c.support_id, fingerprint, (supports.c.id.label("owner"), supports.c.sha256))
+    columns = (supports.c.id.label("owner"), supports.c.id.label("name"), supports.c.sha256)
+    return _lacking(support_vectors.c.support_id, fingerprint, columns)
 
 
 def _class_sets(fingerprint: str) -> _Lacking:

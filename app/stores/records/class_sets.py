@@ -9,10 +9,11 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from app.errors import NotFound, PreconditionFailed
+from app.errors import Damaged, NotFound, PreconditionFailed
 from app.stores.sql import change_log, metadata
+from app.stores.sql.checksums import sealed_rows, verified
 from app.stores.sql.database import Database, failpoint
-from app.stores.sql.tables import class_set_vectors, class_sets, pack, unpack
+from app.stores.sql.tables import class_set_vectors, class_sets
 
 _Row = sa.Row[*tuple[Any, ...]]
 
@@ -79,7 +80,7 @@ class ClassSets:
                 connection.execute(sa.update(class_sets).where(class_sets.c.name == name).values(values))
                 # Of every bundle: they belong to the old classes.
                 connection.execute(sa.delete(class_set_vectors).where(class_set_vectors.c.name == name))
-            embedded = {"name": name, "fingerprint": self._fingerprint, "vectors": pack(vectors)}
+            embedded = {"name": name, "fingerprint": self._fingerprint, **sealed_rows(name, vectors)}
             connection.execute(sa.insert(class_set_vectors), embedded)
             seq = change_log.append(connection, "class_set.put", name)
             stored = class_set_of(_required(connection, name))
@@ -93,16 +94,19 @@ class ClassSets:
             return class_set_of(_required(connection, name))
 
     def embedded(self, name: str) -> tuple[ClassSet, NDArray[np.float32]]:
-        """Return one class set and its embeddings, [N, D] float32. Raises NotFound, FingerprintMismatch."""
+        """Return one class set and its embeddings, [N, D] float32. Raises NotFound, FingerprintMismatch, Damaged."""
         with self._database.read() as connection:
             row = _required(connection, name)
-            query = sa.select(class_set_vectors.c.vectors).where(
+            query = sa.select(class_set_vectors.c.vectors, class_set_vectors.c.checksum).where(
                 class_set_vectors.c.name == name, class_set_vectors.c.fingerprint == self._fingerprint
             )
-            data = connection.execute(query).scalar_one_or_none()
-        if data is None:  # embedded by another bundle
+            stored = connection.execute(query).one_or_none()
+        if stored is None:  # embedded by another bundle
             raise metadata.mismatch()
-        return class_set_of(row), unpack(data).reshape(-1, self._dimension)
+        vectors = verified(name, stored.vectors, stored.checksum)
+        if vectors is None:
+            raise Damaged(f"The embeddings of class set {name!r} are damaged: run `vermouth db repair`.")
+        return class_set_of(row), vectors.reshape(-1, self._dimension)
 
     def all(self) -> Sequence[ClassSet]:
         """Return every class set, by name."""

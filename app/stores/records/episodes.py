@@ -11,17 +11,20 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from app.domain import Limits
-from app.errors import Conflict, Invalid, NotFound, PreconditionFailed
+from app.errors import Conflict, Damaged, Invalid, NotFound, PreconditionFailed
 from app.runtime.lru import ByteLru
 from app.stores.blobs import Blobs, collect_garbage_later, stored_images
 from app.stores.records.idempotency import note_done, require_undone
 from app.stores.sql import change_log, metadata
+from app.stores.sql.checksums import sealed, verified
 from app.stores.sql.database import Database, failpoint
-from app.stores.sql.tables import episodes, pack, support_vectors, supports, unpack
+from app.stores.sql.tables import episodes, support_vectors, supports
 
 EXPIRED_AT_ONCE = 100  # most expired episodes that a new one removes, so that no caller pays for all of them
 CACHE_BYTES = 128 << 20  # bound on cached episodes; the largest possible one takes 83 MB (512 ways of 64)
 _ROW_BYTES = 1024  # a cached example besides its vector
+
+_NO_VECTOR = np.empty(0, np.float32)
 
 _Row = sa.Row[*tuple[object, ...]]
 
@@ -45,12 +48,13 @@ class NewWay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """One stored example; `vector` is [D] float32, unit length, empty if another bundle made it."""
+    """One stored example; `vector` is [D] float32, unit length, empty if another bundle made it or it is damaged."""
 
     id: str
     sha256: str
     media_type: str
     vector: NDArray[np.float32]
+    is_damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +202,7 @@ class Episodes:
         return seq, changed
 
     def get(self, episode_id: str) -> Episode:
-        """Return one episode that has not expired; its examples are read once per version. Raises NotFound."""
+        """Return one episode that has not expired; its examples are read once per version. Raises NotFound, Damaged."""
         active = metadata.query(metadata.FINGERPRINT).scalar_subquery().label("active")
         query = sa.select(episodes.c.version, active).where(episodes.c.id == episode_id, _unexpired())
         with self._database.read() as connection:
@@ -212,6 +216,8 @@ class Episodes:
                 return cached
             episode = self._required(connection, episode_id)
         examples = [one for way in episode.ways for one in way.support]
+        if any(one.is_damaged for one in examples):
+            raise Damaged(f"A feature of the episode {episode_id!r} is damaged: run `vermouth db repair`.")
         # Features that are missing may be added without a new version.
         if all(one.vector.size for one in examples):
             size_bytes = sum(one.vector.nbytes + _ROW_BYTES for one in examples)
@@ -279,7 +285,7 @@ class Episodes:
                 row = {"id": support_id, "episode_id": episode_id, "way": at, "position": position}
                 rows.append({**row, "sha256": sha256, "media_type": support.media_type})
                 vector = {"support_id": support_id, "fingerprint": self._fingerprint}
-                vectors.append({**vector, "vector": pack(support.vector)})
+                vectors.append({**vector, **sealed(support_id, support.vector)})
         connection.execute(sa.insert(supports), rows)  # vectors reference them
         connection.execute(sa.insert(support_vectors), vectors)
 
@@ -304,15 +310,23 @@ class Episodes:
             raise _not_found(episode_id)
         own = sa.and_(support_vectors.c.support_id == supports.c.id, support_vectors.c.fingerprint == self._fingerprint)
         joined = (
-            sa.select(supports, support_vectors.c.vector)
+            sa.select(supports, support_vectors.c.vector, support_vectors.c.checksum)
             .select_from(supports.outerjoin(support_vectors, own))
             .where(supports.c.episode_id == episode_id)
             .order_by(supports.c.way, supports.c.position)
         )
         by_way: dict[int, list[Support]] = {}
         for one in connection.execute(joined):
-            support = Support(id=one.id, sha256=one.sha256, media_type=one.media_type, vector=unpack(one.vector or b""))
-            by_way.setdefault(one.way, []).append(support)
+            stored = _NO_VECTOR if one.vector is None else verified(one.id, one.vector, one.checksum)
+            by_way.setdefault(one.way, []).append(
+                Support(
+                    id=one.id,
+                    sha256=one.sha256,
+                    media_type=one.media_type,
+                    vector=_NO_VECTOR if stored is None else stored,
+                    is_damaged=stored is None,
+                )
+            )
         ways = [
             Way(label=label, shots=len(by_way.get(at, ())), support=by_way.get(at, []))
             for at, label in enumerate(row.labels)

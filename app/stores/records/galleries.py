@@ -15,8 +15,9 @@ from app.stores.index.delta import TIE, IndexState
 from app.stores.index.follower import Indexes
 from app.stores.records.filtered_rows import FilteredRows
 from app.stores.sql import change_log, metadata
+from app.stores.sql.checksums import sound_vector, verified
 from app.stores.sql.database import Database, failpoint
-from app.stores.sql.tables import IS_LIVE, batches, galleries, items, select_vectors, unpack
+from app.stores.sql.tables import IS_LIVE, batches, galleries, items, select_vectors
 
 DEFAULT_GALLERY = "default"
 ATTEMPTS = 4  # of a search whose candidates keep disappearing
@@ -173,6 +174,7 @@ class Galleries:
         """Return vectors [D] float32 of items by id.
 
         Raises:
+            Damaged: one of them is not what was stored.
             NotFound: there is no such gallery, or one of the items is not in it.
         """
         self._indexes.require_active()
@@ -180,7 +182,7 @@ class Galleries:
             key = gallery_id(connection, name)
             query = select_vectors(self._fingerprint).where(items.c.gallery_id == key, IS_LIVE)
             rows = connection.execute(query.where(items.c.external_id.in_(item_ids)))
-            found = {row.external_id: unpack(row.vector, row.dtype) for row in rows}
+            found = {row.external_id: sound_vector(row) for row in rows}
         for item_id in item_ids:
             if item_id not in found:
                 raise NotFound(f"There is no item {item_id!r} in gallery {name!r}.")
@@ -200,7 +202,12 @@ class Galleries:
         with self._database.read() as connection:
             for part in batches(by_id):
                 for row in connection.execute(rows, {"ids": part}):
-                    score = by_id[row.id] if query is None else float(unpack(row.vector, row.dtype) @ query)
+                    score = by_id[row.id]
+                    if query is not None:
+                        vector = verified(row.external_id, row.vector, row.checksum, row.dtype)
+                        if vector is None:  # damaged since the index read it
+                            continue
+                        score = float(vector @ query)
                     score = min(1.0, max(-1.0, score))  # rounding may leave the range of a cosine
                     found.append(Hit(item_id=row.id, external_id=row.external_id, score=score, metadata=row.metadata))
         return found

@@ -15,18 +15,9 @@ from app.stores.index.follower import Indexes
 from app.stores.records.galleries import gallery_id
 from app.stores.records.idempotency import note_done, require_undone
 from app.stores.sql import change_log, metadata
+from app.stores.sql.checksums import sealed, sound_vector
 from app.stores.sql.database import Database, failpoint
-from app.stores.sql.tables import (
-    IS_LIVE,
-    VectorDtype,
-    batches,
-    galleries,
-    item_vectors,
-    items,
-    pack,
-    select_vectors,
-    unpack,
-)
+from app.stores.sql.tables import IS_LIVE, VectorDtype, batches, galleries, item_vectors, items, select_vectors
 
 EXPORTED_AT_ONCE = 256
 
@@ -277,10 +268,7 @@ class Items:
             if not rows:
                 return
             last = rows[-1].id
-            yield [
-                Exported(id=row.external_id, metadata=row.metadata, vector=unpack(row.vector, row.dtype))
-                for row in rows
-            ]
+            yield [Exported(id=row.external_id, metadata=row.metadata, vector=sound_vector(row)) for row in rows]
 
     def _after_commit(self, unused: set[str], *, wait: bool) -> None:
         failpoint("rows.committed")
@@ -342,7 +330,7 @@ class Items:
                 "item_id": row.id,
                 "fingerprint": self._fingerprint,
                 "dtype": self._dtype,
-                "vector": pack(np.asarray(item.vector, np.float32), self._dtype),
+                **sealed(item.id, item.vector, self._dtype),
             }
             for row, item in zip(stored, new, strict=True)
         ]

@@ -20,10 +20,10 @@ from app.runtime.telemetry import get_logger
 from app.stores.sql.engines import (
     READ_LIMIT_S,
     UnusableDatabase,
-    has_present_schema,
     limit_statements,
     migrate,
     postgres_engine,
+    require_present_schema,
     sqlite_engine,
 )
 from app.stores.sql.tables import counters
@@ -43,6 +43,7 @@ FAILPOINTS = (
 )
 MAX_PENDING = 512
 MAX_LATER = 1024
+DAMAGED_WORDS = ("malformed", "not a database", "Could not decode")  # in SQLite's messages
 DISK_FULL_STATE = "53100"  # PostgreSQL's SQLSTATE
 READ_ONLY_STATE = "25006"
 CANCELLED_STATE = "57014"
@@ -213,29 +214,48 @@ def open_database(*, data_dir: Path, url: str | None = None, threads: int = 4) -
     return Database(engine, ThreadPoolExecutor(threads, thread_name_prefix="store"), lock_file)
 
 
-def attach_database(*, data_dir: Path, url: str | None = None) -> Database:
-    """Open a database that another process may be serving: it is neither locked nor migrated.
+def attach_database(*, data_dir: Path, url: str | None = None, is_exclusive: bool = False) -> Database:
+    """Open a database as it is, without migrating it.
+
+    Args:
+        is_exclusive: lock the data folder; otherwise another process may be serving the database.
 
     Raises:
         UnusableDatabase: there is none, or it was written by another release.
+        DataFolderLocked: another process holds the folder.
     """
     path = data_dir / SQLITE_FILE
     if url is None and not path.exists():
         raise UnusableDatabase(f"There is no database in {data_dir}.")
-    engine = sqlite_engine(path) if url is None else postgres_engine(url, 1)
-    if not has_present_schema(engine):
+    if url is None and path.stat().st_size == 0:
+        raise UnusableDatabase(f"The database file {path} is empty: restore a backup or remove the file.")
+    lock_path = data_dir / "lock"
+    lock_file = None
+    if is_exclusive and lock_path.exists():  # not created: without it nobody serves the folder
+        lock_file = _locked(lock_path.open())
+    engine = sqlite_engine(path, as_it_is=True) if url is None else postgres_engine(url, 1)
+    try:
+        require_present_schema(engine)
+    except BaseException:
         engine.dispose()
-        raise UnusableDatabase("The database has another release's schema: start this release once to migrate it.")
-    return Database(engine, ThreadPoolExecutor(1, thread_name_prefix="store"), None)
+        if lock_file is not None:
+            lock_file.close()
+        raise
+    return Database(engine, ThreadPoolExecutor(1, thread_name_prefix="store"), lock_file)
 
 
-def _lock_folder(data_dir: Path) -> IO[str]:
-    lock_file = (data_dir / "lock").open("a+")
+def _locked(lock_file: IO[str]) -> IO[str]:
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:
         lock_file.close()
-        raise DataFolderLocked(f"The data folder {data_dir} is in use by another process.") from err
+        folder = Path(lock_file.name).parent
+        raise DataFolderLocked(f"The data folder {folder} is in use by another process.") from err
+    return lock_file
+
+
+def _lock_folder(data_dir: Path) -> IO[str]:
+    lock_file = _locked((data_dir / "lock").open("a+"))
     lock_file.truncate(0)
     lock_file.write(f"{os.getpid()}\n")  # for operators; the lock itself ends with the process
     lock_file.flush()
@@ -257,7 +277,7 @@ def sql_errors() -> Iterator[None]:
         state = getattr(err.orig, "sqlstate", None)
         if "disk is full" in str(err.orig) or state == DISK_FULL_STATE:
             raise DiskFull("No space left to store this.") from err
-        if "malformed" in str(err.orig) or "not a database" in str(err.orig):
+        if any(words in str(err.orig) for words in DAMAGED_WORDS):
             raise Damaged("The database is damaged.") from err
         if state == CANCELLED_STATE or str(err.orig) == "interrupted":
             raise DeadlineExceeded("The query took longer than the store allows.") from err
@@ -265,6 +285,8 @@ def sql_errors() -> Iterator[None]:
         if is_away or state == READ_ONLY_STATE:  # read-only: a standby after a failover
             raise EngineUnavailable("The store cannot be reached.", retry_after_s=1.0) from err
         raise
+    except UnicodeDecodeError as err:  # in a message of SQLite's that repeats damaged text
+        raise Damaged("The database is damaged.") from err
     except sa.exc.TimeoutError as err:
         raise EngineUnavailable("The store is busy.", retry_after_s=1.0) from err
     except OSError as err:

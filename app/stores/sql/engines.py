@@ -10,6 +10,8 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from app.stores.sql.checksums import checksum_of_row
+
 MIN_SQLITE = (3, 51, 3)  # older ones may corrupt a database in WAL mode
 MIGRATION_LOCK = 0x7665726D  # "verm"
 READ_LIMIT_S = 30.0  # longest a read of a request may take, so that no query occupies a thread of the pool for ever
@@ -19,8 +21,11 @@ class UnusableDatabase(RuntimeError):
     """The database cannot be used; the message does not repeat its URL, which holds a password."""
 
 
-def sqlite_engine(path: Path) -> sa.Engine:
+def sqlite_engine(path: Path, *, as_it_is: bool = False) -> sa.Engine:
     """Return an engine over an SQLite file: WAL, every commit on disk, foreign keys checked.
+
+    Args:
+        as_it_is: leave a file that is not in WAL mode so, as reading alone must change nothing.
 
     Raises:
         RuntimeError: the only SQLite installed has the WAL-reset bug.
@@ -35,8 +40,10 @@ def sqlite_engine(path: Path) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
+        connection.create_function("checksum_of_row", -1, checksum_of_row, deterministic=True)
         connection.isolation_level = None  # the driver opens no transaction of its own: `begin` says which kind
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        pragmas = ("synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000")
+        for pragma in pragmas if as_it_is else ("journal_mode=WAL", *pragmas):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
@@ -97,11 +104,25 @@ def migrate(engine: sa.Engine, to: str = "head") -> None:
             command.upgrade(config, to)
 
 
-def has_present_schema(engine: sa.Engine) -> bool:
-    """Whether a database has this release's schema."""
+def require_present_schema(engine: sa.Engine) -> None:
+    """Check that a database has this release's schema.
+
+    Raises:
+        UnusableDatabase: it has another one; the message says which.
+    """
     with engine.connect() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
-    return found == ScriptDirectory.from_config(_config()).get_current_head()
+    scripts = ScriptDirectory.from_config(_config())
+    present = scripts.get_current_head()
+    if found is None:
+        raise UnusableDatabase("The database holds no schema of this service.")
+    if found not in {script.revision for script in scripts.walk_revisions()}:
+        raise UnusableDatabase(f"The database has schema {found} of a newer release; this release knows {present}.")
+    if found != present:
+        raise UnusableDatabase(
+            f"The database has schema {found} of an older release, this release has {present}: start the service of"
+            " this release once to migrate it."
+        )
 
 
 def limit_statements(connection: sa.Connection, limit_s: float | None) -> None:

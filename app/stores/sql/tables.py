@@ -76,7 +76,8 @@ sa.Index(
     "items_live", items.c.gallery_id, items.c.external_id, unique=True, sqlite_where=IS_LIVE, postgresql_where=IS_LIVE
 )
 
-# One vector per item and bundle, so that a new bundle's are made beside the old ones; `dtype` is fp32 or fp16.
+# One vector per item and bundle, so that a new bundle's are made beside the old ones; `dtype` is fp32 or fp16,
+# `checksum` is `checksums.checksum_of`.
 item_vectors = sa.Table(
     "item_vectors",
     schema,
@@ -84,6 +85,7 @@ item_vectors = sa.Table(
     sa.Column("fingerprint", sa.String(64), primary_key=True),
     sa.Column("dtype", sa.String(8), nullable=False),
     sa.Column("vector", sa.LargeBinary, nullable=False),
+    sa.Column("checksum", sa.LargeBinary),
 )
 
 episodes = sa.Table(
@@ -115,6 +117,7 @@ support_vectors = sa.Table(
     sa.Column("support_id", sa.ForeignKey("supports.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("fingerprint", sa.String(64), primary_key=True),
     sa.Column("vector", sa.LargeBinary, nullable=False),
+    sa.Column("checksum", sa.LargeBinary),
 )
 
 class_sets = sa.Table(
@@ -134,6 +137,7 @@ class_set_vectors = sa.Table(
     sa.Column("name", sa.ForeignKey("class_sets.name", ondelete="CASCADE"), primary_key=True),
     sa.Column("fingerprint", sa.String(64), primary_key=True),
     sa.Column("vectors", sa.LargeBinary, nullable=False),
+    sa.Column("checksum", sa.LargeBinary),
 )
 
 # `status` is null while the key's request is processed; `done_seq` is set in its write's own transaction.
@@ -166,10 +170,12 @@ jobs = sa.Table(
 )
 
 
-def select_vectors(fingerprint: str, *columns: sa.Column[Any]) -> sa.Select[*tuple[Any, ...]]:
-    """Return the query for external ids and vectors of a bundle, and for more columns of `items`."""
-    query = sa.select(items.c.id, items.c.external_id, item_vectors.c.dtype, item_vectors.c.vector, *columns)
-    return query.join_from(items, item_vectors).where(item_vectors.c.fingerprint == fingerprint)
+def select_vectors(fingerprint: str | None, *columns: sa.ColumnElement[Any]) -> sa.Select[*tuple[Any, ...]]:
+    """Return the query for external ids and vectors of a bundle, with checksums, and for more columns; None for all."""
+    stored = (item_vectors.c.dtype, item_vectors.c.vector, item_vectors.c.checksum)
+    query = sa.select(items.c.id, items.c.external_id, *stored, *columns)
+    joined = query.join_from(items, item_vectors)
+    return joined if fingerprint is None else joined.where(item_vectors.c.fingerprint == fingerprint)
 
 
 def batches(values: Iterable[T], size: int = 500) -> Iterator[list[T]]:

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from app.cli.main import app
 from app.stores.blobs import Blobs
 from app.stores.sql.database import open_database
+from app.stores.sql.engines import migrate, sqlite_engine
 from tests.app.stores.stores import new_item, open_stores, unit
 
 
@@ -98,3 +100,37 @@ def test_backup_and_restore(state: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert code == 0
     assert "restored" in output
     assert run("db", "check", "--deep")[1] == "sound\n"
+
+
+def test_a_restore_of_a_folder_without_a_backup_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nothing").mkdir()
+    monkeypatch.setenv("VERMOUTH_DATA_DIR", str(tmp_path / "new"))
+    code, output = run("restore", str(tmp_path / "nothing"))
+    assert code == 1
+    assert "holds no backup" in " ".join(output.split())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", [["db", "check"], ["backup", "copy"]], ids=" ".join)
+@pytest.mark.parametrize("schema", ["empty", "0002", "9999"])
+def test_reading_changes_nothing_and_says_whose_schema_it_is(
+    command: list[str], schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if schema == "empty":
+        (folder / "vermouth.sqlite3").touch()
+    else:
+        engine = sqlite_engine(folder / "vermouth.sqlite3")
+        migrate(engine, min(schema, "0002"))
+        with engine.connect() as connection, connection.execution_options(vermouth_writes=True).begin():
+            connection.execute(sa.text("UPDATE alembic_version SET version_num = :to"), {"to": schema})
+        engine.dispose()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VERMOUTH_DATA_DIR", str(folder))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, output = run(*command)
+    assert code == 1
+    words = {"empty": "is empty", "0002": "schema 0002 of an older release", "9999": "schema 9999 of a newer release"}
+    assert words[schema] in " ".join(output.split())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -111,7 +111,7 @@ def check(process: Process, folder: Path, url: str | None, writers: list[Writer]
         assert {one["id"] for one in searched} == {one["id"] for one in listed}
         digest = client.get("/galleries/default").json()["index"]["digest"]
         with maintenance(folder, url) as store:
-            assert store._indexes().true_digests()["default"] == digest
+            assert store._indexes(store._snapshots).true_digests()["default"] == digest
         return str(client.base_url)
 
 

@@ -71,7 +71,7 @@ def test_an_image_and_a_list_read_no_features(
     store: Episodes, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     episode, read = create(store), list[str]()
-    monkeypatch.setattr("app.stores.records.episodes.unpack", None)
+    monkeypatch.setattr("app.stores.records.episodes.verified", None)
 
     def note(*args: object) -> None:
         read.append(str(args[2]))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from app.stores.index import base as index_base
 from app.stores.index.base import DeviceIndex, IndexOptions, Kind, Storage
 from app.stores.index.delta import MERGE_AT, Entry, VectorIndex, mark_of
+from app.stores.sql.checksums import checksum_of
 
 D = 16
 
@@ -17,7 +18,10 @@ D = 16
 def entries(generator: np.random.Generator, start: int, count: int) -> list[Entry]:
     vectors = generator.standard_normal((count, D)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return [Entry(item_id=start + n, vector=v, mark=mark_of(f"x{start + n:05}", v)) for n, v in enumerate(vectors)]
+    return [
+        Entry(item_id=start + n, vector=v, mark=mark_of(checksum_of(f"x{start + n:05}", v)))
+        for n, v in enumerate(vectors)
+    ]
 
 
 def brute_force(live: dict[int, Entry], query: NDArray[np.float32], k: int) -> set[int]:

@@ -1,5 +1,6 @@
 """A change of bundle over real stores: beside the old, switched at once, and back."""
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from fastapi import FastAPI
 from pydantic import SecretStr
 
@@ -14,10 +16,15 @@ from app.api.deps import Tasks
 from app.errors import Conflict
 from app.main import create_app
 from app.settings import Settings
+from app.stores.index.snapshots import IndexSnapshots
+from app.stores.maintenance.check import Maintenance
 from app.stores.maintenance.reembed import roll_back
 from app.stores.records.jobs import JobState
+from app.stores.sql.tables import class_set_vectors, item_vectors, support_vectors
+from app.stores.sql.tables import items as item_rows
 from tests.app.api.conftest import build_services
 from tests.app.api.images import BAR, CROSS, SQUARE, base64_image, png
+from tests.app.fakes import DIMENSION
 from tests.app.postgres import PostgresServer
 
 pytestmark = pytest.mark.anyio
@@ -166,3 +173,43 @@ async def test_the_switch_comes_though_writes_go_on(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(tasks.reembed, "_overlap", overlap)
         assert (await tasks.reembed.run()).embedded == 19
         assert len(compared) == 1
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_a_repair_embeds_what_is_damaged_again_and_every_replica_follows(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue("postgres").new_database() if kind == "postgresql" else None
+    async with serving(tmp_path, OLD, url) as (client, tasks):
+        episode = await fill(client)
+        before = [(await client.post("/retrieve", json={"sketch": SQUARE, "k": 20})).json()["results"]]
+        listed = (await client.get("/galleries/default/items?limit=100")).json()
+        with tasks.stores.database.write() as connection:
+            lost = sa.select(item_rows.c.id).where(item_rows.c.external_id == "i4").scalar_subquery()
+            connection.execute(sa.delete(item_vectors).where(item_vectors.c.item_id == lost))
+            for table, key in ((item_vectors, item_vectors.c.item_id), (support_vectors, support_vectors.c.support_id)):
+                first = sa.select(sa.func.min(key)).scalar_subquery()
+                connection.execute(sa.update(table).where(key == first).values(vector=bytes(4 * DIMENSION)))
+            connection.execute(sa.update(class_set_vectors).values(vectors=bytes(8 * DIMENSION)))
+    shutil.rmtree(tmp_path / (OLD if url else "data") / "indexes")  # it holds them as they were
+    async with serving(tmp_path, OLD, url) as (client, tasks):
+        found = (await client.post("/retrieve", json={"sketch": SQUARE, "k": 20})).json()["results"]
+        assert {one["id"] for one in before[0]} - {one["id"] for one in found} == {"i0", "i4"}
+        assert "vermouth_index_left_out 2.0" in (await client.get("/metrics")).text
+        assert (await client.get("/readyz")).status_code == 200
+        assert (await client.get(f"{episode}")).status_code == 500
+        segmented = await client.post("/segment", json={"image": SQUARE, "class_set": "scene"})
+        assert "vermouth db repair" in segmented.json()["detail"]
+        assert await tasks.reembed.repair() == 4
+        assert await tasks.reembed.repair() == 0
+        tasks.stores.indexes.catch_up()
+        after = (await client.post("/retrieve", json={"sketch": SQUARE, "k": 20})).json()["results"]
+        assert [one["id"] for one in after] == [one["id"] for one in before[0]]
+        assert "vermouth_index_left_out 0.0" in (await client.get("/metrics")).text
+        assert (await client.get("/galleries/default/items?limit=100")).json() == listed
+        assert await statuses(client, episode) == [200] * 4
+        stores = tasks.stores
+        assert stores.indexes.true_digests()["default"] == stores.indexes.state("default").digest
+        assert Maintenance(stores.database, stores.blobs, IndexSnapshots(tmp_path / "x")).check(deep=True) == []
+    if url is not None:
+        request.getfixturevalue("postgres").drop(url)
