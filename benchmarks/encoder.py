@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from benchmarks.report import arguments, header, table, write
 from benchmarks.workload import BUNDLE, random_batch
 from models.bundle.build import load_bundle
-from models.encoder import Encoder, _fetched
+from models.encoder import Encoder, TrainedNetwork, _fetched
 from models.types import ImageBatch
 
 MATRIX = 2048
@@ -114,7 +114,9 @@ def _measured(encoder: Encoder, device: str, size: int, seconds: float) -> Row:
 
 def _stages(encoder: Encoder, batch: ImageBatch, device: str) -> dict[str, Callable[[], object]]:
     """Map each stage to a call that runs it alone, outside the recorded graph."""
-    backbone, expert, head = encoder.extractor.backbone, encoder.extractor.expert, encoder._uhead
+    if not isinstance(encoder.network, TrainedNetwork):
+        return {}
+    backbone, expert, head = encoder.extractor.backbone, encoder.extractor.expert, encoder.network.uhead
 
     def moved() -> torch.Tensor:
         return batch.pixels.to(device).to(dtype=encoder._dtype, memory_format=torch.channels_last)

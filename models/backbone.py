@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
 from models.errors import BundleError
@@ -31,6 +31,14 @@ def build_vae_encoder(config: Mapping[str, Any]) -> AutoencoderKL:
         vae = AutoencoderKL.from_config(dict(config))
     vae.decoder = nn.Identity()
     vae.post_quant_conv = None  # belongs to the decoder
+    return vae
+
+
+def build_tiny_encoder(config: Mapping[str, Any]) -> AutoencoderTiny:
+    """Returns an AutoencoderTiny on the `meta` device without its decoder."""
+    with torch.device("meta"):
+        vae = AutoencoderTiny.from_config(dict(config))
+    vae.decoder = nn.Identity()
     return vae
 
 
@@ -90,7 +98,7 @@ class StableDiffusionBackbone(nn.Module):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | AutoencoderTiny,
         unet: UNet2DConditionModel,
         scheduler_config: Mapping[str, Any],
         *,
@@ -100,6 +108,7 @@ class StableDiffusionBackbone(nn.Module):
         super().__init__()
         self.vae = vae
         self.unet = unet
+        self._is_tiny = isinstance(vae, AutoencoderTiny)
         self.taps = tuple(taps)
         self.noise_seed = noise_seed
         self.scaling_factor = float(vae.config["scaling_factor"])
@@ -126,7 +135,9 @@ class StableDiffusionBackbone(nn.Module):
 
     def latents(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns the scaled posterior mean, [B, C, h, w], of [B, 3, H, W] in [-1, 1]."""
-        mean: torch.Tensor = self.vae.encode(pixels).latent_dist.mean  # not a sample: features must not be random
+        encoded: Any = self.vae.encode(pixels)
+        # The mean, not a sample: features must not be random. A distilled VAE knows the mean alone.
+        mean: torch.Tensor = encoded.latents if self._is_tiny else encoded.latent_dist.mean
         return mean * self.scaling_factor
 
     def taps_of(

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from models.acceleration.recording import GraphedPass, Pass, traced
 from models.backbone import StableDiffusionBackbone
 from models.heads.uhead import UHead
 from models.text import BlipCaptioner, OpenClipNames, TextEncoder
+from models.training_free import TrainingFreeNetwork
 from models.types import ImageBatch, ImageFeatures, TextFeatures
 
 _CAPTION_CACHE = 1024  # captions whose text states are cached
@@ -76,19 +78,44 @@ class FrozenExtractor(nn.Module):
         return batch
 
 
-class _Network(nn.Module):
-    """One whole pass: pixels, time steps and text states in, `pooled` and `dense` out."""
+class TrainedNetwork(nn.Module):
+    """One whole pass with a trained U-head.
+
+    `visual` is the mean of the expert's last map, or without an expert of the lowest tap: neither is trained to the
+    text space, which few-shot classification of photographs pays for (docs/adr/0044).
+    """
 
     def __init__(self, extractor: FrozenExtractor, uhead: UHead) -> None:
         super().__init__()
         self.backbone, self.expert, self.uhead = extractor.backbone, extractor.expert, uhead
 
-    def forward(
-        self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def dimension(self) -> int:
+        """D, the length of `pooled`."""
+        return self.uhead.dimension
+
+    @property
+    def visual_dimension(self) -> int:
+        """V, the length of `visual`."""
+        config = self.uhead.config
+        lowest = max(config.scales, key=lambda scale: scale.stride)
+        return config.expert_shapes[-1].channels if self.expert else lowest.taps[self._lowest_tap]
+
+    def forward(self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Runs the pass; arguments as `StableDiffusionBackbone.forward`.
+
+        Returns:
+            `pooled`, `visual` and `dense` of `ImageFeatures`, on the device.
+        """
         taps = self.backbone(pixels, timesteps, states)
-        features: tuple[torch.Tensor, torch.Tensor] = self.uhead(taps, self.expert(pixels) if self.expert else [])
-        return features
+        expert = self.expert(pixels) if self.expert else []
+        pooled, dense = self.uhead(taps, expert, (int(pixels.shape[2]), int(pixels.shape[3])))
+        seen = expert[-1] if expert else taps[self._lowest_tap]
+        return pooled, F.normalize(seen.float().mean(dim=(2, 3)), dim=1), dense
+
+    @property
+    def _lowest_tap(self) -> str:
+        return next(iter(self.uhead.config.scales[-1].taps))
 
 
 class Encoder:
@@ -98,7 +125,8 @@ class Encoder:
     its padding, and each graph is recorded once.
 
     Args:
-        extractor, uhead: on `device`, in `dtype`.
+        extractor: conditions passes; on `device`, in `dtype`.
+        network: computes them; on `device`, in `dtype`, in eval mode.
         names: embeds class names and queries.
         fingerprint: hex digest of everything that shapes a feature.
         is_recorded: whether passes run as recorded graphs: on a CPU one per image size (docs/adr/0022), on a GPU one
@@ -108,7 +136,7 @@ class Encoder:
     def __init__(
         self,
         extractor: FrozenExtractor,
-        uhead: UHead,
+        network: TrainedNetwork | TrainingFreeNetwork,
         names: TextEncoder | OpenClipNames,
         *,
         fingerprint: str,
@@ -118,11 +146,10 @@ class Encoder:
     ) -> None:
         self.extractor = extractor
         self.fingerprint = fingerprint
-        self._uhead = uhead
+        self.network = network
         self._names = names
         self._device = device
         self._dtype = dtype
-        self._network = _Network(extractor, uhead).eval()
         self._is_recorded = is_recorded
         self._graphs: dict[torch.Size, Pass] = {}
         self._lock = threading.Lock()
@@ -130,7 +157,12 @@ class Encoder:
     @property
     def dimension(self) -> int:
         """D, the length of `pooled`."""
-        return self._uhead.dimension
+        return self.network.dimension
+
+    @property
+    def visual_dimension(self) -> int:
+        """V, the length of `visual`."""
+        return self.network.visual_dimension
 
     @torch.inference_mode()
     def encode_images(self, batch: ImageBatch) -> ImageFeatures:
@@ -143,8 +175,8 @@ class Encoder:
             run = self._pass(pixels, timesteps, states)
         # A CUDA graph returns its own memory, which its next pass overwrites.
         with nullcontext() if isinstance(run, torch.jit.ScriptModule) else self._lock:
-            pooled, dense = run(pixels, timesteps, states)
-            return ImageFeatures(pooled=_fetched(pooled), dense=_fetched(dense))
+            pooled, visual, dense = run(pixels, timesteps, states)
+            return ImageFeatures(pooled=_fetched(pooled), visual=_fetched(visual), dense=_fetched(dense))
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -154,12 +186,12 @@ class Encoder:
 
     def _pass(self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:
         if not self._is_recorded:
-            return self._network
+            return self.network
         size = pixels.shape[2:]
         if size not in self._graphs:
             is_cuda = pixels.device.type == "cuda"
             self._graphs[size] = (
-                GraphedPass(self._network) if is_cuda else traced(self._network, pixels, timesteps, states)
+                GraphedPass(self.network) if is_cuda else traced(self.network, pixels, timesteps, states)
             )
         return self._graphs[size]
 

@@ -7,26 +7,50 @@ the adapters alone; loading a bundle merges them into the weights, so that they 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import open_clip
 import timm
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from models.errors import TensorMismatchError
+from models.clip import ClipImages
+from models.errors import BundleError, TensorMismatchError
+from models.resizing import resized, whole_patches
 
 RANK = 6  # of every adapter
 
 
 class TimmExpert(nn.Module):
-    """Feature maps of a timm network at `levels` (timm's `out_indices`), high to low resolution."""
+    """Feature maps of a timm network at `levels` (timm's `out_indices`), high to low resolution.
+
+    Args:
+        name: timm's model name.
+        levels: as above; blocks of a vision transformer, whose maps all have one size.
+        resolution: side of the expert's own view, px; None for the given pixels' size.
+
+    Raises:
+        BundleError: timm has no such model, or the model has no maps at these levels or takes one size alone.
+    """
 
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self, name: str, levels: Sequence[int]) -> None:
+    def __init__(self, name: str, levels: Sequence[int], resolution: int | None = None) -> None:
         super().__init__()
-        self.network = timm.create_model(name, pretrained=False, features_only=True, out_indices=tuple(levels))
+        if not timm.is_model(name):
+            raise BundleError(f"timm has no model '{name}'")
+        found = timm.get_pretrained_cfg(name)
+        # A transformer is built for one size unless it resamples its position embeddings in each pass.
+        sizes = {"dynamic_img_size": True} if found is not None and found.fixed_input_size else {}
+        try:
+            self.network = timm.create_model(
+                name, pretrained=False, features_only=True, out_indices=tuple(levels), **sizes
+            )
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as err:
+            raise BundleError(f"timm's '{name}' gives no maps at the levels {list(levels)}: {err}") from err
+        self.name = name
+        self.resolution = resolution
+        patch = getattr(getattr(self.network, "model", None), "patch_embed", None)
+        self.patch_size = int(patch.patch_size[0]) if patch is not None else 1
         mean, std = (torch.tensor(self.network.default_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
         # (([-1, 1] + 1) / 2 - mean) / std as one product and one sum.
         self.register_buffer("shift", (1 - 2 * mean) / (2 * std), persistent=False)
@@ -35,30 +59,47 @@ class TimmExpert(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """[B, 3, H, W] in [-1, 1] → one [B, C, h, w] per level."""
+        height, width = (whole_patches(self.resolution or int(side), self.patch_size) for side in pixels.shape[2:])
+        pixels = resized(pixels, (height, width))
         maps: list[torch.Tensor] = self.network(pixels if self._is_unit else pixels * self.scale + self.shift)
         return maps
 
+    def published_names(self) -> tuple[dict[str, str], set[str]]:
+        """Returns the names that timm's own file of this model gives the tensors of `network`, and names to ignore.
+
+        Ignored are tensors that the levels do not need: the classifier, of any number of classes, and later blocks.
+        """
+        with torch.device("meta"):  # names only
+            whole = timm.create_model(self.name, pretrained=False).state_dict()
+        # A network of feature maps flattens some names (`stages.0` to `stages_0`) and prefixes others (`model.`).
+        flat = {name.replace(".", "_"): name for name in whole}
+        names = {own: flat[own.removeprefix("model.").replace(".", "_")] for own in self.network.state_dict()}
+        classifier = getattr(timm.get_pretrained_cfg(self.name), "classifier", None) or ()
+        layers = (classifier,) if isinstance(classifier, str) else classifier
+        heads = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+        return names, (set(whole) | heads) - set(names.values())
+
 
 class OpenClipExpert(nn.Module):
-    """Token maps of an open_clip vision transformer after several blocks, all of one size."""
+    """Token maps of an open_clip vision transformer after several blocks, all of one size.
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    Args:
+        images: the model's image tower.
+        blocks: numbers of the blocks.
+        resolution: side of the expert's own view, px, to the next whole patch; None for the tower's own size.
+    """
 
-    def __init__(self, name: str, blocks: Sequence[int]) -> None:
+    def __init__(self, images: ClipImages, blocks: Sequence[int], resolution: int | None = None) -> None:
         super().__init__()
-        self.visual = open_clip.create_model(name, pretrained=None).visual
+        self.images = images
         self.blocks = tuple(blocks)
-        mean, std = torch.tensor(open_clip.OPENAI_DATASET_MEAN), torch.tensor(open_clip.OPENAI_DATASET_STD)
-        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
+        self.side = images.whole_side(resolution or images.side)
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """[B, 3, H, W] in [-1, 1] → one [B, C, h, w] per block; pixels are resized to the tower's own size."""
-        size = self.visual.image_size
-        resized = nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-        tokens = self.visual.forward_intermediates(
-            ((resized + 1) / 2 - self.mean) / self.std, indices=list(self.blocks), intermediates_only=True
+        """[B, 3, H, W] in [-1, 1] → one [B, C, h, w] per block."""
+        tower = self.images.tower(self.side)
+        tokens = tower.forward_intermediates(
+            self.images.normalized(pixels, self.side), indices=list(self.blocks), intermediates_only=True
         )
         maps: list[torch.Tensor] = tokens["image_intermediates"]
         return maps

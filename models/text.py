@@ -1,10 +1,9 @@
 """Frozen text models: captions and states that condition the U-Net, and embeddings of names and queries."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import open_clip
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -60,44 +59,65 @@ class TextEncoder(nn.Module):
 
 
 class OpenClipNames(nn.Module):
-    """open_clip's text tower, for class names and queries."""
+    """open_clip's text tower, for class names and queries.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        model: an open_clip model; its image tower is taken out of it.
+        tokenizer: the model's own.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Callable[[list[str]], torch.Tensor]) -> None:
         super().__init__()
-        model = open_clip.create_model(name, pretrained=None)
-        del model.visual  # a source of names holds the text tower alone
+        del model.visual
         self.model = model
-        self.tokenizer = open_clip.get_tokenizer(name)
+        self.tokenizer = tokenizer
 
     @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
         """Returns the embeddings of B texts, [B, D] float32, unit length."""
         tokens = self.tokenizer(list(texts)).to(next(self.model.parameters()).device)
-        return F.normalize(self.model.encode_text(tokens).float(), dim=1)
+        return F.normalize(self.model.encode_text(tokens).float(), dim=1)  # type: ignore[operator]  # a module's method
 
 
 class BlipCaptioner:
-    """BLIP-base as the paper uses it (Li et al. 2022): `max_tokens` tokens after a fixed prefix."""
+    """BLIP-base as the paper uses it (Li et al. 2022): `max_tokens` tokens after a fixed prefix.
+
+    Args:
+        model, processor: transformers' own.
+        prefix: start of every caption.
+        max_tokens: after the prefix.
+        resolution: side of the captioner's view, px; None for the processor's own.
+    """
 
     def __init__(
-        self, model: BlipForConditionalGeneration, processor: BlipProcessor, *, prefix: str, max_tokens: int
+        self,
+        model: BlipForConditionalGeneration,
+        processor: BlipProcessor,
+        *,
+        prefix: str,
+        max_tokens: int,
+        resolution: int | None = None,
     ) -> None:
         self._model = model
         self._processor = processor
         self._prefix = prefix
         self._max_tokens = max_tokens
+        self._size = {} if resolution is None else {"size": {"height": resolution, "width": resolution}}
 
     @torch.inference_mode()
     def captions(self, pixels: torch.Tensor) -> list[str]:
         """[B, 3, H, W] in [-1, 1], RGB → B captions, prefix included."""
         # Pixels are in [0, 1] already: rescaling would divide them by 255.
-        images = self._processor.image_processor(((pixels + 1) / 2).cpu(), do_rescale=False, return_tensors="pt")
+        images = self._processor.image_processor(
+            ((pixels.float() + 1) / 2).cpu(), do_rescale=False, return_tensors="pt", **self._size
+        )
         prefix = self._processor.tokenizer([self._prefix] * len(pixels), return_tensors="pt")
         device = pixels.device
         tokens = self._model.generate(
             pixel_values=images["pixel_values"].to(device=device, dtype=pixels.dtype),
             input_ids=prefix["input_ids"].to(device),
             attention_mask=prefix["attention_mask"].to(device),
+            interpolate_pos_encoding=True,  # changes nothing at the model's own size
             max_new_tokens=self._max_tokens,
             do_sample=False,  # greedy: a caption, and so a feature, must not be random
             num_beams=1,

@@ -30,14 +30,16 @@ class ImageBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFeatures:
-    """Output of one device pass over images.
+    """Output of one device pass over images: the three features of each.
 
     Attributes:
-        pooled: [B, D] float32, unit length: the `global` feature, in the text space.
-        dense: [B, D, h, w] float32, not normalised: the fused high-resolution map.
+        pooled: [B, D] float32, unit length: the `semantic` feature, in the text space.
+        visual: [B, V] float32, unit length: looks rather than meaning, comparable between images only.
+        dense: [B, D, h, w] float32, not normalised: the high-resolution map, in the text space.
     """
 
-    pooled: torch.Tensor  # `global` is a keyword of Python
+    pooled: torch.Tensor
+    visual: torch.Tensor
     dense: torch.Tensor
 
 
@@ -65,7 +67,14 @@ class TaskProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleInfo:
-    """Description of a loaded bundle, for `GET /bundle` and for tasks."""
+    """Description of a loaded bundle, for `GET /bundle` and for tasks.
+
+    Attributes:
+        dimension: D, of `ImageFeatures.pooled` and `ImageFeatures.dense`.
+        visual_dimension: V, of `ImageFeatures.visual`; 0 where the bundle has no such feature.
+        features: names of the features that the bundle has.
+        is_training_free: whether the features come from frozen models alone, without trained heads.
+    """
 
     name: str
     fingerprint: str
@@ -75,3 +84,6 @@ class BundleInfo:
     captioner: str
     tasks: Mapping[str, TaskProfile]
     manifest: Mapping[str, object]
+    visual_dimension: int = 0
+    features: tuple[str, ...] = ("semantic", "dense")
+    is_training_free: bool = False

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-Maps = tuple[torch.Tensor, torch.Tensor]
+Maps = tuple[torch.Tensor, ...]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Pass = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Maps]
 
@@ -19,7 +19,7 @@ def traced(network: nn.Module, pixels: torch.Tensor, timesteps: torch.Tensor, st
     """Returns the network's pass over images of this size, as a graph for batches of any size.
 
     Args:
-        network: takes pixels, time steps and text states and returns two tensors; in eval mode.
+        network: takes pixels, time steps and text states and returns a tuple of tensors; in eval mode.
         pixels: [B, 3, H, W], an example.
         timesteps: [B] int64.
         states: [B, T, C].
@@ -60,7 +60,7 @@ class GraphedPass:
         return sorted(size for size, graph in self._graphs.items() if graph is not None)
 
     def __call__(self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Maps:
-        """Runs one pass: [B, 3, H, W], [B] and [B, T, C] in, `pooled` and `dense` out."""
+        """Runs one pass: [B, 3, H, W], [B] and [B, T, C] in, the network's outputs out."""
         batch = (pixels, timesteps, states)
         size = bucket(len(pixels))
         if size > LARGEST:
@@ -113,8 +113,7 @@ class _Graph:
         for recorded, part in zip(self._inputs, batch, strict=True):
             recorded[:count].copy_(part)  # in place: a graph reads the addresses that it was recorded with
         self._graph.replay()
-        pooled, dense = self._outputs
-        return pooled[:count], dense[:count]
+        return tuple(output[:count] for output in self._outputs)
 
 
 def _is_same(graph: _Graph, batch: Batch, wanted: Maps, count: int) -> bool:

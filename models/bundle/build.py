@@ -1,33 +1,43 @@
 """From a bundle folder to a loaded model: the only place that decides device and dtype."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import AutoConfig, AutoModel, BlipConfig, BlipForConditionalGeneration, BlipProcessor, CLIPTextModel
 
 from models.acceleration.convolutions import optimize_convolutions, pack_convolutions
-from models.acceleration.fusion import fuse_batch_norms
-from models.backbone import StableDiffusionBackbone, build_truncated_unet, build_vae_encoder
-from models.bundle.files import fingerprint, only_file, read_json, read_manifest, read_tensors, verified
-from models.bundle.manifest import AnySource, CaptionerPart, ExpertPart, Manifest, Part, TextPart
-from models.encoder import Encoder, FrozenExtractor
+from models.backbone import StableDiffusionBackbone
+from models.bundle.files import fingerprint, read_json, read_manifest
+from models.bundle.manifest import Manifest, TextPart, TrainingFree
+from models.bundle.parts import (
+    fill,
+    load_captioner,
+    load_clip,
+    load_fused_expert,
+    load_open_clip_names,
+    load_text,
+    load_unet,
+    load_vae,
+    source_file,
+)
+from models.clip import ClipImages
+from models.encoder import Encoder, FrozenExtractor, TrainedNetwork
 from models.errors import BundleError
-from models.expert import OpenClipExpert, TimmExpert, adapt, adapter_tensors, merge_adapters, read_lite0_package
+from models.expert import TimmExpert
 from models.heads.segmentation import SegmentationHead
+from models.heads.training_free import BACKGROUNDS, TrainingFreeHead
 from models.heads.uhead import UHead
-from models.text import BlipCaptioner, OpenClipNames, TextEncoder
+from models.text import OpenClipNames, TextEncoder
+from models.training_free import TrainingFreeNetwork
 from models.types import BundleInfo, TaskProfile
 
+FEATURES = ("semantic", "visual", "dense")
 _NUMERICS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _DTYPES = {name: dtype for dtype, name in _NUMERICS.items()}
-# Constants that older releases of transformers stored with the weights.
-_POSITION_IDS = {"embeddings.position_ids"}
-_BLIP_POSITION_IDS = {"text_decoder.bert.embeddings.position_ids"}
+# A pass of Stable Diffusion 1.5 takes seconds on a CPU: recording it took six minutes of CPU and gained nothing, and
+# packed weights are a copy per image size (docs/adr/0044). `mini` has 10 million parameters.
+_MAX_RECORDED_PARAMETERS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +46,7 @@ class LoadedBundle:
 
     folder: Path
     encoder: Encoder
-    segmentation_head: SegmentationHead
+    segmentation_head: SegmentationHead | TrainingFreeHead
     info: BundleInfo
 
 
@@ -53,100 +63,139 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
         BundleError: a file is missing, damaged or does not fit; the message names it.
     """
     manifest = read_manifest(folder, profile)
-    parts = manifest.components
     placed, precision = _decide(device, dtype)
-    if parts.uhead is None or parts.segmentation is None:
-        raise BundleError(f"the bundle '{manifest.name}' has no trained heads")
-    # A profile without a tap of the U-head is refused before gigabytes are read.
-    if missing := set(parts.uhead.tap_shapes) - set(manifest.taps):
-        raise BundleError(f"the U-head of '{manifest.name}' needs the tap '{min(missing)}'")
+    _check_taps(manifest)  # before gigabytes are read
     extractor = load_extractor(folder, manifest, device=placed, dtype=precision)
-    uhead = UHead(parts.uhead, manifest.dimension)
-    _fill(uhead, parts.uhead.source, folder)
-    _ready(uhead, placed, precision)
-    if placed.type == "cpu":  # the replacements are kernels for CPUs
-        _optimize(extractor, uhead, precision)
+    network, names = _load_network(folder, manifest, extractor, placed, precision)
+    network.eval().requires_grad_(False)
+    is_small = sum(parameter.numel() for parameter in network.parameters()) <= _MAX_RECORDED_PARAMETERS
+    if placed.type == "cpu" and is_small:  # the replacements are kernels for CPUs
+        _optimize(extractor, network, precision)
     digest = fingerprint(manifest, numerics=_NUMERICS[precision])
     encoder = Encoder(
         extractor,
-        uhead,
-        _load_names(parts.names, folder, extractor.text, placed, precision),
+        network,
+        names,
         fingerprint=digest,
         device=placed,
         dtype=precision,
-        is_recorded=placed.type in ("cpu", "cuda"),
+        is_recorded=placed.type == "cuda" or (placed.type == "cpu" and is_small),
     )
-    info = BundleInfo(
-        name=manifest.name,
-        fingerprint=digest,
-        dimension=manifest.dimension,
-        device=str(placed),
-        dtype=_NUMERICS[precision],
-        captioner="none" if parts.captioner is None else "blip",
-        tasks={name: TaskProfile(**task.model_dump()) for name, task in manifest.tasks.items()},
-        manifest=manifest.model_dump(mode="json"),
+    return LoadedBundle(
+        folder=folder,
+        encoder=encoder,
+        segmentation_head=_load_segmentation(folder, manifest, encoder),
+        info=_info(manifest, encoder, digest, device=str(placed), dtype=_NUMERICS[precision]),
     )
-    head = SegmentationHead(manifest.dimension)
-    _fill(head, parts.segmentation.source, folder)
-    head.eval().requires_grad_(False)  # stays on the CPU, in float32
-    return LoadedBundle(folder=folder, encoder=encoder, segmentation_head=head, info=info)
 
 
 def load_extractor(folder: Path, manifest: Manifest, *, device: torch.device, dtype: torch.dtype) -> FrozenExtractor:
     """Loads everything before the heads. Raises as `load_bundle`."""
     parts = manifest.components
     backbone = StableDiffusionBackbone(
-        load_vae(parts.vae, folder),
-        _load_cut(UNet2DConditionModel, parts.unet, folder, lambda config: build_truncated_unet(config, manifest.taps)),
-        read_json(_source_file(parts.scheduler.source, folder, ".json")),
+        load_vae(parts.vae, folder, dtype),
+        load_unet(parts.unet, folder, manifest.taps, dtype),
+        read_json(source_file(parts.scheduler.source, folder, ".json")),
         taps=manifest.taps,
         noise_seed=manifest.noise_seed,
     )
     extractor = FrozenExtractor(
         backbone,
-        _load_text(parts.text, folder),
-        _load_captioner(parts.captioner, folder, device, dtype) if parts.captioner else None,
-        _load_fused_expert(parts.expert, parts.expert_adapters, folder) if parts.expert else None,
+        load_text(parts.text, folder, dtype),
+        load_captioner(parts.captioner, folder, device, dtype) if parts.captioner else None,
+        load_fused_expert(parts.expert, parts.expert_adapters, folder) if parts.expert else None,
     )
     extractor.to(memory_format=torch.channels_last)  # the layout of cuDNN's and oneDNN's fast convolutions
     _ready(extractor, device, dtype)
     return extractor
 
 
-def load_vae(part: Part, bundle: Path) -> AutoencoderKL:
-    """Loads the VAE's encoder. Raises as `load_bundle`."""
-    return _load_cut(AutoencoderKL, part, bundle, build_vae_encoder)
+def _check_taps(manifest: Manifest) -> None:
+    uhead, free = manifest.components.uhead, manifest.training_free
+    if uhead is not None and (missing := set(uhead.tap_shapes) - set(manifest.taps)):
+        raise BundleError(f"the U-head of '{manifest.name}' needs the tap '{min(missing)}'")
+    if free is not None and free.tap not in manifest.taps:
+        raise BundleError(f"the feature `visual` of '{manifest.name}' needs the tap '{free.tap}'")
 
 
-def load_expert(part: ExpertPart, bundle: Path) -> nn.Module:
-    """Loads the expert without adapters. Raises as `load_bundle`."""
-    if part.key_map == "efficientnet-lite0-package":
-        lite0 = TimmExpert(part.model, part.levels)
-        file = _source_file(part.source, bundle, ".pth")
-        # The package names the tensors in its own way.
-        lite0.network.load_state_dict(read_lite0_package(file, lite0.network.state_dict()))
-        return lite0
-    if part.key_map is not None:
-        raise BundleError(f"no key map '{part.key_map}'")
-    expert = (TimmExpert if part.loader == "timm" else OpenClipExpert)(part.model, part.levels)
-    _fill(expert, part.source, bundle)
-    return expert
+def _load_network(
+    folder: Path, manifest: Manifest, extractor: FrozenExtractor, device: torch.device, dtype: torch.dtype
+) -> tuple[TrainedNetwork | TrainingFreeNetwork, TextEncoder | OpenClipNames]:
+    """The pass, and the model of names: `clip` serves both, read once."""
+    parts = manifest.components
+    images, names = None, _load_names(parts.names, folder, dtype)
+    if parts.clip is not None:
+        images, clip_names = load_clip(parts.clip, folder, dtype)
+        _ready(images, device, dtype)
+        names = names or clip_names
+    if names is not None:
+        _ready(names, device, dtype)
+    if parts.uhead is not None:
+        uhead = UHead(parts.uhead, manifest.dimension)
+        fill(uhead, parts.uhead.source, folder)
+        _ready(uhead, device, dtype)
+        network: TrainedNetwork | TrainingFreeNetwork = TrainedNetwork(extractor, uhead)
+    else:
+        if manifest.training_free is None or images is None:
+            raise BundleError(f"the bundle '{manifest.name}' has neither trained heads nor `training_free`")
+        if images.dimension != manifest.dimension:
+            raise BundleError(f"the dimension of '{manifest.name}' is not {images.dimension}, that of its `clip`")
+        network = _training_free(manifest.training_free, manifest, extractor, images)
+    return network, names or extractor.text
 
 
-def load_adapters(expert: nn.Module, file: Path) -> None:
-    """Adapts an expert with the adapters of a file, to train them further or to merge them.
+def _training_free(
+    free: TrainingFree, manifest: Manifest, extractor: FrozenExtractor, images: ClipImages
+) -> TrainingFreeNetwork:
+    side = manifest.tasks["segmentation"].resolution
+    images.tower(images.whole_side(side))  # built now, so that no pass does
+    channels = extractor.backbone.unet.config["block_out_channels"]
+    return TrainingFreeNetwork(
+        extractor.backbone,
+        images,
+        tap=free.tap,
+        tap_channels=channels[-1] if free.tap == "mid" else channels[-1 - int(free.tap.removeprefix("up_"))],
+        diffusion_weight=free.diffusion_weight,
+        clip_weight=free.clip_weight,
+        refined_by=free.refined_by,
+        dense_side=side,
+    )
 
-    Raises:
-        BundleError: the file is missing.
-        TensorMismatchError: it holds adapters of another network or rank.
-    """
-    adapt(expert)
-    # Copied by hand: in the state dict an adapter's names depend on torch's parametrizations.
-    wanted = adapter_tensors(expert)
-    read = read_tensors(file, wanted)
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(read[name])
+
+def _load_names(part: TextPart | None, folder: Path, dtype: torch.dtype) -> TextEncoder | OpenClipNames | None:
+    if part is None:
+        return None
+    return (
+        load_text(part, folder, dtype) if part.loader == "transformers" else load_open_clip_names(part, folder, dtype)
+    )
+
+
+def _load_segmentation(folder: Path, manifest: Manifest, encoder: Encoder) -> SegmentationHead | TrainingFreeHead:
+    part = manifest.components.segmentation
+    if part is not None:
+        head = SegmentationHead(manifest.dimension)
+        fill(head, part.source, folder)
+        head.eval().requires_grad_(False)  # stays on the CPU, in float32
+        return head
+    if manifest.training_free is None:
+        raise BundleError(f"the bundle '{manifest.name}' has neither a segmentation head nor `training_free`")
+    return TrainingFreeHead(encoder.encode_texts(BACKGROUNDS).pooled.numpy(), manifest.training_free.temperature)
+
+
+def _info(manifest: Manifest, encoder: Encoder, digest: str, *, device: str, dtype: str) -> BundleInfo:
+    return BundleInfo(
+        name=manifest.name,
+        fingerprint=digest,
+        dimension=manifest.dimension,
+        device=device,
+        dtype=dtype,
+        captioner="none" if manifest.components.captioner is None else "blip",
+        tasks={name: TaskProfile(**task.model_dump()) for name, task in manifest.tasks.items()},
+        manifest=manifest.model_dump(mode="json"),
+        visual_dimension=encoder.visual_dimension,
+        features=FEATURES,
+        is_training_free=manifest.training_free is not None,
+    )
 
 
 def _decide(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -169,83 +218,10 @@ def _ready(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     module.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
-def _optimize(extractor: FrozenExtractor, uhead: UHead, dtype: torch.dtype) -> None:
+def _optimize(extractor: FrozenExtractor, network: nn.Module, dtype: torch.dtype) -> None:
     # Bit-equal replacements only: the backbone's taps must agree with the library's pipeline to 1e-6.
     pack_convolutions(extractor.backbone)
-    optimize_convolutions(uhead)
-    if isinstance(extractor.expert, TimmExpert):
+    if isinstance(network, TrainedNetwork):
+        optimize_convolutions(network.uhead)
+    if isinstance(extractor.expert, TimmExpert) and extractor.expert.patch_size == 1:
         optimize_convolutions(extractor.expert.network, torch.zeros(1, 3, 64, 64, dtype=dtype))
-    elif extractor.expert is not None:
-        optimize_convolutions(extractor.expert)
-
-
-def _source_file(source: AnySource, bundle: Path, suffix: str) -> Path:
-    return only_file(source, verified(source, bundle), suffix)
-
-
-def _fill(module: nn.Module, source: AnySource, bundle: Path) -> None:
-    """Loads a module's tensors from the source's one safetensors file."""
-    module.load_state_dict(read_tensors(_source_file(source, bundle, ".safetensors"), module.state_dict()))
-
-
-def _load_cut(kind: Any, part: Part, bundle: Path, build: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """Loads a truncated diffusers model; the file may hold the tensors of the whole one, and no others."""
-    folder = verified(part.source, bundle)
-    config = read_json(only_file(part.source, folder, ".json"))
-    with torch.device("meta"):  # names only: the whole U-Net is never allocated
-        whole = kind.from_config(config).state_dict()
-    cut = build(config)
-    wanted = cut.state_dict()
-    file = only_file(part.source, folder, ".safetensors")
-    tensors = read_tensors(file, wanted, ignored=set(whole) - set(wanted), key_map=part.key_map)
-    cut.load_state_dict(tensors, assign=True)  # the model is still on `meta`
-    return cut
-
-
-def _load_text(part: TextPart, bundle: Path) -> TextEncoder:
-    folder = verified(part.source, bundle)
-    file = only_file(part.source, folder, ".safetensors")
-    tokenizer = only_file(part.source, folder, "tokenizer_config.json").parent
-    config = AutoConfig.from_pretrained(file.parent, local_files_only=True)
-    kind = CLIPTextModel._from_config if config.model_type == "clip_text_model" else AutoModel.from_config
-    model = kind(config).eval()
-    model.load_state_dict(read_tensors(file, model.state_dict(), ignored=_POSITION_IDS, key_map=part.key_map))
-    return TextEncoder(tokenizer, model, max_length=part.max_length, zero_padding=part.zero_padding)
-
-
-def _load_names(
-    part: TextPart | None, bundle: Path, text: TextEncoder, device: torch.device, dtype: torch.dtype
-) -> TextEncoder | OpenClipNames:
-    if part is None:
-        return text  # one model for both
-    if part.loader == "transformers":
-        names: TextEncoder | OpenClipNames = _load_text(part, bundle)
-    else:
-        names = OpenClipNames(part.model)
-        _fill(names, part.source, bundle)
-    _ready(names, device, dtype)
-    return names
-
-
-def _load_captioner(part: CaptionerPart, bundle: Path, device: torch.device, dtype: torch.dtype) -> BlipCaptioner:
-    folder = verified(part.source, bundle)
-    model = BlipForConditionalGeneration(BlipConfig.from_pretrained(folder, local_files_only=True))
-    file = only_file(part.source, folder, ".safetensors")
-    tied = {name for name in model.state_dict() if name.startswith("text_decoder.cls.predictions.decoder")}
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    # Not strict, because tied weights come from the embeddings; `read_tensors` has checked all others.
-    model.load_state_dict(read_tensors(file, wanted, ignored=tied | _BLIP_POSITION_IDS), strict=False)
-    model.tie_weights()
-    _ready(model, device, dtype)
-    processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
-    return BlipCaptioner(model, processor, prefix=part.prefix, max_tokens=part.max_tokens)
-
-
-def _load_fused_expert(part: ExpertPart, adapters: Part | None, bundle: Path) -> nn.Module:
-    expert = load_expert(part, bundle).eval()
-    if adapters is not None:
-        load_adapters(expert, _source_file(adapters.source, bundle, ".safetensors"))
-        merge_adapters(expert)
-    if isinstance(expert, TimmExpert):  # after the merge: fusing scales the weights that the adapters were trained on
-        fuse_batch_norms(expert.network, torch.zeros(1, 3, 64, 64))
-    return expert

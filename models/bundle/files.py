@@ -28,6 +28,8 @@ from models.transforms import PREPROCESSING_VERSION
 CLIP_TEXT_PREFIX = "clip-text-prefix"  # of CLIP text models saved before transformers 5, as in Stable Diffusion
 VAE_OLD_ATTENTION = "vae-old-attention"  # of VAEs saved before diffusers 0.17, as in Stable Diffusion 1 and 2
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")
+_PICKLE = re.compile(r"\.(?:bin|ckpt|pt|pth)$")
 _ATTENTION = re.compile(r"(.*\.attentions\.\d+\.)(to_q|to_k|to_v|to_out\.0)(\.(?:weight|bias))")
 
 
@@ -197,9 +199,14 @@ def sha256(file: Path) -> str:
 def only_file(source: AnySource, folder: Path, suffix: str) -> Path:
     """Returns the source's one file of a kind. Raises BundleError if it has none, or several."""
     found = [folder / name for name in source.files if name.endswith(suffix)]
-    if len(found) != 1:
-        raise BundleError(f"{folder} should list one *{suffix} file, not {len(found)}")
-    return found[0]
+    if len(found) == 1:
+        return found[0]
+    advice = ""
+    if suffix == ".safetensors" and any(_SHARD.search(name) for name in source.files):
+        advice = ": shards are not read, name the repository's single *.safetensors file, or write one"
+    elif suffix == ".safetensors" and not found and any(_PICKLE.search(name) for name in source.files):
+        advice = ": pickles can run code and are not read, name the *.safetensors file of the same repository"
+    raise BundleError(f"{folder} should list one *{suffix} file, not {len(found)}{advice}")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -214,15 +221,21 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_tensors(
-    file: Path, wanted: Mapping[str, torch.Tensor], *, ignored: Collection[str] = (), key_map: str | None = None
+    file: Path,
+    wanted: Mapping[str, torch.Tensor],
+    *,
+    ignored: Collection[str] = (),
+    key_map: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.Tensor]:
-    """Reads exactly the tensors of a module, floating ones as float32.
+    """Reads exactly the tensors of a module.
 
     Args:
         file: a safetensors file.
         wanted: the module's state dict, for names and shapes (tensors may be on `meta`).
         ignored: names of further tensors that the file may hold: those of removed blocks.
         key_map: how the file names the tensors; None for the module's own names.
+        dtype: of the floating tensors that are returned.
 
     Raises:
         TensorMismatchError: a tensor is missing, unknown or of another shape.
@@ -247,7 +260,7 @@ def read_tensors(
                     raise TensorMismatchError(
                         f"{file}: the tensor '{name}' is {tuple(tensor.shape)}, not {tuple(like.shape)}"
                     )
-                tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+                tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
             return tensors
     except (SafetensorError, OSError) as err:
         raise BundleError(f"{file} is not a readable safetensors file") from err

@@ -117,15 +117,22 @@ class UHead(nn.Module):
         self.pool = AttentionPool(config, dimension) if config.pooling == "attention" else GridPool(config, dimension)
 
     def forward(
-        self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor]
+        self,
+        taps: Mapping[str, torch.Tensor],
+        expert: Sequence[torch.Tensor],
+        image_size: tuple[int, int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Fuses taps by name and the expert's maps from high to low resolution, [B, C, h, w] each.
 
+        Args:
+            taps, expert: as above.
+            image_size: height and width of the images, px; None where the finest scale's largest tap, or its expert
+                map if it has no taps, has that scale's stride.
+
         Returns:
-            `pooled` [B, D], unit length, and `dense` [B, D, h, w], not normalised, of the size of the first expert
-            map, or of the largest tap.
+            `pooled` [B, D], unit length, and `dense` [B, D, h, w], not normalised, at the finest scale's stride.
         """
-        fused = self._fused(taps, expert)  # once, for both outputs
+        fused = self._fused(taps, expert, image_size)  # once, for both outputs
         pooled = self._attended(fused) if isinstance(self.pool, AttentionPool) else self.pool(self.cells(taps, expert))
         return pooled, self._dense(fused)
 
@@ -152,9 +159,19 @@ class UHead(nn.Module):
         for standard, features in zip(self.expert_standards, expert, strict=True):
             standard.measure(features)  # type: ignore[operator]
 
-    def _fused(self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        finest = expert[0] if expert else max(taps.values(), key=lambda tap: tap.shape[2])
-        height, width = finest.shape[2], finest.shape[3]
+    def _fused(
+        self,
+        taps: Mapping[str, torch.Tensor],
+        expert: Sequence[torch.Tensor],
+        image_size: tuple[int, int] | None = None,
+    ) -> list[torch.Tensor]:
+        if image_size is None:
+            has_taps = self.config.scales[0].taps or not expert
+            finest = max(taps.values(), key=lambda tap: tap.shape[2]) if has_taps else expert[0]
+            height, width = finest.shape[2], finest.shape[3]
+        else:
+            # Rounded up, as a network with this stride does. All maps of a ViT have one size, whatever their scale.
+            height, width = (-(-side // self.config.scales[0].stride) for side in image_size)
         # Standardized first: values of an expert's maps are 30 times those of a U-Net's.
         adapted = iter([standard(level) for standard, level in zip(self.expert_standards, expert, strict=True)])
         fused: list[torch.Tensor] = []

@@ -43,7 +43,7 @@ class FakeEncoder:
         level = level_of(batch.pixels)
         pooled = torch.stack([level, *[torch.ones_like(level)] * (DIMENSION - 1)], dim=1)
         dense = level[:, None, None, None].expand(-1, DIMENSION, 4, 4).contiguous()
-        return ImageFeatures(pooled=pooled, dense=dense)
+        return ImageFeatures(pooled=pooled, visual=pooled, dense=dense)
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         self.text_batches.append(len(texts))

@@ -1,15 +1,17 @@
 """The truncated backbone against whole, unmodified diffusers models."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 
 from models.backbone import add_noise, build_truncated_unet, fixed_noise
 from models.bundle.build import LoadedBundle, load_bundle
+from models.bundle.files import sha256
 from models.bundle.pack import _ARCHITECTURES, TAPS
 from models.errors import BundleError
 
@@ -96,6 +98,50 @@ def test_cut_stable_diffusion_holds_no_later_block(last: str, millions: float) -
     parameters = list(cut.parameters())
     assert all(p.is_meta for p in parameters)
     assert sum(p.numel() for p in parameters) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def _taesd(folder: Path) -> dict[str, Any]:
+    """Writes a distilled VAE as diffusers lays it out; returns its part of a manifest."""
+    torch.manual_seed(0)
+    small = {"encoder_block_out_channels": (16,) * 4, "decoder_block_out_channels": (16,) * 4}
+    AutoencoderTiny(**small, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1)).save_pretrained(folder)
+    files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    return {"loader": "tiny", "source": {"kind": "path", "path": folder.name, "files": files}}
+
+
+def _with_profile(bundle: Path, component: str, part: dict[str, Any]) -> None:
+    fields = json.loads((bundle / "bundle.json").read_text())
+    fields["profiles"] = {"other": {"components": {component: part}}}
+    (bundle / "bundle.json").write_text(json.dumps(fields))
+
+
+@torch.no_grad()
+def test_a_distilled_vae_gives_the_same_interface_its_own_latents(tiny_copy: Path, tiny: LoadedBundle) -> None:
+    _with_profile(tiny_copy, "vae", _taesd(tiny_copy / "taesd"))
+    loaded = load_bundle(tiny_copy, device="cpu", profile="other")
+    vae = AutoencoderTiny.from_pretrained(tiny_copy / "taesd").eval()
+    pixels = torch.rand((2, 3, 128, 128), generator=torch.Generator().manual_seed(3)) * 2 - 1
+    expected = vae.encode(pixels).latents * vae.config.scaling_factor
+    backbone = loaded.encoder.extractor.backbone
+    assert (backbone.latents(pixels) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert not [name for name in backbone.state_dict() if name.startswith("vae.decoder")]
+    steps, states = torch.tensor([50, 50]), loaded.encoder.extractor.text.states(["", ""])
+    shapes = {tap: features.shape for tap, features in backbone(pixels, steps, states).items()}
+    plain = tiny.encoder.extractor.backbone(pixels, steps, states)
+    assert shapes == {tap: features.shape for tap, features in plain.items()}
+    assert loaded.info.fingerprint != tiny.info.fingerprint
+
+
+@torch.no_grad()
+def test_a_profile_replaces_the_unet(tiny_copy: Path, tiny: LoadedBundle) -> None:
+    whole = _whole_unet(seed=7)
+    whole.half().save_pretrained(tiny_copy / "cleaner")
+    files = {file.name: sha256(file) for file in sorted((tiny_copy / "cleaner").iterdir())}
+    _with_profile(tiny_copy, "unet", {"source": {"kind": "path", "path": "cleaner", "files": files}})
+    loaded = load_bundle(tiny_copy, device="cpu", profile="other")
+    found = loaded.encoder.extractor.backbone.unet.state_dict()["mid_block.resnets.0.conv1.conv.weight"]
+    assert torch.equal(found, whole.state_dict()["mid_block.resnets.0.conv1.weight"].float())
+    assert loaded.info.fingerprint != tiny.info.fingerprint
 
 
 def test_neither_decoder_nor_output_is_loaded(tiny: LoadedBundle) -> None:

@@ -32,10 +32,25 @@ def test_images_and_strings_meet_in_one_space(tiny: LoadedBundle, batch: ImageBa
         assert torch.allclose(pooled.norm(dim=1), torch.ones(len(pooled)), atol=1e-5)
 
 
+def test_visual_is_the_mean_of_the_experts_last_map(tiny: LoadedBundle, batch: ImageBatch) -> None:
+    found = tiny.encoder.encode_images(batch).visual
+    expert = tiny.encoder.extractor.expert
+    assert expert is not None
+    with torch.inference_mode():
+        pooled = expert(batch.pixels)[-1].mean(dim=(2, 3))
+    assert found.shape == (8, 320)
+    assert found.dtype == torch.float32
+    assert tiny.info.visual_dimension == tiny.encoder.visual_dimension == 320
+    assert tiny.info.features == ("semantic", "visual", "dense")
+    assert not tiny.info.is_training_free
+    assert torch.allclose(found, pooled / pooled.norm(dim=1, keepdim=True), atol=1e-5)
+
+
 @pytest.mark.parametrize("slot", [0, 1, 3, 7])
 def test_alone_and_in_a_batch_of_eight_are_the_same(tiny: LoadedBundle, batch: ImageBatch, slot: int) -> None:
     together, alone = tiny.encoder.encode_images(batch), tiny.encoder.encode_images(_one(batch, slot))
-    for in_batch, single in ((together.pooled[slot], alone.pooled[0]), (together.dense[slot], alone.dense[0])):
+    for name in ("pooled", "visual", "dense"):
+        in_batch, single = getattr(together, name)[slot], getattr(alone, name)[0]
         assert (in_batch - single).norm() / single.norm() <= 1e-4
 
 
@@ -46,6 +61,7 @@ def test_the_slot_and_the_neighbours_change_no_bit(tiny: LoadedBundle, batch: Im
     )
     here, there = tiny.encoder.encode_images(batch), tiny.encoder.encode_images(moved)
     assert torch.equal(here.pooled[order], there.pooled)
+    assert torch.equal(here.visual[order], there.visual)
     assert torch.equal(here.dense[order], there.dense)
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import timm
 import torch
@@ -11,12 +10,12 @@ from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
 from torch import nn
 
-from models.bundle.build import load_adapters, load_expert
 from models.bundle.files import sha256
 from models.bundle.manifest import ExpertPart, PathSource
 from models.bundle.pack import LITE0_PACKAGE, LITE0_SHA256, lite0_part, save_adapters
+from models.bundle.parts import load_adapters, load_expert
 from models.errors import BundleError, TensorMismatchError
-from models.expert import RANK, OpenClipExpert, TimmExpert, adapt, adapters_of, merge_adapters, read_lite0_package
+from models.expert import RANK, TimmExpert, adapt, adapters_of, merge_adapters, read_lite0_package
 from models.text import package_folder
 
 WEIGHTS = package_folder(LITE0_PACKAGE) / "models" / "efficientnet-lite0-57934424.pth"
@@ -66,43 +65,87 @@ def test_a_pickle_with_code_is_never_run(tmp_path: Path) -> None:
         read_lite0_package(tmp_path / "code.pth", {})
 
 
-def test_a_network_with_its_own_normalisation_gets_it() -> None:
-    expert = TimmExpert("resnet18", (2, 3, 4)).eval()
-    reference = timm.create_model("resnet18", pretrained=False, features_only=True, out_indices=(2, 3, 4)).eval()
-    reference.load_state_dict(expert.network.state_dict())
-    pixels = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
+def _written(folder: Path, network: nn.Module, model: str, levels: tuple[int, ...], **settings: Any) -> ExpertPart:
+    """An expert whose file is a whole timm network's, as timm publishes it."""
+    save_file(network.state_dict(), folder / "model.safetensors")
+    source = PathSource(path=".", files={"model.safetensors": sha256(folder / "model.safetensors")})
+    return ExpertPart(source=source, loader="timm", model=model, levels=levels, **settings)
+
+
+def _random(name: str, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    return timm.create_model(name, pretrained=False, **settings).eval()
+
+
+def _normalized(pixels: torch.Tensor) -> torch.Tensor:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return ((pixels + 1) / 2 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+@pytest.mark.parametrize("classes", [1000, 11, 0], ids=["imagenet", "another classifier", "no classifier"])
+def test_a_published_resnet_gives_its_maps(tmp_path: Path, classes: int) -> None:
+    whole = _random("resnet18.a1_in1k", num_classes=classes)
+    expert = load_expert(_written(tmp_path, whole, "resnet18.a1_in1k", (2, 3, 4)), tmp_path).eval()
+    pixels = torch.rand((2, 3, 64, 96), generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        maps = expert(pixels)
-        expected = reference(((pixels + 1) / 2 - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+        maps, expected = expert(pixels), whole.forward_intermediates(_normalized(pixels), [2, 3, 4])[1]
+    assert [level.shape[1] for level in maps] == [128, 256, 512]
     for level, other in zip(maps, expected, strict=True):
-        assert torch.allclose(level, other, rtol=1e-4, atol=1e-4)
+        assert (level - other).abs().max() <= 1e-5 * other.abs().max()
 
 
-def _part(folder: Path, expert: torch.nn.Module, loader: str, model: str, levels: tuple[int, ...]) -> ExpertPart:
-    save_file(expert.state_dict(), folder / "expert.safetensors")
-    source = PathSource(path=".", files={"expert.safetensors": sha256(folder / "expert.safetensors")})
-    return ExpertPart.model_validate({"source": source, "loader": loader, "model": model, "levels": levels})
-
-
-def test_an_open_clip_tower_gives_a_map_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {
-        "embed_dim": 32,
-        "vision_cfg": {"image_size": 64, "layers": 3, "width": 64, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-    }
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "test-tiny", small)
-    written = OpenClipExpert("test-tiny", (0, 2)).eval()
-    read = load_expert(_part(tmp_path, written, "open_clip", "test-tiny", (0, 2)), tmp_path).eval()
-    pixels = torch.rand((2, 3, 128, 128), generator=torch.Generator().manual_seed(0)) * 2 - 1
+@pytest.mark.parametrize("side", [128, 256, 224], ids=["to 140", "to 266", "whole patches"])
+def test_a_published_dinov2_takes_any_size(tmp_path: Path, side: int) -> None:
+    name = "vit_small_patch14_dinov2.lvd142m"
+    expert = load_expert(_written(tmp_path, _random(name), name, (1, 3)), tmp_path).eval()
+    pixels = torch.rand((1, 3, side, side), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole = _random(name, dynamic_img_size=True)
+    patches = -(-side // 14)
+    view = torch.nn.functional.interpolate(pixels, size=(14 * patches,) * 2, mode="bilinear", antialias=True)
     with torch.no_grad():
-        maps, again = written(pixels), read(pixels)
-    assert [tuple(level.shape) for level in maps] == [(2, 64, 4, 4)] * 2
-    assert all(torch.equal(level, other) for level, other in zip(maps, again, strict=True))
+        maps, expected = expert(pixels), whole.get_intermediate_layers(_normalized(view), n=[1, 3], reshape=True)
+    assert [tuple(level.shape[1:]) for level in maps] == [(384, patches, patches)] * 2
+    for level, other in zip(maps, expected, strict=True):
+        assert (level - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+def test_an_expert_with_a_resolution_has_a_view_of_its_own(tmp_path: Path) -> None:
+    whole = _random("resnet18")
+    expert = load_expert(_written(tmp_path, whole, "resnet18", (4,), resolution=96), tmp_path).eval()
+    pixels = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    view = torch.nn.functional.interpolate(pixels, size=(96, 96), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        (found,), (expected,) = expert(pixels), whole.forward_intermediates(_normalized(view), [4])[1]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("change", "message"), [("lacks", "lacks the tensor"), ("stray", "unknown tensor 'stray'")])
+def test_all_but_the_classifier_is_strict(tmp_path: Path, change: str, message: str) -> None:
+    whole = _random("resnet18")
+    part = _written(tmp_path, whole, "resnet18", (2, 3, 4))
+    tensors = whole.state_dict()
+    if change == "lacks":
+        del tensors["layer2.0.conv1.weight"]
+    else:
+        tensors["stray"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "model.safetensors")
+    files = {"model.safetensors": sha256(tmp_path / "model.safetensors")}
+    with pytest.raises(TensorMismatchError, match=message):
+        load_expert(part.model_copy(update={"source": PathSource(path=".", files=files)}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "message"),
+    [("resnet99", (1,), "no model 'resnet99'"), ("resnet18", (9,), "gives no maps at the levels")],
+    ids=["no model", "no level"],
+)
+def test_a_network_that_timm_does_not_have_is_refused(name: str, levels: tuple[int, ...], message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        TimmExpert(name, levels)
 
 
 def test_an_unknown_key_map_is_refused(tmp_path: Path) -> None:
-    part = _part(tmp_path, TimmExpert("resnet18", (2,)), "timm", "resnet18", (2,))
+    part = _written(tmp_path, _random("resnet18"), "resnet18", (2,))
     with pytest.raises(BundleError, match="no key map 'other'"):
         load_expert(part.model_copy(update={"key_map": "other"}), tmp_path)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from models.bundle.build import _load_text
 from models.bundle.manifest import TextPart
 from models.bundle.pack import write_clip_text
+from models.bundle.parts import load_text
 from models.errors import BundleError
-from models.text import OpenClipNames, TextEncoder, load_minilm, package_folder
+from models.text import TextEncoder, load_minilm, package_folder
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_embeddings_know_meaning(minilm: TextEncoder) -> None:
 
 
 def test_a_clip_text_model_in_stable_diffusions_layout(clip_folder: Path, clip_part: TextPart) -> None:
-    text = _load_text(clip_part, clip_folder)
+    text = load_text(clip_part, clip_folder)
     states = text.states(["", "a photo of a fish"])
     assert states.shape == (2, 77, 64)
     assert torch.isfinite(states).all()
@@ -76,26 +76,12 @@ def test_a_tokenizer_that_is_not_listed_is_not_read(clip_folder: Path, clip_part
     files = {name: digest for name, digest in clip_part.source.files.items() if "tokenizer" not in name}
     source = clip_part.source.model_copy(update={"files": files})
     with pytest.raises(BundleError, match="tokenizer_config"):
-        _load_text(clip_part.model_copy(update={"source": source}), clip_folder)
+        load_text(clip_part.model_copy(update={"source": source}), clip_folder)
 
 
 def test_the_wrong_key_map_names_a_tensor(clip_folder: Path, clip_part: TextPart) -> None:
     with pytest.raises(BundleError, match=r"lacks the tensor 'embeddings\."):
-        _load_text(clip_part.model_copy(update={"key_map": None}), clip_folder)
-
-
-def test_open_clips_text_tower(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {
-        "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-    }
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "test-tiny", small)
-    tower = OpenClipNames("test-tiny").eval()
-    assert not [name for name in tower.state_dict() if "visual" in name]
-    embeddings = tower.embeddings(["a fish", "a house"])
-    assert embeddings.shape == (2, 32)
-    assert torch.allclose(embeddings.norm(dim=1), torch.ones(2), atol=1e-5)
+        load_text(clip_part.model_copy(update={"key_map": None}), clip_folder)
 
 
 def test_an_absent_package_is_named() -> None:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from skimage.feature import hog
 from torch import nn
 
-from models.bundle.build import LoadedBundle, load_expert
+from models.bundle.build import LoadedBundle
 from models.bundle.manifest import ExpertPart, Manifest
+from models.bundle.parts import load_expert
 from models.errors import BundleError
 from models.transforms import PREPROCESSING_VERSION, canonical_image, to_unit
 from models.types import ImageBatch

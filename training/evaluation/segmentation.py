@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from models.bundle.build import LoadedBundle
 from models.heads.segmentation import SegmentationHead
 from models.heads.stitching import ViewProbabilities, blend
+from models.heads.training_free import TrainingFreeHead
 from models.transforms import ViewBox, cut_view, plan_views, to_unit
 from training.data.scenes import Scene, ScenePool, compose_evaluation_scene
 from training.evaluation.features import plain_batch
@@ -107,7 +108,7 @@ def views_of(pixels: NDArray[np.uint8], boxes: Sequence[ViewBox], side: int) -> 
 
 
 def stitched(
-    head: SegmentationHead,
+    head: SegmentationHead | TrainingFreeHead,
     boxes: Sequence[ViewBox],
     dense: NDArray[np.float32],
     *,

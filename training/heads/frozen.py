@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.bundle.build import load_expert, load_extractor, load_vae
+from models.bundle.build import load_extractor
 from models.bundle.manifest import Manifest, Part
 from models.bundle.pack import MINI_TIMESTEP, lite0_part, mini_uhead_shape, prior_manifest
+from models.bundle.parts import load_expert, load_vae
 from models.text import load_minilm
 from training.data.dataset import DataSet
 from training.devices import CPU, batch_size, to_input

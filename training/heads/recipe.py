@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from models.bundle.build import load_adapters, load_expert
 from models.bundle.pack import (
     ADAPTERS,
     MINI_DIMENSION,
@@ -25,6 +24,7 @@ from models.bundle.pack import (
     save_adapters,
     save_heads,
 )
+from models.bundle.parts import load_adapters, load_expert
 from models.errors import DataError
 from models.expert import adapt, adapters_of
 from models.heads.segmentation import SegmentationHead

@@ -46,7 +46,8 @@ class FakeEncoder:
         foreground = (1 - batch.pixels.mean(dim=1, keepdim=True)) / 2
         cells = avg_pool2d(foreground, SIZE // 4).flatten(1) + 1e-3
         dense = avg_pool2d(foreground, SIZE // 32).expand(-1, D, -1, -1)
-        return ImageFeatures(pooled=cells / cells.norm(dim=1, keepdim=True), dense=dense)
+        pooled = cells / cells.norm(dim=1, keepdim=True)
+        return ImageFeatures(pooled=pooled, visual=pooled, dense=dense)
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         return TextFeatures(pooled=torch.from_numpy(np.stack([text_vector(text) for text in texts])))

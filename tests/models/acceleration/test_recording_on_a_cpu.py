@@ -37,7 +37,7 @@ def test_the_graph_gives_the_bits_of_the_network(
 ) -> None:
     part = part_of(batch, size)
     features = tiny.encoder.encode_images(part)
-    assert not any(isinstance(graph, type(tiny.encoder._network)) for graph in tiny.encoder._graphs.values())
+    assert not any(isinstance(graph, type(tiny.encoder.network)) for graph in tiny.encoder._graphs.values())
     pooled, dense = unrecorded(tiny.encoder, part, monkeypatch)
     assert torch.equal(features.pooled, pooled)
     assert torch.equal(features.dense, dense)

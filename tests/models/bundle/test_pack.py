@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.bundle.build import LoadedBundle, load_bundle, load_expert
+from models.bundle.build import LoadedBundle, load_bundle
 from models.bundle.files import sha256
 from models.bundle.manifest import MANIFEST
 from models.bundle.pack import (
@@ -19,6 +19,7 @@ from models.bundle.pack import (
     save_adapters,
     save_heads,
 )
+from models.bundle.parts import load_expert
 from models.errors import BundleError, ChecksumError
 from models.expert import adapt
 from models.heads.segmentation import SegmentationHead

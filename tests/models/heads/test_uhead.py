@@ -62,6 +62,22 @@ def test_pooled_is_of_unit_length_and_dense_is_at_the_highest_scale(config: UHea
     assert dense.shape == (3, _dimension(config), 32, 32)
 
 
+@pytest.mark.parametrize("has_taps", [True, False], ids=["taps at the finest scale", "expert alone"])
+def test_small_maps_of_a_transformer_do_not_shrink_the_dense_map(has_taps: bool) -> None:
+    finest = {"up_3": 32} if has_taps else {}
+    scales = (
+        UHeadScale(stride=8, taps=finest, expert=24, width=32),
+        UHeadScale(stride=16, taps={"up_1": 32}, expert=24, width=32),
+    )
+    head = _head(UHeadConfig(scales=scales, dense_width=32))
+    taps = {name: torch.randn(1, 32, side, side) for name, side in (("up_3", 32), ("up_1", 16))}
+    expert = [torch.randn(1, 24, 16, 16)] * 2  # of a patch of 16 px, at every scale
+    with torch.no_grad():
+        assert head(taps, expert, (256, 256))[1].shape == (1, 384, 32, 32)
+        if has_taps:
+            assert torch.equal(head.dense(taps, expert), head(taps, expert, (256, 256))[1])
+
+
 @CONFIGS
 def test_pooled_alone_is_the_same(config: UHeadConfig) -> None:
     head, inputs = _head(config), _inputs(config, 2)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.bundle.build import load_bundle, load_expert
+from models.bundle.build import load_bundle
 from models.bundle.pack import ADAPTERS, lite0_part, save_adapters, write_manifest
+from models.bundle.parts import load_expert
 from models.errors import BundleError
 from models.expert import adapt
 from models.transforms import canonical_strokes

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle.build import load_adapters, load_expert
 from models.bundle.pack import ADAPTERS, MINI_DIMENSION, lite0_part, mini_uhead_shape
+from models.bundle.parts import load_adapters, load_expert
 from models.errors import DataError
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import GridPool, UHead
