@@ -58,6 +58,10 @@ class NotAcceptable(ServiceError):
     status, code, title = 406, "not-acceptable", "No representation fits Accept"
 
 
+class TooSlow(ServiceError):
+    status, code, title = 408, "request-timeout", "The request did not arrive in time"
+
+
 class Conflict(ServiceError):
     status, code, title = 409, "conflict", "Conflict with the present state"
 
@@ -83,6 +87,10 @@ class TooMuchWork(ServiceError):
     status, code, title = 413, "too-much-work", "The request asks for too much work"
 
 
+class TargetTooLong(ServiceError):
+    status, code, title = 414, "target-too-long", "The path and query are too long"
+
+
 class UnsupportedMedia(ServiceError):
     status, code, title = 415, "unsupported-media", "Format or content type outside the allow-list"
 
@@ -100,6 +108,10 @@ class QueueFull(ServiceError):
     status, code, title = 429, "queue-full", "The queue is full"
 
 
+class HeadersTooLarge(ServiceError):
+    status, code, title = 431, "headers-too-large", "The headers are too large or too many"
+
+
 class InferenceFailed(ServiceError):
     status, code, title = 500, "inference-failed", "The model failed on this input"
 
@@ -108,12 +120,20 @@ class Damaged(ServiceError):
     status, code, title = 500, "damaged", "What was stored is damaged"
 
 
+class NotImplementedInHttp(ServiceError):
+    status, code, title = 501, "not-implemented", "The method or transfer coding is not implemented"
+
+
 class EngineUnavailable(ServiceError):
     status, code, title = 503, "unavailable", "Loading, draining or failed"
 
 
 class DeadlineExceeded(ServiceError):
     status, code, title = 504, "deadline-exceeded", "The deadline passed"
+
+
+class VersionNotSupported(ServiceError):
+    status, code, title = 505, "version-not-supported", "The service speaks HTTP/1.0 and HTTP/1.1"
 
 
 class DiskFull(ServiceError):

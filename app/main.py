@@ -14,7 +14,8 @@ from app.api import openapi as contract
 from app.api import problems
 from app.api.auth import ScopedRoute, declared_scope
 from app.api.deps import Platform, Services
-from app.api.middleware import BodyLimit, DisconnectWatch, InFlightLimit, PathGuard, RequestContext, RequestDeadline
+from app.api.in_flight import InFlightLimit
+from app.api.middleware import BodyLimit, DisconnectWatch, PathGuard, RequestContext, RequestDeadline
 from app.api.routers import fewshot, galleries, items, live, operation, retrieval, segmentation
 from app.composition import build_platform
 from app.composition import build_services as build_default_services
@@ -67,9 +68,11 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
         middleware=[
             Middleware(RequestContext, telemetry=platform.telemetry),
             Middleware(PathGuard),
-            Middleware(InFlightLimit, max_in_flight=settings.max_in_flight, telemetry=platform.telemetry),
-            Middleware(RequestDeadline, deadline_s=settings.deadline_s),
             Middleware(BodyLimit, max_body_bytes=settings.limits.max_body_bytes),
+            Middleware(
+                InFlightLimit, max_in_flight=settings.max_in_flight, keys=platform.keys, telemetry=platform.telemetry
+            ),
+            Middleware(RequestDeadline, deadline_s=settings.deadline_s),
             Middleware(DisconnectWatch),
         ],
     )

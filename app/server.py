@@ -10,6 +10,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.auth import ApiKeys
+from app.api.connections import ConnectionLimits, Connections, connection_limit
+from app.api.protocol import Config
 from app.composition import build_services as build_default_services
 from app.composition import read_keys
 from app.main import BuildServices, create_app
@@ -20,6 +22,8 @@ from app.settings import Settings, unknown_variables
 
 MAX_MESSAGE_BYTES = 1 << 20
 """Of one WebSocket message; a larger one closes the connection with 1009."""
+BACKLOG = 128
+"""Connections that the kernel holds until they are accepted, which may be all at once: before any is counted."""
 
 
 class Server(uvicorn.Server):
@@ -59,18 +63,21 @@ def serve(settings: Settings, build_services: BuildServices = build_default_serv
         return _serve(settings, build_services)
 
 
-def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """How uvicorn serves the app."""
-    return uvicorn.Config(
+def configured(app: FastAPI, settings: Settings, limits: ConnectionLimits | None = None) -> Config:
+    """How uvicorn serves the app; `limits` replace those of the settings."""
+    chosen = limits or ConnectionLimits(
+        max_connections=connection_limit(settings.max_connections), keep_alive_s=settings.keep_alive_s
+    )
+    return Config(
         app,
+        connections=Connections(chosen, app.state.platform.telemetry),
+        backlog=BACKLOG,
         host=settings.host,
         port=settings.port,
         log_config=None,  # configured by `configure_logging`
         access_log=False,  # the middleware logs requests
         server_header=False,
-        ws="websockets-sansio",  # the default is deprecated by its library
         ws_max_size=MAX_MESSAGE_BYTES,
-        timeout_keep_alive=int(settings.keep_alive_s),
         timeout_graceful_shutdown=int(settings.drain_timeout_s),
     )
 

@@ -102,6 +102,7 @@ class ApiKeys:
 
     def __init__(self, keys: Iterable[ApiKey]) -> None:
         self._keys = tuple(keys)
+        self._names = {key.sha256: key.name for key in self._keys}
 
     @property
     def are_on(self) -> bool:
@@ -119,6 +120,11 @@ class ApiKeys:
         if needed is Scope.OPEN or not self._keys or (needed is not Scope.METRICS and not self.are_on):
             return
         self.authorise_key(_presented(connection), needed)
+
+    def name_of(self, connection: HTTPConnection) -> str | None:
+        """The name of the known key in a connection's headers; None without one."""
+        presented = _presented(connection)
+        return None if presented is None else self._names.get(sha256_hex(presented))
 
     def authorise_key(self, presented: str | None, needed: Scope) -> None:
         """Check a key that was sent outside of the headers. Raises as `authorise`."""

@@ -1,4 +1,7 @@
-"""The layers around all routes, in this file's order, which is also the order in which a request passes them.
+"""The layers around all routes.
+
+A request passes `RequestContext`, `PathGuard`, `BodyLimit`, `InFlightLimit` (app/api/in_flight.py), `RequestDeadline`
+and `DisconnectWatch`.
 
 All are plain ASGI: `BaseHTTPMiddleware` hides disconnects.
 """
@@ -16,14 +19,14 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response, service_error
-from app.engine.admission import MAX_RETRY_AFTER_S, DrainRate
-from app.errors import BodyTooLarge, DeadlineExceeded, Malformed, QueueFull, ServiceError
+from app.errors import BodyTooLarge, DeadlineExceeded, Malformed, ServiceError
 from app.runtime.telemetry import Telemetry, bind_request, get_logger
 
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/healthz", "/health", "/metrics"})
 """Routes that probes call every few seconds: neither logged nor limited."""
 LINGER_S = 2.0
 """How long the rest of a refused body is read and dropped before the connection closes."""
+LATE = "The request took longer than its deadline."
 CLIENT_CLOSED = 499  # nginx's status for a client that closed the connection before the response began
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _ENCODED_SEPARATOR = re.compile(rb"%(?:2f|5c|00)", re.IGNORECASE)
@@ -112,79 +115,6 @@ class PathGuard(HttpLayer):
         await self.app(scope, receive, send)
 
 
-class InFlightLimit(HttpLayer):
-    """Bounds the requests in flight, and with them the memory of their bodies; health and metrics always pass.
-
-    `Retry-After` is the time that the requests in flight take at the rate at which requests finished recently.
-    """
-
-    def __init__(self, app: ASGIApp, *, max_in_flight: int, telemetry: Telemetry) -> None:
-        super().__init__(app)
-        self._free = max_in_flight
-        self._max_in_flight = max_in_flight
-        self._rate = DrainRate()
-        self._last_end_s = 0.0
-        self._telemetry = telemetry
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in QUIET_ROUTES:
-            await self.app(scope, receive, send)
-            return
-        if self._free <= 0:
-            self._telemetry.requests_rejected.labels("in_flight").inc()
-            wait_s = self._rate.seconds_for(self._max_in_flight) or 1.0
-            # The server drops what is left of the body and keeps the connection.
-            raise QueueFull("Too many requests are in flight.", retry_after_s=min(MAX_RETRY_AFTER_S, wait_s))
-        # Idle time is not part of the rate: the clock starts with the first request in flight.
-        if self._free == self._max_in_flight:
-            self._last_end_s = time.monotonic()
-        self._free -= 1
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self._free += 1
-            now_s = time.monotonic()
-            self._rate.observe(1, now_s - self._last_end_s)
-            self._last_end_s = now_s
-
-
-class RequestDeadline(HttpLayer):
-    """Answers 504 to a request whose response has not begun at its deadline.
-
-    The deadline is the setting, or `X-Request-Timeout-Ms` where that is less. Endpoints read it as
-    `state.deadline_at_s`, a time of the event loop's clock.
-    """
-
-    def __init__(self, app: ASGIApp, *, deadline_s: float) -> None:
-        super().__init__(app)
-        self._deadline_s = deadline_s
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        allowed_s = self._allowed_s(HTTPConnection(scope).headers.get("x-request-timeout-ms"))
-        scope["state"]["deadline_at_s"] = asyncio.get_running_loop().time() + allowed_s
-        try:
-            async with asyncio.timeout(allowed_s) as timeout:
-
-                async def send_and_lift(message: Message) -> None:
-                    # A response that has begun, such as an export, may take as long as it needs.
-                    if message["type"] == "http.response.start":
-                        timeout.reschedule(None)
-                    await send(message)
-
-                await self.app(scope, receive, send_and_lift)
-        except TimeoutError as err:
-            if not timeout.expired():
-                raise
-            raise DeadlineExceeded("The request took longer than its deadline.") from err
-
-    def _allowed_s(self, header: str | None) -> float:
-        if header is None:
-            return self._deadline_s
-        if not (header.isascii() and header.isdigit() and 0 < len(header) < 10) or int(header) == 0:
-            raise Malformed("X-Request-Timeout-Ms must be a whole number of milliseconds above zero.")
-        return min(self._deadline_s, int(header) / 1000)
-
-
 class BodyLimit(HttpLayer):
     """Counts the body while it streams in, so that a chunked one is bounded too."""
 
@@ -228,6 +158,47 @@ class BodyLimit(HttpLayer):
                 while (await receive()).get("more_body", False):
                     pass
         await send({"type": "http.response.body", "body": b""})
+
+
+class RequestDeadline(HttpLayer):
+    """Answers 504 to a request whose response has not begun at its deadline, or begins after it.
+
+    The deadline is the setting, or `X-Request-Timeout-Ms` where that is less. Endpoints read it as
+    `state.deadline_at_s`, a time of the event loop's clock.
+    """
+
+    def __init__(self, app: ASGIApp, *, deadline_s: float) -> None:
+        super().__init__(app)
+        self._deadline_s = deadline_s
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allowed_s = self._allowed_s(HTTPConnection(scope).headers.get("x-request-timeout-ms"))
+        loop = asyncio.get_running_loop()
+        deadline_at_s = scope["state"]["deadline_at_s"] = loop.time() + allowed_s
+        try:
+            async with asyncio.timeout(allowed_s) as timeout:
+
+                async def send_and_lift(message: Message) -> None:
+                    # A response that has begun, such as an export, may take as long as its client keeps pace.
+                    if message["type"] == "http.response.start":
+                        # The timer is late where the event loop was blocked.
+                        if loop.time() > deadline_at_s:
+                            raise DeadlineExceeded(LATE)
+                        timeout.reschedule(None)
+                    await send(message)
+
+                await self.app(scope, receive, send_and_lift)
+        except TimeoutError as err:
+            if not timeout.expired():
+                raise
+            raise DeadlineExceeded(LATE) from err
+
+    def _allowed_s(self, header: str | None) -> float:
+        if header is None:
+            return self._deadline_s
+        if not (header.isascii() and header.isdigit() and 0 < len(header) < 10) or int(header) == 0:
+            raise Malformed("X-Request-Timeout-Ms must be a whole number of milliseconds above zero.")
+        return min(self._deadline_s, int(header) / 1000)
 
 
 class DisconnectWatch(HttpLayer):

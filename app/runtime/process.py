@@ -3,12 +3,14 @@
 import contextlib
 import ctypes
 import os
+import resource
 import threading
 from collections.abc import Callable
 from enum import StrEnum
 
 EXIT_START_FAILED = 3
 EXIT_FATAL = 70  # EX_SOFTWARE in sysexits.h
+MAX_DESCRIPTORS = 65_536  # enough, where the hard limit is higher or none
 DECODER_NICENESS = 5
 WORKER_NICENESS = 10
 """Of the engine's CPU workers, below the decoders: images that are decoded sooner share fuller batches."""
@@ -80,6 +82,17 @@ def keep_freed_memory() -> bool:
     wanted = [(option, value) for option, variable, value in _ALLOCATOR if is_ours and variable not in os.environ]
     taken = [mallopt(option, value) == 1 for option, value in wanted]
     return all(taken)
+
+
+def descriptor_limit() -> int:
+    """Raise this process's limit of open descriptors as far as it may be, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # macOS has a lower limit than the one it names
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 def be_nice(niceness: int) -> None:

@@ -5,6 +5,7 @@ An image is on disk before the row that names it, and is removed after the last 
 
 import errno
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import fsspec
 import sqlalchemy as sa
@@ -24,9 +26,36 @@ from app.stores.sql.tables import IS_LIVE, batches, items, supports
 IMAGE_FOLDER = "blobs"  # inside the data folder
 BLOBS_PER_WRITE = 16  # most images deleted in one transaction, so that writers wait for no more
 TEMPORARY_S = 3600  # no write takes as long
+WHOLE_BYTES = 1 << 20  # larger blobs are read in parts
+PART_BYTES = 1 << 18
 _NAME = re.compile(r"[0-9a-f]{64}")
 # Of all live items and supports.
 NAMED_IMAGES = sa.select(items.c.sha256).where(IS_LIVE).union(sa.select(supports.c.sha256))
+
+
+class OpenBlob:
+    """Stored bytes, checked when they were opened and read in parts: a slow reader holds a part, not an image.
+
+    Attributes:
+        size: number of bytes.
+    """
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self.size = size
+        self._file = file
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one call of `read`, without waiting, returns all."""
+        return self.size <= WHOLE_BYTES
+
+    def read(self) -> bytes:
+        """Return the next part, empty at the end."""
+        return self._file.read(WHOLE_BYTES if self.is_whole else PART_BYTES)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class Blobs:
@@ -85,6 +114,25 @@ class Blobs:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise Damaged("The stored image is damaged.")
         return data
+
+    def open(self, sha256: str) -> OpenBlob:
+        """Open the bytes of that name; the caller closes them. Raises as `get`."""
+        path = self._path(sha256)
+        if (size := self._size(path)) is None or size <= WHOLE_BYTES:
+            data = self.get(sha256)
+            return OpenBlob(io.BytesIO(data), len(data))
+        try:
+            file = self._fs.open(path, "rb")
+        except FileNotFoundError as err:
+            raise NotFound("The stored image is gone.") from err
+        digest = hashlib.sha256()
+        while part := file.read(WHOLE_BYTES):
+            digest.update(part)
+        if digest.hexdigest() != sha256:
+            file.close()
+            raise Damaged("The stored image is damaged.")
+        file.seek(0)
+        return OpenBlob(file, size)
 
     def has(self, sha256: str) -> bool:
         """Whether bytes of that name are stored."""

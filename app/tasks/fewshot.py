@@ -10,6 +10,7 @@ from app.domain import Limits
 from app.errors import Damaged, FingerprintMismatch, Invalid
 from app.imaging.raster import DecodedImage
 from app.imaging.sources import PixelBudget
+from app.stores.blobs import OpenBlob
 from app.stores.records.episodes import Episode, Episodes, NewSupport, NewWay
 from app.stores.sql.database import Database
 from app.tasks.features import RequestEncoders, Timings
@@ -101,6 +102,7 @@ class FewShot:
         self._limits = limits
         self._reports: dict[tuple[str, int], LeaveOneOut | None] = {}
         self.support_image = database.reads(episodes.image)
+        self.read_part = database.reads(OpenBlob.read)
         self.delete = database.writes(episodes.delete)
 
     async def create(

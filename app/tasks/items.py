@@ -1,5 +1,6 @@
 """The item task: images and metadata written to galleries, read, exported and removed."""
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from app.errors import Conflict, NotFound, PreconditionFailed, ServiceError
 from app.imaging.decoding import ImageDecoder
 from app.imaging.raster import DecodedImage
 from app.imaging.sources import PixelBudget
+from app.stores.blobs import OpenBlob
 from app.stores.filters import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries
@@ -63,7 +65,10 @@ class ItemTask:
         self._galleries = galleries
         self._items = items
         self._indexes = indexes
+        self._exports = asyncio.Semaphore(1)  # parts read at once: any number of exports delays others by one part
         self.get = database.reads(items.item)
+        self.open_image = database.reads(items.open_image)
+        self.read_part = database.reads(OpenBlob.read)
         self.remove = database.writes(items.remove)
         self.remove_many = database.writes(items.remove_many)
 
@@ -195,12 +200,10 @@ class ItemTask:
         found = await self._database.run(self._items.page, gallery, after=after, limit=limit + 1, where=where)
         return found[:limit], found[limit - 1].id if len(found) > limit else None
 
-    async def image(self, gallery: str, item_id: str, *, thumbnail_size: int | None) -> tuple[Item, bytes]:
-        """One item and its image as stored, or as a WebP thumbnail of that longest side in px. Raises NotFound."""
+    async def thumbnail(self, gallery: str, item_id: str, size: int) -> tuple[Item, bytes]:
+        """One item and a WebP thumbnail of its image whose longest side is `size` px. Raises NotFound."""
         item, data = await self._database.run(self._items.image, gallery, item_id)
-        if thumbnail_size is not None:
-            data = await self._decoder.thumbnail(data, thumbnail_size)
-        return item, data
+        return item, await self._decoder.thumbnail(data, size)
 
     async def export(self, gallery: str, render: Callable[[Sequence[Exported]], T]) -> tuple[int, AsyncIterator[T]]:
         """All items with their vectors, in parts that `render` converts in the database's pool.
@@ -216,7 +219,11 @@ class ItemTask:
         rendered = map(render, parts)  # lazy: reading and rendering take one turn in the pool
 
         async def stream() -> AsyncIterator[T]:
-            while (part := await self._database.run(next, rendered, None)) is not None:
+            while True:
+                async with self._exports:
+                    part = await self._database.run(next, rendered, None)
+                if part is None:
+                    return
                 yield part
 
         return seq, stream()

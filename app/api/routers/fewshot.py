@@ -10,6 +10,7 @@ from app.api.auth import Scope, requires
 from app.api.bodies import Form, out_of_bounds, read_body
 from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, RequiredIfMatchDep, TasksDep, set_version, written
 from app.api.idempotency import IdempotentRoute
+from app.api.images import image_response
 from app.api.openapi import request_body
 from app.api.schemas import fewshot as schemas
 from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
@@ -189,8 +190,7 @@ async def remove_support(
 async def get_support_image(tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath) -> Response:
     """The image as it was stored."""
     image = await tasks.fewshot.support_image(episode_id, support_id)
-    # The content names its own version: images never change under a digest.
-    return Response(image.data, media_type=image.media_type, headers={"ETag": f'"{image.sha256}"'})
+    return image_response(image.blob, tasks.fewshot.read_part, media_type=image.media_type, tag=image.sha256)
 
 
 @router.delete("/fewshot/episodes/{episode_id}", status_code=204, summary="Delete an episode")

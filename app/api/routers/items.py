@@ -12,6 +12,7 @@ from app.api.auth import Scope, requires
 from app.api.bodies import Form, check_metadata, parse_json, read_body, read_filter, read_json
 from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, Tasks, TasksDep, set_version, written
 from app.api.idempotency import IdempotentRoute
+from app.api.images import image_response
 from app.api.openapi import request_body
 from app.api.problems import problem_body
 from app.api.routers.galleries import GalleryPath
@@ -209,10 +210,12 @@ async def get_item_image(
     tasks: TasksDep, name: GalleryPath, item_id: ItemPath, query: Annotated[schemas.ImageQuery, Query()]
 ) -> Response:
     """The stored image, or a WebP thumbnail whose longest side is `size`."""
-    item, data = await tasks.items.image(name, item_id, thumbnail_size=query.size)
+    if query.size is None:
+        item, blob = await tasks.items.open_image(name, item_id)
+        return image_response(blob, tasks.items.read_part, media_type=item.media_type, tag=item.sha256)
+    item, data = await tasks.items.thumbnail(name, item_id, query.size)
     # Thumbnails are derived from the image: its digest and the size name their version.
-    kind, version = (item.media_type, "") if query.size is None else ("image/webp", f"-{query.size}")
-    return Response(data, media_type=kind, headers={"ETag": f'"{item.sha256}{version}"'})
+    return Response(data, media_type="image/webp", headers={"ETag": f'"{item.sha256}-{query.size}"'})
 
 
 @router.delete("/galleries/{name}/items/{item_id}", status_code=204, summary="Delete one item")

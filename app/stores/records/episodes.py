@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from app.domain import Limits
 from app.errors import Conflict, Damaged, Invalid, NotFound, PreconditionFailed
 from app.runtime.lru import ByteLru
-from app.stores.blobs import Blobs, collect_garbage_later, stored_images
+from app.stores.blobs import Blobs, OpenBlob, collect_garbage_later, stored_images
 from app.stores.records.idempotency import note_done, require_undone
 from app.stores.sql import change_log, metadata
 from app.stores.sql.checksums import sealed, verified
@@ -59,11 +59,11 @@ class Support:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
-    """The image of an example as it was sent."""
+    """The image of an example as it was sent; the caller closes `blob`."""
 
     sha256: str
     media_type: str
-    data: bytes
+    blob: OpenBlob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +266,7 @@ class Episodes:
             raise _not_found(episode_id)
         if row.id is None:
             raise _no_support(support_id)
-        return StoredImage(sha256=row.sha256, media_type=row.media_type, data=self._blobs.get(row.sha256))
+        return StoredImage(sha256=row.sha256, media_type=row.media_type, blob=self._blobs.open(row.sha256))
 
     def _insert(
         self, connection: sa.Connection, episode_id: str, labels: Sequence[str], ways: Sequence[NewWay], token: str

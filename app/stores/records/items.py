@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from app.errors import EngineUnavailable, NotFound, PreconditionFailed
-from app.stores.blobs import Blobs, collect_garbage_later, stored_images
+from app.stores.blobs import Blobs, OpenBlob, collect_garbage_later, stored_images
 from app.stores.filters import Filter, filter_condition
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import gallery_id
@@ -19,7 +20,8 @@ from app.stores.sql.checksums import sealed, sound_vector
 from app.stores.sql.database import Database, failpoint
 from app.stores.sql.tables import IS_LIVE, VectorDtype, batches, galleries, item_vectors, items, select_vectors
 
-EXPORTED_AT_ONCE = 256
+EXPORTED_AT_ONCE = 64  # half a megabyte of text at 512 numbers an item; other readers wait for a part
+T = TypeVar("T")
 
 Change = Callable[[Mapping[str, object]], Mapping[str, object]]
 _Live = sa.Row[int, str, str, int]
@@ -223,14 +225,21 @@ class Items:
 
     def image(self, name: str, item_id: str) -> tuple[Item, bytes]:
         """Return one item and its image's bytes. Raises NotFound."""
+        return self._with_image(name, item_id, self._blobs.get)
+
+    def open_image(self, name: str, item_id: str) -> tuple[Item, OpenBlob]:
+        """Return one item and its image, which the caller closes. Raises NotFound."""
+        return self._with_image(name, item_id, self._blobs.open)
+
+    def _with_image(self, name: str, item_id: str, read: Callable[[str], T]) -> tuple[Item, T]:
         item = self.item(name, item_id)
         while True:
             try:
-                return item, self._blobs.get(item.sha256)
+                return item, read(item.sha256)
             except NotFound:
                 # Replaced and collected since the row was read: read the row again, it names another image now.
-                read, item = item, self.item(name, item_id)
-                if item.sha256 == read.sha256:
+                before, item = item, self.item(name, item_id)
+                if item.sha256 == before.sha256:
                     raise
 
     def export(self, name: str) -> tuple[int, Iterator[Sequence[Exported]]]:

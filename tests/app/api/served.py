@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.connections import ConnectionLimits
 from app.api.deps import Platform, Services
 from app.composition import assemble_services
 from app.main import create_app
@@ -65,9 +66,9 @@ class Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[int]:
+async def served(app: FastAPI, limits: ConnectionLimits | None = None) -> AsyncIterator[int]:
     """A port that uvicorn serves the app on."""
-    server = Server(configured(app, Settings(port=0, drain_timeout_s=5)))
+    server = Server(configured(app, Settings(port=0, drain_timeout_s=5), limits))
     running = asyncio.create_task(server._serve())
     assert await app.state.supervisor.settled() is Phase.READY
     await asyncio.wait_for(server.is_listening.wait(), LIMIT_S)

@@ -52,7 +52,7 @@ def test_an_episode_is_read_back_whole_and_in_order(store: Episodes) -> None:
     assert shots(read) == [("apple", 1), ("Birne é", 2)]
     assert read.ways[1].support[1].vector.tolist() == [0, 0, 1, 0]
     image = store.image(episode.id, read.ways[1].support[0].id)
-    assert (image.data, image.media_type) == (b"b", "image/png")
+    assert (image.blob.read(), image.media_type) == (b"b", "image/png")
     for wrong in (
         (episode.id, "s_0"),
         ("ep_0", read.ways[0].support[0].id),
