@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -76,6 +77,7 @@ def build_platform(settings: Settings) -> Platform:
         live_slots=asyncio.Semaphore(settings.max_live_connections),
         # A semaphore binds to its loop at the first wait: creating it here is safe.
         live_greetings=asyncio.Semaphore(MAX_GREETINGS),
+        wire=ThreadPoolExecutor(1, thread_name_prefix="wire"),
     )
 
 

@@ -13,6 +13,8 @@ from models.types import ImageBatch, ImageFeatures, TextFeatures
 
 MEGAPIXEL = 1_000_000
 MIB = 1 << 20
+MAX_JSON_VALUES = 250_000
+"""By default: parsing so many holds Python's interpreter lock, and with it all other requests, for up to 20 ms."""
 
 
 class Encoder(Protocol):
@@ -75,6 +77,7 @@ class Limits:
 
     max_body_bytes: Annotated[int, Field(ge=1024, le=4096 * MIB)] = 32 * MIB
     max_form_field_bytes: Annotated[int, Field(ge=1024, le=1024 * MIB)] = 8 * MIB
+    max_json_values: Annotated[int, Field(ge=100, le=100_000_000)] = MAX_JSON_VALUES
     max_form_parts: Annotated[int, Field(ge=1, le=100_000)] = 2048
     max_image_pixels: Annotated[int, Field(ge=1, le=1024 * MEGAPIXEL)] = 64 * MEGAPIXEL
     max_request_pixels: Annotated[int, Field(ge=1, le=16384 * MEGAPIXEL)] = 256 * MEGAPIXEL

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -103,6 +104,7 @@ class Platform:
         deadline_s: the longest a request may take.
         live_slots: slots for live connections.
         live_greetings: slots for live connections that are not authenticated yet.
+        wire: one thread that reads and writes large JSON: more would wait for each other's interpreter lock.
         services: None until the load succeeded.
     """
 
@@ -114,6 +116,7 @@ class Platform:
     deadline_s: float
     live_slots: asyncio.Semaphore
     live_greetings: asyncio.Semaphore
+    wire: ThreadPoolExecutor
     services: Services | None = None  # set once, by the supervisor
 
 

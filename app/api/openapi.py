@@ -8,6 +8,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from app.api.auth import Scope, declared_scope
 from app.api.problems import MEDIA_TYPE
+from app.api.schemas.wire import LIMIT
+from app.domain import Limits
 
 PROBLEM_RESPONSE: dict[int | str, dict[str, Any]] = {
     "default": {
@@ -65,11 +67,11 @@ def install(app: FastAPI) -> None:
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        is_new = app.openapi_schema is None  # FastAPI caches the document
-        document = generate()
-        if is_new:
+        if app.openapi_schema is None:  # FastAPI caches the document
+            document = generate()
             _complete(document, app)
-        return document
+            app.openapi_schema = _with_limits(document, app.state.platform.limits)
+        return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
@@ -86,6 +88,18 @@ def _complete(document: dict[str, Any], app: FastAPI) -> None:
             operation = document["paths"].get(context.path, {}).get(method.lower())
             if operation is not None:  # None where it is excluded from the schema
                 operation["security"] = [{name: []} for name in _SECURITY_SCHEMES]
+
+
+def _with_limits(node: Any, limits: Limits) -> Any:
+    """The document with the values of the settings in place of the marks; routes of all apps share the marked one."""
+    if isinstance(node, list):
+        return [_with_limits(inner, limits) for inner in node]
+    if not isinstance(node, dict):
+        return node
+    found = {name: _with_limits(inner, limits) for name, inner in node.items() if name != LIMIT}
+    if LIMIT in node:
+        found["maxItems" if node.get("type") == "array" else "maximum"] = getattr(limits, node[LIMIT])
+    return found
 
 
 def _form_schema(form: type[BaseModel] | None, files: dict[str, bool]) -> dict[str, Any]:

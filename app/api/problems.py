@@ -16,9 +16,11 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from app import errors
+from app.api.schemas.wire import OVER_LIMIT, OVER_WORK
 from app.errors import FieldError, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
+_OVER: Mapping[str, type[ServiceError]] = {OVER_LIMIT: errors.Invalid, OVER_WORK: errors.TooMuchWork}
 _MAX_FIELD_ERRORS = 32  # a body of a thousand wrong items would echo megabytes
 
 
@@ -26,8 +28,10 @@ def service_error(error: Exception) -> ServiceError:
     """The error that a client may see; an unknown one becomes an internal error without details."""
     if isinstance(error, ServiceError):
         return error
-    if isinstance(error, (RequestValidationError, ValidationError)):
+    if isinstance(error, RequestValidationError):
         return _invalid(error.errors())
+    if isinstance(error, ValidationError):
+        return _invalid(error.errors(include_url=False, include_input=False))
     if isinstance(error, json.JSONDecodeError):
         return errors.Malformed("The body is not valid JSON.")
     if isinstance(error, HTTPException):
@@ -98,6 +102,11 @@ def _invalid(found: Sequence[Any]) -> ServiceError:
     # FastAPI reports broken JSON as a validation error.
     if any(entry["type"] == "json_invalid" for entry in found):
         return errors.Malformed("The body is not valid JSON.")
+    over = next((entry for entry in found if entry["type"] in _OVER), None)
+    if over is not None:
+        path = _path(over["loc"])
+        named = [FieldError(field=path, message=over["msg"])] if path else []  # none where the body is a list
+        return _OVER[over["type"]](over["msg"], errors=named)
     fields = [FieldError(field=_path(entry["loc"]), message=str(entry["msg"])) for entry in found[:_MAX_FIELD_ERRORS]]
     names = ", ".join(dict.fromkeys(field.field or "the body" for field in fields))
     return errors.Invalid(f"Out of bounds or not in the schema: {names[:500]}.", errors=fields)

@@ -200,7 +200,7 @@ def _fetch(client: httpx.Client, path: str) -> bytes:
 
 def _metadata_fault(metadata: dict[str, object]) -> str | None:
     """Returns why the service would refuse metadata at its default limits, or None."""
-    from app.api.bodies import check_metadata  # here: help must not import the server
+    from app.api.strict_json import check_metadata  # here: help must not import the server
 
     try:
         check_metadata(metadata, "metadata", Limits())

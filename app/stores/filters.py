@@ -7,7 +7,7 @@ code points. `any` and `all` test the elements of a list.
 
 import json
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -140,6 +140,7 @@ def _parse(value: object, path: str, depth: int) -> Filter:
         raise _invalid(path, f"is deeper than {MAX_DEPTH}")
     if not isinstance(value, Mapping) or not value:
         raise _invalid(path, "must be an object that is not empty")
+    _check_size(value, path)
     # The long form; `op` or `field` alone is the name of a metadata field.
     if "op" in value and "field" in value:
         if value.keys() != {"field", "op", "value"} or not isinstance(value["field"], str):
@@ -152,6 +153,7 @@ def _parse(value: object, path: str, depth: int) -> Filter:
     if name in ("and", "or"):
         if not isinstance(content, Sequence) or isinstance(content, str) or not content:
             raise _invalid(f"{path}.{name}", "must be a list that is not empty")
+        _check_size(content, f"{path}.{name}")
         inner = [_parse(part, f"{path}.{name}[{at}]", depth + 1) for at, part in enumerate(content)]
         return Both(is_and=name == "and", parts=tuple(inner))
     if name == "not":
@@ -159,11 +161,18 @@ def _parse(value: object, path: str, depth: int) -> Filter:
     return _parse_field(str(name), content, path)
 
 
+def _check_size(parts: Sized, path: str) -> None:
+    """Refuse a filter that has too many comparisons before they are parsed."""
+    if len(parts) > MAX_LEAVES:
+        raise _invalid(path, f"has more than {MAX_LEAVES} comparisons")
+
+
 def _parse_field(field: str, content: object, path: str) -> Filter:
     if not isinstance(content, Mapping):
         return _leaf(field, "eq", content, path)
     if not content:
         raise _invalid(f"{path}.{field}", "names no comparison")
+    _check_size(content, f"{path}.{field}")
     leaves = [_leaf(field, str(op), value, path) for op, value in content.items()]
     return leaves[0] if len(leaves) == 1 else Both(is_and=True, parts=tuple(leaves))
 

@@ -7,8 +7,9 @@ from urllib.parse import unquote
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from app.api.auth import Scope, requires
-from app.api.bodies import Form, out_of_bounds, read_body
+from app.api.bodies import out_of_bounds, read_body
 from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, RequiredIfMatchDep, TasksDep, set_version, written
+from app.api.forms import Form
 from app.api.idempotency import IdempotentRoute
 from app.api.images import image_response
 from app.api.openapi import request_body
@@ -22,6 +23,7 @@ from app.tasks.inputs import Source
 router = APIRouter(tags=["fewshot"], route_class=IdempotentRoute, dependencies=MIN_SEQ)
 EpisodePath = Annotated[str, Path(pattern=EPISODE_PATTERN, description="Id of an episode.")]
 SupportPath = Annotated[str, Path(pattern=SUPPORT_PATTERN, description="Id of a support image.")]
+QueriesInput = tuple[schemas.ClassifyOptions, Sequence[Source]]
 Options = TypeVar("Options", bound=schemas.SupportForm)
 SUPPORT = "support"
 SUPPORT_FILES = {SUPPORT: True, "support:<label>": True}
@@ -29,52 +31,17 @@ SUPPORT_FILES = {SUPPORT: True, "support:<label>": True}
 
 async def read_episode(request: Request, limits: LimitsDep) -> EpisodeRequest:
     """The new episode, of a JSON body or a form."""
-    body = await read_body(request, schemas.EpisodeRequest, limits, files={SUPPORT, f"{SUPPORT}:", "query"})
-    wire: schemas.EpisodeOptions
-    queries: Sequence[Source]
-    if isinstance(body, Form):
-        wire, ways = _options_and_ways(body, schemas.EpisodeForm)
-        queries = body.images("query")
-    else:
-        wire, ways, queries = body, _ways(body), [image.source for image in body.queries]
-    if not 2 <= len(ways) <= limits.max_ways:
-        raise out_of_bounds("ways", f"An episode has 2 to {limits.max_ways} ways.")
-    _check_ways(ways, limits)
-    if len(queries) > limits.max_queries:
-        raise out_of_bounds("queries", f"At most {limits.max_queries} queries a request.")
-    _check_top_k(wire.top_k, limits)
-    return EpisodeRequest(
-        name=wire.name,
-        method=wire.method,
-        ways=ways,
-        queries=queries,
-        top_k=wire.top_k,
-        abstain_below=wire.abstain_below,
-        ttl_s=wire.ttl_seconds,
-    )
+    return await read_body(request, schemas.EpisodeRequest, _episode, limits, files={SUPPORT, f"{SUPPORT}:", "query"})
 
 
 async def read_support(request: Request, limits: LimitsDep) -> Sequence[WayRequest]:
     """The ways and support images to add, of a JSON body or a form."""
-    body = await read_body(request, schemas.SupportRequest, limits, files={SUPPORT, f"{SUPPORT}:"})
-    ways = _options_and_ways(body, schemas.SupportForm)[1] if isinstance(body, Form) else _ways(body)
-    _check_ways(ways, limits)
-    return ways
+    return await read_body(request, schemas.SupportRequest, _support, limits, files={SUPPORT, f"{SUPPORT}:"})
 
 
-async def read_queries(request: Request, limits: LimitsDep) -> tuple[schemas.ClassifyOptions, Sequence[Source]]:
+async def read_queries(request: Request, limits: LimitsDep) -> QueriesInput:
     """The options and the images to classify, of a JSON body or a form."""
-    body = await read_body(request, schemas.ClassifyRequest, limits, files={"query"})
-    wire: schemas.ClassifyOptions
-    queries: Sequence[Source]
-    if isinstance(body, Form):
-        wire, queries = schemas.ClassifyOptions.model_validate(body.fields()), body.images("query")
-    else:
-        wire, queries = body, [image.source for image in body.queries]
-    if not 1 <= len(queries) <= limits.max_queries:
-        raise out_of_bounds("queries", f"Send 1 to {limits.max_queries} queries.")
-    _check_top_k(wire.top_k, limits)
-    return wire, queries
+    return await read_body(request, schemas.ClassifyRequest, _queries, limits, files={"query"})
 
 
 @router.post(
@@ -105,9 +72,7 @@ async def create_episode(
 )
 @requires(Scope.READ)
 async def classify(
-    call: CallDep,
-    episode_id: EpisodePath,
-    inputs: Annotated[tuple[schemas.ClassifyOptions, Sequence[Source]], Depends(read_queries)],
+    call: CallDep, episode_id: EpisodePath, inputs: Annotated[QueriesInput, Depends(read_queries)]
 ) -> schemas.ClassifyResponse:
     """Predictions, in the queries' order; below `abstain_below` the label is null."""
     options, queries = inputs
@@ -200,14 +165,58 @@ async def delete_episode(tasks: TasksDep, episode_id: EpisodePath, if_match: IfM
     return written(await tasks.fewshot.delete(episode_id, if_match=if_match))
 
 
+def _episode(body: schemas.EpisodeRequest | Form, limits: Limits) -> EpisodeRequest:
+    wire: schemas.EpisodeOptions
+    queries: Sequence[Source]
+    if isinstance(body, Form):
+        wire, ways = _options_and_ways(body, schemas.EpisodeForm, limits)
+        queries = body.images("query")
+    else:
+        wire, ways, queries = body, _ways(body), [image.source for image in body.queries]
+    if not 2 <= len(ways) <= limits.max_ways:
+        raise out_of_bounds("ways", f"An episode has 2 to {limits.max_ways} ways.")
+    _check_ways(ways, limits)
+    if len(queries) > limits.max_queries:
+        raise out_of_bounds("queries", f"At most {limits.max_queries} queries a request.")
+    _check_top_k(wire.top_k, limits)
+    return EpisodeRequest(
+        name=wire.name,
+        method=wire.method,
+        ways=ways,
+        queries=queries,
+        top_k=wire.top_k,
+        abstain_below=wire.abstain_below,
+        ttl_s=wire.ttl_seconds,
+    )
+
+
+def _support(body: schemas.SupportRequest | Form, limits: Limits) -> Sequence[WayRequest]:
+    ways = _options_and_ways(body, schemas.SupportForm, limits)[1] if isinstance(body, Form) else _ways(body)
+    _check_ways(ways, limits)
+    return ways
+
+
+def _queries(body: schemas.ClassifyRequest | Form, limits: Limits) -> QueriesInput:
+    wire: schemas.ClassifyOptions
+    queries: Sequence[Source]
+    if isinstance(body, Form):
+        wire, queries = schemas.ClassifyOptions.model_validate(body.fields(), context=limits), body.images("query")
+    else:
+        wire, queries = body, [image.source for image in body.queries]
+    if not 1 <= len(queries) <= limits.max_queries:
+        raise out_of_bounds("queries", f"Send 1 to {limits.max_queries} queries.")
+    _check_top_k(wire.top_k, limits)
+    return wire, queries
+
+
 def _ways(wire: schemas.EpisodeRequest | schemas.SupportRequest) -> list[WayRequest]:
     return [WayRequest(label=way.label, support=[image.source for image in way.support]) for way in wire.ways]
 
 
-def _options_and_ways(form: Form, shape: type[Options]) -> tuple[Options, list[WayRequest]]:
+def _options_and_ways(form: Form, shape: type[Options], limits: Limits) -> tuple[Options, list[WayRequest]]:
     """The part `options` of a form, and its ways, ordered by the first part of each label."""
     fields = form.fields(json=["options"])
-    options = shape.model_validate(fields.pop("options", {}))
+    options = shape.model_validate(fields.pop("options", {}), context=limits)
     schemas.OptionsForm.model_validate(fields)
     support: dict[str, list[Source]] = {}
     labels, count = options.labels or [], 0

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.api.auth import Scope, ScopedRoute, requires
 from app.api.bodies import read_json
-from app.api.deps import MIN_SEQ, BundleDep, TasksDep, written
+from app.api.deps import MIN_SEQ, BundleDep, LimitsDep, TasksDep, written
 from app.api.openapi import request_body
 from app.api.schemas.galleries import GalleryDeleteQuery, GalleryFields, GalleryList, GalleryReport
 from app.api.schemas.wire import GALLERY_PATTERN
@@ -33,11 +33,11 @@ async def list_galleries(tasks: TasksDep) -> GalleryList:
 )
 @requires(Scope.WRITE)
 async def put_gallery(
-    request: Request, response: Response, tasks: TasksDep, bundle: BundleDep, name: GalleryPath
+    request: Request, response: Response, tasks: TasksDep, limits: LimitsDep, bundle: BundleDep, name: GalleryPath
 ) -> GalleryReport:
     """201 where the gallery is new. Items stay as they are; an empty body changes nothing."""
     # `curl -X PUT` without a body creates a gallery.
-    fields = await read_json(request, GalleryFields) if await request.body() else GalleryFields()
+    fields = await read_json(request, GalleryFields, limits) if await request.body() else GalleryFields()
     seq, is_new, state = await tasks.galleries.put(name, fields.description)
     response.headers["X-Seq"] = str(seq)
     response.status_code = 201 if is_new else 200

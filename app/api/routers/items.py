@@ -9,8 +9,9 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from app.api.auth import Scope, requires
-from app.api.bodies import Form, check_metadata, parse_json, read_body, read_filter, read_json
+from app.api.bodies import read_body, read_filter, read_json
 from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, Tasks, TasksDep, set_version, written
+from app.api.forms import Form
 from app.api.idempotency import IdempotentRoute
 from app.api.images import image_response
 from app.api.openapi import request_body
@@ -18,6 +19,8 @@ from app.api.problems import problem_body
 from app.api.routers.galleries import GalleryPath
 from app.api.schemas import galleries as schemas
 from app.api.schemas.wire import ITEM_PATTERN
+from app.api.strict_json import check_metadata, parse_json
+from app.domain import Limits
 from app.errors import Invalid
 from app.stores.records.items import Exported, Item
 from app.tasks.inputs import Source
@@ -34,45 +37,19 @@ ItemPath = Annotated[str, Path(pattern=ITEM_PATTERN, description="The caller's i
 
 async def read_items(request: Request, limits: LimitsDep) -> list[ItemRequest]:
     """The items, in order, of a JSON body or a form."""
-    body = await read_body(request, list[schemas.NewItem], limits, files={"image"})
-    pairs: list[tuple[schemas.ItemFields, Source]]
-    if isinstance(body, Form):
-        images, form = body.images("image"), body.fields(json=["items"])
-        form.setdefault("items", [{} for _ in images])  # a form of images alone: generated ids and no metadata
-        fields = schemas.ItemsForm.model_validate(form).items
-        if len(fields) != len(images):
-            raise Invalid(f"The part 'items' has {len(fields)} entries for {len(images)} images.")
-        pairs = list(zip(fields, images, strict=True))
-    else:
-        pairs = [(wire, wire.image.source) for wire in body]
-    if not 1 <= len(pairs) <= limits.max_items_per_call:
-        raise Invalid(f"Send 1 to {limits.max_items_per_call} items a call.")
-    for position, (wire, _) in enumerate(pairs):
-        check_metadata(wire.metadata, f"items[{position}].metadata", limits)
-    return [
-        ItemRequest(id=wire.id, source=source, metadata=wire.metadata, caption=wire.caption) for wire, source in pairs
-    ]
+    return await read_body(request, schemas.NewItems, _items, limits, files={"image"})
 
 
 async def read_put(request: Request, limits: LimitsDep) -> PutInput:
     """The fields and the image, if any, of a JSON body or a form."""
-    body = await read_body(request, schemas.ItemPut, limits, files={"image"})
-    wire: schemas.ItemPut | schemas.ItemPutOptions
-    source: Source | None
-    if isinstance(body, Form):
-        wire = schemas.ItemPutOptions.model_validate(body.fields(json=["metadata"]))
-        source = body.one_image("image")
-    else:
-        wire, source = body, None if body.image is None else body.image.source
-    check_metadata(wire.metadata, "metadata", limits)
-    return wire, source
+    return await read_body(request, schemas.ItemPut, _put, limits, files={"image"})
 
 
 @router.post(
     "/galleries/{name}/items",
     response_model_exclude_unset=True,  # `problem` appears only where there is one
     summary="Add or replace items",
-    openapi_extra=request_body(json=list[schemas.NewItem], form=schemas.ItemsForm, files={"image": True}),
+    openapi_extra=request_body(json=schemas.NewItems, form=schemas.ItemsForm, files={"image": True}),
 )
 @requires(Scope.WRITE)
 async def add_items(
@@ -142,7 +119,7 @@ async def patch_item(
     if_match: IfMatchDep,
 ) -> schemas.ItemReport:
     """A JSON merge patch (RFC 7396): null removes a member, and members that are not named stay."""
-    wire = await read_json(request, schemas.ItemPatch, MERGE_PATCH)
+    wire = await read_json(request, schemas.ItemPatch, limits, MERGE_PATCH)
     seq, item = await tasks.items.patch(
         name, item_id, wire.metadata, check=lambda merged: check_metadata(merged, "metadata", limits), if_match=if_match
     )
@@ -155,10 +132,10 @@ async def patch_item(
 )
 @requires(Scope.WRITE)
 async def delete_items(
-    request: Request, response: Response, call: CallDep, name: GalleryPath, query: Write
+    request: Request, response: Response, call: CallDep, limits: LimitsDep, name: GalleryPath, query: Write
 ) -> schemas.ItemsDeleted:
     """Delete some ids, or all items that pass a filter, in one transaction."""
-    wire = await read_json(request, schemas.ItemsDelete)
+    wire = await read_json(request, schemas.ItemsDelete, limits)
     if (wire.ids is None) == (wire.filter is None):
         raise Invalid("Send exactly one of ids and filter.")
     removed = await call.tasks.items.remove_many(
@@ -225,6 +202,38 @@ async def delete_item(
 ) -> Response:
     """The item is gone from search and storage when the response arrives."""
     return written(await tasks.items.remove(name, item_id, wait=query.wait, if_match=if_match))
+
+
+def _items(body: schemas.NewItems | Form, limits: Limits) -> list[ItemRequest]:
+    pairs: list[tuple[schemas.ItemFields, Source]]
+    if isinstance(body, Form):
+        images, form = body.images("image"), body.fields(json=["items"])
+        form.setdefault("items", [{} for _ in images])  # a form of images alone: generated ids and no metadata
+        fields = schemas.ItemsForm.model_validate(form, context=limits).items
+        if len(fields) != len(images):
+            raise Invalid(f"The part 'items' has {len(fields)} entries for {len(images)} images.")
+        pairs = list(zip(fields, images, strict=True))
+    else:
+        pairs = [(wire, wire.image.source) for wire in body.root]
+    if not pairs:
+        raise Invalid(f"Send 1 to {limits.max_items_per_call} items a call.")
+    for position, (wire, _) in enumerate(pairs):
+        check_metadata(wire.metadata, f"items[{position}].metadata", limits)
+    return [
+        ItemRequest(id=wire.id, source=source, metadata=wire.metadata, caption=wire.caption) for wire, source in pairs
+    ]
+
+
+def _put(body: schemas.ItemPut | Form, limits: Limits) -> PutInput:
+    wire: schemas.ItemPut | schemas.ItemPutOptions
+    source: Source | None
+    if isinstance(body, Form):
+        wire = schemas.ItemPutOptions.model_validate(body.fields(json=["metadata"]), context=limits)
+        source = body.one_image("image")
+    else:
+        wire, source = body, None if body.image is None else body.image.source
+    check_metadata(wire.metadata, "metadata", limits)
+    return wire, source
 
 
 def _outcome(outcome: Outcome, request: Request) -> schemas.ItemOutcome:

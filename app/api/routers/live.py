@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.api.auth import Scope, requires
-from app.api.bodies import parse_json
 from app.api.deps import Platform, Tasks, get_platform, get_tasks, new_budget
 from app.api.problems import problem_body, service_error
 from app.api.routers.retrieval import query_of, response_of
 from app.api.schemas.retrieval import LiveAuth, LiveQuery, LiveResults, RetrieveOptions
+from app.api.strict_json import parse_json
 from app.errors import DeadlineExceeded, Forbidden, Invalid, Malformed, QueueFull, ServiceError, Unauthenticated
 from app.runtime.telemetry import bind_request, get_logger
 
@@ -113,7 +113,7 @@ class _Session:
         try:
             content = await _content_of(text)
             seq = _seq_of(content)
-            query = LiveQuery.model_validate(content, strict=True)
+            query = LiveQuery.model_validate(content, strict=True, context=self._platform.limits)
             if query.seq <= self._newest:
                 raise Invalid("Each `seq` must be greater than the one before.")
         except (ServiceError, ValidationError) as err:

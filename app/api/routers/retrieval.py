@@ -5,12 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 
 from app.api.auth import Scope, ScopedRoute, requires
-from app.api.bodies import Form, out_of_bounds, read_body, read_filter
+from app.api.bodies import out_of_bounds, read_body, read_filter
 from app.api.deps import MIN_SEQ, CallDep, LimitsDep
+from app.api.forms import Form
 from app.api.openapi import request_body
 from app.api.schemas import retrieval as schemas
 from app.domain import Limits
-from app.errors import FieldError, Invalid, TooMuchWork
+from app.errors import Invalid
 from app.tasks.inputs import Source
 from app.tasks.retrieval import RetrieveAnswer, RetrieveQuery
 
@@ -20,31 +21,12 @@ EmbedInput = tuple[list[Source], schemas.EmbedRequest]
 
 async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
     """The search, of a JSON body or a form."""
-    body = await read_body(request, schemas.RetrieveRequest, limits, files={"sketch"})
-    if not isinstance(body, Form):
-        return query_of(body, None if body.sketch is None else body.sketch.source, limits)
-    options = schemas.RetrieveOptions.model_validate(body.fields(json=["like", "filter"]))
-    return query_of(options, body.one_image("sketch"), limits)
+    return await read_body(request, schemas.RetrieveRequest, _query, limits, files={"sketch"})
 
 
 async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
     """The images, texts and options, of a JSON body or a form."""
-    wire = await read_body(request, schemas.EmbedRequest, limits, files={"image"})
-    sources: list[Source]
-    if isinstance(wire, Form):
-        sources = [*wire.images("image")]
-        texts = wire.repeated("texts")
-        # Unknown and repeated fields are errors in a form as in JSON.
-        wire = schemas.EmbedRequest.model_validate({"texts": texts, **wire.fields(repeated="texts")})
-    else:
-        # Counted before any image is converted.
-        if len(wire.images) > limits.max_request_images:
-            detail = f"A request may hold {limits.max_request_images} images."
-            raise TooMuchWork(detail, errors=[FieldError(field="images", message=detail)])
-        sources = [image.source for image in wire.images]
-    if not sources and not wire.texts:
-        raise Invalid("Send at least one of images and texts.")
-    return sources, wire
+    return await read_body(request, schemas.EmbedRequest, _embed, limits, files={"image"})
 
 
 @router.post(
@@ -102,6 +84,28 @@ def query_of(wire: schemas.RetrieveOptions, sketch: Source | None, limits: Limit
         caption=wire.caption,
         is_reproducible=wire.reproducible,
     )
+
+
+def _query(body: schemas.RetrieveRequest | Form, limits: Limits) -> RetrieveQuery:
+    if not isinstance(body, Form):
+        return query_of(body, None if body.sketch is None else body.sketch.source, limits)
+    options = schemas.RetrieveOptions.model_validate(body.fields(json=["like", "filter"]), context=limits)
+    return query_of(options, body.one_image("sketch"), limits)
+
+
+def _embed(body: schemas.EmbedRequest | Form, limits: Limits) -> EmbedInput:
+    sources: list[Source]
+    if isinstance(body, Form):
+        sources = [*body.images("image")]
+        texts = body.repeated("texts")
+        # Unknown and repeated fields are errors in a form as in JSON.
+        fields = {"texts": texts, **body.fields(repeated="texts")}
+        wire = schemas.EmbedRequest.model_validate(fields, context=limits)
+    else:
+        wire, sources = body, [image.source for image in body.images]
+    if not sources and not wire.texts:
+        raise Invalid("Send at least one of images and texts.")
+    return sources, wire
 
 
 def response_of(answer: RetrieveAnswer) -> schemas.RetrieveResponse:

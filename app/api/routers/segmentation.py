@@ -8,11 +8,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request, Response
 
 from app.api.auth import Scope, ScopedRoute, requires
-from app.api.bodies import JSON, Form, parse_json, read_body, read_json
+from app.api.bodies import JSON, read_body, read_json
 from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, TasksDep, set_version, written
+from app.api.forms import Form
 from app.api.openapi import request_body
 from app.api.schemas import segmentation as schemas
 from app.api.schemas.wire import GALLERY_PATTERN
+from app.api.strict_json import parse_json
+from app.domain import Limits
 from app.errors import Invalid, NotAcceptable, TooMuchWork
 from app.stores.records.class_sets import ClassPrompt
 from app.tasks.inputs import Source
@@ -31,16 +34,7 @@ ClassSetPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of
 
 async def read_segment(request: Request, limits: LimitsDep) -> SegmentInput:
     """The options and the image, of a JSON body or a form."""
-    body = await read_body(request, schemas.SegmentRequest, limits, files={"image"})
-    if not isinstance(body, Form):
-        return body, body.image.source
-    image = body.one_image("image")
-    if image is None:
-        raise Invalid("The form needs a part 'image'.")
-    # A class of a form is a name, or a JSON object with synonyms and templates.
-    classes = [parse_json(text) if text.lstrip().startswith("{") else text for text in body.repeated("classes")]
-    fields = body.fields(repeated="classes") | ({"classes": classes} if classes else {})
-    return schemas.SegmentOptions.model_validate(fields), image
+    return await read_body(request, schemas.SegmentRequest, _segment, limits, files={"image"})
 
 
 async def wanted_type(request: Request) -> str:
@@ -112,10 +106,10 @@ async def list_class_sets(tasks: TasksDep) -> schemas.ClassSetList:
 )
 @requires(Scope.WRITE)
 async def put_class_set(
-    request: Request, response: Response, call: CallDep, name: ClassSetPath, if_match: IfMatchDep
+    request: Request, response: Response, call: CallDep, limits: LimitsDep, name: ClassSetPath, if_match: IfMatchDep
 ) -> schemas.ClassSetReport:
     """Its strings are embedded once, now; `/segment` takes the set by name. 201 where it is new."""
-    wire = await read_json(request, schemas.ClassSetFields)
+    wire = await read_json(request, schemas.ClassSetFields, limits)
     prompts = [_prompt_of(entry) for entry in wire.classes]
     seq, stored, is_new = await call.tasks.segmentation.put_class_set(
         name, prompts, if_match=if_match, timeout_s=call.timeout_s
@@ -138,6 +132,21 @@ async def get_class_set(response: Response, tasks: TasksDep, name: ClassSetPath)
 async def delete_class_set(tasks: TasksDep, name: ClassSetPath, if_match: IfMatchDep) -> Response:
     """The set goes together with its embeddings."""
     return written(await tasks.segmentation.delete_class_set(name, if_match=if_match))
+
+
+def _segment(body: schemas.SegmentRequest | Form, limits: Limits) -> SegmentInput:
+    if not isinstance(body, Form):
+        return body, body.image.source
+    image = body.one_image("image")
+    if image is None:
+        raise Invalid("The form needs a part 'image'.")
+    texts = body.repeated("classes")
+    if len(texts) > limits.max_classes:
+        raise Invalid(f"At most {limits.max_classes} classes a request.")
+    # A class of a form is a name, or a JSON object with synonyms and templates.
+    classes = [parse_json(text) if text.lstrip().startswith("{") else text for text in texts]
+    fields = body.fields(repeated="classes") | ({"classes": classes} if classes else {})
+    return schemas.SegmentOptions.model_validate(fields, context=limits), image
 
 
 def _prompt_of(entry: str | schemas.ClassObject) -> ClassPrompt:

@@ -4,23 +4,42 @@ from typing import Annotated
 
 from pydantic import Field
 
-from app.api.schemas.wire import EPISODE_PATTERN, HOUSE, LINE, ImageInput, Label, Reproducible, Timings, Wire, examples
+from app.api.schemas.wire import (
+    EPISODE_PATTERN,
+    FIRST_ERROR,
+    HOUSE,
+    LIMIT,
+    LINE,
+    ImageInput,
+    Input,
+    Label,
+    Limited,
+    Reproducible,
+    Timings,
+    Wire,
+    examples,
+)
 from app.stores.records.episodes import Episode
 from app.tasks.fewshot import Created, method_of
 from models.heads.fewshot import LeaveOneOut, Method
 
-TopK = Annotated[int, Field(ge=1)]
+TopK = Annotated[int, Field(ge=1, json_schema_extra={LIMIT: "max_ways"})]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class WayInput(Wire):
+class WayInput(Input):
     """One class and its labelled examples."""
 
     label: Label
-    support: Annotated[list[ImageInput], Field(min_length=1)]
+    support: Annotated[
+        list[ImageInput],
+        FIRST_ERROR,
+        Field(min_length=1),
+        Limited("max_support_per_way", "A way has 1 to {limit} support images."),
+    ]
 
 
-class EpisodeOptions(Wire):
+class EpisodeOptions(Input):
     """The options of a new episode; in a form, members of the part `options` beside `labels`."""
 
     name: Label | None = None
@@ -30,31 +49,36 @@ class EpisodeOptions(Wire):
     ttl_seconds: Annotated[float, Field(ge=1, le=315_360_000)] | None = None  # at most ten years
 
 
-class SupportForm(Wire):
+Labels = Annotated[list[Label], FIRST_ERROR, Limited("max_form_parts", "A form has at most {limit} labels.")]
+
+
+class SupportForm(Input):
     """The part `options` of a form that adds support; `labels` name the parts `support`, in order."""
 
-    labels: list[Label] | None = None  # None where the parts' names have them
+    labels: Labels | None = None  # None where the parts' names have them
 
 
 class EpisodeForm(EpisodeOptions, SupportForm):
     """The part `options` of a form that creates an episode."""
 
 
-class OptionsForm(Wire):
+class OptionsForm(Input):
     """The text fields of a form: `options`, the JSON of an `EpisodeForm` or a `SupportForm`."""
 
     options: str | None = None
 
 
-class SupportRequest(Wire):
+class SupportRequest(Input):
     """More examples for the ways of an episode; a new label adds a way."""
 
     model_config = examples({"ways": [{"label": "house", "support": [HOUSE]}]})
 
-    ways: Annotated[list[WayInput], Field(min_length=1)]
+    ways: Annotated[
+        list[WayInput], FIRST_ERROR, Field(min_length=1), Limited("max_ways", "An episode has at most {limit} ways.")
+    ]
 
 
-class WayLabel(Wire):
+class WayLabel(Input):
     """The label in the name of a part `support:<label>`."""
 
     label: Label
@@ -67,11 +91,15 @@ class EpisodeRequest(EpisodeOptions):
         {"name": "buildings", "ways": [{"label": "house", "support": [HOUSE]}, {"label": "line", "support": [LINE]}]}
     )
 
-    ways: Annotated[list[WayInput], Field(min_length=2)]
-    queries: list[ImageInput] = Field(default_factory=list)
+    ways: Annotated[
+        list[WayInput], FIRST_ERROR, Field(min_length=2), Limited("max_ways", "An episode has 2 to {limit} ways.")
+    ]
+    queries: Annotated[list[ImageInput], FIRST_ERROR, Limited("max_queries", "At most {limit} queries a request.")] = (
+        Field(default_factory=list)
+    )
 
 
-class ClassifyOptions(Wire):
+class ClassifyOptions(Input):
     """The text fields of a form that classifies."""
 
     top_k: TopK | None = None
@@ -84,7 +112,9 @@ class ClassifyRequest(ClassifyOptions):
 
     model_config = examples({"queries": [HOUSE], "top_k": 2})
 
-    queries: Annotated[list[ImageInput], Field(min_length=1)]
+    queries: Annotated[
+        list[ImageInput], FIRST_ERROR, Field(min_length=1), Limited("max_queries", "Send 1 to {limit} queries.")
+    ]
 
 
 class SupportReport(Wire):
@@ -180,7 +210,7 @@ class EpisodePage(Wire):
     next_cursor: str | None
 
 
-class EpisodePageQuery(Wire):
+class EpisodePageQuery(Input):
     """Query parameters of the episode list."""
 
     cursor: Annotated[str, Field(pattern=EPISODE_PATTERN)] | None = None

@@ -2,12 +2,27 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, RootModel
 
-from app.api.schemas.wire import HOUSE, Caption, FilterInput, GalleryName, ImageInput, ItemId, Metadata, Wire, examples
+from app.api.schemas.wire import (
+    FIRST_ERROR,
+    HOUSE,
+    Caption,
+    FilterInput,
+    GalleryName,
+    ImageInput,
+    Input,
+    ItemId,
+    Limited,
+    Metadata,
+    Wire,
+    examples,
+)
+
+ITEMS_A_CALL = Limited("max_items_per_call", "Send 1 to {limit} items a call.")
 
 
-class GalleryFields(Wire):
+class GalleryFields(Input):
     """The fields of a gallery that PUT changes; an absent one keeps its value."""
 
     model_config = examples({"description": "Icons of our shop."})
@@ -50,7 +65,7 @@ class GalleryReport(GallerySummary):
     index: IndexReport
 
 
-class ItemFields(Wire):
+class ItemFields(Input):
     """The fields of one item beside its image."""
 
     id: ItemId | None = None
@@ -58,10 +73,10 @@ class ItemFields(Wire):
     caption: Caption | None = None
 
 
-class ItemsForm(Wire):
+class ItemsForm(Input):
     """The text fields of a form: `items` is JSON, one entry for each part `image`, in order."""
 
-    items: list[ItemFields]
+    items: Annotated[list[ItemFields], FIRST_ERROR, ITEMS_A_CALL]
 
 
 class NewItem(ItemFields):
@@ -72,7 +87,11 @@ class NewItem(ItemFields):
     image: ImageInput
 
 
-class ItemPut(Wire):
+class NewItems(RootModel[Annotated[list[NewItem], FIRST_ERROR, ITEMS_A_CALL]]):
+    """The items of a JSON body."""
+
+
+class ItemPut(Input):
     """One item to create or replace; without an image, the fields of an existing item change."""
 
     model_config = examples({"image": HOUSE, "metadata": {"name": "house"}})
@@ -82,14 +101,14 @@ class ItemPut(Wire):
     caption: Caption | None = None
 
 
-class ItemPutOptions(Wire):
+class ItemPutOptions(Input):
     """The text fields of a form that puts one item."""
 
     metadata: Metadata | None = None
     caption: Caption | None = None
 
 
-class ItemPatch(Wire):
+class ItemPatch(Input):
     """A JSON merge patch (RFC 7396) of the metadata: null removes a member."""
 
     model_config = examples({"metadata": {"name": "hut", "old": None}})
@@ -97,12 +116,12 @@ class ItemPatch(Wire):
     metadata: Metadata
 
 
-class ItemsDelete(Wire):
+class ItemsDelete(Input):
     """The items to delete: some ids, or all that pass a filter."""
 
     model_config = examples({"ids": ["house"]}, {"filter": {"kind": "icon"}})
 
-    ids: Annotated[list[ItemId], Field(min_length=1, max_length=10_000)] | None = None
+    ids: Annotated[list[ItemId], FIRST_ERROR, Field(min_length=1, max_length=10_000)] | None = None
     filter: FilterInput | None = None
 
 
@@ -114,7 +133,7 @@ class ItemsDeleted(Wire):
     missing: list[str]
 
 
-class WriteQuery(Wire):
+class WriteQuery(Input):
     """`wait`: respond when the write is searchable here (true), or as soon as it is durable (false)."""
 
     wait: bool = True
@@ -158,7 +177,7 @@ class ItemPage(Wire):
     next_cursor: str | None
 
 
-class ItemPageQuery(Wire):
+class ItemPageQuery(Input):
     """Query parameters of the item list; `filter` is the JSON of a filter."""
 
     cursor: ItemId | None = None
@@ -167,13 +186,13 @@ class ItemPageQuery(Wire):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
-class ImageQuery(Wire):
+class ImageQuery(Input):
     """`size`: the longest side of a thumbnail, px; absent for the stored image."""
 
     size: Annotated[int, Field(ge=16, le=2048)] | None = None
 
 
-class GalleryDeleteQuery(Wire):
+class GalleryDeleteQuery(Input):
     """`confirm` repeats the name of a gallery that is not empty."""
 
     confirm: str | None = None

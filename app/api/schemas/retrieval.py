@@ -5,12 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from app.api.schemas.wire import (
+    FIRST_ERROR,
     HOUSE,
+    LIMIT,
     Caption,
     FilterInput,
     GalleryName,
     ImageInput,
+    Input,
     ItemId,
+    Limited,
     Metadata,
     Reproducible,
     StrokesInput,
@@ -19,17 +23,18 @@ from app.api.schemas.wire import (
     examples,
 )
 
+K = Annotated[int, Field(ge=1, json_schema_extra={LIMIT: "max_k"})]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
-class LikeInput(Wire):
+class LikeInput(Input):
     """Items of the gallery that the results resemble (`positive`), or do not (`negative`)."""
 
-    positive: Annotated[list[ItemId], Field(max_length=100)] = Field(default_factory=list)
-    negative: Annotated[list[ItemId], Field(max_length=100)] = Field(default_factory=list)
+    positive: Annotated[list[ItemId], FIRST_ERROR, Field(max_length=100)] = Field(default_factory=list)
+    negative: Annotated[list[ItemId], FIRST_ERROR, Field(max_length=100)] = Field(default_factory=list)
 
 
-class RetrieveOptions(Wire):
+class RetrieveOptions(Input):
     """Everything but the sketch: the text fields of the multipart form."""
 
     text: Text | None = None
@@ -37,7 +42,7 @@ class RetrieveOptions(Wire):
     like: LikeInput | None = None
     filter: FilterInput | None = None
     gallery: GalleryName = "default"
-    k: Annotated[int, Field(ge=1)] = 10
+    k: K = 10
     min_score: float | None = None  # results below it are left out
     caption: Caption | None = None
     reproducible: Reproducible = False
@@ -70,13 +75,15 @@ class RetrieveResponse(Wire):
     timings_ms: Timings
 
 
-class EmbedRequest(Wire):
+class EmbedRequest(Input):
     """Images and texts to embed."""
 
     model_config = examples({"texts": ["a house"], "images": [HOUSE]})
 
-    images: list[ImageInput] = Field(default_factory=list)
-    texts: Annotated[list[Text], Field(max_length=2048)] = Field(default_factory=list)
+    images: Annotated[
+        list[ImageInput], FIRST_ERROR, Limited("max_request_images", "A request may hold {limit} images.", is_work=True)
+    ] = Field(default_factory=list)
+    texts: Annotated[list[Text], FIRST_ERROR, Field(max_length=2048)] = Field(default_factory=list)
     reproducible: Reproducible = False
 
 
@@ -89,7 +96,7 @@ class EmbedResponse(Wire):
     texts: list[list[float]]
 
 
-class LiveAuth(Wire):
+class LiveAuth(Input):
     """The first message of a client that cannot send headers, such as a browser."""
 
     type: Literal["auth"]
@@ -103,7 +110,7 @@ class LiveQuery(StrokesInput):
     seq: Annotated[int, Field(ge=0, le=2**53 - 1)]  # exact in JavaScript
     text: Text | None = None
     gallery: GalleryName = "default"
-    k: Annotated[int, Field(ge=1)] = 10
+    k: K = 10
     filter: FilterInput | None = None
 
 

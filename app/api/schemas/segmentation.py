@@ -4,24 +4,36 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.api.schemas.wire import HOUSE, Caption, GalleryName, ImageInput, Label, Reproducible, Timings, Wire, examples
+from app.api.schemas.wire import (
+    FIRST_ERROR,
+    HOUSE,
+    Caption,
+    GalleryName,
+    ImageInput,
+    Input,
+    Label,
+    Reproducible,
+    Timings,
+    Wire,
+    examples,
+)
 
 Template = Annotated[str, Field(min_length=2, max_length=256)]
 
 
-class ClassObject(Wire):
+class ClassObject(Input):
     """A class with synonyms and its own prompt templates, each with one `{}`."""
 
     name: Label
-    synonyms: Annotated[list[Label], Field(max_length=64)] = Field(default_factory=list)
-    templates: Annotated[list[Template], Field(max_length=64)] = Field(default_factory=list)
+    synonyms: Annotated[list[Label], FIRST_ERROR, Field(max_length=64)] = Field(default_factory=list)
+    templates: Annotated[list[Template], FIRST_ERROR, Field(max_length=64)] = Field(default_factory=list)
 
 
 # A label map has 8 bits, and 0 is the background.
-Classes = Annotated[list[Label | ClassObject], Field(min_length=1, max_length=255)]
+Classes = Annotated[list[Label | ClassObject], FIRST_ERROR, Field(min_length=1, max_length=255)]
 
 
-class SegmentOptions(Wire):
+class SegmentOptions(Input):
     """Everything but the image: the text fields of the multipart form. Exactly one of `classes`, `class_set`."""
 
     classes: Classes | None = None
@@ -74,7 +86,7 @@ class SegmentResponse(Wire):
     timings_ms: Timings
 
 
-class ClassSetFields(Wire):
+class ClassSetFields(Input):
     """The classes of a set, in the form that `/segment` takes."""
 
     model_config = examples({"classes": ["sky", {"name": "house", "synonyms": ["hut"]}]})

@@ -1,10 +1,26 @@
 """The base of all wire models, image inputs, and the types that several of them share."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    JsonValue,
+    Tag,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
+from pydantic_core.core_schema import CoreSchema, with_info_before_validator_function
 
+from app.domain import Limits
 from app.imaging.sources import Base64Image, StrokesImage, SvgImage
 from app.tasks.inputs import ItemImage, Source
 
@@ -14,12 +30,76 @@ EPISODE_PATTERN = r"^ep_[0-9a-f]{24}$"
 # Ids that the server generates.
 SUPPORT_PATTERN = r"^s_[0-9a-f]{16}$"
 JOB_PATTERN = r"^job_[0-9a-f]{24}$"
+MAX_MEMBERS = 64  # of an object of a request other than metadata; none has a third of it
+LIMIT = "x-limit"
+"""Marks a JSON schema with the name of the limit that bounds it, until `openapi` knows the settings."""
+OVER_LIMIT, OVER_WORK = "over_limit", "over_work"
+"""Kinds of validation errors whose message is the answer's detail, with 422 and 413."""
 
 
 class Wire(BaseModel):
     """Base of requests and responses: no unknown fields, no NaN or infinity. Responses are read from records too."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, from_attributes=True)
+
+
+class Input(Wire):
+    """Base of what clients send."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_members(cls, value: object) -> object:
+        # pydantic makes an error for each unknown member, a hundred times its size.
+        if isinstance(value, dict) and len(value) > MAX_MEMBERS:
+            raise PydanticCustomError("too_many_members", "has more than {limit} members", {"limit": MAX_MEMBERS})
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class FirstError:
+    """Ends the validation of a list at its first bad entry; pydantic's `FailFast` cannot be part of a union."""
+
+    def __get_pydantic_core_schema__(self, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The list's schema, with the option."""
+        schema: Any = handler(source)
+        found: CoreSchema = {**schema, "fail_fast": True}
+        return found
+
+
+FIRST_ERROR = FirstError()
+
+
+@dataclass(frozen=True, slots=True)
+class Limited:
+    """Bounds a list by a limit of the settings before its entries are validated; it goes last in an annotation.
+
+    The limit is read from the validation's context. `openapi` states it as the list's `maxItems`.
+
+    Attributes:
+        name: a field of `Limits`.
+        message: what the client reads, with `{limit}`.
+        is_work: over it the request is too much work, 413, not invalid.
+    """
+
+    name: str
+    message: str
+    is_work: bool = False
+
+    def __get_pydantic_core_schema__(self, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The list's schema, after the check."""
+        return with_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The list's JSON schema, with the name of the limit."""
+        return {**handler(schema), LIMIT: self.name}
+
+    def _check(self, value: object, info: ValidationInfo) -> object:
+        if isinstance(info.context, Limits) and isinstance(value, list):
+            limit: int = getattr(info.context, self.name)
+            if len(value) > limit:
+                kind = OVER_WORK if self.is_work else OVER_LIMIT
+                raise PydanticCustomError(kind, self.message, {"limit": limit})
+        return value
 
 
 def examples(*bodies: JsonDict) -> ConfigDict:
@@ -53,7 +133,11 @@ FilterInput = Annotated[
 ]
 
 
-class Base64Input(Wire):
+Coordinates = Annotated[list[float], FIRST_ERROR]
+Stroke = Annotated[list[Coordinates], FIRST_ERROR, Field(min_length=2, max_length=3)]
+
+
+class Base64Input(Input):
     """A file as base64 text or a base64 data URI."""
 
     base64: Annotated[str, Field(min_length=1)]
@@ -64,10 +148,15 @@ class Base64Input(Wire):
         return Base64Image(text=self.base64)
 
 
-class StrokesInput(Wire):
+class StrokesInput(Input):
     """A drawing: strokes of `[[x…], [y…]]` on a canvas; a third list, of times, is allowed and ignored."""
 
-    strokes: Annotated[list[Annotated[list[list[float]], Field(min_length=2, max_length=3)]], Field(min_length=1)]
+    strokes: Annotated[
+        list[Stroke],
+        FIRST_ERROR,
+        Field(min_length=1),
+        Limited("max_points", "A drawing has at most {limit} strokes.", is_work=True),
+    ]
     width: Annotated[float, Field(gt=0)]  # of the canvas, in the strokes' units
     height: Annotated[float, Field(gt=0)]
 
@@ -76,7 +165,7 @@ class StrokesInput(Wire):
         return StrokesImage(strokes=self.strokes, width=self.width, height=self.height)
 
 
-class SvgInput(Wire):
+class SvgInput(Input):
     """An SVG document of paths and basic shapes."""
 
     svg: Annotated[str, Field(min_length=1)]
@@ -86,14 +175,14 @@ class SvgInput(Wire):
         return SvgImage(text=self.svg)
 
 
-class ItemName(Wire):
+class ItemName(Input):
     """The gallery and the id of an item."""
 
     gallery: GalleryName
     id: ItemId
 
 
-class ItemInput(Wire):
+class ItemInput(Input):
     """The stored image of a gallery item."""
 
     item: ItemName

@@ -1,0 +1,133 @@
+"""Parses JSON strictly: bounded before it becomes objects, and without NaN, infinity and NUL."""
+
+import contextlib
+import gc
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic_core import from_json
+
+from app.domain import MAX_JSON_VALUES, Limits
+from app.errors import FieldError, Invalid, Malformed, TooMuchWork
+from app.stores.filters import MAX_INTEGER
+
+MAX_METADATA_DEPTH = 32  # SQLite's and PostgreSQL's JSON functions accept more
+_SEPARATORS, _OPENING = (b",", b":", b"[", b"{"), (b"[", b"{")  # a separator stands before each value, after each name
+_OBJECT_COST = 4  # lists, objects and texts take longer to make than numbers do
+# Possessive: a string that never ends must not be searched again from each of its quotes.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_NUL = re.compile(rb"\\u0000")
+
+
+def parse_json(text: str | bytes, max_values: int = MAX_JSON_VALUES) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        TooMuchWork: it holds more than `max_values` numbers, or a fourth of so many lists, objects and texts.
+        Malformed: it is not JSON.
+        Invalid: it holds NaN, infinity or NUL.
+    """
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    _check_cost(data, max_values)
+    try:
+        with _no_collections():
+            value = from_json(data, allow_inf_nan=False)
+    except ValueError as err:
+        # Tell NaN apart from broken JSON: the first is 422, the second 400.
+        with contextlib.suppress(ValueError):
+            from_json(data, allow_inf_nan=True)
+            raise Invalid("NaN and infinity are not allowed.") from err
+        raise Malformed("The JSON cannot be read.") from err
+    # The search is quick; an escaped backslash before "u0000" is found too.
+    if _NUL.search(data) and (field := next(_with_nul(value, ""), None)) is not None:
+        raise nul_in(field)
+    return value
+
+
+def nul_in(field: str) -> Invalid:
+    """The error for a text with NUL, which PostgreSQL cannot store and other JSON parsers cut texts at."""
+    name = field[:100].replace("\0", "\\0") or "the body"
+    return Invalid(f"{name} holds a NUL character.", errors=[FieldError(field=name, message="holds a NUL character")])
+
+
+def check_metadata(metadata: Mapping[str, object] | None, field: str, limits: Limits) -> None:
+    """Refuse metadata over the limits, and integers that some JSON parsers round.
+
+    Raises:
+        Invalid: names the field.
+    """
+    if metadata is None:
+        return
+    _check_value(metadata, field, MAX_METADATA_DEPTH)
+    size = len(json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode())
+    if size > limits.max_metadata_bytes:
+        raise _invalid(field, f"is over {limits.max_metadata_bytes} bytes")
+
+
+def _check_cost(data: bytes, most: int) -> None:
+    """Refuse a text of too many values: as objects they take up to thirty times its bytes."""
+    quotes = data.count(b'"') - data.count(b'\\"')  # at most two a text
+    if _cost(data, quotes // 2) <= most:
+        return
+    # Some separators are inside of texts, such as those of a long SVG path.
+    are_few = 0 < _OBJECT_COST * quotes <= 2 * most
+    if are_few and _cost(*_STRING.subn(b"", data, count=most)) <= most:
+        return
+    # Hundreds of thousands of brackets that nothing closes are no JSON of any size.
+    if not quotes and data.count(b"[") != data.count(b"]"):
+        raise Malformed("The JSON cannot be read.")
+    objects = most // _OBJECT_COST
+    raise TooMuchWork(f"The JSON may hold {most} numbers, or {objects} lists, objects and texts: send less at once.")
+
+
+def _cost(data: bytes, texts: int) -> int:
+    return sum(map(data.count, _SEPARATORS)) + (_OBJECT_COST - 1) * (sum(map(data.count, _OPENING)) + texts)
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Hold back garbage collections, which would walk the new objects again and again, six times as long in all."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _with_nul(value: object, path: str) -> Iterator[str]:
+    """Paths of the texts and names with NUL."""
+    if isinstance(value, str) and "\0" in value:
+        yield path.removeprefix(".")
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _with_nul(name, f"{path}.{name[:100]}")
+            yield from _with_nul(inner, f"{path}.{name[:100]}")
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield from _with_nul(inner, f"{path}[{at}]")
+
+
+def _check_value(value: object, field: str, depth: int) -> None:
+    if depth == 0:
+        raise _invalid(field, f"is deeper than {MAX_METADATA_DEPTH}")
+    # A command checks its files' metadata, which no `parse_json` has seen.
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise _invalid(field, "holds a NUL or half a surrogate pair")
+    # JavaScript rounds larger integers.
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise _invalid(field, "holds an integer beyond 2^53 - 1: send it as a string")
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_value(name, field, depth)
+            _check_value(inner, field, depth - 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_value(inner, field, depth - 1)
+
+
+def _invalid(field: str, message: str) -> Invalid:
+    return Invalid(f"Field {field!r} {message}.", errors=[FieldError(field=field, message=message)])
