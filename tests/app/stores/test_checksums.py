@@ -86,7 +86,7 @@ def fill_folder(folder: Path) -> None:
     kinds = [ClassPrompt(name="cat", synonyms=["kitten"]), ClassPrompt(name="dog")]
     ClassSets(database, dimension=D, fingerprint=FINGERPRINT).put("kinds", kinds, np.stack([unit(1), unit(0, 1)]))
     keys = IdempotencyKeys(database, hold_s=1)
-    keys.claim("key", "request")
+    keys.claim("key", "request", until_s=time.time() + 1)
     keys.store("key", Answer(status=200, headers={"etag": "1"}, body=b'{"seq": 1}'))
     now = time.time()
     job = {"id": "job_1", "kind": "reembed", "state": "succeeded", "done": 3, "total": 3, "report": {"embedded": 3}}
@@ -120,7 +120,7 @@ def visible(folder: Path) -> object:
         sets = ClassSets(database, dimension=D, fingerprint=FINGERPRINT)
         for kinds in sets.all():
             found += [kinds, sets.embedded(kinds.name)[1].tolist()]
-        found.append(IdempotencyKeys(database, hold_s=1).claim("key", "request"))
+        found.append(IdempotencyKeys(database, hold_s=1).claim("key", "request", until_s=time.time() + 1))
         found.append(Jobs(database).get("job_1"))
         found.append(stores.items.upsert("default", [new_item("more", unit(1))]).seq)
         return found
