@@ -38,9 +38,10 @@ prove-engine: $(VENV)/test.stamp ## ten thousand random schedules of arrivals, d
 CHANGES ?= 10000
 KILLS_SQLITE ?= 200
 KILLS_POSTGRESQL ?= 50
-prove-state: $(VENV)/test.stamp ## hundreds of kills on both databases, 10,000 changes in order, long random histories; into docs/results/state.md
+FLIPS ?= 1000
+prove-state: $(VENV)/test.stamp ## hundreds of kills on both databases, 10,000 changes in order, 1,000 flipped bits, long random histories; into docs/results/state.md
 	ORDER_CHANGES=$(CHANGES) CRASHES_SQLITE=$(KILLS_SQLITE) CRASHES_POSTGRESQL=$(KILLS_POSTGRESQL) \
-		STORE_EXAMPLES=150 STORE_STEPS=50 REPLICA_WRITES=2000 FILTER_EXAMPLES=3000 \
+		FLIPS=$(FLIPS) STORE_EXAMPLES=150 STORE_STEPS=50 REPLICA_WRITES=2000 FILTER_EXAMPLES=3000 \
 		STATE_REPORT=docs/results/state.md $(BIN)/python -m pytest tests/app/stores --durations=10
 
 # The peers' packages live apart from ours, on top of them.

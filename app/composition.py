@@ -32,6 +32,7 @@ from app.stores.records.idempotency import IdempotencyKeys
 from app.stores.records.items import Items
 from app.stores.records.jobs import Jobs
 from app.stores.sql.database import open_database
+from app.stores.sql.probe import Probe
 from app.tasks.features import RequestEncoders
 from app.tasks.fewshot import FewShot
 from app.tasks.galleries import GalleryTask
@@ -138,10 +139,13 @@ def assemble_services(
         settings, bundle=bundle, engine=engine, images=platform.images, segmentation_head=segmentation_head
     )
 
+    probe = None if settings.database_url is None else Probe(settings.database_url.get_secret_value())
+
     return Services(
         bundle=bundle,
         is_alive=engine.is_alive,
         is_current=lambda: tasks.stores.indexes.is_current,
+        is_reachable=None if probe is None else probe.answers,
         tasks=tasks,
         on_start=(partial(engine.warm_up, _warm_up_views(bundle)), engine.start),
         # The engine first: requests that it still answers read and write the stores.

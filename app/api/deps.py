@@ -83,6 +83,7 @@ class Services:
     Attributes:
         is_alive: whether the device makes progress; where it is False, `/livez` fails.
         is_current: whether the indexes follow the change log; where it is False, `/readyz` fails.
+        is_reachable: whether a shared database answers; where it is False, `/readyz` fails.
         tasks: None only in tests of routes that need none.
         on_start: awaited in order on the event loop after the load (warm-up, engine start).
         on_stop: awaited in order after the last response.
@@ -91,6 +92,7 @@ class Services:
     bundle: BundleInfo
     is_alive: Callable[[], bool]
     is_current: Callable[[], bool] = lambda: True
+    is_reachable: Callable[[], Awaitable[bool]] | None = None
     tasks: Tasks | None = None
     on_start: Sequence[Callable[[], Awaitable[None]]] = ()
     on_stop: Sequence[Callable[[], Awaitable[None]]] = ()

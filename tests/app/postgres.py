@@ -4,11 +4,12 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +22,24 @@ START_S = 60
 class PostgresServer:
     """A running server; every test asks for a database of its own."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, launch: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self.port = port
+        self._launch = launch
+        self.process = launch()
+
+    def start(self) -> None:
+        """Start it again after `stop`, with its databases."""
+        self.process = self._launch()
+
+    def stop(self) -> None:
+        """Stop it at once, whoever is connected."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=START_S)
+
+    def pids(self) -> list[int]:
+        """All its processes."""
+        own = self.process.pid
+        return [own, *map(int, Path(f"/proc/{own}/task/{own}/children").read_text().split())]
 
     def new_database(self) -> str:
         """The URL of a new, empty database."""
@@ -38,7 +55,7 @@ class PostgresServer:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _url(self, name: str) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self._port}/{name}"
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
 
 
 @contextmanager
@@ -61,20 +78,18 @@ def running_postgres() -> Iterator[PostgresServer]:
     # It is never killed itself, so what it says is on disk need not be.
     options = ["-p", str(port), "-k", str(folder), "-h", "127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200"]
     log = (folder / "log").open("wb")
-    server = subprocess.Popen(
-        [str(binaries / "postgres"), "-D", str(data), *options],
-        user=user,
-        cwd="/",
-        env=environment,
-        stdout=log,
-        stderr=log,
-    )
+    command = [str(binaries / "postgres"), "-D", str(data), *options]
+
+    def launch() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, user=user, cwd="/", env=environment, stdout=log, stderr=log)
+        _wait_until_ready(process, port, folder / "log")
+        return process
+
+    server = PostgresServer(port, launch)
     try:
-        _wait_until_ready(server, port, folder / "log")
-        yield PostgresServer(port)
+        yield server
     finally:
-        server.terminate()
-        server.wait(timeout=START_S)
+        server.stop()
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -107,11 +107,17 @@ async def startupz(platform: PlatformDep) -> Health:
 @health.get("/health", include_in_schema=False)
 @requires(Scope.OPEN)
 async def readyz(platform: PlatformDep, response: Response) -> Health:
-    """200 while the service accepts requests: warmed up, indexes current, not draining. Overload is not unready."""
+    """200 while the service accepts requests: warmed up, indexes current, the database reachable, not draining.
+
+    Overload is not unready.
+    """
     if platform.lifecycle.phase is not Phase.READY:
         raise _not_ready(platform)
     if platform.services is not None and not platform.services.is_current():
         raise EngineUnavailable("The indexes do not follow the change log.", retry_after_s=LOAD_RETRY_AFTER_S)
+    is_reachable = None if platform.services is None else platform.services.is_reachable
+    if is_reachable is not None and not await is_reachable():
+        raise EngineUnavailable("The database does not answer.", retry_after_s=LOAD_RETRY_AFTER_S)
     response.headers["Cache-Control"] = "no-store"  # a cached "ready" would hide a drain
     return Health(status=Phase.READY)
 

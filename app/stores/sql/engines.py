@@ -91,6 +91,17 @@ def postgres_engine(url: str, threads: int) -> sa.Engine:
     return engine
 
 
+def probe_engine(url: str | sa.URL) -> sa.Engine:
+    """Return an engine over a PostgreSQL database that gives up soon and holds no connections."""
+    return sa.create_engine(
+        sa.make_url(url).set(drivername="postgresql+psycopg"),
+        poolclass=sa.NullPool,
+        hide_parameters=True,
+        # The system gives up what is not acknowledged: else a thread would wait a quarter of an hour for a lost host.
+        connect_args={"connect_timeout": 2, "tcp_user_timeout": 2000, "options": "-c statement_timeout=1000"},
+    )
+
+
 def migrate(engine: sa.Engine, to: str = "head") -> None:
     """Upgrade a database to a schema revision, one process at a time, in one transaction."""
     config = _config()
