@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export VERMOUTH_PORT := $(PORT)
 
-.PHONY: serve test prove-engine prove-state bench-serve bench-encoder bench-gpu bench-soak bench-maxima bench-index lint format lock clean weights
+.PHONY: serve test prove-engine prove-state prove-hardening bench-serve bench-encoder bench-gpu bench-soak bench-maxima bench-index lint format lock clean weights
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -43,6 +43,11 @@ prove-state: $(VENV)/test.stamp ## hundreds of kills on both databases, 10,000 c
 	ORDER_CHANGES=$(CHANGES) CRASHES_SQLITE=$(KILLS_SQLITE) CRASHES_POSTGRESQL=$(KILLS_POSTGRESQL) \
 		FLIPS=$(FLIPS) STORE_EXAMPLES=150 STORE_STEPS=50 REPLICA_WRITES=2000 FILTER_EXAMPLES=3000 \
 		STATE_REPORT=docs/results/state.md $(BIN)/python -m pytest tests/app/stores --durations=10
+
+FAULTS ?= 1000
+SEED ?= 1
+prove-hardening: $(VENV)/test.stamp ## protocol faults over raw sockets: no 5xx, no restart, memory and descriptors as before
+	$(BIN)/python -m tests.hardening.protocol --count $(FAULTS) --seed $(SEED)
 
 # The peers' packages live apart from ours, on top of them.
 PEERS ?= /tmp/peers

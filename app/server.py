@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
         self._lifecycle = lifecycle
         self._drain_delay_s = drain_delay_s
         lifecycle.on_ready = _freeze_heap
-        lifecycle.on_failure = self._end
+        lifecycle.on_failure = self.end
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Enter the draining phase, accept requests for the delay, then shut down as uvicorn does."""
@@ -47,7 +47,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(self._drain_delay_s)
         await super().shutdown(sockets)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Stop soon, as after a signal."""
         self.should_exit = True
 
 
@@ -96,8 +97,9 @@ def _serve(settings: Settings, build_services: BuildServices) -> int:
         return EXIT_START_FAILED
     lifecycle: Lifecycle = app.state.platform.lifecycle
     server = Server(configured(app, settings), lifecycle=lifecycle, drain_delay_s=settings.drain_delay_s)
-    # After a graceful stop uvicorn raises the captured signal again, which would kill this process with -15.
-    previous = signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    # Uvicorn handles signals while it runs. After a graceful stop it raises the captured one again, which would kill
+    # this process with -15; one that comes before must stop it too.
+    previous = signal.signal(signal.SIGTERM, lambda _number, _frame: server.end())
     try:
         server.run()
     except KeyboardInterrupt:

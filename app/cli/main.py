@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -132,9 +133,17 @@ def serve(
     ] = None,
 ) -> None:
     """Start the server; VERMOUTH_… variables set everything else (docs/settings.md)."""
+    # Imports take seconds, in which the server does not handle signals yet. There is nothing to drain.
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
+    try:
+        sys.exit(_serve(host=host, port=port, bundle=bundle, data_dir=data_dir, insecure=insecure))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _serve(**options: object) -> int:
     # OpenMP reads it when torch is loaded: threads that spin while they wait are 50 times slower on busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from app.server import serve as run_server
 
-    settings = read_settings(host=host, port=port, bundle=bundle, data_dir=data_dir, insecure=insecure)
-    sys.exit(run_server(settings))
+    return run_server(read_settings(**options))

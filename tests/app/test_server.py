@@ -27,6 +27,7 @@ from app.runtime.process import EXIT_FATAL, EXIT_START_FAILED, Lifecycle
 from app.server import Server, serve
 from app.settings import Settings
 from models.bundle.pack import write_random
+from tests.app.api.wire import connect
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,11 @@ class Process:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def handles(self, number: signal.Signals) -> bool:
+        """Whether the process has a handler of the signal (Linux)."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
+        return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -188,6 +194,34 @@ def test_a_signal_does_not_wait_for_the_load(tmp_path: Path, number: signal.Sign
     with started("held", tmp_path, DRAIN_DELAY_S="0") as process, process.connect():
         process.signal(number)
         assert process.exit_code() == 0
+
+
+@pytest.mark.parametrize("later_s", [0, 0.5, 1.5])
+def test_a_signal_while_modules_are_imported_ends_with_zero(tmp_path: Path, later_s: float) -> None:
+    with started("", tmp_path, COMMAND, DRAIN_DELAY_S="0") as process:
+        while not process.handles(signal.SIGTERM):
+            time.sleep(0.005)
+        time.sleep(later_s)
+        process.signal(signal.SIGTERM)
+        assert process.exit_code() == 0
+
+
+def test_a_drain_does_not_wait_for_clients_that_do_not_read(tmp_path: Path) -> None:
+    settings = {"DRAIN_DELAY_S": "0", "DRAIN_TIMEOUT_S": "1", "LIMITS__MAX_METADATA_BYTES": "1000000"}
+    with started("free", tmp_path, **settings) as process, process.connect() as client, contextlib.ExitStack() as stack:
+        process.wait_for("ready")
+        strokes = {"strokes": [[[0, 9], [0, 9]]], "width": 10, "height": 10}
+        items = [{"id": f"i{n}", "image": strokes, "metadata": {"a": "x" * 100_000}} for n in range(100)]
+        assert client.post("/galleries/default/items", json=items).status_code == 200
+        for _ in range(3):
+            held = stack.enter_context(connect(int(client.base_url.port or 0), receive_bytes=4096))
+            held.sendall(b"GET /galleries/default/export HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert held.recv(12) == b"HTTP/1.1 200"
+        client.close()
+        process.signal(signal.SIGTERM)
+        started_s = time.monotonic()
+        assert process.exit_code() == 0
+        assert time.monotonic() - started_s < 15
 
 
 @pytest.mark.parametrize("mode", ["bad-load", "bad-warm-up"])

@@ -1,6 +1,7 @@
 """What is not HTTP, or too much of it, is answered by a problem document, over real connections."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.api.connections import ConnectionLimits
-from tests.app.api.served import new_app, served
+from tests.app.api.served import LIMIT_S, new_app, served, set_soon
 from tests.app.api.wire import RawAnswer, connect, exchange, is_closed, read_answer
 from tests.app.fakes import FakeEncoder
 
@@ -164,3 +165,57 @@ async def test_an_idle_connection_is_closed(tmp_path: Path, first: bytes) -> Non
 
     async with served(new_app(FakeEncoder(), tmp_path), SHORT) as port:
         assert await asyncio.to_thread(close, port)
+
+
+async def test_silent_connections_shut_nobody_out(tmp_path: Path) -> None:
+    def statuses(port: int) -> list[int]:
+        with contextlib.ExitStack() as stack:
+            kept = stack.enter_context(connect(port))
+            kept.sendall(GET)
+            found = [read_answer(kept)]
+            for _ in range(40):
+                stack.enter_context(connect(port))
+            found.append(exchange(port, GET))
+            # What has had a request outlives what never had one.
+            kept.sendall(GET)
+            found.append(read_answer(kept))
+        return [answer.status for answer in found if answer is not None]
+
+    limits = ConnectionLimits(max_connections=8, keep_alive_s=30)
+    async with served(new_app(FakeEncoder(), tmp_path), limits) as port:
+        assert await asyncio.to_thread(statuses, port) == [200, 200, 200]
+
+
+async def test_above_the_limit_health_alone_is_served(tmp_path: Path) -> None:
+    encoder = FakeEncoder()
+    entered, loop = asyncio.Event(), asyncio.get_running_loop()
+    post = CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n"
+    body = b'{"texts": ["cat"]}'
+    async with served(new_app(encoder, tmp_path), ConnectionLimits(max_connections=1, keep_alive_s=30)) as port:
+        encoder.entered = lambda: set_soon(loop, entered)
+        encoder.gate.clear()
+        held = asyncio.create_task(asyncio.to_thread(exchange, port, post % (len(body), body)))
+        await asyncio.wait_for(entered.wait(), LIMIT_S)
+        health = await asyncio.to_thread(exchange, port, GET)
+        other = await asyncio.to_thread(exchange, port, GET.replace(b"livez", b"galleries"))
+        encoder.gate.set()
+        answer = await held
+    assert [one.status for one in (health, other, answer) if one is not None] == [200, 503, 200]
+
+
+async def test_a_live_search_has_its_own_bounds(tmp_path: Path) -> None:
+    shake = (
+        b"GET /retrieve/live HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    )
+
+    def statuses(port: int) -> list[int]:
+        found = [
+            exchange(port, shake + b"\r\n"),
+            exchange(port, shake + b"A: " + b"a" * 9000 + b"\r\n\r\n"),
+            exchange(port, shake.replace(b"GET", b"POST") + b"\r\n"),
+        ]
+        return [answer.status for answer in found if answer is not None]
+
+    async with served(new_app(FakeEncoder(), tmp_path), SHORT) as port:
+        assert await asyncio.to_thread(statuses, port) == [101, 431, 400]
