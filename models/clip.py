@@ -122,7 +122,7 @@ class ClipImages(nn.Module):
         values = block.ls_1(block.attn.out_proj(F.linear(tokens[:, 1:], weight, bias)))
         features: torch.Tensor = self.visual.ln_post(values) @ self.visual.proj
         cells = side // int(self.visual.patch_size[0])
-        return features.transpose(1, 2).reshape(len(features), -1, cells, cells)
+        return features.transpose(1, 2).reshape(features.shape[0], features.shape[2], cells, cells)
 
     def _store_attention_input(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         self._attention_input = output

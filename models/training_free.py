@@ -44,11 +44,14 @@ class SelfAttention:
         """
         queries, keys, features = (self._stored.pop(name) for name in ("to_q", "to_k", "map"))
         size = (int(features.shape[2]), int(features.shape[3]))
-        mean = torch.zeros(len(queries), size[0] * size[1], size[0] * size[1], device=queries.device)
+        mean: torch.Tensor | None = None
         # One head at a time: at 64² cells the probabilities of eight would take half a gigabyte an image.
         for query, key in zip(queries.chunk(self.heads, dim=2), keys.chunk(self.heads, dim=2), strict=True):
             scores = query @ key.transpose(1, 2) * self._scale
-            mean = mean + scores.float().softmax(dim=2) / self.heads
+            share = scores.float().softmax(dim=2) / self.heads
+            mean = share if mean is None else mean + share
+        if mean is None:
+            raise RuntimeError("an attention without heads")
         return mean, size
 
     def _hook(self, name: str) -> Any:

@@ -185,10 +185,13 @@ def show(
 @bundle_app.command("random")
 def random(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    arch: Annotated[Literal["tiny", "sd15"], typer.Option(help="Shapes: small for tests, or as SD 1.5.")] = "tiny",
+    arch: Annotated[
+        Literal["tiny", "tiny-sd", "tiny-sd-heads", "sd15", "sd15-heads", "sd21", "sd21-heads"],
+        typer.Option(help="Shapes: small ones of mini or of Stable Diffusion, or those of 1.5 or 2.1 (6 GB)."),
+    ] = "tiny",
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
 ) -> None:
-    """Write a bundle of random weights in the layout of a trained one."""
+    """Write a bundle of random weights in the layout of a trained or published one."""
     from models.bundle.pack import write_random
 
     write_random(out, arch=arch, seed=seed)

@@ -123,24 +123,25 @@ def _load_network(
 ) -> tuple[TrainedNetwork | TrainingFreeNetwork, TextEncoder | OpenClipNames]:
     """The pass, and the model of names: `clip` serves both, read once."""
     parts = manifest.components
-    images, names = None, _load_names(parts.names, folder, dtype)
-    if parts.clip is not None:
-        images, clip_names = load_clip(parts.clip, folder, dtype)
-        _ready(images, device, dtype)
-        names = names or clip_names
-    if names is not None:
-        _ready(names, device, dtype)
+    names = _load_names(parts.names, folder, dtype)
     if parts.uhead is not None:
         uhead = UHead(parts.uhead, manifest.dimension)
         fill(uhead, parts.uhead.source, folder)
         _ready(uhead, device, dtype)
+        if names is None and parts.clip is not None:
+            names = load_open_clip_names(parts.clip, folder, dtype)
         network: TrainedNetwork | TrainingFreeNetwork = TrainedNetwork(extractor, uhead)
     else:
-        if manifest.training_free is None or images is None:
+        if manifest.training_free is None or parts.clip is None:
             raise BundleError(f"the bundle '{manifest.name}' has neither trained heads nor `training_free`")
+        images, clip_names = load_clip(parts.clip, folder, dtype)
         if images.dimension != manifest.dimension:
             raise BundleError(f"the dimension of '{manifest.name}' is not {images.dimension}, that of its `clip`")
+        _ready(images, device, dtype)
+        names = names or clip_names
         network = _training_free(manifest.training_free, manifest, extractor, images)
+    if names is not None:
+        _ready(names, device, dtype)
     return network, names or extractor.text
 
 

@@ -3,16 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import open_clip
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from models.bundle.files import CLIP_TEXT_PREFIX, read_tensors, sha256, stored_name
+from models.bundle.architectures import ARCHITECTURES, SCHEDULER, TINY_UNET, TINY_VAE
+from models.bundle.files import read_tensors, sha256
 from models.bundle.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -27,6 +25,7 @@ from models.bundle.manifest import (
     UHeadPart,
     VaePart,
 )
+from models.bundle.random import write_stable_diffusion
 from models.errors import BundleError
 from models.expert import adapter_tensors
 from models.heads.segmentation import SegmentationHead
@@ -87,12 +86,13 @@ def write_manifest(folder: Path, *, name: str, licence: str, attribution: str, s
 
 
 def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
-    """Writes a bundle of random weights, in the layout of a trained one.
+    """Writes a bundle of random weights, in the layout of a trained or published one.
 
     Args:
         folder: must be empty, or not exist.
-        arch: `tiny` for tests, or `sd15`: the shapes of Stable Diffusion 1.5, conditioned by a random CLIP ViT-L/14
-            text model. MiniLM embeds names in both.
+        arch: `tiny`, `mini` with small networks; `sd15`, `sd21` or `tiny-sd`: the parts that `weights/sd15` names, at
+            full size, with the shapes of Stable Diffusion 2.1, or small. With `-heads` at the end the bundle has an
+            expert, DINOv2, and the paper's U-head instead of training-free features.
         seed: of the weights.
 
     Raises:
@@ -101,47 +101,21 @@ def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} exists already and is not an empty folder: name a new one")
     torch.manual_seed(seed)  # the libraries' initializers take no generator
-    vae, unet = _ARCHITECTURES[arch]
-    AutoencoderKL.from_config(vae).half().save_pretrained(folder / "vae")
-    UNet2DConditionModel.from_config(unet).half().save_pretrained(folder / "unet")
-    DDPMScheduler.from_config(_DDPM).save_pretrained(folder / "scheduler")
-    shape = UHeadConfig(scales=_uhead_scales(unet["block_out_channels"]))
+    name = f"random-{arch}"
+    if arch != "tiny":
+        architecture = ARCHITECTURES[arch.removesuffix("-heads")]
+        has_heads = arch.endswith("-heads")
+        return _written(write_stable_diffusion(folder, architecture, name=name, has_heads=has_heads), folder)
+    AutoencoderKL.from_config(TINY_VAE).half().save_pretrained(folder / "vae")
+    UNet2DConditionModel.from_config(TINY_UNET).half().save_pretrained(folder / "unet")
+    DDPMScheduler.from_config(SCHEDULER).save_pretrained(folder / "scheduler")
+    shape = UHeadConfig(scales=_uhead_scales(TINY_UNET["block_out_channels"]))
     save_heads(UHead(shape, MINI_DIMENSION), SegmentationHead(MINI_DIMENSION), folder / "heads")
-    manifest = write_manifest(folder, name=f"random-{arch}", licence="Apache-2.0", attribution="random weights")
-    parts = manifest.components
-    heads = _files(folder, "heads", HEAD_FILES[0])
-    changed: dict[str, Any] = {"uhead": UHeadPart(source=heads, **shape.model_dump())}
-    if arch == "sd15":
-        changed |= {"text": write_clip_text(folder, width=768, layers=12, heads=12), "names": parts.text}
-        manifest = manifest.model_copy(update={"tasks": _SD15_TASKS})
-    return _written(manifest.model_copy(update={"components": parts.model_copy(update=changed)}), folder)
-
-
-def write_clip_text(folder: Path, *, width: int, layers: int, heads: int) -> TextPart:
-    """Writes a CLIP text model of random weights as Stable Diffusion lays it out: `text_encoder/` and `tokenizer/`.
-
-    `width` is C of the conditioning states.
-    """
-    _write_clip_tokenizer(folder / "tokenizer")
-    config = CLIPTextConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=_CLIP_TOKENS,
-        projection_dim=width,
-        bos_token_id=49406,  # of the vocabulary below
-        eos_token_id=49407,
-        pad_token_id=1,
+    manifest = write_manifest(folder, name=name, licence="Apache-2.0", attribution="random weights")
+    heads = UHeadPart(source=_files(folder, "heads", HEAD_FILES[0]), **shape.model_dump())
+    return _written(
+        manifest.model_copy(update={"components": manifest.components.model_copy(update={"uhead": heads})}), folder
     )
-    model = CLIPTextModel(config)
-    config.architectures = ["CLIPTextModel"]
-    config.save_pretrained(folder / "text_encoder")
-    tensors = {stored_name(CLIP_TEXT_PREFIX, name): tensor for name, tensor in model.state_dict().items()}
-    _save_half_tensors(tensors, folder / "text_encoder" / "model.safetensors")
-    written = [file for name in ("text_encoder", "tokenizer") for file in sorted((folder / name).iterdir())]
-    files = {file.relative_to(folder).as_posix(): sha256(file) for file in written}
-    return TextPart(source=PathSource(path=".", files=files), max_length=_CLIP_TOKENS, key_map=CLIP_TEXT_PREFIX)
 
 
 def save_heads(uhead: nn.Module, segmentation: nn.Module, folder: Path) -> None:
@@ -228,47 +202,3 @@ def _minilm() -> PackageSource:
     folder = package_folder(MINILM_PACKAGE) / "model"
     files = {name: sha256(folder / name) for name in names}
     return PackageSource(package=MINILM_PACKAGE, path="model", files={"model.safetensors": MINILM_SHA256, **files})
-
-
-def _write_clip_tokenizer(folder: Path) -> None:
-    """Writes CLIP's own vocabulary, from open_clip's package, in the files that transformers reads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    source = open_clip.tokenizer.SimpleTokenizer()
-    renamed = {"<start_of_text>": start, "<end_of_text>": end}  # open_clip's names for CLIP's two tokens
-    vocabulary = {renamed.get(token, token): number for token, number in source.encoder.items()}
-    merges = ["#version: 0.2", *(" ".join(pair) for pair in source.bpe_ranks)]
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    (folder / "merges.txt").write_text("\n".join(merges) + "\n")
-    tokens = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
-    config = {"tokenizer_class": "CLIPTokenizer", **tokens, "model_max_length": _CLIP_TOKENS}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-
-
-_CLIP_TOKENS = 77  # as every CLIP text model
-_DDPM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
-_SD15_TASKS = {
-    "retrieval": TaskConfig(resolution=256, timestep=200),
-    "segmentation": TaskConfig(resolution=512, timestep=10),
-    "fewshot": TaskConfig(resolution=256, timestep=200),
-}
-# What these leave out are the defaults of diffusers, which are Stable Diffusion 1's.
-_SD15_UNET = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
-_TINY_UNET = {
-    "sample_size": 16,
-    "block_out_channels": (32, 32, 64, 64),
-    "layers_per_block": 1,
-    "cross_attention_dim": 384,
-}
-_SD15_VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "sample_size": 512,
-}
-_TINY_VAE = {**_SD15_VAE, "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "sample_size": 128}
-_ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "tiny": (_TINY_VAE, _TINY_UNET),
-    "sd15": (_SD15_VAE, _SD15_UNET),
-}

@@ -74,7 +74,7 @@ def load_clip(part: ClipPart, bundle: Path, dtype: torch.dtype = _FLOAT) -> tupl
     return images, OpenClipNames(model, tokenizer_of(part.model, config))
 
 
-def load_open_clip_names(part: TextPart, bundle: Path, dtype: torch.dtype = _FLOAT) -> OpenClipNames:
+def load_open_clip_names(part: TextPart | ClipPart, bundle: Path, dtype: torch.dtype = _FLOAT) -> OpenClipNames:
     """Loads the text tower of an open_clip file, which may hold the image tower too. Raises as `load_bundle`."""
     file, model, config = _open_clip(part.model, part.source, bundle)
     tower = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("visual.")}

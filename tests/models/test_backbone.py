@@ -10,12 +10,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 
 from models.backbone import add_noise, build_truncated_unet, fixed_noise
+from models.bundle.architectures import ARCHITECTURES, TINY_UNET
 from models.bundle.build import LoadedBundle, load_bundle
 from models.bundle.files import sha256
-from models.bundle.pack import _ARCHITECTURES, TAPS
+from models.bundle.pack import TAPS
 from models.errors import BundleError
 
-UNET = _ARCHITECTURES["tiny"][1]
+SD15 = ARCHITECTURES["sd15"].unet
 
 
 def _hooked(unet: Any, taps: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -28,7 +29,7 @@ def _hooked(unet: Any, taps: Sequence[str]) -> dict[str, torch.Tensor]:
 
 def _whole_unet(seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return UNet2DConditionModel.from_config(dict(UNET)).eval().requires_grad_(False)
+    return UNet2DConditionModel.from_config(dict(TINY_UNET)).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("timestep", [0, 50, 999])
@@ -58,7 +59,7 @@ def test_taps_equal_those_of_the_whole_library_pipeline(tiny: LoadedBundle, tiny
 def test_truncation_changes_no_tap_at_any_latent_size(last: str, size: tuple[int, int]) -> None:
     taps = TAPS[: TAPS.index(last) + 1]
     whole = _whole_unet()
-    cut = build_truncated_unet(UNET, taps)
+    cut = build_truncated_unet(TINY_UNET, taps)
     cut_names = cut.state_dict().keys()
     cut.load_state_dict({name: whole.state_dict()[name] for name in cut_names}, strict=True, assign=True)
     expected, found = _hooked(whole, taps), _hooked(cut, taps)
@@ -86,7 +87,7 @@ def test_a_time_step_a_sample_equals_one_at_a_time(tiny: LoadedBundle) -> None:
 
 
 def test_stable_diffusion_1_5_has_its_published_number_of_parameters() -> None:
-    config = _ARCHITECTURES["sd15"][1]
+    config = SD15
     with torch.device("meta"):
         whole = UNet2DConditionModel.from_config(dict(config))
     assert sum(p.numel() for p in whole.parameters()) == 859_520_964
@@ -94,7 +95,7 @@ def test_stable_diffusion_1_5_has_its_published_number_of_parameters() -> None:
 
 @pytest.mark.parametrize(("last", "millions"), [("mid", 348.7), ("up_0", 511.0), ("up_1", 769.3), ("up_2", 840.7)])
 def test_cut_stable_diffusion_holds_no_later_block(last: str, millions: float) -> None:
-    cut = build_truncated_unet(_ARCHITECTURES["sd15"][1], [last])
+    cut = build_truncated_unet(SD15, [last])
     parameters = list(cut.parameters())
     assert all(p.is_meta for p in parameters)
     assert sum(p.numel() for p in parameters) / 1e6 == pytest.approx(millions, abs=0.05)
@@ -152,7 +153,7 @@ def test_neither_decoder_nor_output_is_loaded(tiny: LoadedBundle) -> None:
 
 def test_an_unknown_tap_is_named() -> None:
     with pytest.raises(BundleError, match="up_7"):
-        build_truncated_unet(_ARCHITECTURES["tiny"][1], ["mid", "up_7"])
+        build_truncated_unet(TINY_UNET, ["mid", "up_7"])
 
 
 def test_fewer_taps_load_fewer_blocks_and_give_the_same_maps(tiny_copy: Path, tiny: LoadedBundle) -> None:

@@ -8,8 +8,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from models.bundle.manifest import TextPart
-from models.bundle.pack import write_clip_text
 from models.bundle.parts import load_text
+from models.bundle.random import write_clip_text
 from models.errors import BundleError
 from models.text import TextEncoder, load_minilm, package_folder
 
