@@ -82,7 +82,7 @@ class TrainedNetwork(nn.Module):
     """One whole pass with a trained U-head.
 
     `visual` is the mean of the expert's last map, or without an expert of the lowest tap: neither is trained to the
-    text space, which few-shot classification of photographs pays for (docs/adr/0044).
+    text space, which few-shot classification of photographs pays for (docs/adr/0048).
     """
 
     def __init__(self, extractor: FrozenExtractor, uhead: UHead) -> None:

@@ -36,7 +36,7 @@ FEATURES = ("semantic", "visual", "dense")
 _NUMERICS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _DTYPES = {name: dtype for dtype, name in _NUMERICS.items()}
 # A pass of Stable Diffusion 1.5 takes seconds on a CPU: recording it took six minutes of CPU and gained nothing, and
-# packed weights are a copy per image size (docs/adr/0044). `mini` has 10 million parameters.
+# packed weights are a copy per image size (docs/adr/0048). `mini` has 10 million parameters.
 _MAX_RECORDED_PARAMETERS = 100_000_000
 
 
