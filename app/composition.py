@@ -59,7 +59,6 @@ def build_platform(settings: Settings) -> Platform:
     telemetry = Telemetry()
     cache = ImageCache(max_bytes=settings.picture_cache_bytes)
     telemetry.image_cache_bytes.set_function(lambda: cache.size_bytes)
-    workers = settings.decoders
     return Platform(
         lifecycle=Lifecycle(),
         telemetry=telemetry,
@@ -69,10 +68,8 @@ def build_platform(settings: Settings) -> Platform:
             limits=settings.limits,
             telemetry=telemetry,
             cache=cache,
-            workers=workers,
+            processes=DecoderProcesses(settings.decoders, limits=settings.limits),
             max_waiting=settings.max_decode_waiting,
-            # One worker decodes in a thread: a process pays only for images that are decoded beside each other.
-            processes=DecoderProcesses(workers, limits=settings.limits) if workers > 1 else None,
         ),
         deadline_s=settings.deadline_s,
         live_slots=asyncio.Semaphore(settings.max_live_connections),

@@ -172,4 +172,4 @@ class Supervisor:
             except Exception:  # noqa: BLE001 - one service that fails to stop must not prevent the others
                 get_logger().exception("stop_failed")
         self._platform.wire.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self._platform.images.stop)
+        await self._platform.images.stop()

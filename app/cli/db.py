@@ -156,7 +156,7 @@ async def _tasks(settings: Settings) -> AsyncIterator["Tasks"]:
     finally:
         for stop in services.on_stop:
             await stop()
-        platform.images.stop()
+        await platform.images.stop()
 
 
 @contextmanager

@@ -1,43 +1,44 @@
-"""The interface that tasks call: sources to model-ready images, in a bounded pool and behind one cache."""
+"""The interface that tasks call: sources to model-ready images, in decoder processes and behind one cache."""
 
 import asyncio
-import threading
-import time
+import contextlib
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, cast
-
-import numpy as np
-from numpy.typing import NDArray
 
 from app.domain import Limits
 from app.errors import QueueFull, ServiceError
-from app.imaging.drawings import draw_on_canvas, open_strokes, render_svg
-from app.imaging.processes import DecoderProcesses
-from app.imaging.raster import DecodedImage, OpenedImage, TiledImage, decode_image, open_file, thumbnail_of, tile_image
-from app.imaging.sources import Base64Image, EncodedImage, ImageSource, PixelBudget, StrokesImage, decode_base64
+from app.imaging.messages import DecodeRequest, Product
+from app.imaging.processes import Charge, DecoderProcesses
+from app.imaging.raster import DecodedImage, TiledImage
+from app.imaging.sources import (
+    Base64Image,
+    EncodedImage,
+    ImageSource,
+    PixelBudget,
+    StrokesImage,
+    SvgImage,
+    decode_base64,
+)
 from app.runtime.lru import ByteLru
-from app.runtime.process import DECODER_NICENESS, be_nice
 from app.runtime.telemetry import Telemetry
 from models.transforms import plan_views
 
 _ENTRY_BYTES = 512  # overhead of a cache entry, so that many small ones are bounded too
-_LOOP_LOOKUP_BYTES = 1 << 20  # largest file looked up on the event loop: hashing it takes a quarter of a millisecond
+_LOOP_TEXT_BYTES = 1 << 20  # longest base64 text decoded on the event loop, in three milliseconds
 T = TypeVar("T")
-Opened = tuple[ImageSource, OpenedImage]
 V = TypeVar("V", DecodedImage, TiledImage)
+Readable = EncodedImage | StrokesImage | SvgImage
 
 
 class ImageCache:
-    """LRU cache of decoded images, keyed by (file bytes, size) and kind of result; shared by all tasks; thread-safe."""
+    """LRU cache of decoded images, keyed by (file bytes, size) and kind of result; shared by all tasks."""
 
     def __init__(self, *, max_bytes: int) -> None:
         self._values: ByteLru[tuple[bytes, int, type], Any] = ByteLru(max_bytes)
-        self._guard = threading.Lock()
         # A lock of each file being made; it vanishes with its last waiter.
-        self._in_flight: weakref.WeakValueDictionary[bytes, threading.Lock] = weakref.WeakValueDictionary()
+        self._in_flight: weakref.WeakValueDictionary[bytes, asyncio.Lock] = weakref.WeakValueDictionary()
 
     @property
     def size_bytes(self) -> int:
@@ -48,20 +49,19 @@ class ImageCache:
         """Return the cached result of a file, or None; never waits for a decode."""
         return cast(V | None, self._values.get((data, size, kind)))
 
-    def get_or_make(self, data: bytes, size: int, kind: type[V], make: Callable[[], V]) -> V:
+    async def get_or_make(self, data: bytes, size: int, kind: type[V], make: Callable[[], Awaitable[V]]) -> V:
         """Return the cached result of a file, or make and cache it; equal requests at once make it once."""
-        with self._guard:
-            lock = self._in_flight.setdefault(data, threading.Lock())
-        with lock:
+        lock = self._in_flight.setdefault(data, asyncio.Lock())
+        async with lock:
             found = self.get(data, size, kind)
             if found is None:
-                found = make()  # if it raises, the next caller tries again
+                found = await make()  # if it raises, the next caller tries again
                 self._values.put((data, size, kind), found, found.size_bytes + len(data) + _ENTRY_BYTES)
         return found
 
 
 class ImageDecoder:
-    """Decodes for all tasks in a pool of `workers` threads; at most `max_waiting` callers wait for it."""
+    """Decodes for all tasks in processes; at most `max_waiting` callers wait for it."""
 
     def __init__(
         self,
@@ -69,19 +69,15 @@ class ImageDecoder:
         limits: Limits,
         telemetry: Telemetry,
         cache: ImageCache,
-        workers: int = 2,
+        processes: DecoderProcesses,
         max_waiting: int = 256,
-        processes: DecoderProcesses | None = None,  # decode files, one a thread; else the threads do
     ) -> None:
         self._limits = limits
         self._cache = cache
         self._telemetry = telemetry
-        self._max_waiting = max_waiting
-        self._callers = 0  # changed on the event loop alone
         self._processes = processes
-        self._pool = ThreadPoolExecutor(
-            workers, thread_name_prefix="decode", initializer=be_nice, initargs=(DECODER_NICENESS,)
-        )
+        self._max_waiting = max_waiting
+        self._callers = 0
 
     async def decode_many(
         self, sources: Sequence[ImageSource], budget: PixelBudget, size: int
@@ -92,11 +88,14 @@ class ImageDecoder:
             ImageTooLarge, TooMuchWork: the request as a whole is over its budget.
             QueueFull: too many callers wait.
         """
-        if len(sources) == 1:
-            known = self._known(sources[0], budget, lambda data: self._cache.get(data, size, DecodedImage))
-            if known is not None:
-                return [known]
-        return await self._in_turn(sources, budget, size, partial(self._cached, DecodedImage, size, self._decode))
+        if len(sources) != 1:
+            with self._turn():
+                return await self._decoded_in_turn(sources, budget, size)
+        known = self._known(sources[0], budget, lambda data: self._cache.get(data, size, DecodedImage))
+        if known is not None:
+            return [known]
+        with self._turn():
+            return [await self._decoded(sources[0], budget, size)]
 
     async def tiles(self, source: ImageSource, budget: PixelBudget, size: int) -> TiledImage:
         """Return the squares of `size` px that segmentation encodes; strokes lie on their canvas.
@@ -106,30 +105,24 @@ class ImageDecoder:
         known = self._known(source, budget, lambda data: self._known_tiles(data, size))
         if known is not None:
             return known
-        return await self._one(source, budget, size, partial(self._cached, TiledImage, size, self._tile))
+        with self._turn():
+            return await self._cached(TiledImage, Product.TILED, await _readable(source), budget.charge, size)
 
     async def thumbnail(self, data: bytes, size: int) -> bytes:
         """Return a WebP of a file whose longest side is at most `size` px. Raises as `tiles`."""
-        budget = PixelBudget(max_pixels=self._limits.max_image_pixels, max_images=1)
-        file = EncodedImage(data=data)
-        return await self._one(file, budget, size, lambda opened: thumbnail_of(self._read(opened[1]), size))
+        with self._turn():
+            return cast(bytes, await self._made(Product.THUMBNAIL, EncodedImage(data=data), _uncharged, size))
 
     def start(self) -> None:
-        """Start the decoder processes, so that the first image does not wait for them."""
-        if self._processes is not None:
-            self._processes.start()
+        """Start a decoder process in the background, so that the first image does not wait for it."""
+        self._processes.start()
 
-    def stop(self) -> None:
-        """Wait for running decodes, then end the pool and the processes."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._processes is not None:
-            self._processes.stop()
+    async def stop(self) -> None:
+        """End the decoder processes."""
+        await self._processes.stop()
 
     def _known(self, source: ImageSource, budget: PixelBudget, find: Callable[[bytes], V | None]) -> V | None:
-        """Look up a small file on the event loop: a turn of the pool would dominate the answer's time."""
-        if not isinstance(source, EncodedImage) or len(source.data) > _LOOP_LOOKUP_BYTES:
-            return None
-        found = find(source.data)
+        found = find(source.data) if isinstance(source, EncodedImage) else None
         if found is not None:
             budget.charge(found.width, found.height)
         return found
@@ -145,85 +138,103 @@ class ImageDecoder:
             return None
         return TiledImage(height=image.height, width=image.width, boxes=boxes, squares=[image.square], keys=[image.key])
 
-    async def _one(self, source: ImageSource, budget: PixelBudget, size: int, work: Callable[[Opened], T]) -> T:
-        (outcome,) = await self._in_turn([source], budget, size, work)
-        return result_of(outcome)
-
-    async def _in_turn(
-        self, sources: Sequence[ImageSource], budget: PixelBudget, size: int, work: Callable[[Opened], T]
-    ) -> list[T | ServiceError]:
-        """Charge all headers before the first image is decoded, then do `work` on one image after another."""
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
         if self._callers >= self._max_waiting:
             self._telemetry.requests_rejected.labels("decode_queue_full").inc()
             raise QueueFull("Too many images wait to be decoded.", retry_after_s=1.0)
-
-        def open_all() -> list[Opened | ServiceError]:
-            opened = [_outcome(partial(self._open, source, size)) for source in sources]
-            for one in opened:
-                if not isinstance(one, ServiceError):
-                    budget.charge(one[1].width, one[1].height)
-            return opened
-
-        def finish(opened: Opened | ServiceError) -> T | ServiceError:
-            return opened if isinstance(opened, ServiceError) else _outcome(partial(work, opened))
-
-        loop = asyncio.get_running_loop()
         self._callers += 1
         try:
-            if len(sources) == 1:
-                # One turn of the pool: behind others, a second turn is a second wait.
-                return [await loop.run_in_executor(self._pool, lambda: finish(*open_all()))]
-            # One turn an image: requests take turns, and the pixels of one request are never all in memory.
-            found = await loop.run_in_executor(self._pool, open_all)
-            return [await loop.run_in_executor(self._pool, finish, opened) for opened in found]
+            yield
         finally:
             self._callers -= 1
 
-    def _open(self, source: ImageSource, size: int) -> Opened:
-        """Return the source with its size; base64 text becomes a file."""
-        if isinstance(source, StrokesImage):
-            return source, open_strokes(source, size, self._limits)
-        if isinstance(source, Base64Image):
-            source = EncodedImage(data=decode_base64(source.text))
-        file = source.data if isinstance(source, EncodedImage) else render_svg(source.text, self._limits)
-        return source, open_file(file, self._limits)
+    async def _decoded(self, source: ImageSource, budget: PixelBudget, size: int) -> DecodedImage | ServiceError:
+        over_budget: list[ServiceError] = []
 
-    def _cached(self, kind: type[V], size: int, make: Callable[[Opened, int], V], opened: Opened) -> V:
+        def charge(width: int, height: int) -> None:
+            try:
+                budget.charge(width, height)
+            except ServiceError as err:
+                over_budget.append(err)
+                raise
+
+        async def decode() -> DecodedImage:
+            return await self._cached(DecodedImage, Product.DECODED, await _readable(source), charge, size)
+
+        outcome = await _outcome(decode())
+        if over_budget:  # an error of the request, not of the image
+            raise over_budget[0]
+        return outcome
+
+    async def _decoded_in_turn(
+        self, sources: Sequence[ImageSource], budget: PixelBudget, size: int
+    ) -> list[DecodedImage | ServiceError]:
+        """Charge all headers before the first image is decoded, then decode one after another."""
+        found: dict[int, DecodedImage | ServiceError] = {}
+        readable: dict[int, Readable] = {}
+        for index, source in enumerate(sources):
+            one = await _outcome(_readable(source))
+            if isinstance(one, ServiceError):
+                found[index] = one
+                continue
+            known = self._known(one, budget, lambda data: self._cache.get(data, size, DecodedImage))
+            if known is None:
+                readable[index] = one
+            else:
+                found[index] = known
+        requests = [self._request(Product.SIZE, one, size) for one in readable.values()]
+        for index, error in zip(list(readable), await self._processes.open_all(requests, budget.charge), strict=True):
+            if error is not None:
+                found[index] = error
+                del readable[index]
+
+        async def decode_next() -> None:
+            index = next(iter(readable))
+            one = readable.pop(index)
+            found[index] = await _outcome(self._cached(DecodedImage, Product.DECODED, one, _uncharged, size))
+
+        async with asyncio.TaskGroup() as others:
+            beside = set[asyncio.Task[None]]()
+            while readable:
+                # Requests take turns: more than one image of a request only in processes that nobody waits for.
+                while len(readable) > 1 and len(beside) + 1 < self._processes.count and self._processes.has_room:
+                    beside.add(task := others.create_task(decode_next()))
+                    task.add_done_callback(beside.discard)
+                    await asyncio.sleep(0)  # it takes its process
+                await decode_next()
+        return [found[index] for index in range(len(sources))]
+
+    async def _cached(self, kind: type[V], product: Product, source: Readable, charge: Charge, size: int) -> V:
         """Make a result through the cache, which holds those of files alone."""
-        if not isinstance(opened[0], EncodedImage):
-            return make(opened, size)
-        return self._cache.get_or_make(opened[0].data, size, kind, lambda: make(opened, size))
+        if not isinstance(source, EncodedImage):
+            return cast(V, await self._made(product, source, charge, size))
+        data, is_charged = source.data, False
 
-    def _decode(self, opened: Opened, size: int) -> DecodedImage:
-        source, image = opened
-        file = source.data if isinstance(source, EncodedImage) else None  # None: a drawing
-        if file is None or self._processes is None:
-            decoded = decode_image(image, size, file)
-        else:
-            decoded = self._processes.decode(file, size)
-        self._telemetry.decode.observe(decoded.decode_s)
-        return decoded
-
-    def _tile(self, opened: Opened, size: int) -> TiledImage:
-        source, image = opened
-        whole = None
-        if isinstance(source, EncodedImage):
-            known = self._known_tiles(source.data, size)
-            if known is not None:
+        async def make() -> V:
+            nonlocal is_charged
+            # Cached since the lookup, or a small image whose square is.
+            known = self._known_tiles(data, size) if product is Product.TILED else None
+            if isinstance(known, kind):
                 return known
-            decoded = self._cache.get(source.data, size, DecodedImage)
-            whole = None if decoded is None or decoded.is_sketch else decoded.square
-        # Decoder processes return squares alone, so tiles are cut from pixels decoded here.
-        pixels = self._read(image)
-        if isinstance(source, StrokesImage):
-            pixels = draw_on_canvas(source)  # reading them as a sketch has checked that there is something to draw
-        return tile_image(pixels, size, self._limits.max_tiles, whole)
+            is_charged = True
+            made = cast(V, await self._made(product, source, charge, size))
+            return replace(made, data=data) if isinstance(made, DecodedImage) else made
 
-    def _read(self, opened: OpenedImage) -> NDArray[np.uint8]:
-        started_s = time.perf_counter()
-        pixels = opened.read()
-        self._telemetry.decode.observe(time.perf_counter() - started_s)
-        return pixels
+        found = await self._cache.get_or_make(data, size, kind, make)
+        if not is_charged:
+            charge(found.width, found.height)
+        return found
+
+    async def _made(
+        self, product: Product, source: Readable, charge: Charge, size: int
+    ) -> DecodedImage | TiledImage | bytes:
+        answer = await self._processes.make(self._request(product, source, size), charge)
+        self._telemetry.decode.observe(answer.decode_s)
+        return answer.value
+
+    def _request(self, product: Product, source: Readable, size: int) -> DecodeRequest:
+        return DecodeRequest(source=source, product=product, size=size, limits=self._limits)
 
 
 def result_of(outcome: T | ServiceError) -> T:
@@ -233,8 +244,20 @@ def result_of(outcome: T | ServiceError) -> T:
     return outcome
 
 
-def _outcome(work: Callable[[], T]) -> T | ServiceError:
+def _uncharged(width: int, height: int) -> None:
+    """Charge nothing: the image is charged already, or is the service's own."""
+
+
+async def _readable(source: ImageSource) -> Readable:
+    if not isinstance(source, Base64Image):
+        return source
+    if len(source.text) <= _LOOP_TEXT_BYTES:
+        return EncodedImage(data=decode_base64(source.text))
+    return EncodedImage(data=await asyncio.to_thread(decode_base64, source.text))
+
+
+async def _outcome(work: Awaitable[T]) -> T | ServiceError:
     try:
-        return work()
+        return await work
     except ServiceError as err:
         return err

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from app.domain import Limits
 from app.errors import ImageTooLarge, Invalid, TooMuchWork, UndecodableImage
-from app.imaging.raster import OpenedImage
+from app.imaging.raster import OpenedImage, damage_refused, open_file
 from app.imaging.sources import StrokesImage
 from models.errors import InputError
 from models.transforms import SKETCH_LINE_WIDTH, canonical_strokes
@@ -33,11 +33,12 @@ _PAINT = {
     "stroke-miterlimit", "stroke-opacity", "opacity", "color",
 }  # fmt: skip
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_COLOUR = re.compile(r"#[0-9a-fA-F]+")  # `#1e9999` is no number
 _LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:px)?\s*")
 _PLAIN_VALUE = re.compile(r"[^\\<>&;:{}@\"']*")
 _MAX_DEPTH = 32  # for the renderer, which recurses
 _MAX_ELEMENTS = 20_000
-_MAX_VIEW_BOX = 1e6  # the renderer computes in float32
+_MAX_NUMBER = 1e6  # the renderer computes in float32; it panics or never ends on numbers near the largest
 
 
 def open_strokes(source: StrokesImage, size: int, limits: Limits) -> OpenedImage:
@@ -49,7 +50,9 @@ def open_strokes(source: StrokesImage, size: int, limits: Limits) -> OpenedImage
         raise ImageTooLarge(f"A canvas side is over {limits.max_canvas_side}.")
     if not min(source.width, source.height) > 0:
         raise Invalid("The canvas's width and height must be above zero.")
-    if sum(len(stroke[0]) if stroke else 0 for stroke in source.strokes) > limits.max_points:
+    # A stroke counts as a point more, since an empty one costs as much.
+    points = len(source.strokes) + sum(len(stroke[0]) if stroke else 0 for stroke in source.strokes)
+    if points - len(source.strokes) > limits.max_points or len(source.strokes) > limits.max_points:
         raise TooMuchWork(f"The drawing holds more than {limits.max_points} points.")
 
     def read() -> NDArray[np.uint8]:
@@ -58,7 +61,7 @@ def open_strokes(source: StrokesImage, size: int, limits: Limits) -> OpenedImage
         except InputError as err:
             raise Invalid(f"The strokes cannot be drawn: {err}.") from err
 
-    return OpenedImage(width=size, height=size, read=read, is_canonical=True)
+    return OpenedImage(width=size, height=size, read=read, points=points, is_canonical=True)
 
 
 def draw_on_canvas(source: StrokesImage) -> NDArray[np.uint8]:
@@ -73,11 +76,11 @@ def draw_on_canvas(source: StrokesImage) -> NDArray[np.uint8]:
     return np.asarray(canvas, dtype=np.uint8)
 
 
-def render_svg(text: str, limits: Limits) -> bytes:
-    """Render an SVG of paths and basic shapes at its own size, as PNG with alpha.
+def open_svg(text: str, limits: Limits) -> OpenedImage:
+    """Check an SVG of paths and basic shapes; `read` renders it at its own size.
 
     Raises:
-        UndecodableImage: not XML, or it cannot be drawn.
+        UndecodableImage: not XML.
         Invalid: an element or value outside the subset.
         ImageTooLarge, TooMuchWork: the canvas is too large, or there are too many points.
     """
@@ -89,7 +92,7 @@ def render_svg(text: str, limits: Limits) -> bytes:
         raise UndecodableImage("The SVG is not well-formed XML.") from err
     if _local_name(root) != "svg":
         raise UndecodableImage("The root element is not <svg>.")
-    _check_work(root, limits)
+    work = _work(root, limits)
     view_box = _view_box(root)
     width, height = _canvas(root, view_box, limits)
     safe = Element("svg", {"xmlns": _NAMESPACE, "width": str(width), "height": str(height)})
@@ -97,16 +100,17 @@ def render_svg(text: str, limits: Limits) -> bytes:
         safe.set("viewBox", " ".join(map(repr, view_box)))
     _copy_paint(root, safe)
     _copy_children(root, safe)
-    try:
-        return bytes(resvg_py.svg_to_bytes(svg_string=tostring(safe, encoding="unicode"), skip_system_fonts=True))
-    except BaseException as err:
-        # A panic of the renderer derives from BaseException and has no importable name.
-        if isinstance(err, (ValueError, RuntimeError, TypeError)) or type(err).__name__ == "PanicException":
-            raise UndecodableImage("The SVG cannot be drawn.") from err
-        raise
+
+    def read() -> NDArray[np.uint8]:
+        with damage_refused("The SVG cannot be drawn.", limits):
+            file = resvg_py.svg_to_bytes(svg_string=tostring(safe, encoding="unicode"), skip_system_fonts=True)
+            return open_file(bytes(file), limits).read()
+
+    return OpenedImage(width=width, height=height, read=read, points=work)
 
 
-def _check_work(root: Element, limits: Limits) -> None:
+def _work(root: Element, limits: Limits) -> int:
+    """Return the number of points and elements. Raises TooMuchWork if there are too many, or too deep."""
     points, elements = 0, 0
     stack = [(root, 0)]  # not recursion: the depth is the caller's
     while stack:
@@ -119,6 +123,7 @@ def _check_work(root: Element, limits: Limits) -> None:
         if points > limits.max_points:
             raise TooMuchWork(f"The SVG holds more than {limits.max_points} points.")
         stack.extend((child, depth + 1) for child in element)
+    return points + elements
 
 
 def _view_box(root: Element) -> list[float] | None:
@@ -126,7 +131,7 @@ def _view_box(root: Element) -> list[float] | None:
     if text is None:
         return None
     numbers = [float(match) for match in _NUMBER.findall(text)]
-    if len(numbers) != 4 or min(numbers[2:]) <= 0 or max(map(abs, numbers)) > _MAX_VIEW_BOX:
+    if len(numbers) != 4 or min(numbers[2:]) <= 0 or max(map(abs, numbers)) > _MAX_NUMBER:
         raise Invalid("The SVG's viewBox must be four numbers with a width and height above zero.")
     return numbers
 
@@ -180,6 +185,8 @@ def _copy_paint(source: Element, target: Element) -> None:
 def _plain(value: str) -> str:
     if "url(" in value.lower().replace(" ", "") or not _PLAIN_VALUE.fullmatch(value):
         raise Invalid("The SVG holds a value that is not plain numbers, colours or keywords.")
+    if any(abs(float(number)) > _MAX_NUMBER for number in _NUMBER.findall(_COLOUR.sub("", value))):
+        raise Invalid("The SVG holds a number over a million.")
     return value
 
 

@@ -1,184 +1,306 @@
-"""Decoder processes, both ends of the socket: threads would take turns for the interpreter (docs/adr/0027).
+"""The server's side of the decoder processes: whatever is untrusted is decoded and drawn there (docs/adr/0027).
 
-A decoder process imports this module too. It imports neither torch nor the web, so that it is small and starts fast.
+Images of little work have processes of their own, so that they never wait for large ones, nor for one that hangs: it
+is ended after a tenth of a second, and asked again beside the large ones, with seconds.
 """
 
-import contextlib
-import math
+import asyncio
 import os
-import queue
 import signal
 import socket
-import struct
-import subprocess
-import sys
-import traceback
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from enum import Enum, auto
+from functools import partial
+from typing import Any, TypeVar
 
 from app.domain import Limits
-from app.errors import EngineUnavailable, ServiceError, UndecodableImage
-from app.imaging.raster import DecodedImage, decode_image, open_file
-from app.runtime.process import DECODER_NICENESS, be_nice
+from app.errors import EngineUnavailable, InferenceFailed, ServiceError, TooMuchWork, UndecodableImage
+from app.imaging.child import NO, YES
+from app.imaging.fork_server import START_TIMEOUT_S, ForkServer
+from app.imaging.messages import (
+    FRAME,
+    QUICK_PIXELS,
+    Answer,
+    DecodeRequest,
+    Failure,
+    Opened,
+    Product,
+    Reply,
+    open_limit_s,
+    pack_request,
+    unpack_reply,
+    work_limit_s,
+)
+from app.runtime.telemetry import get_logger
 
 RETRY_AFTER_S = 5.0
-TIMEOUT_S = 60.0  # no image within the limits takes a tenth of it: a decoder that takes longer hangs, and is killed
-_READY = "ready"
-_ROOT = Path(__file__).parents[2]
-# A Ctrl-C during the child's imports must not reach it either.
-_CODE = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from app.imaging.processes import main; main()"
+_WALL_FACTOR, _WALL_SPARE_S = 3.0, 2.0  # of a CPU limit: a loaded machine gives a process a third of a core
+_OPEN_TURN_S = 0.05  # headers of one request are read for so long before the next request has a turn
+MAX_REPLY_BYTES = 1 << 30
+T = TypeVar("T")
+Charge = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeRequest:
-    """A file to decode for a square of `size` px."""
+class _Ending(Enum):
+    """Why a process gave no answer."""
 
-    data: bytes
-    limits: Limits
-    size: int
-
-
-def main() -> None:
-    """Run a decoder process: answer requests on the socket whose number is the argument, until the parent is gone."""
-    # A terminal or a supervisor signals the whole group; the parent drains, and this process ends with its socket.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    be_nice(DECODER_NICENESS)
-    # The parent being gone is no error here.
-    with contextlib.suppress(EOFError, OSError), Connection(int(sys.argv[1])) as parent:
-        parent.send(_READY)
-        while True:
-            parent.send(_answer(parent.recv()))
-
-
-def _answer(request: DecodeRequest) -> DecodedImage | Exception:
-    try:
-        # The file stays in the parent: sending it back would take longer than the square.
-        return decode_image(open_file(request.data, request.limits), request.size, b"")
-    except ServiceError as err:
-        return err
-    except Exception:  # noqa: BLE001 - the parent raises it where it is logged
-        return RuntimeError(traceback.format_exc())
+    HEAVY = auto()  # asked, and not begun: too much work for a quick one
+    OVERRUN = auto()
+    CRASH = auto()
 
 
 class DecoderProcesses:
-    """A fixed number of processes, each decoding one file at a time; one that dies is replaced.
+    """Processes that handle one image each; `count` of them at once for quick images and as many for others.
 
-    Call it from as many threads as there are processes.
+    A process that dies is replaced behind the answer. Used by one event loop.
     """
 
-    def __init__(self, count: int, *, limits: Limits, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, count: int, *, limits: Limits, fork_server: ForkServer | None = None) -> None:
+        self.count = count
         self._limits = limits
-        self._all = [_Process(timeout_s) for _ in range(count)]
-        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-        for process in self._all:
-            self._idle.put(process)
+        self._fork_server = fork_server or ForkServer(limits=limits)
+        self._quick, self._slow = asyncio.Semaphore(count), asyncio.Semaphore(count)
+        self._orders = ThreadPoolExecutor(1, thread_name_prefix="fork")  # the default one may be busy for seconds
+        self._is_stopped = False
+        self._all: set[_Process] = set()
+        self._idle: list[_Process] = []
+        self._adding: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def pids(self) -> list[int]:
         """Ids of the running processes."""
-        return [child.pid for process in self._all if (child := process.child) is not None]
+        return [process.pid for process in self._all]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a quick image would be begun at once."""
+        return not self._quick.locked()
 
     def start(self) -> None:
-        """Start all processes, so that the first images do not wait for that."""
-        for process in self._all:
-            # One that fails to start is tried again by `decode`, which reports the failure.
-            with contextlib.suppress(OSError):
-                process.start()
+        """Start a process in the background, so that the first image does not wait for it."""
+        self._spare()
 
-    def decode(self, data: bytes, size: int) -> DecodedImage:
-        """Decode a file in an idle process.
+    async def make(self, request: DecodeRequest, charge: Charge) -> Answer:
+        """Decode or draw an image in a process; `charge` is called with its size before that, and may refuse it.
 
         Raises:
-            UndecodableImage, UnsupportedMedia, ImageTooLarge: the file; also one that kills or hangs its process.
+            ServiceError: the image's own, or that of `charge`; also for an image that kills or hangs its process.
             EngineUnavailable: no process starts.
         """
-        process = self._idle.get()
-        try:
-            answer = process.ask(DecodeRequest(data=data, limits=self._limits, size=size))
-        finally:
-            self._idle.put(process)
-        if isinstance(answer, Exception):
-            raise answer
-        return replace(answer, data=data)
+        is_charged = False
 
-    def stop(self) -> None:
-        """Kill all processes."""
-        for process in self._all:
-            process.stop()
+        def charge_once(opened: Opened) -> None:
+            nonlocal is_charged
+            if not is_charged:
+                charge(opened.width, opened.height)
+                is_charged = True
+
+        async with self._quick:
+            reply = await self._attempt(request, charge_once)
+        if isinstance(reply, _Ending):
+            async with self._slow:
+                crashes, slow = reply is _Ending.CRASH, replace(request, is_quick=False)
+                reply = await self._attempt(slow, charge_once)
+                if reply is _Ending.CRASH and not crashes:  # a death may have other causes than the file
+                    reply = await self._attempt(slow, charge_once)
+        if not isinstance(reply, Answer):
+            raise _error_of(reply)
+        return reply
+
+    async def open_all(self, requests: Sequence[DecodeRequest], charge: Charge) -> list[ServiceError | None]:
+        """Call `charge` with the sizes of images in order, from their headers; it may end that by raising.
+
+        Returns:
+            The error of each bad image, None for the others.
+        """
+        found: list[ServiceError | None] = []
+        loop = asyncio.get_running_loop()
+        while len(found) < len(requests):
+            async with self._quick:
+                until_s = loop.time() + _OPEN_TURN_S
+                while len(found) < len(requests) and loop.time() < until_s:
+                    request = replace(requests[len(found)], product=Product.SIZE)
+                    reply = await self._attempt(request, None)
+                    found.append(None if isinstance(reply, Opened) else _error_of(reply))
+                    if isinstance(reply, Opened):
+                        charge(reply.width, reply.height)
+        return found
+
+    async def stop(self) -> None:
+        """Kill all processes; images that wait for one are refused."""
+        self._is_stopped = True
+        for pid in self.pids:
+            await self._ordered(partial(self._fork_server.end, pid))
+        await self._ordered(self._fork_server.stop)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for process in self._idle.copy():
+            self._forget(process)
+
+    async def _attempt(self, request: DecodeRequest, charge: Callable[[Opened], None] | None) -> Reply | _Ending:
+        process = await self._take()
+        is_reusable = False
+        try:
+            await process.send(request)
+            reply = await process.receive(request, open_limit_s(request))
+            if isinstance(reply, Opened) and charge is not None:
+                try:
+                    charge(reply)
+                except ServiceError:
+                    await process.tell(NO)
+                    is_reusable = True
+                    raise
+                if request.is_quick and reply.work_pixels > QUICK_PIXELS:
+                    await process.tell(NO)
+                    is_reusable = True
+                    return _Ending.HEAVY
+                await process.tell(YES)
+                reply = await process.receive(request, work_limit_s(reply.work_pixels, request))
+            is_reusable = request.is_quick
+            return reply
+        except TimeoutError:
+            return _Ending.OVERRUN
+        except (EOFError, OSError, ValueError):
+            return await self._ending_of(process)
+        finally:
+            if is_reusable:
+                self._idle.append(process)
+            elif process in self._all:
+                self._forget(process)
+                self._later(self._end(process))
+
+    async def _take(self) -> "_Process":
+        while True:
+            while self._idle:
+                process = self._idle.pop()
+                if process.is_alive:
+                    if not self._idle:
+                        self._spare()  # for the next image
+                    return process
+                self._forget(process)
+                self._later(self._end(process))
+            if self._is_stopped:
+                raise EngineUnavailable("No image can be decoded now.", retry_after_s=RETRY_AFTER_S)
+            # Not cancelled with the caller: else the process belongs to nobody.
+            await asyncio.shield(self._spare())
+
+    def _spare(self) -> asyncio.Task[None]:
+        if self._adding is None or self._adding.done():
+            self._adding = self._later(self._add())
+        return self._adding
+
+    async def _add(self) -> None:
+        try:
+            pid, connection = await self._ordered(self._fork_server.fork)
+        except OSError as err:
+            get_logger().error("decoder_not_started", exc_info=err)
+            raise EngineUnavailable("No image can be decoded now.", retry_after_s=RETRY_AFTER_S) from err
+        process = _Process(pid, connection)
+        self._all.add(process)
+        self._idle.append(process)
+
+    async def _end(self, process: "_Process") -> int:
+        return await self._ordered(partial(self._fork_server.end, process.pid))
+
+    async def _ordered(self, order: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._orders, order)
+
+    async def _ending_of(self, process: "_Process") -> _Ending:
+        self._forget(process)
+        status = await self._end(process)
+        is_overrun = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF
+        get_logger().warning("decoder_ended", status=status, is_overrun=is_overrun)
+        return _Ending.OVERRUN if is_overrun else _Ending.CRASH
+
+    def _forget(self, process: "_Process") -> None:
+        self._all.discard(process)
+        if process in self._idle:
+            self._idle.remove(process)
+        process.close()
+
+    def _later(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # logged already, and raised where an image waits for it
 
 
 class _Process:
-    """A child process and the socket to it; started on first use."""
+    """A decoder process and the socket to it."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self.child: subprocess.Popen[bytes] | None = None
-        self._socket: Connection | None = None
-        self._is_ready = False
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.pid = pid
+        self._connection = connection
 
-    def ask(self, request: DecodeRequest) -> DecodedImage | Exception:
-        for attempt in (1, 2):
-            connection = self._connection()
-            try:
-                connection.send(request)
-                if connection.poll(self._timeout_s):
-                    answer: DecodedImage | Exception = connection.recv()
-                    return answer
-                is_hung = True
-            except (EOFError, OSError) as err:
-                is_hung = isinstance(err, BlockingIOError)  # half a message, then the socket's timeout
-            self.stop()
-            _log_error("decoder_ended", hung=is_hung, attempt=attempt)
-            # A death may have other causes than the file; a hang is not worth a second timeout.
-            if is_hung:
-                break
-        return UndecodableImage("The image ends the process that decodes it.")
-
-    def start(self) -> None:
-        if self.child is not None:
-            return
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-                # `poll` has a timeout of its own; this one is for a message that stops half way.
-                ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", math.ceil(TIMEOUT_S), 0))
-            # The child imports the code that the parent runs, whatever the working directory is.
-            path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-            self.child = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
-            self._socket = Connection(ours.detach())
-
-    def stop(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-        if self.child is not None:
-            self.child.kill()
-            self.child.wait()
-        self.child, self._socket, self._is_ready = None, None, False
-
-    def _connection(self) -> Connection:
+    @property
+    def is_alive(self) -> bool:
+        """Whether it waits for a request."""
         try:
-            self.start()
-            connection = self._socket
-            if connection is None or not (self._is_ready or connection.poll(TIMEOUT_S)):
-                raise TimeoutError("a decoder process does not start")  # an OSError, handled below
-            if not self._is_ready:
-                self._is_ready = connection.recv() == _READY
-        except (EOFError, OSError) as err:
-            self.stop()
-            _log_error("decoder_not_started", exc_info=err)
-            raise EngineUnavailable("No image can be decoded now.", retry_after_s=RETRY_AFTER_S) from err
-        return connection
+            self._connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False  # its end, or a message that nobody asked for
+
+    async def send(self, request: DecodeRequest) -> None:
+        """Send a request. Raises OSError if it is gone, TimeoutError if it does not read."""
+        header, data = pack_request(request)
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await self._write(FRAME.pack(len(header), len(data)) + header)
+            await self._write(data)
+
+    async def tell(self, answer: bytes) -> None:
+        """Send yes or no to its question."""
+        await self._write(answer)
+
+    async def receive(self, request: DecodeRequest, limit_s: float) -> Reply:
+        """Return its reply to a request, which may take `limit_s` of CPU.
+
+        Raises:
+            EOFError, OSError, ValueError: it ended, or sent something else.
+            TimeoutError: it takes too long.
+        """
+        async with asyncio.timeout(_WALL_SPARE_S + _WALL_FACTOR * limit_s):
+            lengths = FRAME.unpack(await self._read(FRAME.size))
+            if sum(lengths) > MAX_REPLY_BYTES:
+                raise ValueError("a decoder process sent too much")
+            header = await self._read(lengths[0])
+            return unpack_reply(header, await self._read(lengths[1]), request.size)
+
+    def close(self) -> None:
+        """Close the socket, which ends an idle process."""
+        self._connection.close()
+
+    async def _write(self, data: bytes) -> None:
+        if data:
+            await asyncio.get_running_loop().sock_sendall(self._connection, data)
+
+    async def _read(self, length: int) -> bytes:
+        loop, data = asyncio.get_running_loop(), bytearray(length)
+        rest = memoryview(data)
+        while rest:
+            received = await loop.sock_recv_into(self._connection, rest)
+            if not received:
+                raise EOFError("a decoder process ended")
+            rest = rest[received:]
+        return bytes(data)
 
 
-def _log_error(event: str, **fields: object) -> None:
-    # Imported here because it takes 0.2 s and 6 MiB, which no child needs.
-    from app.runtime.telemetry import get_logger
-
-    get_logger().error(event, **fields)
+def _error_of(reply: Reply | _Ending) -> ServiceError:
+    if isinstance(reply, ServiceError):
+        return reply
+    if isinstance(reply, Failure):
+        get_logger().error("decoder_failed", traceback=reply.traceback)
+        return InferenceFailed("The image could not be decoded, by a fault of the service.")
+    if reply is _Ending.OVERRUN:
+        return TooMuchWork("The image takes too long to decode; make it smaller or simpler.")
+    return UndecodableImage("The image ends the process that decodes it.")

@@ -3,8 +3,9 @@
 import contextlib
 import hashlib
 import io
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from app.domain import MEGAPIXEL, Limits
-from app.errors import ImageTooLarge, UndecodableImage, UnsupportedMedia
+from app.errors import ImageTooLarge, ServiceError, TooMuchWork, UndecodableImage, UnsupportedMedia
 from models.errors import InputError
 from models.transforms import ViewBox, canonical_sketch, cut_view, fit_square, plan_views
 
@@ -27,9 +28,10 @@ _FOREIGN_FORMATS: tuple[tuple[int, bytes], ...] = (  # (offset, magic) of format
     (0, b"%PDF"), (0, b"%!PS"), (0, b"icns"), (0, b"P5\n"), (0, b"P6\n"), (0, b"P4\n"), (0, b"qoif"),
     (0, b"gimp xcf"), (0, b"<svg"), (0, b"<?xml"), (0, b"\x76\x2f\x31\x01"), (0, b"\x00\x00\x00\x0cJXL "),
 )  # fmt: skip
-# Pillow's decoders raise all of these on damaged files.
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# Each scan is a pass over all pixels, of a few bytes; encoders write ten.
+_MAX_SCANS, _JPEG_SCAN, _JPEG_END = 100, 0xDA, 0xD9
+_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # with a length behind it, or the end
 _EXIF_ORIENTATION = 0x0112  # its values 1 to 8 are the symmetries of a rectangle
 
 
@@ -40,6 +42,7 @@ class OpenedImage:
     width: int  # before EXIF orientation, px
     height: int
     read: Callable[[], NDArray[np.uint8]]  # [H, W, 3] RGB, EXIF orientation applied, on white; call it once
+    points: int = 0  # of a drawing, and its elements
     is_canonical: bool = False  # `read` draws a canonical sketch
 
 
@@ -88,24 +91,41 @@ def open_file(data: bytes, limits: Limits) -> OpenedImage:
     Raises:
         UnsupportedMedia: the format is not allowed.
         UndecodableImage: the bytes are no image, or a damaged one.
-        ImageTooLarge: the header states too many pixels.
+        ImageTooLarge, TooMuchWork: the header states too many pixels, or memory ends.
     """
     # WebP and GIF allocate a canvas when they are opened, so Pillow itself must know the limit.
     Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except _TOO_LARGE as err:
-        raise _too_large(limits) from err
-    except UnidentifiedImageError as err:
-        if _is_foreign_format(data):
-            raise UnsupportedMedia("Images must be PNG, JPEG, WebP, GIF or BMP.") from err
-        raise UndecodableImage("The bytes are not an image.") from err
-    except _BROKEN_IMAGE as err:
-        raise UndecodableImage("The image is damaged.") from err
+    with damage_refused("The image is damaged.", limits):
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError as err:
+            if _is_foreign_format(data):
+                raise UnsupportedMedia("Images must be PNG, JPEG, WebP, GIF or BMP.") from err
+            raise UndecodableImage("The bytes are not an image.") from err
+        if image.format == "JPEG" and _scan_count(data) > _MAX_SCANS:
+            raise TooMuchWork(f"A JPEG may hold {_MAX_SCANS} scans.")
     width, height = image.size
     if width * height > limits.max_image_pixels:
         raise _too_large(limits)
     return OpenedImage(width=width, height=height, read=lambda: _read(image, limits))
+
+
+@contextlib.contextmanager
+def damage_refused(detail: str, limits: Limits) -> Iterator[None]:
+    """Turn all that a decoding library raises on a damaged file into an error of the image: the one place for that.
+
+    Pillow raises a dozen types, and no list of them was ever complete; a panic of resvg is no Exception.
+    """
+    try:
+        yield
+    except (ServiceError, KeyboardInterrupt, SystemExit):
+        raise
+    except _TOO_LARGE as err:
+        raise _too_large(limits) from err
+    except MemoryError as err:
+        raise TooMuchWork("The image needs more memory than one image may take.") from err
+    except BaseException as err:
+        raise UndecodableImage(detail) from err
 
 
 def decode_image(opened: OpenedImage, size: int, file: bytes | None = None) -> DecodedImage:
@@ -133,14 +153,11 @@ def decode_image(opened: OpenedImage, size: int, file: bytes | None = None) -> D
     )
 
 
-def tile_image(
-    pixels: NDArray[np.uint8], size: int, max_tiles: int, whole: NDArray[np.uint8] | None = None
-) -> TiledImage:
-    """Cut [H, W, 3] uint8 RGB into the squares that segmentation encodes; `whole` is the first one, if known."""
+def tile_image(pixels: NDArray[np.uint8], size: int, max_tiles: int) -> TiledImage:
+    """Cut [H, W, 3] uint8 RGB into the squares that segmentation encodes."""
     height, width = pixels.shape[:2]
     boxes = plan_views(height, width, size, max_tiles=max_tiles)
-    squares = [fit_square(pixels, size) if whole is None else whole]
-    squares += [cut_view(pixels, box, size) for box in boxes[1:]]
+    squares = [fit_square(pixels, size)] + [cut_view(pixels, box, size) for box in boxes[1:]]
     return TiledImage(height=height, width=width, boxes=boxes, squares=squares, keys=[_key(one) for one in squares])
 
 
@@ -163,18 +180,13 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _read(image: Image.Image, limits: Limits) -> NDArray[np.uint8]:
-    try:
-        # Without closing, Pillow's decoded copy would live as long as the `OpenedImage`.
-        with contextlib.closing(image):
-            image.load()
-            pixels = _on_white(image)
-            with contextlib.suppress(*_BROKEN_IMAGE):  # unreadable metadata does not spoil an image
-                pixels = _oriented(pixels, image.getexif().get(_EXIF_ORIENTATION))
-    except _TOO_LARGE as err:
-        raise _too_large(limits) from err
-    except _BROKEN_IMAGE as err:
-        raise UndecodableImage("The image is truncated or damaged.") from err
-    return np.ascontiguousarray(pixels)
+    # Without closing, Pillow's decoded copy would live as long as the `OpenedImage`.
+    with damage_refused("The image is truncated or damaged.", limits), contextlib.closing(image):
+        image.load()
+        pixels = _on_white(image)
+        with contextlib.suppress(Exception):  # unreadable metadata does not spoil an image
+            pixels = _oriented(pixels, image.getexif().get(_EXIF_ORIENTATION))
+        return np.ascontiguousarray(pixels)
 
 
 def _on_white(image: Image.Image) -> NDArray[np.uint8]:
@@ -198,6 +210,15 @@ def _oriented(pixels: NDArray[np.uint8], orientation: object) -> NDArray[np.uint
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels
+
+
+def _scan_count(data: bytes) -> int:
+    """Scans of a JPEG up to its end; a few more than the most allowed are enough."""
+    at, count = 2, 0
+    while count <= _MAX_SCANS and (marker := _JPEG_MARKER.search(data, at)) is not None and marker[0][-1] != _JPEG_END:
+        count += marker[0][-1] == _JPEG_SCAN
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return count
 
 
 def _is_foreign_format(data: bytes) -> bool:

@@ -2,6 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from app.domain import Limits
+from app.imaging import processes
+from app.imaging.fork_server import ForkServer
 from app.runtime.logging import configure_logging
 from tests.app.postgres import PostgresServer, running_postgres
 
@@ -22,3 +25,27 @@ def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of this run."""
     with running_postgres() as server:
         yield server
+
+
+class SharedForkServer(ForkServer):
+    """Serves all decoders of a run: the imports take half a second."""
+
+    def stop(self) -> None:
+        """Nothing: others use it."""
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """A fork server of the run."""
+    server = SharedForkServer(limits=Limits())
+    yield server
+    ForkServer.stop(server)
+
+
+@pytest.fixture(autouse=True)
+def _share_fork_server(fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shared(*, limits: Limits) -> ForkServer:
+        del limits
+        return fork_server
+
+    monkeypatch.setattr(processes, "ForkServer", shared)

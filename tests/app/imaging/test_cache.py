@@ -1,6 +1,6 @@
 """Images are decoded once and cached within a bound."""
 
-import threading
+import asyncio
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from app.errors import UndecodableImage
 from app.imaging.decoding import ImageCache
 from app.imaging.raster import DecodedImage, TiledImage
 
+pytestmark = pytest.mark.anyio
 SIDE = 8
 SQUARE_BYTES = SIDE * SIDE * 3
 ENTRY_BYTES = SQUARE_BYTES + 1 + 512
@@ -20,19 +21,19 @@ class Decoder:
 
     def __init__(self) -> None:
         self.calls = 0
-        self.may_go_on = threading.Event()
+        self.may_go_on = asyncio.Event()
         self.may_go_on.set()
-        self.has_begun = threading.Event()
+        self.has_begun = asyncio.Event()
 
-    def __call__(self) -> DecodedImage:
+    async def __call__(self) -> DecodedImage:
         self.calls += 1
         self.has_begun.set()
-        assert self.may_go_on.wait(10)
+        await asyncio.wait_for(self.may_go_on.wait(), 10)
         square = np.zeros((SIDE, SIDE, 3), np.uint8)
         return DecodedImage(square=square, key="", is_sketch=False, height=10, width=10, data=b"a", decode_s=0.0)
 
 
-def tiled() -> TiledImage:
+async def tiled() -> TiledImage:
     return TiledImage(height=10, width=10, boxes=[], squares=[np.zeros((SIDE, SIDE, 3), np.uint8)], keys=[""])
 
 
@@ -41,85 +42,78 @@ def decode() -> Decoder:
     return Decoder()
 
 
-def test_a_result_is_made_once_and_each_kind_and_size_has_its_own(decode: Decoder) -> None:
+async def test_a_result_is_made_once_and_each_kind_and_size_has_its_own(decode: Decoder) -> None:
     cache = ImageCache(max_bytes=10_000)
     assert cache.get(b"a", SIDE, DecodedImage) is None
-    first = cache.get_or_make(b"a", SIDE, DecodedImage, decode)
-    assert cache.get_or_make(bytes(bytearray(b"a")), SIDE, DecodedImage, decode) is first
+    first = await cache.get_or_make(b"a", SIDE, DecodedImage, decode)
+    assert (await cache.get_or_make(bytes(bytearray(b"a")), SIDE, DecodedImage, decode)) is first
     assert cache.get(bytes(bytearray(b"a")), SIDE, DecodedImage) is first
     assert decode.calls == 1
     assert cache.size_bytes == ENTRY_BYTES
     assert cache.get(b"a", SIDE, TiledImage) is None
-    views = cache.get_or_make(b"a", SIDE, TiledImage, tiled)
+    views = await cache.get_or_make(b"a", SIDE, TiledImage, tiled)
     assert cache.get(b"a", SIDE, TiledImage) is views
     assert cache.get(b"a", 2 * SIDE, DecodedImage) is None
     assert cache.get(b"b", SIDE, DecodedImage) is None
     assert cache.size_bytes == 2 * ENTRY_BYTES
 
 
-def test_a_lookup_waits_for_nobody(decode: Decoder) -> None:
+async def test_a_lookup_waits_for_nobody(decode: Decoder) -> None:
     cache = ImageCache(max_bytes=10_000)
-    views = cache.get_or_make(b"a", SIDE, TiledImage, tiled)
+    views = await cache.get_or_make(b"a", SIDE, TiledImage, tiled)
     decode.may_go_on.clear()
-    other = threading.Thread(target=lambda: cache.get_or_make(b"a", SIDE, DecodedImage, decode))
-    other.start()
-    assert decode.has_begun.wait(10)
+    other = asyncio.create_task(cache.get_or_make(b"a", SIDE, DecodedImage, decode))
+    await asyncio.wait_for(decode.has_begun.wait(), 10)
     assert cache.get(b"a", SIDE, TiledImage) is views
     assert cache.get(b"a", SIDE, DecodedImage) is None
     decode.may_go_on.set()
-    other.join(10)
+    await other
     assert cache.get(b"a", SIDE, DecodedImage) is not None
 
 
-def test_equal_requests_at_once_decode_once(decode: Decoder) -> None:
-    cache, found = ImageCache(max_bytes=10_000), list[DecodedImage]()
+async def test_equal_requests_at_once_decode_once(decode: Decoder) -> None:
+    cache = ImageCache(max_bytes=10_000)
     decode.may_go_on.clear()
-
-    def ask() -> None:
-        found.append(cache.get_or_make(b"a", SIDE, DecodedImage, decode))
-
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    assert decode.has_begun.wait(10)
+    asked = [asyncio.create_task(cache.get_or_make(b"a", SIDE, DecodedImage, decode)) for _ in range(8)]
+    await asyncio.wait_for(decode.has_begun.wait(), 10)
     decode.may_go_on.set()
-    for thread in threads:
-        thread.join(10)
+    found = await asyncio.gather(*asked)
+    del asked
     assert decode.calls == 1
     assert len(found) == 8
     assert len(set(map(id, found))) == 1
     assert not cache._in_flight, "no lock outlives its requests"
 
 
-def test_the_least_recently_used_goes_first(decode: Decoder) -> None:
+async def test_the_least_recently_used_goes_first(decode: Decoder) -> None:
     cache = ImageCache(max_bytes=2 * ENTRY_BYTES)
     for name in (b"a", b"b", b"a", b"c"):
-        cache.get_or_make(name, SIDE, DecodedImage, decode)
+        await cache.get_or_make(name, SIDE, DecodedImage, decode)
     assert cache.size_bytes == 2 * ENTRY_BYTES
     assert decode.calls == 3
-    cache.get_or_make(b"a", SIDE, DecodedImage, decode)
+    await cache.get_or_make(b"a", SIDE, DecodedImage, decode)
     assert decode.calls == 3
-    cache.get_or_make(b"b", SIDE, DecodedImage, decode)
+    await cache.get_or_make(b"b", SIDE, DecodedImage, decode)
     assert decode.calls == 4
 
 
-def test_a_result_over_the_bound_is_returned_and_not_cached(decode: Decoder) -> None:
+async def test_a_result_over_the_bound_is_returned_and_not_cached(decode: Decoder) -> None:
     cache = ImageCache(max_bytes=SQUARE_BYTES)
     for _ in range(2):
-        assert cache.get_or_make(b"a", SIDE, DecodedImage, decode).height == 10
+        assert (await cache.get_or_make(b"a", SIDE, DecodedImage, decode)).height == 10
     assert decode.calls == 2
     assert cache.size_bytes == 0
 
 
-def test_a_failure_is_raised_and_the_next_request_tries_again(decode: Decoder) -> None:
+async def test_a_failure_is_raised_and_the_next_request_tries_again(decode: Decoder) -> None:
     cache = ImageCache(max_bytes=10_000)
 
-    def damaged() -> DecodedImage:
+    async def damaged() -> DecodedImage:
         raise UndecodableImage("The image is damaged.")
 
-    views = cache.get_or_make(b"a", SIDE, TiledImage, tiled)
+    views = await cache.get_or_make(b"a", SIDE, TiledImage, tiled)
     with pytest.raises(UndecodableImage):
-        cache.get_or_make(b"a", SIDE, DecodedImage, damaged)
+        await cache.get_or_make(b"a", SIDE, DecodedImage, damaged)
     assert cache.get(b"a", SIDE, TiledImage) is views, "a failure drops nothing"
-    assert cache.get_or_make(b"a", SIDE, DecodedImage, decode).height == 10
+    assert (await cache.get_or_make(b"a", SIDE, DecodedImage, decode)).height == 10
     assert decode.calls == 1

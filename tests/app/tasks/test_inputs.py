@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from app.domain import Limits
 from app.errors import ImageTooLarge, Malformed
 from app.imaging.decoding import ImageCache, ImageDecoder
+from app.imaging.processes import DecoderProcesses
 from app.imaging.raster import DecodedImage
 from app.imaging.sources import Base64Image, EncodedImage, PixelBudget, StrokesImage
 from app.runtime.telemetry import Telemetry
@@ -40,7 +41,7 @@ DRAWING[60:150, 80:84] = DRAWING[60:150, 200:204] = DRAWING[60:64, 80:204] = 0
 
 @dataclass(kw_only=True)
 class Setup:
-    """Inputs over a decoder of one thread."""
+    """Inputs over a decoder of one process."""
 
     inputs: ImageInputs
     decoder: ImageDecoder
@@ -54,12 +55,13 @@ class Setup:
 
 
 @pytest.fixture
-def setup() -> Iterator[Setup]:
+async def setup() -> AsyncIterator[Setup]:
     cache, telemetry = ImageCache(max_bytes=1 << 24), Telemetry()
-    decoder = ImageDecoder(limits=LIMITS, telemetry=telemetry, cache=cache, workers=1)
+    processes = DecoderProcesses(1, limits=LIMITS)
+    decoder = ImageDecoder(limits=LIMITS, telemetry=telemetry, cache=cache, processes=processes)
     inputs = ImageInputs(decoder, None, None)  # type: ignore[arg-type]  # nothing is read from the stores
     yield Setup(inputs=inputs, decoder=decoder, cache=cache, telemetry=telemetry)
-    decoder.stop()
+    await decoder.stop()
 
 
 def new_budget() -> PixelBudget:
@@ -85,7 +87,7 @@ async def test_an_image_is_encoded_in_its_canonical_form_and_segmented_whole(
 async def test_a_cached_file_needs_no_turn_of_the_pool_and_is_charged_all_the_same(setup: Setup) -> None:
     budget = PixelBudget(max_pixels=2 * 210 * 301, max_images=9)
     (first,) = await setup.inputs.prepare_all([EncodedImage(data=png(PHOTOGRAPH))], budget, PROFILE)
-    setup.decoder.stop()
+    await setup.decoder.stop()
     (again,) = await setup.inputs.prepare_all([EncodedImage(data=png(PHOTOGRAPH))], budget, PROFILE)
     assert again is first
     with pytest.raises(ImageTooLarge):
@@ -94,7 +96,7 @@ async def test_a_cached_file_needs_no_turn_of_the_pool_and_is_charged_all_the_sa
 
 async def test_cached_tiles_need_no_turn_of_the_pool(setup: Setup) -> None:
     first = await setup.inputs.tiles(EncodedImage(data=png(PHOTOGRAPH)), new_budget(), PROFILE)
-    setup.decoder.stop()
+    await setup.decoder.stop()
     assert await setup.inputs.tiles(EncodedImage(data=png(PHOTOGRAPH)), new_budget(), PROFILE) is first
 
 
@@ -129,7 +131,7 @@ async def test_pixels_are_not_cached_and_tiles_decode_again(setup: Setup) -> Non
 async def test_a_small_image_is_decoded_once_for_all_tasks(setup: Setup) -> None:
     source = EncodedImage(data=png(PHOTOGRAPH[:100, :120]))
     (prepared,) = await setup.inputs.prepare_all([source], new_budget(), PROFILE)
-    setup.decoder.stop()
+    await setup.decoder.stop()
     tiled = await setup.inputs.tiles(source, new_budget(), PROFILE)
     assert tiled.squares[0] is prepared.square, "not made twice"
     assert (setup.decodes, tiled.keys) == (1, [prepared.key])
