@@ -228,6 +228,22 @@ class ItemTask:
 
         return seq, stream()
 
+    async def export_images(self, gallery: str) -> tuple[int, AsyncIterator[tuple[Exported, bytes]]]:
+        """All items with the bytes of their images, one at a time. Returns and raises as `export`.
+
+        An item that is replaced meanwhile comes as it is then, and one that is deleted may be missing.
+        """
+        seq, parts = await self.export(gallery, list)
+
+        async def stream() -> AsyncIterator[tuple[Exported, bytes]]:
+            async for part in parts:
+                for one in part:  # read one by one: images of a whole part would not fit into memory
+                    found = await self._database.run(self._items.exported_image, gallery, one)
+                    if found is not None:
+                        yield found
+
+        return seq, stream()
+
 
 async def _encoded(
     requests: Sequence[ItemRequest],

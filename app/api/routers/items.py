@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -25,6 +26,7 @@ from app.errors import Invalid
 from app.stores.records.items import Exported, Item
 from app.tasks.inputs import Source
 from app.tasks.items import ItemRequest, Outcome
+from app.tasks.webdataset import TAR, webdataset
 
 router = APIRouter(tags=["items"], route_class=IdempotentRoute, dependencies=MIN_SEQ)
 NDJSON = "application/x-ndjson"
@@ -149,12 +151,24 @@ async def delete_items(
     "/galleries/{name}/export",
     summary="All items with their vectors",
     response_class=Response,
-    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}},
+    responses={
+        200: {
+            "content": {NDJSON: {"schema": {"type": "string"}}, TAR: {"schema": {"type": "string", "format": "binary"}}}
+        }
+    },
 )
 @requires(Scope.READ)
-async def export_items(tasks: TasksDep, name: GalleryPath) -> Response:
-    """One JSON object a line with id, metadata and vector: a snapshot at the `seq` of `X-Seq`."""
-    seq, lines = await tasks.items.export(name, _lines)
+async def export_items(tasks: TasksDep, name: GalleryPath, query: Annotated[schemas.ExportQuery, Query()]) -> Response:
+    """One JSON object a line with id, metadata, caption, image_url and vector: a snapshot at the `seq` of `X-Seq`.
+
+    `format=webdataset` is a tar: of each item its image, `.json` metadata, `.id`, and `.txt` caption if it has one.
+    `vermouth gallery import` reads both.
+    """
+    if query.format == "webdataset":
+        seq, images = await tasks.items.export_images(name)
+        headers = {"X-Seq": str(seq), "Content-Disposition": f'attachment; filename="{name}.tar"'}
+        return StreamingResponse(webdataset(images), media_type=TAR, headers=headers)
+    seq, lines = await tasks.items.export(name, partial(_lines, name))
     return StreamingResponse(lines, media_type=NDJSON, headers={"X-Seq": str(seq)})
 
 
@@ -243,8 +257,17 @@ def _outcome(outcome: Outcome, request: Request) -> schemas.ItemOutcome:
     return schemas.ItemOutcome.model_validate({"id": outcome.id, "status": outcome.status, "problem": problem})
 
 
-def _lines(part: Sequence[Exported]) -> bytes:
-    rows = ({"id": one.id, "metadata": dict(one.metadata), "vector": one.vector.tolist()} for one in part)
+def _lines(gallery: str, part: Sequence[Exported]) -> bytes:
+    rows = (
+        {
+            "id": one.id,
+            "metadata": dict(one.metadata),
+            "caption": one.caption,
+            "image_url": f"/galleries/{gallery}/items/{one.id}/image",
+            "vector": one.vector.tolist(),
+        }
+        for one in part
+    )
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 

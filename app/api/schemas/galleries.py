@@ -192,6 +192,12 @@ class ImageQuery(Input):
     size: Annotated[int, Field(ge=16, le=2048)] | None = None
 
 
+class ExportQuery(Input):
+    """`format`: lines of JSON with vectors, or a tar with images, metadata and captions (webdataset)."""
+
+    format: Literal["ndjson", "webdataset"] = "ndjson"
+
+
 class GalleryDeleteQuery(Input):
     """`confirm` repeats the name of a gallery that is not empty."""
 

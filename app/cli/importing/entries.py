@@ -145,13 +145,14 @@ def _image(entry: Entry, chosen: str, sidecars: dict[str, Entry]) -> Importable:
     caption: str | None = None
     try:
         if ".id" in sidecars:  # our own export, whose metadata is complete
-            chosen, metadata = _text(sidecars[".id"]), {}
+            chosen, metadata = _text(sidecars[".id"]).strip(), {}
             if fault := id_fault(chosen):
                 raise UnreadableFile(fault)
         if ".json" in sidecars:
             metadata |= _metadata(sidecars[".json"])
         if ".txt" in sidecars:
-            caption = _text(sidecars[".txt"]) or None
+            caption = _text(sidecars[".txt"])
+            caption = caption if ".id" in sidecars else caption.strip() or None
         return Importable(id=chosen, name=name, data=entry.data, metadata=metadata, caption=caption)
     except UnreadableFile as err:
         return Importable(id=chosen, name=name, fault=str(err))
@@ -170,7 +171,7 @@ def _text(entry: Entry) -> str:
     if entry.size > MAX_SIDECAR_BYTES:
         raise UnreadableFile(f"its {name} is over {MAX_SIDECAR_BYTES >> 20} MiB")
     try:
-        return entry.data.decode("utf-8-sig").strip()
+        return entry.data.decode("utf-8-sig")
     except UnreadableFile as err:
         raise UnreadableFile(f"its {name}: {err}") from err
     except UnicodeDecodeError as err:

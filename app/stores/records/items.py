@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -58,10 +58,13 @@ class NewItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """One item with its vector [D] float32."""
+    """One item with its vector [D] float32; `sha256` names its blob."""
 
     id: str
     metadata: Mapping[str, object]
+    caption: str | None
+    media_type: str
+    sha256: str
     vector: NDArray[np.float32]
 
 
@@ -261,7 +264,7 @@ class Items:
     def _exported(self, key: int, seq: int) -> Iterator[Sequence[Exported]]:
         was_live = sa.or_(IS_LIVE, items.c.deleted_seq > seq)
         query = (
-            select_vectors(self._fingerprint, items.c.metadata)
+            select_vectors(self._fingerprint, items.c.metadata, items.c.caption, items.c.media_type, items.c.sha256)
             .where(items.c.gallery_id == key, items.c.added_seq <= seq, was_live)
             .order_by(items.c.id)
             .limit(EXPORTED_AT_ONCE)
@@ -277,7 +280,30 @@ class Items:
             if not rows:
                 return
             last = rows[-1].id
-            yield [Exported(id=row.external_id, metadata=row.metadata, vector=sound_vector(row)) for row in rows]
+            yield [
+                Exported(
+                    id=row.external_id,
+                    metadata=row.metadata,
+                    caption=row.caption,
+                    media_type=row.media_type,
+                    sha256=row.sha256,
+                    vector=sound_vector(row),
+                )
+                for row in rows
+            ]
+
+    def exported_image(self, name: str, one: Exported) -> tuple[Exported, bytes] | None:
+        """Return an exported item and its image's bytes; as it is now if it was replaced, None if it was deleted."""
+        try:
+            return one, self._blobs.get(one.sha256)
+        except NotFound:
+            pass
+        try:
+            item, data = self.image(name, one.id)
+        except NotFound:
+            return None
+        now = replace(one, metadata=item.metadata, caption=item.caption, media_type=item.media_type, sha256=item.sha256)
+        return now, data
 
     def _after_commit(self, unused: set[str], *, wait: bool) -> None:
         failpoint("rows.committed")
