@@ -51,9 +51,9 @@ class Group:
 
 
 def text_cost(text: str) -> int:
-    """Cost of a string by its length: 1, 2, 4, or 8 where the tokenizer cuts it off (128 tokens) or nearly so."""
+    """Cost of a string by its length: 1, 2, 4, 8, or 16 where the tokenizer probably cuts it off (128 tokens)."""
     short_texts = -(-len(text.encode("utf-8", "surrogatepass")) // SHORT_TEXT_BYTES)
-    return int(min(VIEW_COST, 1 << max(0, short_texts - 1).bit_length()))
+    return int(min(2 * VIEW_COST, 1 << max(0, short_texts - 1).bit_length()))
 
 
 @dataclass(frozen=True, slots=True)

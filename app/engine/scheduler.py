@@ -205,8 +205,8 @@ class Scheduler:
         return size
 
     def _largest(self, entry: Entry) -> int:
-        """Entries in the largest batch of this one's group; strings cost less, so more of them go together."""
-        return self._caps.get(entry.key.group, self._max_batch * VIEW_COST // entry.cost)
+        """Entries in the largest batch of this one's group: short strings cost less, so more of them go together."""
+        return self._caps.get(entry.key.group, max(1, self._max_batch * VIEW_COST // entry.cost))
 
     def _free_workers(self, now_s: float) -> int:
         """Workers that are free or about to be; at least the one that a batch is formed for."""

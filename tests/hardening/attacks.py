@@ -20,7 +20,6 @@ from PIL import Image
 
 ATTACKERS = 10
 PAUSE_S = 0.1
-ROUND_PAUSE_S = 1.0  # of attacks over many connections, which would be a flood else
 HEADER_BYTES = 64 << 20
 ANSWER_LIMIT_S = 60.0
 HOST = "127.0.0.1"
@@ -90,14 +89,19 @@ def items_list(_: random.Random) -> bytes:
 def asking(make: Callable[[random.Random], bytes], *, connections: int = 1, is_new: bool = False) -> Attack:
     """Return an attack that sends a request, built once unless `is_new`, and waits for its answer, again and again."""
 
-    async def attack(port: int) -> None:
+    async def repeat(port: int) -> None:
         chance = random.Random()
         request = make(chance)
+        await asyncio.sleep(chance.uniform(0, pause_s))
         while True:
-            await asyncio.gather(*(_asked(port, request) for _ in range(connections)))
+            await _asked(port, request)
             request = make(chance) if is_new else request
-            await asyncio.sleep(PAUSE_S if connections == 1 else ROUND_PAUSE_S)
+            await asyncio.sleep(pause_s)
 
+    async def attack(port: int) -> None:
+        await asyncio.gather(*(repeat(port) for _ in range(connections)))
+
+    pause_s = PAUSE_S * connections  # or many connections would be a flood of requests
     return attack
 
 
