@@ -315,6 +315,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_refused = True
         self._since_s = self._register.now_s
         self._dropped_bytes = 0
+        # What they hold of unfinished headers goes now, not when the connection does.
+        self.parser = None  # type: ignore[assignment]  # as uvicorn does when a connection is lost
+        self.headers = []
         self._register.count_refused(self._refusal.code)
         self.transport.write(refusal_bytes(self._refusal, self.server_state.default_headers))
         # The client sees the end of the response, and what it still sends is read: a reset would drop the response.
