@@ -104,6 +104,7 @@ class StableDiffusionBackbone(nn.Module):
         *,
         taps: Sequence[str],
         noise_seed: int,
+        is_noiseless: bool = False,
     ) -> None:
         super().__init__()
         self.vae = vae
@@ -111,6 +112,7 @@ class StableDiffusionBackbone(nn.Module):
         self._is_tiny = isinstance(vae, AutoencoderTiny)
         self.taps = tuple(taps)
         self.noise_seed = noise_seed
+        self.is_noiseless = is_noiseless  # for a U-Net trained on clean latents (CleanDIFT, Stracke et al. 2025)
         self.scaling_factor = float(vae.config["scaling_factor"])
         # Not a buffer: `module.to(bfloat16)` would round the schedule.
         self.alphas_cumprod: torch.Tensor = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod.float()
@@ -144,7 +146,9 @@ class StableDiffusionBackbone(nn.Module):
         self, latents: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Returns what `forward` returns, from latents [B, C, h, w]: training caches those."""
-        noisy = add_noise(latents, self._noise_like(latents), timesteps, self._schedule_on(latents.device))
+        noisy = latents
+        if not self.is_noiseless:
+            noisy = add_noise(latents, self._noise_like(latents), timesteps, self._schedule_on(latents.device))
         self._tapped.clear()  # left over if the pass before failed half way
         self.unet(noisy, timesteps, encoder_hidden_states=encoder_hidden_states)
         tapped = dict(self._tapped)

@@ -98,6 +98,7 @@ def load_extractor(folder: Path, manifest: Manifest, *, device: torch.device, dt
         read_json(source_file(parts.scheduler.source, folder, ".json")),
         taps=manifest.taps,
         noise_seed=manifest.noise_seed,
+        is_noiseless=parts.unet.is_noiseless,
     )
     extractor = FrozenExtractor(
         backbone,

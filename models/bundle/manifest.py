@@ -90,6 +90,18 @@ class Part(_Model):
     key_map: str | None = None
 
 
+class UnetPart(Part):
+    """The U-Net.
+
+    Attributes:
+        config: where its `config.json` lies if its weights come without one: a drop-in U-Net has that of the original.
+        is_noiseless: it was trained on clean latents, so none get noise; the time step stays its input.
+    """
+
+    config: Source | None = None
+    is_noiseless: bool = False
+
+
 class TextPart(Part):
     """A text encoder.
 
@@ -173,7 +185,7 @@ class Components(_Model):
     """
 
     vae: VaePart
-    unet: Part
+    unet: UnetPart
     scheduler: Part
     text: TextPart
     names: TextPart | None = None

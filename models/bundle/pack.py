@@ -23,6 +23,7 @@ from models.bundle.manifest import (
     TaskConfig,
     TextPart,
     UHeadPart,
+    UnetPart,
     VaePart,
 )
 from models.bundle.random import write_stable_diffusion
@@ -179,7 +180,7 @@ def _manifest(
         tasks={"retrieval": task, "segmentation": task, "fewshot": task},
         components=Components(
             vae=VaePart(source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS)),
-            unet=Part(source=_files(folder, f"{shared}/unet", "config.json", WEIGHTS)),
+            unet=UnetPart(source=_files(folder, f"{shared}/unet", "config.json", WEIGHTS)),
             scheduler=Part(source=_files(folder, f"{shared}/scheduler", "scheduler_config.json")),
             text=TextPart(source=_minilm(), max_length=16, zero_padding=True),
             expert=lite0_part(),

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, BlipConfig, BlipForConditionalGe
 from models.acceleration.fusion import fuse_batch_norms
 from models.backbone import build_tiny_encoder, build_truncated_unet, build_vae_encoder
 from models.bundle.files import only_file, read_json, read_tensors, verified
-from models.bundle.manifest import AnySource, CaptionerPart, ClipPart, ExpertPart, Part, TextPart, VaePart
+from models.bundle.manifest import AnySource, CaptionerPart, ClipPart, ExpertPart, Part, TextPart, UnetPart, VaePart
 from models.clip import OPEN_CLIP_CONFIG, ClipImages, build_open_clip, tokenizer_of
 from models.errors import BundleError
 from models.expert import OpenClipExpert, TimmExpert, adapt, adapter_tensors, merge_adapters, read_lite0_package
@@ -32,9 +32,11 @@ def load_vae(part: VaePart, bundle: Path, dtype: torch.dtype = _FLOAT) -> Autoen
     return _load_cut(AutoencoderKL, part, bundle, build_vae_encoder, dtype)
 
 
-def load_unet(part: Part, bundle: Path, taps: tuple[str, ...], dtype: torch.dtype = _FLOAT) -> UNet2DConditionModel:
+def load_unet(part: UnetPart, bundle: Path, taps: tuple[str, ...], dtype: torch.dtype = _FLOAT) -> UNet2DConditionModel:
     """Loads the U-Net up to its last tap. Raises as `load_bundle`."""
-    return _load_cut(UNet2DConditionModel, part, bundle, lambda config: build_truncated_unet(config, taps), dtype)
+    return _load_cut(
+        UNet2DConditionModel, part, bundle, lambda config: build_truncated_unet(config, taps), dtype, part.config
+    )
 
 
 def load_text(part: TextPart, bundle: Path, dtype: torch.dtype = _FLOAT) -> TextEncoder:
@@ -146,11 +148,17 @@ def fill(module: nn.Module, source: AnySource, bundle: Path) -> None:
 
 
 def _load_cut(
-    kind: Any, part: Part, bundle: Path, build: Callable[[Mapping[str, Any]], Any], dtype: torch.dtype
+    kind: Any,
+    part: Part,
+    bundle: Path,
+    build: Callable[[Mapping[str, Any]], Any],
+    dtype: torch.dtype,
+    config_source: AnySource | None = None,
 ) -> Any:
     """Loads a truncated diffusers model; the file may hold the tensors of the whole one, and no others."""
     folder = verified(part.source, bundle)
-    config = read_json(only_file(part.source, folder, ".json"))
+    beside = folder if config_source is None else verified(config_source, bundle)
+    config = read_json(only_file(config_source or part.source, beside, ".json"))
     with torch.device("meta"):  # names only: the whole U-Net is never allocated
         whole = kind.from_config(config).state_dict()
     cut = build(config)

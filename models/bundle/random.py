@@ -34,6 +34,7 @@ from models.bundle.manifest import (
     TextPart,
     TrainingFree,
     UHeadPart,
+    UnetPart,
     VaePart,
 )
 from models.clip import OPEN_CLIP_CONFIG
@@ -62,7 +63,7 @@ def write_stable_diffusion(folder: Path, architecture: Architecture, *, name: st
     side, mask_side, caption_side = architecture.resolutions
     parts: dict[str, Any] = {
         "vae": vae,
-        "unet": Part(source=_source(folder / "unet")),
+        "unet": UnetPart(source=_source(folder / "unet")),
         "scheduler": Part(source=_source(folder / "scheduler")),
         "text": write_clip_text(folder, **architecture.text),
         "captioner": write_blip(folder / "blip", architecture, caption_side),

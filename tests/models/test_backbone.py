@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
 
 from models.backbone import add_noise, build_truncated_unet, fixed_noise
 from models.bundle.architectures import ARCHITECTURES, TINY_UNET
@@ -106,7 +107,7 @@ def _taesd(folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     small = {"encoder_block_out_channels": (16,) * 4, "decoder_block_out_channels": (16,) * 4}
     AutoencoderTiny(**small, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1)).save_pretrained(folder)
-    files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    files = _sealed(folder)
     return {"loader": "tiny", "source": {"kind": "path", "path": folder.name, "files": files}}
 
 
@@ -137,12 +138,37 @@ def test_a_distilled_vae_gives_the_same_interface_its_own_latents(tiny_copy: Pat
 def test_a_profile_replaces_the_unet(tiny_copy: Path, tiny: LoadedBundle) -> None:
     whole = _whole_unet(seed=7)
     whole.half().save_pretrained(tiny_copy / "cleaner")
-    files = {file.name: sha256(file) for file in sorted((tiny_copy / "cleaner").iterdir())}
+    files = _sealed(tiny_copy / "cleaner")
     _with_profile(tiny_copy, "unet", {"source": {"kind": "path", "path": "cleaner", "files": files}})
     loaded = load_bundle(tiny_copy, device="cpu", profile="other")
     found = loaded.encoder.extractor.backbone.unet.state_dict()["mid_block.resnets.0.conv1.conv.weight"]
     assert torch.equal(found, whole.state_dict()["mid_block.resnets.0.conv1.weight"].float())
     assert loaded.info.fingerprint != tiny.info.fingerprint
+
+
+@torch.no_grad()
+def test_a_unet_of_clean_latents_gets_no_noise(tiny_copy: Path) -> None:
+    whole = _whole_unet(seed=7)
+    (tiny_copy / "clean").mkdir()
+    save_file(whole.state_dict(), tiny_copy / "clean" / "clean_unet.safetensors")  # published without a config
+    config = {"config.json": sha256(tiny_copy / "unet" / "config.json")}
+    part = {
+        "source": {"kind": "path", "path": "clean", "files": _sealed(tiny_copy / "clean")},
+        "config": {"kind": "path", "path": "unet", "files": config},
+        "is_noiseless": True,
+    }
+    _with_profile(tiny_copy, "unet", part)
+    backbone = load_bundle(tiny_copy, device="cpu", profile="other").encoder.extractor.backbone
+    latents = torch.randn((2, 4, 16, 16), generator=torch.Generator().manual_seed(2))
+    steps, states = torch.tensor([50, 200]), torch.randn((2, 16, 384), generator=torch.Generator().manual_seed(4))
+    tapped = _hooked(whole, TAPS)
+    whole(latents, steps, encoder_hidden_states=states)
+    for tap, found in backbone.taps_of(latents, steps, states).items():
+        assert (found - tapped[tap]).abs().max() <= 1e-5 * tapped[tap].abs().max(), tap
+
+
+def _sealed(folder: Path) -> dict[str, str]:
+    return {file.name: sha256(file) for file in sorted(folder.iterdir())}
 
 
 def test_neither_decoder_nor_output_is_loaded(tiny: LoadedBundle) -> None:
