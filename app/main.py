@@ -16,7 +16,7 @@ from app.api.auth import ScopedRoute, declared_scope
 from app.api.deps import Platform, Services
 from app.api.in_flight import InFlightLimit
 from app.api.middleware import BodyLimit, DisconnectWatch, PathGuard, RequestContext, RequestDeadline
-from app.api.routers import fewshot, galleries, items, live, operation, retrieval, segmentation
+from app.api.routers import fewshot, galleries, items, live, operation, playground, retrieval, segmentation
 from app.composition import build_platform
 from app.composition import build_services as build_default_services
 from app.runtime.process import EXIT_START_FAILED, Phase
@@ -79,7 +79,7 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
     app.state.platform = platform
     app.state.supervisor = supervisor
     problems.install(app)
-    for router in ROUTERS:
+    for router in (*ROUTERS, *([playground.router] if settings.playground else [])):
         app.include_router(router)
     check_scopes(app)
     contract.install(app)

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     metrics_token: SecretStr | None = Field(None, min_length=16)
     insecure: bool = False
+    playground: bool = True
 
     max_batch: int = Field(0, ge=0, le=256)
     max_queue_cost: int = Field(4096, ge=1, le=1_000_000)

@@ -77,8 +77,8 @@ class ScopedRoute(APIRoute):
         connection = HTTPConnection(scope)  # the body stays unread
         scope["app"].state.platform.keys.authorise(connection, needed)
         if scope["method"] in (self.methods or ()):
-            # Probes and scrapers may add parameters, against caches.
-            if scope["query_string"] and self.path not in QUIET_ROUTES:
+            # Probes and scrapers may add parameters, against caches; the page at `/` reads its own in the browser.
+            if scope["query_string"] and self.path not in QUIET_ROUTES and self.path != "/":
                 _check_query(scope["query_string"], self._query_names)
             if self.body_field is not None:
                 _check_is_json(connection)

@@ -51,7 +51,7 @@ class Repairing:
         with self._database.write() as connection:
             metadata.require_fingerprint(connection, self._fingerprint)
             found = list(damaged_items(connection))
-            # Kept until the item's row is replaced: indexes learn from it that the old vector goes.
+            # It stays until the item's row is replaced: indexes learn from it that the old vector goes.
             self._damaged = {row.id for row in found if row.fingerprint == self._fingerprint}
             for row in found:
                 if row.fingerprint != self._fingerprint:  # a rollback is refused until they are embedded again

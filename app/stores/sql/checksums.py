@@ -1,6 +1,6 @@
 """Checksums of what is stored: of vectors on both databases, and of all other rows on SQLite.
 
-A vector's checksum is computed by the writer and verified by every reader. The checksums of other rows are kept by
+A vector's checksum is computed by the writer and verified by every reader. The checksums of other rows are written by
 SQLite's own triggers, so that no writer can forget them, and are verified by `vermouth db check`. PostgreSQL
 has checksums of its own.
 """

@@ -196,7 +196,7 @@ def test_a_write_to_a_damaged_row_does_not_make_it_look_sound(tmp_path: Path) ->
 def test_nul_characters_that_older_releases_accepted_are_named(tmp_path: Path) -> None:
     database, blobs = open_database(data_dir=tmp_path / "data"), Blobs(str(tmp_path / "data" / "blobs"))
     stores, maintenance = open_stores(database, blobs), Maintenance(database, blobs, IndexSnapshots(tmp_path / "x"))
-    stores.items.upsert("default", [new_item("a", unit(1), metadata={"said": "C:\\u0000"}), new_item("b", unit(1))])
+    stores.items.upsert("default", [new_item("a", unit(1), metadata={"quote": "C:\\u0000"}), new_item("b", unit(1))])
     assert maintenance.check() == []
     with database.write() as connection:
         connection.execute(sa.update(item_rows).where(item_rows.c.external_id == "b").values(caption="a\0b"))

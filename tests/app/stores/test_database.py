@@ -54,7 +54,7 @@ def test_an_sqlite_with_the_wal_bug_is_refused(tmp_path: Path, monkeypatch: pyte
 
 def test_migrations_lead_to_the_schema_of_the_code(database: Database) -> None:
     with database.engine.connect() as connection:
-        # Kept by triggers, on SQLite alone.
+        # Written by triggers, on SQLite alone.
         opts = {"include_name": lambda name, *_: name != ROW_CHECKSUM}
         assert compare_metadata(MigrationContext.configure(connection, opts=opts), schema) == []
 
