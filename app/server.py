@@ -10,8 +10,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.auth import ApiKeys
-from app.api.connections import ConnectionLimits, Connections, connection_limit
-from app.api.protocol import Config
+from app.api.transport.connections import ConnectionLimits, Connections, connection_limit
+from app.api.transport.protocol import Config
 from app.composition import build_services as build_default_services
 from app.composition import read_keys
 from app.main import BuildServices, create_app

@@ -23,7 +23,7 @@ PAUSE_S = 0.1
 HEADER_BYTES = 64 << 20
 ANSWER_LIMIT_S = 60.0
 HOST = "127.0.0.1"
-LARGE_GALLERY, LARGE_PICTURE = "large", "/galleries/default/items/large/image"
+LARGE_GALLERY, LARGE_IMAGE = "large", "/galleries/default/items/large/image"
 
 Attack = Callable[[int], Coroutine[None, None, None]]
 
@@ -198,7 +198,7 @@ ATTACKS: Mapping[str, Attack] = {
         b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n", connections=13, drip=b" "
     ),
     "unread-exports": holding(get(f"/galleries/{LARGE_GALLERY}/export"), connections=13),
-    "unread-pictures": holding(get(LARGE_PICTURE), connections=6),
+    "unread-images": holding(get(LARGE_IMAGE), connections=6),
     "min-seq": asking(lambda _: get("/galleries/default/items", SEQ), connections=13),
     "embed-images": asking(embed_images, is_new=True),
     "embed-texts": asking(embed_texts, is_new=True),

@@ -120,7 +120,7 @@ def attacked(name: str, port: int) -> Iterator[None]:
 
 
 def fill(client: httpx.Client) -> None:
-    """A thousand items of one drawing with 15 KiB of metadata each, a picture of 30 MB, and some to search."""
+    """A thousand items of one drawing with 15 KiB of metadata each, an image of 30 MB, and some to search."""
     chance = random.Random(0)
     client.put(f"/galleries/{LARGE_GALLERY}").raise_for_status()
     same, words = drawing(chance), "word " * 3000

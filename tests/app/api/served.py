@@ -11,8 +11,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.connections import ConnectionLimits
 from app.api.deps import Platform, Services
+from app.api.transport.connections import ConnectionLimits
 from app.composition import assemble_services
 from app.main import create_app
 from app.runtime.process import Phase

@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.auth import Scope, new_key
-from app.api.connections import ConnectionLimits
+from app.api.transport.connections import ConnectionLimits
 from tests.app.api.images import png
 from tests.app.api.served import LIMIT_S, new_app, served, set_soon
 from tests.app.api.wire import connect, is_closed, read_answer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.api.connections import ConnectionLimits
+from app.api.transport.connections import ConnectionLimits
 from tests.app.api.served import LIMIT_S, new_app, served, set_soon
 from tests.app.api.wire import RawAnswer, connect, exchange, is_closed, read_answer
 from tests.app.fakes import FakeEncoder
@@ -34,7 +34,7 @@ REFUSED = {
     "header without colon": (b"GET / HTTP/1.1\r\n" + HOST + b"nonsense\r\n\r\n", 400),
     "space before colon": (b"GET / HTTP/1.1\r\nHost : test\r\n\r\n", 400),
     "NUL in a value": (b"GET / HTTP/1.1\r\n" + HOST + b"A: b\x00c\r\n\r\n", 400),
-    "folded header": (b"GET / HTTP/1.1\r\n" + HOST + b"A: b\r\n c\r\n\r\n", 400),
+    "continued header": (b"GET / HTTP/1.1\r\n" + HOST + b"A: b\r\n c\r\n\r\n", 400),
     "bare line feeds": (b"GET / HTTP/1.1\nHost: test\n\n", 400),
     "space in the target": (b"GET /a b HTTP/1.1\r\n" + HOST + b"\r\n", 400),
     "bytes above ASCII in the target": (b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n", 400),
@@ -170,15 +170,15 @@ async def test_an_idle_connection_is_closed(tmp_path: Path, first: bytes) -> Non
 async def test_silent_connections_shut_nobody_out(tmp_path: Path) -> None:
     def statuses(port: int) -> list[int]:
         with contextlib.ExitStack() as stack:
-            kept = stack.enter_context(connect(port))
-            kept.sendall(GET)
-            found = [read_answer(kept)]
+            second = stack.enter_context(connect(port))
+            second.sendall(GET)
+            found = [read_answer(second)]
             for _ in range(40):
                 stack.enter_context(connect(port))
             found.append(exchange(port, GET))
             # What has had a request outlives what never had one.
-            kept.sendall(GET)
-            found.append(read_answer(kept))
+            second.sendall(GET)
+            found.append(read_answer(second))
         return [answer.status for answer in found if answer is not None]
 
     limits = ConnectionLimits(max_connections=8, keep_alive_s=30)

@@ -14,9 +14,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from app import errors
-from app.api.connections import Connections, Pace, SendPace
 from app.api.middleware import QUIET_ROUTES
-from app.api.refusals import MAX_HEADER_BYTES, MAX_HEADERS, headers_too_large, parse_error, refusal_bytes
+from app.api.transport.connections import Connections, Pace, SendPace
+from app.api.transport.refusals import MAX_HEADER_BYTES, MAX_HEADERS, headers_too_large, parse_error, refusal_bytes
 from app.errors import ServiceError
 
 MAX_TARGET_BYTES = 32 << 10  # filters are long
@@ -154,7 +154,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Trailers come after the headers: kept, they would change a request that is being answered.
+        # Trailers come after the headers: if they stayed, they would change a request that is being answered.
         if self._has_headers or self._refusal is not None:
             return
         self._head_bytes += len(name) + len(value) + 4
