@@ -45,10 +45,12 @@ prove-state: $(VENV)/test.stamp ## hundreds of kills on both databases, 10,000 c
 		STATE_REPORT=docs/results/state.md $(BIN)/python -m pytest tests/app/stores --durations=10
 
 FAULTS ?= 1000
+REQUESTS ?= 5000
 IMAGES ?= 20000
 SEED ?= 1
 prove-hardening: $(VENV)/test.stamp ## damaged images, odd drawings and protocol faults: no 5xx, no restart, memory and descriptors as before
 	$(BIN)/python -m tests.hardening.images --count $(IMAGES) --seed $(SEED)
+	$(BIN)/python -m tests.hardening.requests --count $(REQUESTS) --seed $(SEED)
 	$(BIN)/python -m tests.hardening.protocol --count $(FAULTS) --seed $(SEED)
 
 # The peers' packages live apart from ours, on top of them.

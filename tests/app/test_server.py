@@ -208,7 +208,11 @@ def test_a_signal_while_modules_are_imported_ends_with_zero(tmp_path: Path, late
 
 def test_a_drain_does_not_wait_for_clients_that_do_not_read(tmp_path: Path) -> None:
     limits = {"DRAIN_DELAY_S": "0", "DRAIN_TIMEOUT_S": "1", "LIMITS__MAX_METADATA_BYTES": "1000000"}
-    with started("free", tmp_path, FAKE, limit_s=WAIT_S, **limits) as process, process.connect() as client, contextlib.ExitStack() as stack:
+    with (
+        started("free", tmp_path, FAKE, limit_s=WAIT_S, **limits) as process,
+        process.connect() as client,
+        contextlib.ExitStack() as stack,
+    ):
         process.wait_for("ready")
         strokes = {"strokes": [[[0, 9], [0, 9]]], "width": 10, "height": 10}
         items = [{"id": f"i{n}", "image": strokes, "metadata": {"a": "x" * 100_000}} for n in range(100)]

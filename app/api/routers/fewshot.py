@@ -13,6 +13,7 @@ from app.api.forms import Form
 from app.api.idempotency import IdempotentRoute
 from app.api.images import image_response
 from app.api.openapi import request_body
+from app.api.responses import json_response
 from app.api.schemas import fewshot as schemas
 from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
 from app.domain import Limits
@@ -67,13 +68,14 @@ async def create_episode(
 
 @router.post(
     "/fewshot/episodes/{episode_id}/classify",
+    response_model=schemas.ClassifyResponse,
     summary="Classify images by an episode",
     openapi_extra=request_body(json=schemas.ClassifyRequest, form=schemas.ClassifyOptions, files={"query": True}),
 )
 @requires(Scope.READ)
 async def classify(
     call: CallDep, episode_id: EpisodePath, inputs: Annotated[QueriesInput, Depends(read_queries)]
-) -> schemas.ClassifyResponse:
+) -> Response:
     """Predictions, in the queries' order; below `abstain_below` the label is null."""
     options, queries = inputs
     answer = await call.tasks.fewshot.classify(
@@ -86,22 +88,31 @@ async def classify(
         is_reproducible=options.reproducible,
     )
     call.add_timings(answer.timings_ms)
-    return schemas.ClassifyResponse.model_validate(
-        {
-            "episode": answer.episode.id,
-            "version": answer.episode.version,
-            "predictions": answer.predictions,
-            "timings_ms": answer.timings_ms,
-        }
-    )
+
+    def build() -> schemas.ClassifyResponse:
+        return schemas.ClassifyResponse(
+            episode=answer.episode.id,
+            version=answer.episode.version,
+            predictions=[schemas.PredictionReport.model_validate(one) for one in answer.predictions],
+            timings_ms=dict(answer.timings_ms),
+        )
+
+    return await json_response(call.request, len(answer.predictions) * len(answer.episode.ways) // 64, build)
 
 
-@router.get("/fewshot/episodes", summary="Episodes by id, in pages")
+@router.get("/fewshot/episodes", response_model=schemas.EpisodePage, summary="Episodes by id, in pages")
 @requires(Scope.READ)
-async def list_episodes(tasks: TasksDep, query: Annotated[schemas.EpisodePageQuery, Query()]) -> schemas.EpisodePage:
+async def list_episodes(
+    request: Request, tasks: TasksDep, query: Annotated[schemas.EpisodePageQuery, Query()]
+) -> Response:
     """One page; pass `next_cursor` as `cursor` for the next."""
     page, next_cursor = await tasks.fewshot.page(after=query.cursor, limit=query.limit)
-    return schemas.EpisodePage(episodes=[schemas.episode_entry(episode) for episode in page], next_cursor=next_cursor)
+
+    def build() -> schemas.EpisodePage:
+        entries = [schemas.episode_entry(episode) for episode in page]
+        return schemas.EpisodePage(episodes=entries, next_cursor=next_cursor)
+
+    return await json_response(request, sum(len(episode.ways) for episode in page) // 64, build)
 
 
 @router.get("/fewshot/episodes/{episode_id}", summary="One episode")

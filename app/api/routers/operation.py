@@ -166,9 +166,12 @@ async def metrics(platform: PlatformDep) -> Response:
 
 @router.get("/openapi.json", include_in_schema=False)
 @requires(Scope.OPEN)
-async def openapi(request: Request) -> JSONResponse:
+async def openapi(request: Request) -> Response:
     """The OpenAPI document."""
-    return JSONResponse(request.app.openapi())
+    state = request.app.state
+    if not hasattr(state, "openapi_json"):  # written once: it takes milliseconds, and anyone may ask
+        state.openapi_json = JSONResponse(request.app.openapi()).body
+    return Response(state.openapi_json, media_type="application/json")
 
 
 @router.get("/docs", include_in_schema=False)

@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.auth import Scope, ScopedRoute, requires
 from app.api.bodies import out_of_bounds, read_body, read_filter
 from app.api.deps import MIN_SEQ, CallDep, LimitsDep
 from app.api.forms import Form
 from app.api.openapi import request_body
+from app.api.responses import json_response
 from app.api.schemas import retrieval as schemas
 from app.domain import Limits
 from app.errors import Invalid
@@ -31,36 +32,43 @@ async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
 
 @router.post(
     "/retrieve",
+    response_model=schemas.RetrieveResponse,
     summary="Search a gallery by sketch, text and liked items",
     openapi_extra=request_body(json=schemas.RetrieveRequest, form=schemas.RetrieveOptions, files={"sketch": False}),
 )
 @requires(Scope.READ)
-async def retrieve(call: CallDep, query: Annotated[RetrieveQuery, Depends(read_query)]) -> schemas.RetrieveResponse:
+async def retrieve(call: CallDep, query: Annotated[RetrieveQuery, Depends(read_query)]) -> Response:
     """The k nearest items, best first."""
     answer = await call.tasks.retrieval.retrieve(query, call.budget, timeout_s=call.timeout_s)
     call.add_timings(answer.timings_ms)
-    return response_of(answer)
+    return await json_response(call.request, len(answer.results), lambda: response_of(answer))
 
 
 @router.post(
     "/embed",
+    response_model=schemas.EmbedResponse,
     summary="Vectors of images and texts",
     openapi_extra=request_body(json=schemas.EmbedRequest, files={"image": True}),
 )
 @requires(Scope.READ)
-async def embed(call: CallDep, inputs: Annotated[EmbedInput, Depends(read_embed)]) -> schemas.EmbedResponse:
+async def embed(call: CallDep, inputs: Annotated[EmbedInput, Depends(read_embed)]) -> Response:
     """Unit vectors in the space that `/retrieve` searches."""
     sources, wire = inputs
     answer = await call.tasks.retrieval.embed(
         sources, wire.texts, call.budget, timeout_s=call.timeout_s, is_reproducible=wire.reproducible
     )
     call.add_timings(answer.timings_ms)
-    return schemas.EmbedResponse(
-        fingerprint=answer.fingerprint,
-        dimension=answer.dimension,
-        images=answer.images.tolist(),
-        texts=answer.texts.tolist(),
-    )
+
+    def build() -> schemas.EmbedResponse:
+        # Not validated: millions of numbers in one call.
+        return schemas.EmbedResponse.model_construct(
+            fingerprint=answer.fingerprint,
+            dimension=answer.dimension,
+            images=[row.tolist() for row in answer.images],
+            texts=[row.tolist() for row in answer.texts],
+        )
+
+    return await json_response(call.request, len(sources) + len(wire.texts), build)
 
 
 def query_of(wire: schemas.RetrieveOptions, sketch: Source | None, limits: Limits) -> RetrieveQuery:

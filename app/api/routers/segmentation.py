@@ -12,6 +12,7 @@ from app.api.bodies import JSON, read_body, read_json
 from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, TasksDep, set_version, written
 from app.api.forms import Form
 from app.api.openapi import request_body
+from app.api.responses import json_response
 from app.api.schemas import segmentation as schemas
 from app.api.schemas.wire import GALLERY_PATTERN
 from app.api.strict_json import parse_json
@@ -118,13 +119,14 @@ async def put_class_set(
     return schemas.ClassSetReport.model_validate(stored)
 
 
-@class_sets.get("/class-sets/{name}", summary="One class set")
+@class_sets.get("/class-sets/{name}", response_model=schemas.ClassSetReport, summary="One class set")
 @requires(Scope.READ)
-async def get_class_set(response: Response, tasks: TasksDep, name: ClassSetPath) -> schemas.ClassSetReport:
+async def get_class_set(request: Request, tasks: TasksDep, name: ClassSetPath) -> Response:
     """The classes of a set, in order."""
     stored = await tasks.segmentation.class_set(name)
+    response = await json_response(request, len(stored.classes), lambda: schemas.ClassSetReport.model_validate(stored))
     set_version(response, stored.version)
-    return schemas.ClassSetReport.model_validate(stored)
+    return response
 
 
 @class_sets.delete("/class-sets/{name}", status_code=204, summary="Delete a class set")
