@@ -116,7 +116,9 @@ def visible(folder: Path) -> object:
             episode = episodes.get(one.id)
             examples = [support for way in episode.ways for support in way.support]
             found += [one, [(s.id, s.sha256, s.media_type, s.vector.tolist()) for s in examples]]
-            found.append([episodes.image(one.id, s.id) for s in examples])
+            for image in [episodes.image(one.id, s.id) for s in examples]:
+                found.append([image.sha256, image.media_type, image.blob.read()])
+                image.blob.close()
         sets = ClassSets(database, dimension=D, fingerprint=FINGERPRINT)
         for kinds in sets.all():
             found += [kinds, sets.embedded(kinds.name)[1].tolist()]

@@ -57,7 +57,11 @@ class Relay:
             while True:
                 near, _ = self._listener.accept()
                 self._sockets.append(near)
-                far = socket.create_connection(("127.0.0.1", self._to))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._to))
+                except OSError:  # the database is stopped: the next connection may find it again
+                    near.close()
+                    continue
                 self._sockets.append(far)
                 for pair in ((near, far), (far, near)):
                     self._run(self._forward, *pair)
