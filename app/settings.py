@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     picture_cache_bytes: int = Field(64 * MIB, ge=0, le=256 * GIB)
     decode_workers: int = Field(0, ge=0, le=64)
     max_decode_waiting: int = Field(256, ge=1, le=100_000)
-    max_in_flight: int = Field(128, ge=1, le=100_000)
+    max_in_flight: int = Field(172, ge=1, le=100_000)
     max_connections: int = Field(0, ge=0, le=1_000_000)
     max_live_connections: int = Field(256, ge=0, le=100_000)
     deadline_s: float = Field(30.0, gt=0, le=3600)

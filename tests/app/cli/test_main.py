@@ -143,7 +143,6 @@ def test_without_the_training_package_its_commands_say_so(group: str, tmp_path: 
         (["bundle", "pack", "file"], "file/heads/uhead.safetensors is missing"),
         (["bundle", "verify", "gone"], "no bundle.json in gone"),
         (["bundle", "verify", "file"], "no bundle.json in file"),
-        (["bundle", "pull", "gone"], "no bundle.json in gone"),
         (["bundle", "random", "file"], "file exists already and is not an empty folder: name a new one"),
         (["reembed", "--bundle", "gone"], "There is no database in data."),
         (["reembed", "--rollback"], "There is no database in data."),
