@@ -11,14 +11,14 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends libjemalloc2 \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 vermouth \
-    && install --directory --owner=vermouth --group=vermouth /data
+    && install --directory --owner=vermouth --group=vermouth /data /cache
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     MALLOC_CONF=oversize_threshold:0,background_thread:true \
     OMP_WAIT_POLICY=PASSIVE \
-    HF_HUB_OFFLINE=1 \
+    HF_HOME=/cache/huggingface \
     VERMOUTH_BUNDLE=/opt/vermouth/weights/mini \
     VERMOUTH_DATA_DIR=/data \
     VERMOUTH_HOST=0.0.0.0 \
@@ -30,11 +30,11 @@ COPY models ./models
 
 FROM base AS cuda
 RUN pip install --constraint requirements.lock --editable '.[gpu]'
-COPY weights/mini ./weights/mini
+COPY weights ./weights
 COPY docker/entrypoint.sh /usr/local/bin/vermouth-entrypoint
 ENV VERMOUTH_DEVICE=cuda
 USER vermouth
-VOLUME /data
+VOLUME /data /cache
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"VERMOUTH_PORT\"]}/livez', timeout=2)"]
@@ -43,11 +43,11 @@ CMD ["serve"]
 
 FROM base AS cpu
 RUN pip install --constraint requirements.lock --editable '.[cpu]'
-COPY weights/mini ./weights/mini
+COPY weights ./weights
 COPY docker/entrypoint.sh /usr/local/bin/vermouth-entrypoint
 ENV VERMOUTH_DEVICE=cpu
 USER vermouth
-VOLUME /data
+VOLUME /data /cache
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"VERMOUTH_PORT\"]}/livez', timeout=2)"]

@@ -5,7 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # torch's threads must not spin while they wait: two of them on a busy core ran 50 times slower.
 export OMP_WAIT_POLICY := PASSIVE
-export HF_HUB_OFFLINE := 1
 export VERMOUTH_PORT := $(PORT)
 
 .PHONY: serve test prove-engine prove-state prove-hardening bench-serve bench-encoder bench-gpu bench-soak bench-maxima bench-index lint format lock clean weights
@@ -28,6 +27,8 @@ serve: $(VENV)/serve.stamp ## start on 127.0.0.1:$(PORT) and fill the demo galle
 	trap 'kill $$demo 2>/dev/null' EXIT INT TERM; \
 	$(BIN)/vermouth serve
 
+# Tests download nothing; `vermouth serve` sets this itself, and `vermouth bundle pull` needs the network.
+test prove-engine prove-state: export HF_HUB_OFFLINE := 1
 test: $(VENV)/test.stamp ## the whole suite, on the real mini bundle
 	$(BIN)/python -m pytest
 

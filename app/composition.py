@@ -108,8 +108,10 @@ def build_services(settings: Settings, platform: Platform) -> Services:
     """
     # Imported in the load's thread: torch and diffusers take seconds, and the port is open already.
     from models.bundle.build import load_bundle
+    from models.bundle.files import find_bundle
 
-    loaded = load_bundle(settings.bundle, device=settings.device, dtype=settings.dtype, profile=settings.profile)
+    folder = find_bundle(settings.bundle)
+    loaded = load_bundle(folder, device=settings.device, dtype=settings.dtype, profile=settings.profile)
     return assemble_services(
         settings, platform, encoder=loaded.encoder, bundle=loaded.info, segmentation_head=loaded.segmentation_head
     )

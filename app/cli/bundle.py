@@ -39,7 +39,8 @@ class _PullProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._bars.live.is_started:
+            self._bars.stop()
 
     def planned(self, plan: "Plan") -> None:
         table = _table("component", "repository", "commit", "files", "size", "to download")
@@ -91,11 +92,17 @@ def pack(
 
 
 @bundle_app.command("verify")
-def verify(folder: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A name such as sd15, or the folder of a bundle.")],
+    profile: Annotated[str | None, typer.Option(help="Load this profile.")] = None,
+) -> None:
     """Check every file and load the bundle on the CPU, as the server does."""
     from models.bundle.build import load_bundle  # here: torch takes seconds to import, help does not need it
+    from models.bundle.files import find_bundle
 
-    loaded = load_bundle(folder, device="cpu")  # in fp32, so that the fingerprint does not depend on the machine
+    loaded = load_bundle(
+        find_bundle(bundle), device="cpu", profile=profile
+    )  # in fp32, so that the fingerprint does not depend on the machine
     _console.print(f"{loaded.info.name} is complete, fingerprint {loaded.info.fingerprint}", markup=False)
 
 
@@ -133,13 +140,12 @@ def list_bundles(
         rows = [{field: getattr(summary, field) for field in fields} for summary in found]
         typer.echo(json.dumps(rows, indent=2, default=str))
         return
-    table = _table("name", "state", "size", "features", "heads", "profiles", "licence")
+    table = _table("name", "state", "size", "features", "licence")
     for each in found:
         state = "complete" if each.is_complete else "not pulled"
-        profiles = ", ".join(name if done else f"{name} (not pulled)" for name, done in each.profiles.items())
-        row = (each.name, state, _size(each.size_bytes), ", ".join(each.features), each.heads, profiles, each.licence)
-        table.add_row(*row)
-    Console(soft_wrap=False).print(table)
+        features = f"{', '.join(each.features)} ({each.heads})"
+        table.add_row(each.name, state, _size(each.size_bytes), features, each.licence)
+    Console().print(table)
 
 
 @bundle_app.command("show")
@@ -158,24 +164,26 @@ def show(
 
         typer.echo(to_json(summary, indent=2).decode())
         return
-    state = "complete" if summary.is_complete else "not pulled: run `vermouth bundle pull`"
+    state = "complete" if summary.is_complete else f"not complete, run `vermouth bundle pull {bundle}`"
+    profiles = [name if done else f"{name} (not pulled)" for name, done in summary.profiles.items()]
     lines = {
         "folder": str(summary.folder),
-        "state": f"{state}, {_size(summary.size_bytes)} on this disk",
+        "state": state,
+        "size": _size(summary.size_bytes),
         "licence": summary.licence,
         "attribution": summary.attribution,
         "features": f"{', '.join(summary.features)} ({summary.heads})",
         "taps": ", ".join(summary.taps),
-        "profiles": ", ".join(summary.profiles) or "none",
+        "profiles": ", ".join(profiles) or "none",
     } | {f"fingerprint {kind}": digest for kind, digest in summary.fingerprints.items()}
     console = Console(soft_wrap=True)
     console.print(summary.name, style="bold", markup=False)
     for name, value in lines.items():
         console.print(f"  {name}: {value}", markup=False, highlight=False)
-    parts = _table("component", "source", "revision", "files", "size", "missing")
+    parts = _table("component", "source", "revision", "files", "size")
     for part in summary.components:
-        row = (part.name, part.origin, part.revision[:12], str(len(part.files)), _size(part.size_bytes))
-        parts.add_row(*row, ", ".join(part.missing))
+        files = f"{len(part.files) - len(part.missing)} of {len(part.files)}"
+        parts.add_row(part.name, part.origin, part.revision[:12], files, _size(part.size_bytes))
     tasks = _table("task", "resolution", "time step", "templates")
     for name, task in summary.tasks.items():
         tasks.add_row(name, f"{task.resolution} px", str(task.timestep), ", ".join(task.templates))

@@ -126,7 +126,7 @@ serve_app = typer.Typer(add_completion=False)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Folder of the bundle.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Name or folder of the bundle.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the state.")] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond loopback without API keys.")
@@ -144,6 +144,7 @@ def serve(
 def _serve(**options: object) -> int:
     # OpenMP reads it when torch is loaded: threads that spin while they wait are 50 times slower on busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # serving never downloads; read when the client is imported
     from app.server import serve as run_server
 
     return run_server(read_settings(**options))

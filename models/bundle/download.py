@@ -1,6 +1,6 @@
 """Downloads files of a hub into the Hugging Face cache: resumed after a kill, verified, one sentence an error.
 
-The client's own download starts again from nothing after a kill (docs/adr/0043), so only its listing, its session
+The client's own download starts again from nothing after a kill (docs/adr/0049), so only its listing, its session
 (proxies, token) and its cache layout are used: `models--OWNER--NAME/blobs/ETAG`, linked from `snapshots/COMMIT/NAME`.
 """
 

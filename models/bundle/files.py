@@ -288,11 +288,14 @@ def fingerprint(manifest: Manifest, *, numerics: str) -> str:
         manifest: the bundle's, as the profile in use.
         numerics: `fp32`, `bf16` or `fp16`.
     """
-    parts = {}
+    parts: dict[str, Any] = {}
     for name, part in components(manifest):
         # Without defaults: a field that a later release adds must not change the fingerprints of older bundles.
-        settings = part.model_dump(mode="json", exclude={"source"}, exclude_defaults=True)
+        settings = part.model_dump(mode="json", exclude={"source", "config"}, exclude_defaults=True)
         parts[name] = {"settings": settings, "files": sorted(part.source.files.values())}  # digests, not names
+    for name, source in _named_sources(manifest):
+        if name not in parts:  # a second source of a component
+            parts[name] = {"files": sorted(source.files.values())}
     described = {
         "preprocessing": PREPROCESSING_VERSION,
         "noise_seed": manifest.noise_seed,

@@ -136,13 +136,17 @@ def test_without_the_training_package_its_commands_say_so(group: str, tmp_path: 
     assert vermouth("--help", cwd=tmp_path, PYTHONPATH=hidden).returncode == 0
 
 
+BUNDLES = "give a folder with bundle.json, or a name of mini, mini-zeroshot, sd15, sd21"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["bundle", "pack", "gone"], "gone/heads/uhead.safetensors is missing"),
         (["bundle", "pack", "file"], "file/heads/uhead.safetensors is missing"),
-        (["bundle", "verify", "gone"], "no bundle.json in gone"),
-        (["bundle", "verify", "file"], "no bundle.json in file"),
+        (["bundle", "verify", "gone"], f"no bundle 'gone': {BUNDLES}"),
+        (["bundle", "verify", "file"], f"no bundle 'file': {BUNDLES}"),
+        (["bundle", "pull", "gone"], f"no bundle 'gone': {BUNDLES}"),
         (["bundle", "random", "file"], "file exists already and is not an empty folder: name a new one"),
         (["reembed", "--bundle", "gone"], "There is no database in data."),
         (["reembed", "--rollback"], "There is no database in data."),

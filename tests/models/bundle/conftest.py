@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,24 @@ def hub(hub_bundle: Path) -> Iterator[LocalHub]:
         yield hub
 
 
-@pytest.fixture
-def cache(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, and a client of this process that talks to the local hub."""
-    home = tmp_path / "huggingface"
+@contextmanager
+def redirected(hub: LocalHub, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process's client talks to the local hub and uses an empty cache."""
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HOME", str(home))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield home / "hub"
+    yield
     huggingface_hub.close_session()
+
+
+@pytest.fixture
+def cache(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    home = tmp_path / "huggingface"
+    with redirected(hub, home, monkeypatch):
+        yield home / "hub"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -65,6 +65,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: LocalHub
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # the client was killed
+            super().handle()
+
     def do_HEAD(self) -> None:
         self._answer()
 
@@ -86,6 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
             assert self.headers["Host"].startswith("localhost"), "the store has another host name"
             assert "Authorization" not in self.headers, "a token left the hub"
             return self._send_file(Path(unquote(url.query)), {})
+        if len(parts) < 4:  # the client asks once for a list that concerns other commands
+            return self._refuse(404, "", "Not found")
         is_info = parts[:2] == ["api", "models"]
         repo = "/".join(parts[2:4] if is_info else parts[:2])
         revision = parts[5] if is_info else parts[3]
