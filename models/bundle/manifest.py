@@ -84,7 +84,7 @@ Source = Annotated[AnySource, Field(discriminator="kind")]
 
 
 class Part(_Model):
-    """A component that needs only its files; `key_map` names a renaming of their tensors (`models.bundle.files`)."""
+    """A component that needs only its files; `key_map` names a renaming of their tensors (`models.bundle.tensors`)."""
 
     source: Source
     key_map: str | None = None

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.bundle.architectures import ARCHITECTURES, SCHEDULER, TINY_UNET, TINY_VAE
-from models.bundle.files import read_tensors, sha256
+from models.bundle.files import sha256
 from models.bundle.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -27,6 +27,7 @@ from models.bundle.manifest import (
     VaePart,
 )
 from models.bundle.random import write_stable_diffusion
+from models.bundle.tensors import read_tensors
 from models.errors import BundleError
 from models.expert import adapter_tensors
 from models.heads.segmentation import SegmentationHead

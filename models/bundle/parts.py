@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModel, BlipConfig, BlipForConditionalGe
 
 from models.acceleration.fusion import fuse_batch_norms
 from models.backbone import build_tiny_encoder, build_truncated_unet, build_vae_encoder
-from models.bundle.files import only_file, read_json, read_tensors, verified
+from models.bundle.files import only_file, read_json, verified
 from models.bundle.manifest import AnySource, CaptionerPart, ClipPart, ExpertPart, Part, TextPart, UnetPart, VaePart
+from models.bundle.tensors import read_tensors
 from models.clip import OPEN_CLIP_CONFIG, ClipImages, build_open_clip, tokenizer_of
 from models.errors import BundleError
 from models.expert import OpenClipExpert, TimmExpert, adapt, adapter_tensors, merge_adapters, read_lite0_package

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from models.bundle.architectures import SCHEDULER, Architecture
-from models.bundle.files import CLIP_TEXT_PREFIX, VAE_OLD_ATTENTION, sha256, stored_name
+from models.bundle.files import sha256
 from models.bundle.manifest import (
     SCHEMA_VERSION,
     CaptionerPart,
@@ -37,6 +37,7 @@ from models.bundle.manifest import (
     UnetPart,
     VaePart,
 )
+from models.bundle.tensors import CLIP_TEXT_PREFIX, VAE_OLD_ATTENTION, stored_name
 from models.clip import OPEN_CLIP_CONFIG
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead, UHeadConfig, UHeadScale

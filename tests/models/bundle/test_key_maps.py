@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.bundle.build import LoadedBundle, load_bundle
-from models.bundle.files import CLIP_TEXT_PREFIX, VAE_OLD_ATTENTION, sha256, stored_name
+from models.bundle.files import sha256
+from models.bundle.tensors import CLIP_TEXT_PREFIX, VAE_OLD_ATTENTION, stored_name
 from models.errors import BundleError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
