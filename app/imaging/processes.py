@@ -7,7 +7,6 @@ is ended after a tenth of a second, and asked again beside the large ones, with 
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,9 +17,8 @@ from typing import Any, TypeVar
 from app.domain import Limits
 from app.errors import EngineUnavailable, InferenceFailed, ServiceError, TooMuchWork, UndecodableImage
 from app.imaging.child import NO, YES
-from app.imaging.fork_server import START_TIMEOUT_S, ForkServer
+from app.imaging.fork_server import DecoderProcess, ForkServer
 from app.imaging.messages import (
-    FRAME,
     QUICK_PIXELS,
     Answer,
     DecodeRequest,
@@ -29,16 +27,12 @@ from app.imaging.messages import (
     Product,
     Reply,
     open_limit_s,
-    pack_request,
-    unpack_reply,
     work_limit_s,
 )
 from app.runtime.telemetry import get_logger
 
 RETRY_AFTER_S = 5.0
-_WALL_FACTOR, _WALL_SPARE_S = 3.0, 2.0  # of a CPU limit: a loaded machine gives a process a third of a core
 _OPEN_TURN_S = 0.05  # headers of one request are read for so long before the next request has a turn
-MAX_REPLY_BYTES = 1 << 30
 T = TypeVar("T")
 Charge = Callable[[int, int], None]
 
@@ -64,8 +58,8 @@ class DecoderProcesses:
         self._quick, self._slow = asyncio.Semaphore(count), asyncio.Semaphore(count)
         self._orders = ThreadPoolExecutor(1, thread_name_prefix="fork")  # the default one may be busy for seconds
         self._is_stopped = False
-        self._all: set[_Process] = set()
-        self._idle: list[_Process] = []
+        self._all: set[DecoderProcess] = set()
+        self._idle: list[DecoderProcess] = []
         self._adding: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -171,7 +165,7 @@ class DecoderProcesses:
                 self._forget(process)
                 self._later(self._end(process))
 
-    async def _take(self) -> "_Process":
+    async def _take(self) -> DecoderProcess:
         while True:
             while self._idle:
                 process = self._idle.pop()
@@ -197,24 +191,24 @@ class DecoderProcesses:
         except OSError as err:
             get_logger().error("decoder_not_started", exc_info=err)
             raise EngineUnavailable("No image can be decoded now.", retry_after_s=RETRY_AFTER_S) from err
-        process = _Process(pid, connection)
+        process = DecoderProcess(pid, connection)
         self._all.add(process)
         self._idle.append(process)
 
-    async def _end(self, process: "_Process") -> int:
+    async def _end(self, process: DecoderProcess) -> int:
         return await self._ordered(partial(self._fork_server.end, process.pid))
 
     async def _ordered(self, order: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._orders, order)
 
-    async def _ending_of(self, process: "_Process") -> _Ending:
+    async def _ending_of(self, process: DecoderProcess) -> _Ending:
         self._forget(process)
         status = await self._end(process)
         is_overrun = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF
         get_logger().warning("decoder_ended", status=status, is_overrun=is_overrun)
         return _Ending.OVERRUN if is_overrun else _Ending.CRASH
 
-    def _forget(self, process: "_Process") -> None:
+    def _forget(self, process: DecoderProcess) -> None:
         self._all.discard(process)
         if process in self._idle:
             self._idle.remove(process)
@@ -230,69 +224,6 @@ class DecoderProcesses:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # logged already, and raised where an image waits for it
-
-
-class _Process:
-    """A decoder process and the socket to it."""
-
-    def __init__(self, pid: int, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        self.pid = pid
-        self._connection = connection
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it waits for a request."""
-        try:
-            self._connection.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False  # its end, or a message that nobody asked for
-
-    async def send(self, request: DecodeRequest) -> None:
-        """Send a request. Raises OSError if it is gone, TimeoutError if it does not read."""
-        header, data = pack_request(request)
-        async with asyncio.timeout(START_TIMEOUT_S):
-            await self._write(FRAME.pack(len(header), len(data)) + header)
-            await self._write(data)
-
-    async def tell(self, answer: bytes) -> None:
-        """Send yes or no to its question."""
-        await self._write(answer)
-
-    async def receive(self, request: DecodeRequest, limit_s: float) -> Reply:
-        """Return its reply to a request, which may take `limit_s` of CPU.
-
-        Raises:
-            EOFError, OSError, ValueError: it ended, or sent something else.
-            TimeoutError: it takes too long.
-        """
-        async with asyncio.timeout(_WALL_SPARE_S + _WALL_FACTOR * limit_s):
-            lengths = FRAME.unpack(await self._read(FRAME.size))
-            if sum(lengths) > MAX_REPLY_BYTES:
-                raise ValueError("a decoder process sent too much")
-            header = await self._read(lengths[0])
-            return unpack_reply(header, await self._read(lengths[1]), request.size)
-
-    def close(self) -> None:
-        """Close the socket, which ends an idle process."""
-        self._connection.close()
-
-    async def _write(self, data: bytes) -> None:
-        if data:
-            await asyncio.get_running_loop().sock_sendall(self._connection, data)
-
-    async def _read(self, length: int) -> bytes:
-        loop, data = asyncio.get_running_loop(), bytearray(length)
-        rest = memoryview(data)
-        while rest:
-            received = await loop.sock_recv_into(self._connection, rest)
-            if not received:
-                raise EOFError("a decoder process ended")
-            rest = rest[received:]
-        return bytes(data)
 
 
 def _error_of(reply: Reply | _Ending) -> ServiceError:

@@ -144,7 +144,7 @@ class Generator:
         return self._random.choice([*ODD_TEXTS, "house", "tree", "x" * min(5000, self._random.choice(sizes))])
 
     def _integer(self, schema: dict[str, Any], _depth: int) -> Any:
-        low, high = schema.get("minimum", 0), schema.get("maximum", 100)
+        low, high = int(schema.get("minimum", 0)), int(schema.get("maximum", 100))
         return self._random.choice([low, high, low - 1, high + 1, self._random.randint(low, high)])
 
     def _number(self, schema: dict[str, Any], _depth: int) -> Any:
