@@ -30,13 +30,14 @@ export class Sketchpad {
   }
 
   set(strokes) {
-    this.ghost = null;
+    this.#stopGhost();
     this.strokes = strokes;
     this.undone = [];
     this.#changed(true);
   }
 
   clear() {
+    this.#stopGhost();
     if (this.isEmpty) return;
     this.undone = [{ cleared: this.strokes }];
     this.ghost = null;
@@ -114,6 +115,11 @@ export class Sketchpad {
     }
   }
 
+  #stopGhost() {
+    if (this.ghost) this.drawing = null; // the stroke that draws itself
+    this.ghost = null;
+  }
+
   #point(event) {
     const box = this.canvas.getBoundingClientRect();
     const scale = SIDE / box.width;
@@ -131,9 +137,8 @@ export class Sketchpad {
       // A pointer that is gone already.
     }
     if (this.ghost) {
-      this.ghost = null;
+      this.#stopGhost();
       this.strokes = [];
-      this.drawing = null;
     }
     this.cursor = null;
     const [x, y] = this.#point(event);
@@ -185,7 +190,7 @@ export class Sketchpad {
     if (!move && event.key !== " ") return;
     event.preventDefault();
     if (this.ghost) {
-      this.ghost = null;
+      this.#stopGhost();
       this.strokes = [];
     }
     this.cursor ??= { x: SIDE / 2, y: SIDE / 2, isDown: false };

@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 from app.domain import Limits
 from app.imaging import processes
@@ -18,6 +19,12 @@ def anyio_backend() -> str:
 def _plain_logs() -> None:
     # The default renderer draws tracebacks with all locals, tensors included: seconds a failure.
     configure_logging(level="error", as_json=True)
+
+
+@pytest.fixture(autouse=True)
+def _pillows_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Opening a file sets it, in processes that do nothing else; tests open files in this one too.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 @pytest.fixture(scope="session")
