@@ -96,10 +96,11 @@ class DecoderProcesses:
             reply = await self._attempt(request, charge_once)
         if isinstance(reply, _Ending):
             async with self._slow:
-                crashes, slow = reply is _Ending.CRASH, replace(request, is_quick=False)
-                reply = await self._attempt(slow, charge_once)
-                if reply is _Ending.CRASH and not crashes:  # a death may have other causes than the file
+                slow = replace(request, is_quick=False)
+                for _ in range(2):
                     reply = await self._attempt(slow, charge_once)
+                    if reply is not _Ending.CRASH:  # a death may have other causes than the file, twice in a row too
+                        break
         if not isinstance(reply, Answer):
             raise _error_of(reply)
         return reply
