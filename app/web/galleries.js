@@ -84,6 +84,8 @@ class Galleries {
   }
 
   async #fill() {
+    this.turn = (this.turn ?? 0) + 1; // what an earlier question still answers is dropped
+    this.isLoading = false;
     this.cursor = undefined;
     this.grid.replaceChildren();
     await this.#next();
@@ -91,14 +93,17 @@ class Galleries {
 
   async #next() {
     if (this.isLoading || this.cursor === null) return;
+    const { turn } = this;
     this.isLoading = true;
     try {
       const name = this.shell.gallery;
       const page = await this.shell.client.json("GET", `galleries/${name}/items`, { query: { limit: PAGE, cursor: this.cursor, filter: this.filter } });
+      if (turn !== this.turn) return;
       this.cursor = page.next_cursor;
       if (!page.items.length && !this.grid.children.length) this.grid.replaceChildren(h("li", { class: "empty" }, this.filter ? "No item passes the filter." : "Nothing here yet."));
       this.grid.append(...page.items.map((item) => this.#card(item)));
     } catch (error) {
+      if (turn !== this.turn) return;
       this.cursor = null;
       this.shell.problem(error);
     }
