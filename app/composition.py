@@ -33,10 +33,9 @@ from app.stores.records.items import Items
 from app.stores.records.jobs import Jobs
 from app.stores.sql.database import open_database
 from app.stores.sql.probe import Probe
-from app.tasks.features import RequestEncoders
+from app.tasks.features import ImageInputs, RequestEncoders
 from app.tasks.fewshot import FewShot
 from app.tasks.galleries import GalleryTask
-from app.tasks.inputs import ImageInputs
 from app.tasks.items import ItemTask
 from app.tasks.reembed import Reembed
 from app.tasks.retrieval import Retrieval

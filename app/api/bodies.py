@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from starlette.requests import HTTPConnection, Request
 
 from app.api.forms import Form, read_form
-from app.api.strict_json import parse_json
+from app.api.strict_json import JSON, parse_json
 from app.domain import Limits
 from app.errors import FieldError, Invalid, UnsupportedMedia
 from app.stores.filters import Filter, parse_filter
@@ -18,7 +18,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Shape = TypeVar("Shape")
 
-JSON = "application/json"
 _MULTIPART = "multipart/form-data"
 _LARGE_BYTES = 64 * 1024  # handled off the event loop from here on: about a millisecond
 

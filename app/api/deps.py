@@ -14,8 +14,7 @@ from starlette.responses import Response
 from app.api.auth import ApiKeys
 from app.domain import BundleInfo, Limits
 from app.errors import EngineUnavailable, Malformed, PreconditionRequired
-from app.imaging.decoding import ImageDecoder
-from app.imaging.sources import PixelBudget
+from app.imaging.decoding import ImageDecoder, PixelBudget
 from app.runtime.process import Lifecycle, Phase
 from app.runtime.telemetry import Telemetry
 from app.stores.blobs import Blobs

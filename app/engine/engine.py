@@ -231,7 +231,7 @@ class BatchingEngine:
                 self._scheduler.progress_at_s = now_s
                 self._is_idle.clear()
             entry = self._entries[key] = Entry(key=key, payload=payload, cost=key.group.cost, arrived_s=now_s)
-        self._scheduler.queue.put(entry, line)  # a known one too: it goes in the turn of whoever is first
+        self._scheduler.queue.put(entry, line)  # a known one too: it goes in the earliest turn of those that want it
         return entry.join(line, now_s, math.inf if timeout_s is None else now_s + timeout_s)
 
     def _leave(self, waiter: Waiter) -> None:

@@ -7,20 +7,12 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
-from app.domain import Limits
-from app.errors import QueueFull, ServiceError
+from app.domain import MEGAPIXEL, Limits
+from app.errors import ImageTooLarge, QueueFull, ServiceError, TooMuchWork
 from app.imaging.messages import DecodeRequest, Product
 from app.imaging.processes import Charge, DecoderProcesses
 from app.imaging.raster import DecodedImage, TiledImage
-from app.imaging.sources import (
-    Base64Image,
-    EncodedImage,
-    ImageSource,
-    PixelBudget,
-    StrokesImage,
-    SvgImage,
-    decode_base64,
-)
+from app.imaging.sources import Base64Image, EncodedImage, ImageSource, StrokesImage, SvgImage, decode_base64
 from app.runtime.lru import ByteLru
 from app.runtime.telemetry import Telemetry
 from models.transforms import plan_views
@@ -30,6 +22,27 @@ _LOOP_TEXT_BYTES = 1 << 20  # longest base64 text decoded on the event loop, in 
 T = TypeVar("T")
 V = TypeVar("V", DecodedImage, TiledImage)
 Readable = EncodedImage | StrokesImage | SvgImage
+
+
+class PixelBudget:
+    """Counts the images and pixels of one request, on the event loop."""
+
+    def __init__(self, *, max_pixels: int, max_images: int) -> None:
+        self._max_pixels, self._pixels_left = max_pixels, max_pixels
+        self._max_images, self._images_left = max_images, max_images
+
+    def check_count(self, count: int) -> None:
+        """Raise TooMuchWork if `count` more images exceed the budget; call it before any of them is read."""
+        if count > self._images_left:  # nothing is counted: `charge` does that when a header is read
+            raise TooMuchWork(f"A request may hold {self._max_images} images.")
+
+    def charge(self, width: int, height: int) -> None:
+        """Count one image. Raises ImageTooLarge or TooMuchWork if the request holds too many pixels or images."""
+        self._images_left -= 1
+        self._pixels_left -= width * height
+        self.check_count(0)
+        if self._pixels_left < 0:
+            raise ImageTooLarge(f"A request may hold {self._max_pixels // MEGAPIXEL} megapixels in all.")
 
 
 class ImageCache:

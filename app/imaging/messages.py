@@ -1,10 +1,12 @@
-"""The messages between the server and its decoder processes: a header, and bytes behind it.
+"""The messages between the server and its decoder processes, a header and bytes behind it, and the server's end.
 
 Requests are pickled. Answers are JSON: a file may have taken over the process that sends them.
 """
 
+import asyncio
 import json
 import pickle
+import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +32,9 @@ from models.transforms import ViewBox
 
 FRAME = struct.Struct(">II")  # lengths of the header and of the bytes behind it
 QUICK_PIXELS = 2 * MEGAPIXEL  # an image of more work is decoded beside the small ones, which never wait for it
+START_TIMEOUT_S = 60.0  # the imports of a first process take half a second
+MAX_REPLY_BYTES = 1 << 30
+_WALL_FACTOR, _WALL_SPARE_S = 3.0, 2.0  # of a CPU limit: a loaded machine gives a process a third of a core
 POINT_PIXELS = 1000  # work of a point or an element of a drawing, in pixels of a file
 _ERRORS: dict[str, type[ServiceError]] = {
     kind.code: kind
@@ -190,3 +195,66 @@ def _squares(data: bytes, count: int, size: int) -> tuple[Sequence[NDArray[np.ui
     squares = np.frombuffer(data[:length], np.uint8).reshape(count, size, size, 3)
     # Of their own memory each: the cache may drop one and not the others.
     return [square.copy() for square in squares], data[length:]
+
+
+class DecoderProcess:
+    """A decoder process and the socket to it."""
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.pid = pid
+        self._connection = connection
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it waits for a request."""
+        try:
+            self._connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False  # its end, or a message that nobody asked for
+
+    async def send(self, request: DecodeRequest) -> None:
+        """Send a request. Raises OSError if it is gone, TimeoutError if it does not read."""
+        header, data = pack_request(request)
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await self._write(FRAME.pack(len(header), len(data)) + header)
+            await self._write(data)
+
+    async def tell(self, answer: bytes) -> None:
+        """Send yes or no to its question."""
+        await self._write(answer)
+
+    async def receive(self, request: DecodeRequest, limit_s: float) -> Reply:
+        """Return its reply to a request, which may take `limit_s` of CPU.
+
+        Raises:
+            EOFError, OSError, ValueError: it ended, or sent something else.
+            TimeoutError: it takes too long.
+        """
+        async with asyncio.timeout(_WALL_SPARE_S + _WALL_FACTOR * limit_s):
+            lengths = FRAME.unpack(await self._read(FRAME.size))
+            if sum(lengths) > MAX_REPLY_BYTES:
+                raise ValueError("a decoder process sent too much")
+            header = await self._read(lengths[0])
+            return unpack_reply(header, await self._read(lengths[1]), request.size)
+
+    def close(self) -> None:
+        """Close the socket, which ends an idle process."""
+        self._connection.close()
+
+    async def _write(self, data: bytes) -> None:
+        if data:
+            await asyncio.get_running_loop().sock_sendall(self._connection, data)
+
+    async def _read(self, length: int) -> bytes:
+        loop, data = asyncio.get_running_loop(), bytearray(length)
+        rest = memoryview(data)
+        while rest:
+            received = await loop.sock_recv_into(self._connection, rest)
+            if not received:
+                raise EOFError("a decoder process ended")
+            rest = rest[received:]
+        return bytes(data)

@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 from app.domain import Limits
 from app.errors import EngineUnavailable, InferenceFailed, ServiceError, TooMuchWork, UndecodableImage
 from app.imaging.child import NO, YES
-from app.imaging.fork_server import DecoderProcess, ForkServer
+from app.imaging.fork_server import ForkServer
 from app.imaging.messages import (
     QUICK_PIXELS,
     Answer,
     DecodeRequest,
+    DecoderProcess,
     Failure,
     Opened,
     Product,

@@ -1,12 +1,10 @@
-"""Image sources as tasks pass them: files, base64 text, strokes and SVG, and the budget they are charged to."""
+"""Image sources as tasks pass them: files, base64 text, strokes and SVG."""
 
 import base64
 import binascii
-import threading
 from dataclasses import dataclass
 
-from app.domain import MEGAPIXEL
-from app.errors import ImageTooLarge, Malformed, TooMuchWork
+from app.errors import Malformed
 from models.transforms import Strokes
 
 
@@ -41,29 +39,6 @@ class SvgImage:
 
 
 ImageSource = EncodedImage | Base64Image | StrokesImage | SvgImage
-
-
-class PixelBudget:
-    """Counts the images and pixels of one request; thread-safe."""
-
-    def __init__(self, *, max_pixels: int, max_images: int) -> None:
-        self._max_pixels, self._pixels_left = max_pixels, max_pixels
-        self._max_images, self._images_left = max_images, max_images
-        self._lock = threading.Lock()  # the decoder's threads charge one budget
-
-    def check_count(self, count: int) -> None:
-        """Raise TooMuchWork if `count` more images exceed the budget; call it before any of them is read."""
-        if count > self._images_left:  # nothing is counted: `charge` does that when a header is read
-            raise TooMuchWork(f"A request may hold {self._max_images} images.")
-
-    def charge(self, width: int, height: int) -> None:
-        """Count one image. Raises ImageTooLarge or TooMuchWork if the request holds too many pixels or images."""
-        with self._lock:
-            self._images_left -= 1
-            self._pixels_left -= width * height
-            self.check_count(0)
-            if self._pixels_left < 0:
-                raise ImageTooLarge(f"A request may hold {self._max_pixels // MEGAPIXEL} megapixels in all.")
 
 
 def decode_base64(text: str) -> bytes:

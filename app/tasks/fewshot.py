@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 
 from app.domain import Limits
 from app.errors import Damaged, FingerprintMismatch, Invalid
+from app.imaging.decoding import PixelBudget
 from app.imaging.raster import DecodedImage
-from app.imaging.sources import PixelBudget
 from app.stores.blobs import OpenBlob
 from app.stores.records.episodes import Episode, Episodes, NewSupport, NewWay
 from app.stores.sql.database import Database
-from app.tasks.features import RequestEncoders, Timings
-from app.tasks.inputs import Source
+from app.tasks.features import RequestEncoders, Source, Timings
 from app.tasks.workers import Workers
 from models.heads.fewshot import CLASSIFIERS, METHODS, LeaveOneOut, Method, leave_one_out
 

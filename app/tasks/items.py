@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from app.errors import Conflict, NotFound, PreconditionFailed, ServiceError
-from app.imaging.decoding import ImageDecoder
+from app.imaging.decoding import ImageDecoder, PixelBudget
 from app.imaging.raster import DecodedImage
-from app.imaging.sources import PixelBudget
 from app.stores.blobs import OpenBlob
 from app.stores.filters import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries
 from app.stores.records.items import Change, Exported, Item, Items, NewItem
 from app.stores.sql.database import Database
-from app.tasks.features import RequestEncoder, RequestEncoders
-from app.tasks.inputs import ItemImage, Source
+from app.tasks.features import ItemImage, RequestEncoder, RequestEncoders, Source
 
 T = TypeVar("T")
 

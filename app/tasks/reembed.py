@@ -8,8 +8,9 @@ import numpy as np
 
 from app.domain import Limits
 from app.errors import Conflict, ServiceError
+from app.imaging.decoding import PixelBudget
 from app.imaging.raster import DecodedImage
-from app.imaging.sources import EncodedImage, PixelBudget
+from app.imaging.sources import EncodedImage
 from app.stores.blobs import Blobs
 from app.stores.maintenance.reembed import LackingImage, Reembedding
 from app.stores.maintenance.repair import Repairing

@@ -7,13 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import Invalid
-from app.imaging.sources import PixelBudget
+from app.imaging.decoding import PixelBudget
 from app.stores.filters import Filter
 from app.stores.index.follower import Indexes
 from app.stores.records.galleries import Galleries, Hit
 from app.stores.sql.database import Database
-from app.tasks.features import RequestEncoder, RequestEncoders, Timings
-from app.tasks.inputs import Source
+from app.tasks.features import RequestEncoder, RequestEncoders, Source, Timings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

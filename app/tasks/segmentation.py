@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from app.domain import Features, Limits
 from app.errors import Invalid, TooMuchWork
+from app.imaging.decoding import PixelBudget
 from app.imaging.raster import TiledImage
-from app.imaging.sources import PixelBudget
 from app.stores.records.class_sets import ClassPrompt, ClassSet, ClassSets
 from app.stores.sql.database import Database
-from app.tasks.features import RequestEncoder, RequestEncoders, Timings
-from app.tasks.inputs import Source
+from app.tasks.features import RequestEncoder, RequestEncoders, Source, Timings
 from app.tasks.masks import Region, regions
 from app.tasks.workers import Workers
 from models.heads.stitching import MAX_CELLS, ViewProbabilities, stitch

@@ -15,7 +15,7 @@ from app.settings import Settings
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parents[2]
-MAX_FILES = 34  # 28 before images were decoded in processes, slots were shared and large answers left the loop
+MAX_FILES = 30
 WALLS, ROOF = [[40, 40, 210, 210, 40], [120, 230, 230, 120, 120]], [[25, 125, 225], [120, 30, 120]]
 
 

@@ -13,13 +13,13 @@ from app.api.forms import Form
 from app.api.idempotency import IdempotentRoute
 from app.api.images import image_response
 from app.api.openapi import request_body
-from app.api.responses import json_response
 from app.api.schemas import fewshot as schemas
 from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
+from app.api.strict_json import json_response
 from app.domain import Limits
 from app.errors import Invalid, Malformed
+from app.tasks.features import Source
 from app.tasks.fewshot import EpisodeRequest, WayRequest
-from app.tasks.inputs import Source
 
 router = APIRouter(tags=["fewshot"], route_class=IdempotentRoute, dependencies=MIN_SEQ)
 EpisodePath = Annotated[str, Path(pattern=EPISODE_PATTERN, description="Id of an episode.")]

@@ -16,15 +16,14 @@ from app.api.idempotency import IdempotentRoute
 from app.api.images import image_response
 from app.api.openapi import request_body
 from app.api.problems import problem_body
-from app.api.responses import json_response
 from app.api.routers.galleries import GalleryPath
 from app.api.schemas import galleries as schemas
 from app.api.schemas.wire import ITEM_PATTERN
-from app.api.strict_json import check_metadata, parse_json
+from app.api.strict_json import check_metadata, json_response, parse_json
 from app.domain import Limits
 from app.errors import Invalid
 from app.stores.records.items import Exported, Item
-from app.tasks.inputs import Source
+from app.tasks.features import Source
 from app.tasks.items import ItemRequest, Outcome
 from app.tasks.webdataset import TAR, webdataset
 

@@ -9,11 +9,11 @@ from app.api.bodies import out_of_bounds, read_body, read_filter
 from app.api.deps import MIN_SEQ, CallDep, LimitsDep
 from app.api.forms import Form
 from app.api.openapi import request_body
-from app.api.responses import json_response
 from app.api.schemas import retrieval as schemas
+from app.api.strict_json import json_response
 from app.domain import Limits
 from app.errors import Invalid
-from app.tasks.inputs import Source
+from app.tasks.features import Source
 from app.tasks.retrieval import RetrieveAnswer, RetrieveQuery
 
 router = APIRouter(tags=["retrieval"], route_class=ScopedRoute, dependencies=MIN_SEQ)

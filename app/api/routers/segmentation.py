@@ -8,18 +8,17 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request, Response
 
 from app.api.auth import Scope, ScopedRoute, requires
-from app.api.bodies import JSON, read_body, read_json
+from app.api.bodies import read_body, read_json
 from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, TasksDep, set_version, written
 from app.api.forms import Form
 from app.api.openapi import request_body
-from app.api.responses import json_response
 from app.api.schemas import segmentation as schemas
 from app.api.schemas.wire import GALLERY_PATTERN
-from app.api.strict_json import parse_json
+from app.api.strict_json import JSON, json_response, parse_json
 from app.domain import Limits
 from app.errors import Invalid, NotAcceptable, TooMuchWork
 from app.stores.records.class_sets import ClassPrompt
-from app.tasks.inputs import Source
+from app.tasks.features import Source
 from app.tasks.masks import bit_png, palette_png
 from app.tasks.segmentation import ClassAnswer, SegmentAnswer, SegmentQuery
 

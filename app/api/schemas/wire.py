@@ -22,7 +22,7 @@ from pydantic_core.core_schema import CoreSchema, with_info_before_validator_fun
 
 from app.domain import Limits
 from app.imaging.sources import Base64Image, StrokesImage, SvgImage
-from app.tasks.inputs import ItemImage, Source
+from app.tasks.features import ItemImage, Source
 
 GALLERY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 ITEM_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"

@@ -8,7 +8,8 @@ import pytest
 
 from app.api.deps import Tasks
 from app.errors import Invalid
-from app.imaging.sources import EncodedImage, PixelBudget
+from app.imaging.decoding import PixelBudget
+from app.imaging.sources import EncodedImage
 from app.stores.records.episodes import NewSupport, NewWay
 from app.tasks.fewshot import EpisodeRequest, WayRequest
 from tests.app.api.images import BAR, CROSS, SQUARE, png

@@ -21,10 +21,10 @@ from app.errors import (
     UndecodableImage,
     UnsupportedMedia,
 )
-from app.imaging.decoding import ImageCache, ImageDecoder
+from app.imaging.decoding import ImageCache, ImageDecoder, PixelBudget
 from app.imaging.processes import DecoderProcesses
 from app.imaging.raster import DecodedImage, open_file
-from app.imaging.sources import Base64Image, EncodedImage, ImageSource, PixelBudget, StrokesImage, SvgImage
+from app.imaging.sources import Base64Image, EncodedImage, ImageSource, StrokesImage, SvgImage
 from app.runtime.telemetry import Telemetry
 from tests.app.imaging import hostile
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from app.domain import Limits
 from app.errors import ImageTooLarge, Malformed
-from app.imaging.decoding import ImageCache, ImageDecoder
+from app.imaging.decoding import ImageCache, ImageDecoder, PixelBudget
 from app.imaging.processes import DecoderProcesses
 from app.imaging.raster import DecodedImage
-from app.imaging.sources import Base64Image, EncodedImage, PixelBudget, StrokesImage
+from app.imaging.sources import Base64Image, EncodedImage, StrokesImage
 from app.runtime.telemetry import Telemetry
-from app.tasks.inputs import ImageInputs, Source
+from app.tasks.features import ImageInputs, Source
 from models.transforms import canonical_image, cut_view, plan_views, whole_view
 from models.types import TaskProfile
 
