@@ -32,7 +32,7 @@ class PostgresServer:
         self.process = self._launch()
 
     def stop(self) -> None:
-        """Stop it at once, whoever is connected."""
+        """Stop it at once, with clients connected or not."""
         self.process.send_signal(signal.SIGINT)
         self.process.wait(timeout=START_S)
 
@@ -49,7 +49,7 @@ class PostgresServer:
         return self._url(name)
 
     def drop(self, url: str) -> None:
-        """Remove a database, whoever is still connected."""
+        """Remove a database, with clients connected or not."""
         name = url.rsplit("/", 1)[1]
         with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
