@@ -90,7 +90,7 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(VENV)/test.stamp ## pin every extra anew, for every platform
+lock: $(VENV)/test.stamp ## pin every extra again, for every platform
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command 'make lock' \
 		--extra cpu --extra gpu --extra postgres --extra train --extra dev \

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import torch  # decoder processes and the command line import this module and must not load torch
 
 
+FEATURES = ("semantic", "visual", "dense")
+"""Features of an image, which every bundle has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageBatch:
     """Input of one device pass over images.

@@ -25,17 +25,17 @@ export class Code {
   #render() {
     const text = this.request ? WRITERS[this.language](this.request, this.client) : "Send a request first.";
     const pick = (language) =>
-      h("button", { role: "tab", "aria-selected": String(language === this.language), onclick: () => { this.language = language; this.#render(); } }, { curl: "curl", python: "Python", javascript: "JavaScript" }[language]);
+      h("button", { "aria-pressed": String(language === this.language), onclick: () => { this.language = language; this.#render(); } }, { curl: "curl", python: "Python", javascript: "JavaScript" }[language]);
     const copy = h("button", { class: "quiet", onclick: async () => {
       await navigator.clipboard.writeText(text);
       copy.textContent = "Copied";
       setTimeout(() => { copy.textContent = "Copy"; }, 1500);
     } }, "Copy");
     this.drawer.replaceChildren(
-      h("div", { class: "languages", role: "tablist", "aria-label": "Language" }, Object.keys(WRITERS).map(pick), copy, h("button", { class: "quiet", "aria-label": "Close", onclick: () => this.toggle() }, "×")),
+      h("div", { class: "languages", role: "group", "aria-label": "Language" }, Object.keys(WRITERS).map(pick), copy, h("button", { class: "quiet", "aria-label": "Close", onclick: () => this.toggle() }, "×")),
       h("pre", { tabindex: "0" }, h("code", {}, text)),
     );
-    if (!$(":focus")) this.button.focus();
+    if (!$(":focus")) (this.drawer.querySelector('[aria-pressed="true"]') ?? this.button).focus();
   }
 }
 
@@ -47,7 +47,7 @@ const WRITERS = {
     const lines = [`curl -s -X ${method} ${quoted(client.url(path).href)}`];
     if (client.key) lines.push(`-H "X-API-Key: $VERMOUTH_API_KEY"`);
     if (json) lines.push("-H 'Content-Type: application/json'", `-d ${quoted(pretty(json))}`);
-    for (const [name, value, isFile] of form ?? []) lines.push(`-F ${quoted(`${name}=${isFile ? "@" : ""}${value}`)}`);
+    for (const [name, value, isFile] of form ?? []) lines.push(`${isFile ? "-F" : "--form-string"} ${quoted(`${name}=${isFile ? "@" : ""}${value}`)}`);
     return lines.join(" \\\n  ");
   },
   python({ method, path, json, form }, client) {
@@ -84,5 +84,6 @@ function grouped(fields) {
 }
 
 function pythonOf(json) {
-  return pretty(json).replace(/\b(true|false|null)\b(?=[,\s\]}]|$)/g, (word) => ({ true: "True", false: "False", null: "None" })[word]);
+  // A text, or a word outside of texts.
+  return pretty(json).replace(/"(?:[^"\\]|\\.)*"|\b(?:true|false|null)\b/g, (part) => ({ true: "True", false: "False", null: "None" })[part] ?? part);
 }

@@ -41,8 +41,10 @@ class Draw {
   }
 
   close() {
+    this.isClosed = true;
     this.live.close();
-    this.pad.ghost = null;
+    this.aborter?.abort();
+    this.pad.stop();
     removeEventListener("paste", this.onpaste);
   }
 
@@ -81,8 +83,8 @@ class Draw {
           tool("pen", "Pen", "Pen"),
           tool("eraser", "Eraser", "Eraser: takes whole strokes"),
           width,
-          h("button", { class: "tool", title: "Undo (Ctrl Z)", onclick: () => this.pad.undo() }, "Undo"),
-          h("button", { class: "tool", title: "Redo (Ctrl Y)", onclick: () => this.pad.redo() }, "Redo"),
+          h("button", { class: "tool", title: "Undo", onclick: () => this.pad.undo() }, "Undo"),
+          h("button", { class: "tool", title: "Redo", onclick: () => this.pad.redo() }, "Redo"),
           h("button", { class: "tool", title: "Clear", onclick: () => this.#clear() }, "Clear"),
           h("button", { class: "tool", title: "Search by an image: pick, paste or drop one", onclick: () => picker.click() }, "Image…"),
           picker,
@@ -120,16 +122,18 @@ class Draw {
   }
 
   async #search() {
+    if (this.isClosed) return;
     const query = this.#query;
     this.shell.link({ q: query.text });
+    const isLive = query.sketch?.strokes && !query.like && (query.text === undefined || query.text_weight === 0.5);
+    this.aborter?.abort(); // of two searches the later one wins, whichever way it goes
+    if (!isLive) this.live.forget();
     if (!query.sketch && !query.text && !query.like) return this.#nothing();
     this.shell.code.show(requestOf(query));
-    const isLive = query.sketch?.strokes && !query.like && (query.text === undefined || query.text_weight === 0.5);
     if (isLive) {
       const { sketch, text_weight, ...rest } = query;
       return this.live.search({ ...rest, ...sketch });
     }
-    this.aborter?.abort();
     this.aborter = new AbortController();
     const started = performance.now();
     try {

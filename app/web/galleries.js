@@ -54,6 +54,7 @@ class Galleries {
   async #show() {
     const name = this.shell.gallery;
     const { count, index } = await this.shell.client.gallery(name);
+    if (name !== this.shell.gallery) return; // another one was opened meanwhile
     const figures = [`${count.toLocaleString()} items`, index.kind === "flat" ? "exact index" : `${index.kind} index`, index.recall === null ? null : `recall@10 ${index.recall.toFixed(3)}`].filter(Boolean);
     this.grid = h("ol", { class: "results items", "aria-label": `Items of ${name}` });
     this.end = h("div", { class: "end" });
@@ -61,7 +62,7 @@ class Galleries {
     const field = h("input", { type: "text", placeholder: "field", "aria-label": "Filter by this field" });
     const value = h("input", { type: "text", placeholder: "value", "aria-label": "Value of the field" });
     const apply = () => {
-      this.filter = field.value && value.value ? JSON.stringify({ or: [text(field.value, value.value), ...(Number.isFinite(Number(value.value)) ? [{ [field.value]: Number(value.value) }] : [])] }) : null;
+      this.filter = field.value && value.value ? JSON.stringify({ or: [{ [field.value]: value.value }, ...(Number.isFinite(Number(value.value)) ? [{ [field.value]: Number(value.value) }] : [])] }) : null;
       this.#fill();
     };
     const picker = h("input", { type: "file", multiple: true, webkitdirectory: true, hidden: true, onchange: () => this.#take([...picker.files].map((file) => ({ path: file.webkitRelativePath || file.name, file }))) });
@@ -79,7 +80,8 @@ class Galleries {
       h("form", { class: "row filter", onsubmit: (event) => { event.preventDefault(); apply(); } }, field, value, h("button", { class: "chip" }, "Filter")),
       this.grid, this.end);
     this.filter = null;
-    new IntersectionObserver((seen) => seen[0].isIntersecting && this.#next(), { rootMargin: "400px" }).observe(this.end);
+    this.observer?.disconnect();
+    this.observer = new IntersectionObserver((seen) => seen[0].isIntersecting && this.#next(), { rootMargin: "400px" });
     await this.#fill();
   }
 
@@ -101,24 +103,27 @@ class Galleries {
       if (turn !== this.turn) return;
       this.cursor = page.next_cursor;
       if (!page.items.length && !this.grid.children.length) this.grid.replaceChildren(h("li", { class: "empty" }, this.filter ? "No item passes the filter." : "Nothing here yet."));
-      this.grid.append(...page.items.map((item) => this.#card(item)));
+      this.grid.append(...page.items.map((item) => this.#card(item, name)));
     } catch (error) {
       if (turn !== this.turn) return;
       this.cursor = null;
       this.shell.problem(error);
     }
     this.isLoading = false;
+    // It reports changes alone: where a page leaves the end in sight, it must look again.
+    this.observer.unobserve(this.end);
+    this.observer.observe(this.end);
   }
 
-  #card(item) {
+  #card(item, gallery) {
     const label = String(item.metadata.name ?? item.id);
     const image = h("img", { alt: label, width: 128, height: 128, loading: "lazy", decoding: "async" });
-    this.shell.client.imageUrl(item.image_url, { size: 256 }).then((url) => image.setAttribute("src", url), () => {});
+    this.shell.client.show(image, item.image_url, { size: 256 });
     const entries = Object.entries(item.metadata).map(([name, value]) => `${name}: ${JSON.stringify(value)}`).join("\n");
     const card = h("li", { class: "card", title: `${item.id}\n${item.width} × ${item.height}\n${entries}` }, h("figure", {}, image, h("figcaption", {}, label)),
       h("div", { class: "actions" }, h("button", { class: "chip", "aria-label": `Delete ${label}`, onclick: async () => {
         try {
-          await this.shell.client.send("DELETE", `galleries/${this.shell.gallery}/items/${item.id}`);
+          await this.shell.client.send("DELETE", `galleries/${gallery}/items/${item.id}`);
           card.remove();
         } catch (error) {
           this.shell.problem(error);
@@ -159,7 +164,8 @@ class Galleries {
     const images = found.filter(({ path, file }) => isImage(file instanceof Blob ? file : new File([], path)));
     const others = found.length - images.length - (table ? 1 : 0);
     const columns = table ? await this.#columns(table) : null;
-    const button = h("button", { class: "primary", disabled: !images.length, onclick: () => this.#import(images, columns, problems) }, `Import ${images.length.toLocaleString()} images into “${this.shell.gallery}”`);
+    const { gallery } = this.shell;
+    const button = h("button", { class: "primary", disabled: !images.length, onclick: () => this.#import(gallery, images, columns, problems) }, `Import ${images.length.toLocaleString()} images into “${gallery}”`);
     this.report.replaceChildren(...[
       h("p", {}, `${images.length.toLocaleString()} images`, others ? `, ${others} other files left out` : "", problems.length ? `, ${problems.length} unreadable` : "", "."),
       columns?.element ?? null, button].filter(Boolean));
@@ -180,7 +186,7 @@ class Galleries {
     return { element, metadataOf };
   }
 
-  async #import(images, columns, rejected) {
+  async #import(gallery, images, columns, rejected) {
     const bar = h("progress", { max: images.length, value: 0 });
     const line = h("p", {}, "");
     this.report.replaceChildren(bar, line);
@@ -198,7 +204,7 @@ class Galleries {
       }
       form.append("items", JSON.stringify(items));
       try {
-        const answer = await this.shell.client.json("POST", `galleries/${this.shell.gallery}/items`, { body: form, headers: { "Idempotency-Key": crypto.randomUUID() } });
+        const answer = await this.shell.client.json("POST", `galleries/${gallery}/items`, { body: form, headers: { "Idempotency-Key": randomHex() } });
         answer.results.forEach((result, at) => (result.status === "rejected" ? rejected.push([items[at].id, result.problem.detail]) : (added += 1)));
       } catch (error) {
         this.shell.problem(error);
@@ -213,10 +219,23 @@ class Galleries {
   }
 }
 
-const text = (field, value) => ({ [field]: value });
-
 /** An id of the letters that the service takes, from a path. */
 function idOf(path) {
-  const plain = path.replace(/\.\w+$/, "").normalize("NFKD").replace(/[^A-Za-z0-9._:-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "").slice(0, 120);
-  return plain || crypto.randomUUID();
+  const plain = path.replace(/\.\w+$/, "").normalize("NFKD").replace(/[^A-Za-z0-9._:-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "").slice(0, 100);
+  return `${plain || "i"}-${hashOf(path)}`;
+}
+
+/** 53 bits of a text: paths that differ in letters that an id cannot hold stay apart. */
+function hashOf(path) {
+  let [high, low] = [0xdeadbeef, 0x41c6ce57];
+  for (let at = 0; at < path.length; at += 1) {
+    high = Math.imul(high ^ path.charCodeAt(at), 2654435761);
+    low = Math.imul(low ^ path.charCodeAt(at), 1597334677);
+  }
+  return ((high >>> 0) * 2 ** 21 + (low >>> 11)).toString(36);
+}
+
+/** Not `crypto.randomUUID`: pages on plain HTTP have it on this machine alone. */
+function randomHex() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -16,7 +16,10 @@ export const shell = {
   /** Shows a problem in words, or nothing; 401 and 403 ask for a key. */
   problem(error) {
     if (error === null) return $("#notice").replaceChildren();
-    if (!(error instanceof VermouthError)) throw error;
+    if (!(error instanceof VermouthError)) {
+      console.error(error);
+      error = new VermouthError(0, { title: "This did not work", detail: error.message });
+    }
     if (error.status === 401 || error.status === 403) return askForKey(error.message);
     $("#notice").replaceChildren(problemNotice(error));
   },
@@ -42,6 +45,7 @@ export const shell = {
 
 let bundle = null;
 let current = null;
+let turns = 0; // of tabs that were opened
 
 async function boot() {
   await untilReady();
@@ -54,7 +58,7 @@ async function boot() {
     if (error.status !== 401 && error.status !== 403) setTimeout(boot, 2000);
     return;
   }
-  $("#note").textContent = noteOf(bundle);
+  $("#note").textContent = `The bundle “${bundle.name}” is loaded.`;
   shell.took(0);
   $("#badge").textContent = `${bundle.name} · ${bundle.device.toUpperCase()}`;
   openTab(TABS.includes(shell.parameter("tab")) ? shell.parameter("tab") : "draw");
@@ -92,6 +96,9 @@ async function loadGalleries() {
 
 async function openTab(name) {
   current?.close?.();
+  current = null;
+  turns += 1;
+  const turn = turns;
   for (const button of $("#tabs").children) {
     const isOpen = button.dataset.tab === name;
     button.setAttribute("aria-selected", String(isOpen));
@@ -101,14 +108,10 @@ async function openTab(name) {
   view.setAttribute("aria-labelledby", `tab-${name}`);
   view.setAttribute("aria-busy", "true");
   const module = await import(`./${name}.js`);
+  if (turn !== turns) return; // another tab was chosen meanwhile
   shell.problem(null);
   current = module.open(shell, view);
   view.setAttribute("aria-busy", "false");
-}
-
-function noteOf({ name, manifest }) {
-  const about = manifest.description ?? "";
-  return about || `The bundle “${name}” is loaded.`;
 }
 
 function waiting(title, text) {
@@ -138,7 +141,10 @@ function askForKey(reason = "") {
   const dialog = $("#key-dialog");
   $("#key-problem").hidden = !reason || !client.key;
   $("#key-problem").textContent = reason;
-  if (!dialog.open) dialog.showModal();
+  if (!dialog.open) {
+    dialog.returnValue = ""; // else Escape would mean what the last click meant
+    dialog.showModal();
+  }
   dialog.onclose = () => {
     if (dialog.returnValue !== "ok") return;
     client.key = $("#key").value.trim() || null;

@@ -11,8 +11,9 @@ export class Results {
     this.cards = new Map();
     this.list = h("ol", { class: "results", "aria-label": "Results" });
     this.end = h("div", { class: "end" });
-    this.element = h("section", { class: "found", "aria-live": "polite" }, this.list, this.end);
-    if (onmore) new IntersectionObserver((seen) => seen[0].isIntersecting && this.cards.size && onmore(), { rootMargin: "200px" }).observe(this.end);
+    this.count = h("p", { class: "hidden", "aria-live": "polite" });
+    this.element = h("section", { class: "found" }, this.count, this.list, this.end);
+    this.observer = new IntersectionObserver((seen) => seen[0].isIntersecting && this.cards.size && onmore?.(), { rootMargin: "200px" });
   }
 
   show(results) {
@@ -27,6 +28,10 @@ export class Results {
     });
     this.cards = shown;
     this.list.replaceChildren(...shown.values());
+    this.count.textContent = `${results.length} results, the best: ${results[0]?.metadata?.name ?? results[0]?.id}`;
+    // It reports changes alone: where all results fit, it must look again.
+    this.observer.unobserve(this.end);
+    this.observer.observe(this.end);
     if (isCalm() || !before.size) return;
     for (const [id, card] of shown) {
       const [from, to] = [before.get(id), card.getBoundingClientRect()];
@@ -43,8 +48,9 @@ export class Results {
 
   #card(result) {
     const name = String(result.metadata?.name ?? result.metadata?.title ?? result.id);
-    const image = h("img", { alt: name, width: 128, height: 128, decoding: "async", draggable: true });
-    this.client.imageUrl(result.image_url, { size: 256 }).then((url) => image.setAttribute("src", url), () => card.classList.add("gone"));
+    const ondragstart = (event) => event.dataTransfer.setData("text/uri-list", this.client.url(result.image_url).href);
+    const image = h("img", { alt: name, width: 128, height: 128, decoding: "async", draggable: true, ondragstart, onerror: () => card.classList.add("gone") });
+    this.client.show(image, result.image_url, { size: 256 });
     const buttons = this.actions(result).map(([label, title, run]) => h("button", { class: "chip", title, "aria-label": `${title}: ${name}`, onclick: run }, label));
     const card = h(
       "li",

@@ -1,4 +1,4 @@
-import { debounced, h, milliseconds, percent } from "./dom.js";
+import { debounced, h, milliseconds, percent, save } from "./dom.js";
 import { labelsOf } from "./masks.js";
 
 const COLOURS = ["#d6453d", "#2f86c9", "#e3a32b", "#3a9a5f", "#8d5bb8", "#d9699b", "#5b8f93", "#b4713a", "#7a9a2e", "#5566c3", "#c9503f", "#2aa7a0"];
@@ -31,6 +31,8 @@ class Segment {
   close() {
     removeEventListener("paste", this.onpaste);
     this.aborter?.abort();
+    this.file = null; // a search that is still to come finds nothing
+    URL.revokeObjectURL(this.image.src);
   }
 
   #layout() {
@@ -115,6 +117,9 @@ class Segment {
     if (!file) return;
     event?.preventDefault();
     this.file = file;
+    this.aborter?.abort(); // its answer is about the image before
+    this.stage.classList.remove("busy");
+    this.downloads.hidden = true;
     this.answer = this.labels = null;
     URL.revokeObjectURL(this.image.src);
     this.image.src = URL.createObjectURL(file);
@@ -129,8 +134,8 @@ class Segment {
   }
 
   async #run() {
-    if (!this.file || !this.names.length) return;
     this.aborter?.abort();
+    if (!this.file || !this.names.length) return;
     this.aborter = new AbortController();
     const query = { image: this.file, classes: this.names, format: "rle" };
     this.shell.code.show({ method: "POST", path: "segment", form: [["image", this.file.name, true], ...this.names.map((name) => ["classes", name, false]), ["format", "rle", false]] });
@@ -253,10 +258,4 @@ class Segment {
     }
     canvas.toBlob((blob) => save(blob, `${this.#stem}-${kind}.png`));
   }
-}
-
-function save(blob, name) {
-  const link = h("a", { href: URL.createObjectURL(blob), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }

@@ -15,7 +15,7 @@ export class Sketchpad {
     this.width = 5;
     this.ghost = null;
     this.cursor = null; // of the keyboard
-    this.canvas = h("canvas", { class: "pad", tabindex: "0", role: "img", "aria-label": "Canvas. Arrow keys move the pen, space lifts and lowers it." });
+    this.canvas = h("canvas", { class: "pad", tabindex: "0", role: "application", "aria-label": "Canvas. Arrow keys move the pen, space lifts and lowers it." });
     this.element = this.canvas;
     this.canvas.addEventListener("pointerdown", (event) => this.#down(event));
     this.canvas.addEventListener("pointermove", (event) => this.#move(event));
@@ -30,14 +30,14 @@ export class Sketchpad {
   }
 
   set(strokes) {
-    this.#stopGhost();
+    this.stop();
     this.strokes = strokes;
     this.undone = [];
     this.#changed(true);
   }
 
   clear() {
-    this.#stopGhost();
+    this.stop();
     if (this.isEmpty) return;
     this.undone = [{ cleared: this.strokes }];
     this.ghost = null;
@@ -46,7 +46,7 @@ export class Sketchpad {
   }
 
   undo() {
-    this.ghost = null;
+    this.stop();
     const last = this.undone.at(-1);
     if (this.isEmpty && last?.cleared) {
       this.strokes = this.undone.pop().cleared;
@@ -115,7 +115,8 @@ export class Sketchpad {
     }
   }
 
-  #stopGhost() {
+  /** Ends the drawing that draws itself; what it has drawn stays. */
+  stop() {
     if (this.ghost) this.drawing = null; // the stroke that draws itself
     this.ghost = null;
   }
@@ -137,7 +138,7 @@ export class Sketchpad {
       // A pointer that is gone already.
     }
     if (this.ghost) {
-      this.#stopGhost();
+      this.stop();
       this.strokes = [];
     }
     this.cursor = null;
@@ -152,7 +153,7 @@ export class Sketchpad {
   }
 
   #move(event) {
-    if (!this.drawing && !this.erasing) return;
+    if (this.ghost || !(event.buttons & 1) || (!this.drawing && !this.erasing)) return;
     for (const each of event.getCoalescedEvents?.() ?? [event]) {
       const [x, y] = this.#point(each);
       if (this.erasing) this.#erase(x, y);
@@ -190,7 +191,7 @@ export class Sketchpad {
     if (!move && event.key !== " ") return;
     event.preventDefault();
     if (this.ghost) {
-      this.#stopGhost();
+      this.stop();
       this.strokes = [];
     }
     this.cursor ??= { x: SIDE / 2, y: SIDE / 2, isDown: false };

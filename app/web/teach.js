@@ -1,4 +1,4 @@
-import { h, percent } from "./dom.js";
+import { h, percent, save } from "./dom.js";
 import { fileOf, isImage, previewOf } from "./images.js";
 
 const FEW = 4; // examples a class, below which the leave-one-out figure says little
@@ -25,6 +25,7 @@ class Teach {
   }
 
   close() {
+    this.isClosed = true;
     this.stream?.getTracks().forEach((track) => track.stop());
   }
 
@@ -72,7 +73,7 @@ class Teach {
   #storedColumn(way) {
     const images = way.support.map((one) => {
       const image = h("img", { alt: way.label, width: 72, height: 72, loading: "lazy" });
-      this.shell.client.imageUrl(one.image_url).then((url) => image.setAttribute("src", url));
+      this.shell.client.show(image, one.image_url);
       return h("li", {}, image, way.shots > 1 ? h("button", { class: "remove", "aria-label": `Remove this example of ${way.label}`, onclick: () => this.#remove(one.id) }, "×") : null);
     });
     return this.#column(h("h3", {}, way.label), images, way.label);
@@ -125,8 +126,14 @@ class Teach {
       const form = new FormData();
       form.append("options", JSON.stringify({ labels: whole.flatMap(({ label, examples }) => examples.map(() => label)) }));
       for (const { examples } of whole) for (const { file } of examples) form.append("support", file, file.name);
-      if (this.episode) return client.send("POST", `fewshot/episodes/${this.episode.id}/support`, { body: form, headers: { "If-Match": `"${this.version}"` } });
-      return client.send("POST", "fewshot/episodes", { body: form });
+      try {
+        if (this.episode) return await client.send("POST", `fewshot/episodes/${this.episode.id}/support`, { body: form, headers: { "If-Match": `"${this.version}"` } });
+        return await client.send("POST", "fewshot/episodes", { body: form });
+      } catch (error) {
+        this.columns.unshift(...whole); // nothing that was given is lost
+        this.#render();
+        throw error;
+      }
     });
   }
 
@@ -173,12 +180,14 @@ class Teach {
   }
 
   #reset() {
-    this.episode = null;
-    this.columns = [new Column("first"), new Column("second")];
-    this.queries = [];
-    this.cards.replaceChildren();
-    this.shell.link({ episode: null });
-    this.#render();
+    this.work = this.work.then(() => { // after the answer that is still to come
+      this.episode = null;
+      this.columns = [new Column("first"), new Column("second")];
+      this.queries = [];
+      this.cards.replaceChildren();
+      this.shell.link({ episode: null });
+      this.#render();
+    });
   }
 
   #showVerdict() {
@@ -230,6 +239,7 @@ class Teach {
         h("img", { src: query.url, alt: query.file.name, width: 96, height: 96 }),
         h("b", {}, prediction ? prediction.label : "…"),
         prediction ? h("span", { class: "figures" }, percent(prediction.probability)) : null,
+        h("span", { class: "figures abstains" }, "abstains"),
         prediction ? h("details", {}, h("summary", {}, "wrong?"), h("div", { class: "chips" }, others.map((label) => h("button", { class: "chip", onclick: () => this.#correct(at, label) }, label)))) : null);
       return card;
     }));
@@ -259,6 +269,7 @@ class Teach {
     } catch {
       return this.shell.problem(Object.assign(new (await import("./vermouth.js")).VermouthError(0, { title: "No camera", detail: "The browser gives this page no camera." })));
     }
+    if (this.isClosed) return this.close();
     const video = h("video", { autoplay: true, muted: true, playsinline: true });
     video.srcObject = this.stream;
     await video.play();
@@ -276,15 +287,16 @@ class Teach {
       ways.push({ label, support: images });
     }
     const blob = new Blob([JSON.stringify({ name: this.episode.name, method: this.episode.method, ways })], { type: "application/json" });
-    const link = h("a", { href: URL.createObjectURL(blob), download: `${this.episode.id}.json` });
-    link.click();
-    URL.revokeObjectURL(link.href);
+    save(blob, `${this.episode.id}.json`);
   }
 
   #import(file) {
     if (!file) return;
-    this.#change(async (client) => client.send("POST", "fewshot/episodes", { body: JSON.parse(await file.text()) }));
-    this.columns = [];
+    this.#change(async (client) => {
+      const answer = await client.send("POST", "fewshot/episodes", { body: JSON.parse(await file.text()) });
+      this.columns = [];
+      return answer;
+    });
   }
 }
 

@@ -91,10 +91,19 @@ export class Vermouth {
     return this.json("POST", "segment", { body: query.image instanceof Blob ? formOf(query) : query, ...options });
   }
 
-  /** An image of the service as an object URL or, without a key, as a plain one. */
-  async imageUrl(path, query = {}) {
-    if (!this.key) return this.url(path, query).href;
-    return URL.createObjectURL(await (await this.send("GET", path, { query })).blob());
+  /** Shows an image of the service in an `<img>`; with a key it is fetched, as `src` cannot send one. */
+  async show(image, path, query = {}) {
+    if (!this.key) {
+      image.src = this.url(path, query).href;
+      return;
+    }
+    try {
+      const url = URL.createObjectURL(await (await this.send("GET", path, { query })).blob());
+      image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
+      image.src = url;
+    } catch {
+      image.dispatchEvent(new Event("error"));
+    }
   }
 
   live(handlers) {
@@ -102,24 +111,33 @@ export class Vermouth {
   }
 }
 
-/** Search while drawing: the newest query wins; the connection is opened again when it breaks. */
+/** Search while drawing: answers come in the order of their queries, the newest last; a broken connection is opened again. */
 export class LiveSearch {
   /** `onresults(message)`, `onproblem(problem)` and `onstate("connecting" | "open" | "full" | "key" | "offline")`. */
   constructor(client, { onresults = () => {}, onproblem = () => {}, onstate = () => {} } = {}) {
     Object.assign(this, { client, onresults, onproblem, onstate });
     this.seq = 0;
     this.newest = null; // the query that is unanswered, sent again after a reconnect
-    this.sentAt = 0;
+    this.answered = 0; // answers up to this one are older than what is shown
+    this.sentAt = new Map();
     this.delay = 250;
     this.isClosed = false;
     this.connect();
   }
 
-  /** Searches with `{strokes, width, height, text?, gallery?, k?, filter?}`; answers to earlier queries are dropped. */
+  /** Searches with `{strokes, width, height, text?, gallery?, k?, filter?}`; of queries that wait the newest is answered. */
   search(query) {
     this.seq += 1;
-    this.newest = { type: "query", seq: this.seq, ...query };
+    this.newest = { ...query, type: "query", seq: this.seq };
     this.flush();
+  }
+
+  /** Drops the query that is unanswered. */
+  forget() {
+    this.seq += 1;
+    this.answered = this.seq;
+    this.newest = null;
+    this.sentAt.clear();
   }
 
   close() {
@@ -142,12 +160,16 @@ export class LiveSearch {
     socket.onmessage = ({ data }) => {
       this.delay = 250;
       const message = JSON.parse(data);
-      if (message.seq !== null && message.seq !== this.seq) return; // of an older drawing
+      if (message.seq !== null && message.seq <= this.answered) return; // older than what is shown
       if (message.type === "results") {
-        this.newest = null;
-        this.onresults(message, performance.now() - this.sentAt);
-      } else {
-        if (message.problem?.retry_after_s && this.newest) setTimeout(() => this.flush(), message.problem.retry_after_s * 1000);
+        this.answered = message.seq;
+        if (message.seq === this.seq) this.newest = null;
+        this.onresults(message, performance.now() - (this.sentAt.get(message.seq) ?? performance.now()));
+        for (const seq of this.sentAt.keys()) if (seq <= message.seq) this.sentAt.delete(seq);
+      } else if (message.seq === null || message.seq === this.seq) {
+        const { seq } = this;
+        const again = () => seq === this.seq && this.newest && this.search(this.newest); // a number of its own
+        if (message.problem?.retry_after_s) setTimeout(again, message.problem.retry_after_s * 1000);
         this.onproblem(message.problem);
       }
     };
@@ -162,7 +184,7 @@ export class LiveSearch {
 
   flush() {
     if (this.newest === null || this.socket?.readyState !== WebSocket.OPEN) return;
-    this.sentAt = performance.now();
+    this.sentAt.set(this.newest.seq, performance.now());
     this.socket.send(JSON.stringify(this.newest));
   }
 }

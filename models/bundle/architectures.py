@@ -1,6 +1,6 @@
 """Shapes of bundles of random weights: Stable Diffusion 1.5 and 2.1 with their companions, and small ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -61,7 +61,8 @@ SD15 = Architecture(
 )
 ARCHITECTURES = {
     "sd15": SD15,
-    "sd21": Architecture(
+    "sd21": replace(
+        SD15,
         vae={**_VAE, "sample_size": 768},
         unet={
             **_UNET,
@@ -72,13 +73,6 @@ ARCHITECTURES = {
             "upcast_attention": True,
         },
         text={"width": 1024, "layers": 23, "heads": 16, "activation": "gelu", "projection": 512},
-        blip_text=SD15.blip_text,
-        blip_vision=SD15.blip_vision,
-        clip=SD15.clip,
-        expert=SD15.expert,
-        expert_levels=SD15.expert_levels,
-        widths=SD15.widths,
-        resolutions=SD15.resolutions,
     ),
     "tiny-sd": Architecture(
         vae=TINY_VAE,

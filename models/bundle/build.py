@@ -30,9 +30,8 @@ from models.heads.training_free import BACKGROUNDS, TrainingFreeHead
 from models.heads.uhead import UHead
 from models.text import OpenClipNames, TextEncoder
 from models.training_free import TrainingFreeNetwork
-from models.types import BundleInfo, TaskProfile
+from models.types import FEATURES, BundleInfo, TaskProfile
 
-FEATURES = ("semantic", "visual", "dense")
 _NUMERICS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _DTYPES = {name: dtype for dtype, name in _NUMERICS.items()}
 # A pass of Stable Diffusion 1.5 takes seconds on a CPU: recording it took six minutes of CPU and gained nothing, and

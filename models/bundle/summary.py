@@ -7,6 +7,7 @@ from pathlib import Path
 from models.bundle.files import components, fingerprint, read_manifest, source_folder
 from models.bundle.manifest import AnySource, HubSource, Manifest, PackageSource, TaskConfig, TaskName
 from models.errors import BundleError
+from models.types import FEATURES
 
 NUMERICS = ("fp32", "bf16", "fp16")
 
@@ -69,7 +70,7 @@ def summarize(folder: Path, profile: str | None = None) -> BundleSummary:
         is_complete=is_complete,
         size_bytes=sum(part.size_bytes for part in parts),
         heads="trained" if manifest.training_free is None else "training-free",
-        features=_features(manifest),
+        features=FEATURES,
         taps=manifest.taps,
         tasks=manifest.tasks,
         components=tuple(parts),
@@ -79,11 +80,6 @@ def summarize(folder: Path, profile: str | None = None) -> BundleSummary:
             for name in manifest.profiles
         },
     )
-
-
-def _features(manifest: Manifest) -> tuple[str, ...]:
-    has_visual = manifest.training_free is not None or manifest.components.expert is not None
-    return ("semantic", "visual", "dense") if has_visual else ("semantic", "dense")
 
 
 def _components(manifest: Manifest, folder: Path) -> list[ComponentSummary]:
