@@ -144,7 +144,7 @@ class BatchingEngine:
             *(((string, text), size) for size in (1, largest * VIEW_COST // cost)),
         ]
         for (key, payload), size in samples:
-            entry = Entry(key=key, payload=payload, cost=key.group.cost, arrived_s=self._clock(), deadline_s=math.inf)
+            entry = Entry(key=key, payload=payload, arrived_s=self._clock(), deadline_s=math.inf)
             for is_second in (False, True):
                 passes = await asyncio.gather(*(run([entry] * size, is_learnt=is_second) for _ in workers))
                 if not all(np.isfinite(features.pooled).all() for found in passes for features in found):
@@ -230,7 +230,7 @@ class BatchingEngine:
             if not self._entries:  # idle time before this sample is no stall
                 self._scheduler.progress_at_s = now_s
                 self._is_idle.clear()
-            entry = self._entries[key] = Entry(key=key, payload=payload, cost=key.group.cost, arrived_s=now_s)
+            entry = self._entries[key] = Entry(key=key, payload=payload, arrived_s=now_s)
         self._scheduler.queue.put(entry, line)  # a known one too: it goes in the earliest turn of those that want it
         return entry.join(line, now_s, math.inf if timeout_s is None else now_s + timeout_s)
 

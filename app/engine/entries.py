@@ -94,12 +94,16 @@ class Entry:
 
     key: CacheKey
     payload: View | str
-    cost: int
     arrived_s: float
     deadline_s: float = -math.inf
     waiters: list[Waiter] = field(default_factory=list)
     has_left_queue: bool = False
     lines: "list[RequestLine]" = field(default_factory=list)
+
+    @property
+    def cost(self) -> int:
+        """The cost of its group's samples."""
+        return self.key.group.cost
 
     @property
     def is_wanted(self) -> bool:

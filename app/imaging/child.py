@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import time
 import traceback
@@ -26,7 +25,10 @@ from app.errors import ServiceError, TooMuchWork
 from app.imaging.drawings import draw_on_canvas, open_strokes, open_svg
 from app.imaging.messages import (
     FRAME,
+    ORDER,
     POINT_PIXELS,
+    READY,
+    YES,
     Answer,
     DecodeRequest,
     Failure,
@@ -43,9 +45,6 @@ from app.imaging.raster import OpenedImage, decode_image, open_file, thumbnail_o
 from app.imaging.sources import EncodedImage, StrokesImage, SvgImage
 from app.runtime.process import DECODER_NICENESS, WORKER_NICENESS, be_nice
 
-ORDER = struct.Struct(">i")  # to the fork server: 0 and a socket to fork, or an id to end; its answer: an id or status
-READY = ORDER.pack(1)
-YES, NO = b"y", b"n"
 _PR_SET_PDEATHSIG = 1  # from prctl.h
 
 
@@ -88,7 +87,10 @@ def serve(connection: socket.socket) -> None:
 
 
 def _fork(control: socket.socket, number: int, memory_bytes: int) -> int:
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:  # no process or memory is free: those that run go on
+        pid = -1
     if pid:
         os.close(number)
         return pid
@@ -103,11 +105,13 @@ def _fork(control: socket.socket, number: int, memory_bytes: int) -> int:
 
 def _end(pid: int) -> int:
     """Kill a process and return its status: only this reaps it, so that its id is not another's before."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
     try:
-        return os.waitpid(pid, 0)[1]
-    except ChildProcessError:  # of a fork server before
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            status = os.waitpid(pid, 0)[1]
+        return status
+    except ChildProcessError:  # of a fork server before: the id may be another's now
         return 0
 
 

@@ -9,8 +9,7 @@ import threading
 from pathlib import Path
 
 from app.domain import MIB, Limits
-from app.imaging.child import ORDER, READY
-from app.imaging.messages import START_TIMEOUT_S
+from app.imaging.messages import ORDER, READY, START_TIMEOUT_S
 
 _BASE_BYTES, _BYTES_PER_PIXEL = 256 * MIB, 24  # an RGBA PNG takes 20 a pixel while it is laid on white
 _ROOT = Path(__file__).parents[2]
@@ -33,10 +32,12 @@ class ForkServer:
         try:
             with theirs, self._lock:
                 try:
-                    return self._order(0, theirs), ours
-                except OSError:
-                    self._stop()  # it may have been killed: the next one serves
-                    return self._order(0, theirs), ours
+                    pid = self._order(0, theirs)
+                except OSError:  # it may have been killed: the next one serves
+                    pid = self._order(0, theirs)
+            if pid <= 0:
+                raise OSError("no process can be forked")
+            return pid, ours
         except BaseException:
             ours.close()
             raise
@@ -53,9 +54,13 @@ class ForkServer:
             self._stop()
 
     def _order(self, order: int, passed: socket.socket | None = None) -> int:
-        control = self._control or self._start()
-        socket.send_fds(control, [ORDER.pack(order)], [] if passed is None else [passed.fileno()])
-        return _integer(control)
+        try:
+            control = self._control or self._start()
+            socket.send_fds(control, [ORDER.pack(order)], [] if passed is None else [passed.fileno()])
+            return _integer(control)
+        except OSError:
+            self._stop()  # a late answer would be taken for that of the next order
+            raise
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()

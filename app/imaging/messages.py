@@ -30,6 +30,9 @@ from app.imaging.raster import DecodedImage, TiledImage
 from app.imaging.sources import EncodedImage, StrokesImage, SvgImage
 from models.transforms import ViewBox
 
+ORDER = struct.Struct(">i")  # to the fork server: 0 and a socket to fork, or an id to end; its answer: an id or status
+READY = ORDER.pack(1)
+YES, NO = b"y", b"n"
 FRAME = struct.Struct(">II")  # lengths of the header and of the bytes behind it
 QUICK_PIXELS = 2 * MEGAPIXEL  # an image of more work is decoded beside the small ones, which never wait for it
 START_TIMEOUT_S = 60.0  # the imports of a first process take half a second
@@ -180,7 +183,6 @@ def _value(head: dict[str, object], data: bytes, size: int) -> DecodedImage | Ti
             height=height,
             width=width,
             data=rest,
-            decode_s=float(str(head["decode_s"])),
         )
     keys, boxes = head["keys"], head["boxes"]
     if not isinstance(keys, list) or not isinstance(boxes, list):

@@ -16,16 +16,16 @@ from typing import Any, TypeVar
 
 from app.domain import Limits
 from app.errors import EngineUnavailable, InferenceFailed, ServiceError, TooMuchWork, UndecodableImage
-from app.imaging.child import NO, YES
 from app.imaging.fork_server import ForkServer
 from app.imaging.messages import (
+    NO,
     QUICK_PIXELS,
+    YES,
     Answer,
     DecodeRequest,
     DecoderProcess,
     Failure,
     Opened,
-    Product,
     Reply,
     open_limit_s,
     work_limit_s,
@@ -96,12 +96,7 @@ class DecoderProcesses:
         async with self._quick:
             reply = await self._attempt(request, charge_once)
         if isinstance(reply, _Ending):
-            async with self._slow:
-                slow = replace(request, is_quick=False)
-                for _ in range(2):
-                    reply = await self._attempt(slow, charge_once)
-                    if reply is not _Ending.CRASH:  # a death may have other causes than the file, twice in a row too
-                        break
+            reply = await self._asked_again(request, charge_once)
         if not isinstance(reply, Answer):
             raise _error_of(reply)
         return reply
@@ -115,19 +110,23 @@ class DecoderProcesses:
         found: list[ServiceError | None] = []
         loop = asyncio.get_running_loop()
         while len(found) < len(requests):
+            reply: Reply | _Ending | None = None
             async with self._quick:
                 until_s = loop.time() + _OPEN_TURN_S
                 while len(found) < len(requests) and loop.time() < until_s:
-                    request = replace(requests[len(found)], product=Product.SIZE)
-                    reply = await self._attempt(request, None)
-                    found.append(None if isinstance(reply, Opened) else _error_of(reply))
-                    if isinstance(reply, Opened):
-                        charge(reply.width, reply.height)
+                    reply = await self._attempt(requests[len(found)], None)
+                    if isinstance(reply, _Ending):
+                        break
+                    found.append(_charged(reply, charge))
+            if isinstance(reply, _Ending):
+                found.append(_charged(await self._asked_again(requests[len(found)], None), charge))
         return found
 
     async def stop(self) -> None:
         """Kill all processes; images that wait for one are refused."""
         self._is_stopped = True
+        if self._adding is not None:  # its process is ended too
+            await asyncio.wait([self._adding])
         for pid in self.pids:
             await self._ordered(partial(self._fork_server.end, pid))
         await self._ordered(self._fork_server.stop)
@@ -167,8 +166,17 @@ class DecoderProcesses:
                 self._forget(process)
                 self._later(self._end(process))
 
+    async def _asked_again(self, request: DecodeRequest, charge: Callable[[Opened], None] | None) -> Reply | _Ending:
+        slow = replace(request, is_quick=False)
+        async with self._slow:
+            reply = await self._attempt(slow, charge)
+            # A death may have other causes than the file, twice in a row too.
+            return await self._attempt(slow, charge) if reply is _Ending.CRASH else reply
+
     async def _take(self) -> DecoderProcess:
         while True:
+            if self._is_stopped:
+                raise EngineUnavailable("No image can be decoded now.", retry_after_s=RETRY_AFTER_S)
             while self._idle:
                 process = self._idle.pop()
                 if process.is_alive:
@@ -177,8 +185,6 @@ class DecoderProcesses:
                     return process
                 self._forget(process)
                 self._later(self._end(process))
-            if self._is_stopped:
-                raise EngineUnavailable("No image can be decoded now.", retry_after_s=RETRY_AFTER_S)
             # Not cancelled with the caller: else the process belongs to nobody.
             await asyncio.shield(self._spare())
 
@@ -205,7 +211,8 @@ class DecoderProcesses:
 
     async def _ending_of(self, process: DecoderProcess) -> _Ending:
         self._forget(process)
-        status = await self._end(process)
+        # Not cancelled with the caller: else nobody kills and reaps it.
+        status = await asyncio.shield(self._later(self._end(process)))
         is_overrun = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF
         get_logger().warning("decoder_ended", status=status, is_overrun=is_overrun)
         return _Ending.OVERRUN if is_overrun else _Ending.CRASH
@@ -226,6 +233,13 @@ class DecoderProcesses:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # logged already, and raised where an image waits for it
+
+
+def _charged(reply: Reply | _Ending, charge: Charge) -> ServiceError | None:
+    if not isinstance(reply, Opened):
+        return _error_of(reply)
+    charge(reply.width, reply.height)
+    return None
 
 
 def _error_of(reply: Reply | _Ending) -> ServiceError:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +55,6 @@ class DecodedImage:
     height: int  # of the oriented image, px
     width: int
     data: bytes  # to store: the file as received, or a PNG of what was drawn
-    decode_s: float  # duration of reading the pixels
 
     @property
     def media_type(self) -> str:
@@ -134,9 +132,7 @@ def decode_image(opened: OpenedImage, size: int, file: bytes | None = None) -> D
     Raises:
         UndecodableImage, Invalid: the file is damaged or empty, or the drawing cannot be drawn.
     """
-    started_s = time.perf_counter()
     pixels = opened.read()
-    decode_s = time.perf_counter() - started_s
     try:
         sketch = pixels if opened.is_canonical else canonical_sketch(pixels, size)
         square = fit_square(pixels, size) if sketch is None else sketch
@@ -149,7 +145,6 @@ def decode_image(opened: OpenedImage, size: int, file: bytes | None = None) -> D
         height=pixels.shape[0],
         width=pixels.shape[1],
         data=_png(pixels) if file is None else file,
-        decode_s=decode_s,
     )
 
 

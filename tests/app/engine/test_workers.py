@@ -214,7 +214,6 @@ def batch_of(*levels: float) -> Batch:
         Entry(
             key=CacheKey(Group(Kind.IMAGES, (3, 16, 16)), f"{level}", None, 1, "fake"),
             payload=make_view(level),
-            cost=VIEW_COST,
             arrived_s=0.0,
             deadline_s=float("inf"),
         )

@@ -30,7 +30,7 @@ class Decoder:
         self.has_begun.set()
         await asyncio.wait_for(self.may_go_on.wait(), 10)
         square = np.zeros((SIDE, SIDE, 3), np.uint8)
-        return DecodedImage(square=square, key="", is_sketch=False, height=10, width=10, data=b"a", decode_s=0.0)
+        return DecodedImage(square=square, key="", is_sketch=False, height=10, width=10, data=b"a")
 
 
 async def tiled() -> TiledImage:

@@ -25,6 +25,7 @@ from app.errors import (
     UndecodableImage,
     UnsupportedMedia,
 )
+from app.imaging import child
 from app.imaging import fork_server as fork_server_module
 from app.imaging.drawings import draw_on_canvas, open_strokes, open_svg
 from app.imaging.fork_server import ForkServer
@@ -93,7 +94,7 @@ async def decoded(processes: DecoderProcesses, source: bytes | str | StrokesImag
 
 def assert_same(remote: DecodedImage, here: DecodedImage) -> None:
     assert np.array_equal(remote.square, here.square)
-    assert replace(remote, square=here.square, decode_s=here.decode_s) == here
+    assert replace(remote, square=here.square) == here
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -212,6 +213,28 @@ async def test_a_fork_server_that_died_is_replaced_and_no_request_fails(own_serv
         await asyncio.sleep(0.02)
     assert (await decoded(processes, FILES["photograph"])).height == 90
     await processes.stop()
+
+
+def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(own_server: ForkServer) -> None:
+    pid, connection = own_server.fork()
+    connection.close()
+    control, parent = own_server._control, own_server._process
+    assert control is not None
+    assert parent is not None
+    os.kill(parent.pid, signal.SIGSTOP)
+    control.settimeout(0.1)
+    assert own_server.end(pid) == 0
+    later, connection = own_server.fork()
+    assert Path(f"/proc/{later}/stat").read_text().split()[3] == str(own_server._process and own_server._process.pid)
+    connection.close()
+
+
+def test_a_process_of_others_is_not_ended() -> None:
+    with subprocess.Popen(["sh", "-c", "sleep 60 & echo $!"], stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        pid = int(shell.stdout.readline())
+    assert child._end(pid) == 0
+    os.kill(pid, signal.SIGKILL)  # it was there
 
 
 async def test_idle_processes_that_died_are_replaced_and_no_request_fails(processes: DecoderProcesses) -> None:
