@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import socket
+import sys
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,6 +23,8 @@ from app.settings import Settings, unknown_variables
 
 MAX_MESSAGE_BYTES = 1 << 20
 """Of one WebSocket message; a larger one closes the connection with 1009."""
+SWITCH_S = 0.001
+"""How long a thread may hold the interpreter while the event loop waits for it; 5 ms by default."""
 BACKLOG = 128
 """Connections that the kernel holds until they are accepted, which may be all at once: before any is counted."""
 
@@ -59,6 +62,7 @@ def serve(settings: Settings, build_services: BuildServices = build_default_serv
         The exit code: 0 after a signal, 3 when the start failed, 70 after a fatal device error.
     """
     keep_freed_memory()
+    sys.setswitchinterval(SWITCH_S)
     configure_logging(level=settings.log_level, as_json=settings.log_json)
     with logs_in_background():
         return _serve(settings, build_services)

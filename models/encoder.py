@@ -121,8 +121,8 @@ class TrainedNetwork(nn.Module):
 class Encoder:
     """A loaded bundle's encoder; implements `app.domain.Encoder`. Thread-safe.
 
-    TorchScript graphs run in parallel. Everything else holds a lock: the network stores its taps in itself, a tokenizer
-    its padding, and each graph is recorded once.
+    TorchScript graphs and strings on a CPU run in parallel. Everything else holds a lock: the network stores its taps
+    in itself, and each graph is recorded once.
 
     Args:
         extractor: conditions passes; on `device`, in `dtype`.
@@ -181,7 +181,7 @@ class Encoder:
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Returns the embeddings of B strings."""
-        with self._lock:
+        with nullcontext() if self._device.type == "cpu" else self._lock:
             return TextFeatures(pooled=self._names.embeddings(texts).float().cpu())
 
     def _pass(self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:

@@ -1,5 +1,6 @@
 """Frozen text models: captions and states that condition the U-Net, and embeddings of names and queries."""
 
+import threading
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ class TextEncoder(nn.Module):
         self.model = model
         self.max_length = max_length
         self.zero_padding = zero_padding
+        self._tokenizing = threading.Lock()  # a tokenizer stores its padding in itself
 
     @torch.no_grad()
     def states(self, captions: Sequence[str]) -> torch.Tensor:
@@ -51,9 +53,10 @@ class TextEncoder(nn.Module):
         return F.normalize((states.sum(dim=1) / mask.sum(dim=1)).float(), dim=1)
 
     def _tokens(self, texts: Sequence[str], padding: str | bool, max_length: int) -> dict[str, torch.Tensor]:
-        encoded = self.tokenizer(
-            list(texts), padding=padding, max_length=max_length, truncation=True, return_tensors="pt"
-        )
+        with self._tokenizing:
+            encoded = self.tokenizer(
+                list(texts), padding=padding, max_length=max_length, truncation=True, return_tensors="pt"
+            )
         device = next(self.model.parameters()).device  # asked each time: a module may be moved
         return {name: tensor.to(device) for name, tensor in encoded.items()}
 
@@ -71,11 +74,14 @@ class OpenClipNames(nn.Module):
         del model.visual
         self.model = model
         self.tokenizer = tokenizer
+        self._tokenizing = threading.Lock()  # as in `TextEncoder`
 
     @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> torch.Tensor:
         """Returns the embeddings of B texts, [B, D] float32, unit length."""
-        tokens = self.tokenizer(list(texts)).to(next(self.model.parameters()).device)
+        with self._tokenizing:
+            tokens = self.tokenizer(list(texts))
+        tokens = tokens.to(next(self.model.parameters()).device)
         return F.normalize(self.model.encode_text(tokens).float(), dim=1)  # type: ignore[operator]  # a module's method
 
 

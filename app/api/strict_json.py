@@ -22,9 +22,10 @@ _FEW_ROWS = 16  # of an answer, of 16 KiB of metadata each: a millisecond
 MAX_METADATA_DEPTH = 32  # SQLite's and PostgreSQL's JSON functions accept more
 _SEPARATORS, _OPENING = (b",", b":", b"[", b"{"), (b"[", b"{")  # a separator stands before each value, after each name
 _OBJECT_COST = 4  # lists, objects and texts take longer to make than numbers do
-# Possessive: a string that never ends must not be searched again from each of its quotes.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-_NUL = re.compile(rb"\\u0000")
+# Possessive: what has matched is not searched again. An escape that a piece cuts in two begins the next one.
+_TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+_PIECE, _LARGE_PIECE = 64 << 10, 1 << 20  # bytes counted at once: nothing else runs meanwhile
+_NUL = b"\\u0000"
 
 
 def parse_json(text: str | bytes, max_values: int = MAX_JSON_VALUES) -> Any:
@@ -47,7 +48,7 @@ def parse_json(text: str | bytes, max_values: int = MAX_JSON_VALUES) -> Any:
             raise Invalid("NaN and infinity are not allowed.") from err
         raise Malformed("The JSON cannot be read.") from err
     # The search is quick; an escaped backslash before "u0000" is found too.
-    if _NUL.search(data) and (field := next(_with_nul(value, ""), None)) is not None:
+    if _NUL in data and (field := next(_with_nul(value, ""), None)) is not None:
         raise nul_in(field)
     return value
 
@@ -92,22 +93,51 @@ def written_json(model: BaseModel) -> bytes:
 
 def _check_cost(data: bytes, most: int) -> None:
     """Refuse a text of too many values: as objects they take up to thirty times its bytes."""
-    quotes = data.count(b'"') - data.count(b'\\"')  # at most two a text
-    if _cost(data, quotes // 2) <= most:
+    if _is_cheap(data, most):
         return
-    # Some separators are inside of texts, such as those of a long SVG path.
-    are_few = 0 < _OBJECT_COST * quotes <= 2 * most
-    if are_few and _cost(*_STRING.subn(b"", data, count=most)) <= most:
-        return
-    # Hundreds of thousands of brackets that nothing closes are no JSON of any size.
-    if not quotes and data.count(b"[") != data.count(b"]"):
-        raise Malformed("The JSON cannot be read.")
-    objects = most // _OBJECT_COST
-    raise TooMuchWork(f"The JSON may hold {most} numbers, or {objects} lists, objects and texts: send less at once.")
+    # Some separators are inside of texts, such as those of a long SVG path: what lies between texts is counted.
+    cost, at = 0, 0
+    while at < len(data):
+        quote = data.find(b'"', at, at + _PIECE)
+        piece = data[at : at + _PIECE if quote < 0 else quote]
+        cost += _cost(piece)
+        at += len(piece)
+        if quote >= 0:
+            cost += _OBJECT_COST - 1
+            at = _end_of_text(data, quote)
+        if cost > most:
+            # Hundreds of thousands of brackets that nothing closes are no JSON of any size.
+            if b"]" not in data and b"}" not in data:
+                raise Malformed("The JSON cannot be read.")
+            objects = most // _OBJECT_COST
+            raise TooMuchWork(
+                f"The JSON may hold {most} numbers, or {objects} lists, objects and texts: send less at once."
+            )
 
 
-def _cost(data: bytes, texts: int) -> int:
-    return sum(map(data.count, _SEPARATORS)) + (_OBJECT_COST - 1) * (sum(map(data.count, _OPENING)) + texts)
+def _is_cheap(data: bytes, most: int) -> bool:
+    """Whether a text is within the bound even if all separators count, also those inside of texts."""
+    cost = 0
+    for at in range(0, len(data), _LARGE_PIECE):
+        piece = data[at : at + _LARGE_PIECE]
+        cost += _cost(piece) + (_OBJECT_COST - 1) * (piece.count(b'"') // 2)
+        if cost > most:
+            return False
+    return True
+
+
+def _cost(data: bytes) -> int:
+    return sum(map(data.count, _SEPARATORS)) + (_OBJECT_COST - 1) * sum(map(data.count, _OPENING))
+
+
+def _end_of_text(data: bytes, start: int) -> int:
+    """Where the text that begins with the quote at `start` ends."""
+    at, before = start + 1, start
+    while at > before and (found := _TEXT.match(data, at, at + _PIECE)):
+        at, before = found.end(), at
+        if data[at : at + 1] == b'"':
+            return at + 1
+    return len(data)  # it never ends
 
 
 @contextlib.contextmanager

@@ -151,9 +151,11 @@ class Entry:
 class RequestLine:
     """What one request has in the queue: its entries by group, oldest first (keys of dicts, since any may leave).
 
-    `reserved` is cost that is admitted and still being decoded, `queued` that of its entries.
+    `reserved` is cost that is admitted and still being decoded, `queued` that of its entries; `is_new` until its first
+    turn.
     """
 
+    is_new: bool = True
     reserved: int = 0
     queued: int = 0
     entries: dict[Group, dict[Entry, None]] = field(default_factory=dict)
@@ -168,12 +170,16 @@ class EntryQueue:
     """Waiting entries, in one line per request; requests take turns (docs/adr/0043).
 
     A turn is one batch: the request's oldest entry decides the group, its entries go in first, those of the others
-    fill the batch in the order of their turns, and its next turn comes after theirs. `cost` is of all that waits.
+    fill the batch in the order of their turns, and its next turn comes after theirs. Requests that had no turn fill it
+    first, and every other turn goes to the oldest of them: one with a single image does not wait for a turn of each
+    large one. `cost` is of all that waits.
     """
 
     def __init__(self) -> None:
         self.cost = 0
         self._turns: dict[RequestLine, None] = {}  # requests with entries, the next one first
+        self._new: dict[RequestLine, None] = {}  # those of them that had no turn
+        self._was_new = False  # the last turn was given to one of these before the others
 
     def put(self, entry: Entry, line: RequestLine) -> None:
         """Add an entry to a request's line; one that waits for several requests goes in the first one's turn."""
@@ -185,6 +191,8 @@ class EntryQueue:
         line.entries.setdefault(entry.key.group, {})[entry] = None
         line.queued += entry.cost
         self._turns.setdefault(line)
+        if line.is_new:
+            self._new.setdefault(line)
 
     def withdraw(self, entry: Entry, line: RequestLine) -> None:
         """Take an entry out of one request's line; the others still wait for it."""
@@ -196,6 +204,7 @@ class EntryQueue:
                 del line.entries[entry.key.group]
             if not line.entries:
                 del self._turns[line]
+                self._new.pop(line, None)
 
     def drop(self, entry: Entry) -> None:
         """Take an entry out of the queue, for a batch or because nobody waits."""
@@ -216,26 +225,34 @@ class EntryQueue:
         """
         batch: list[Entry] = []
         expired: list[Entry] = []
-        head = self._head(now_s, expired)
-        if head is None:
+        found = self._head(now_s, expired)
+        if found is None:
             return batch, expired
-        group, size, first = head.key.group, size_for(head, now_s), next(iter(self._turns))
-        for entry in (entry for line in tuple(self._turns) for entry in tuple(line.entries.get(group, ()))):
+        first, head = found
+        group, size = head.key.group, size_for(head, now_s)
+        if len(self._turns) > 1 and len(first.entries[group]) >= size:
+            size = math.ceil(size / 2)  # others wait: a turn of a request that fills batches alone is a shorter one
+        lines = dict.fromkeys((first, *self._new, *self._turns))
+        for entry in (entry for line in lines for entry in tuple(line.entries.get(group, ()))):
             if len(batch) == size:
                 break
             self.drop(entry)
             (batch if entry.is_live(now_s) else expired).append(entry)
+        first.is_new = False
+        self._new.pop(first, None)
         if first in self._turns:
             self._turns[first] = self._turns.pop(first)  # to the end
         return batch, expired
 
-    def _head(self, now_s: float, expired: list[Entry]) -> Entry | None:
-        """The oldest live entry of the request whose turn it is."""
+    def _head(self, now_s: float, expired: list[Entry]) -> tuple[RequestLine, Entry] | None:
+        """The request whose turn it is, and its oldest live entry."""
         while self._turns:
-            line = next(iter(self._turns))
+            is_new = bool(self._new) and not self._was_new
+            line = next(iter(self._new if is_new else self._turns))
             oldest = min((next(iter(entries)) for entries in line.entries.values()), key=lambda one: one.arrived_s)
             if oldest.is_live(now_s):
-                return oldest
+                self._was_new = is_new
+                return line, oldest
             self.drop(oldest)
             expired.append(oldest)
         return None

@@ -3,11 +3,12 @@
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from app.errors import Conflict, NotFound, PreconditionFailed, ServiceError
+from app.errors import Conflict, NotFound, PreconditionFailed, QueueFull, ServiceError
 from app.imaging.decoding import ImageDecoder, PixelBudget
 from app.imaging.raster import DecodedImage
 from app.stores.blobs import OpenBlob
@@ -19,6 +20,7 @@ from app.stores.sql.database import Database
 from app.tasks.features import ItemImage, RequestEncoder, RequestEncoders, Source
 
 T = TypeVar("T")
+MAX_WAITING_EXPORTS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class ItemTask:
         self._items = items
         self._indexes = indexes
         self._exports = asyncio.Semaphore(1)  # parts read at once: any number of exports delays others by one part
+        self._waiting_exports = 0
         self.get = database.reads(items.item)
         self.open_image = database.reads(items.open_image)
         self.read_part = database.reads(OpenBlob.read)
@@ -194,9 +197,8 @@ class ItemTask:
         self, gallery: str, *, after: str | None, limit: int, where: Filter | None = None
     ) -> tuple[Sequence[Item], str | None]:
         """Up to `limit` items sorted by id that follow `after`, and the cursor of the next page. Raises NotFound."""
-        # One more than asked for tells whether there is a next page.
-        found = await self._database.run(self._items.page, gallery, after=after, limit=limit + 1, where=where)
-        return found[:limit], found[limit - 1].id if len(found) > limit else None
+        found, has_more = await self._database.run(self._items.page, gallery, after=after, limit=limit, where=where)
+        return found, found[-1].id if has_more else None
 
     async def thumbnail(self, gallery: str, item_id: str, size: int) -> tuple[Item, bytes]:
         """One item and a WebP thumbnail of its image whose longest side is `size` px. Raises NotFound."""
@@ -212,19 +214,32 @@ class ItemTask:
         Raises:
             NotFound: there is no such gallery.
             FingerprintMismatch: the gallery was embedded by another bundle.
+            QueueFull: many exports wait for their next part: those would hold the slots that others need.
         """
-        seq, parts = await self._database.run(self._items.export, gallery)
+        if self._waiting_exports >= MAX_WAITING_EXPORTS:
+            raise QueueFull("Too many exports are under way.", retry_after_s=1.0)
+        with self._waiting_export():
+            seq, parts = await self._database.run(self._items.export, gallery)
         rendered = map(render, parts)  # lazy: reading and rendering take one turn in the pool
 
         async def stream() -> AsyncIterator[T]:
             while True:
-                async with self._exports:
-                    part = await self._database.run(next, rendered, None)
+                with self._waiting_export():
+                    async with self._exports:
+                        part = await self._database.run(next, rendered, None)
                 if part is None:
                     return
                 yield part
 
         return seq, stream()
+
+    @contextmanager
+    def _waiting_export(self) -> Iterator[None]:
+        self._waiting_exports += 1
+        try:
+            yield
+        finally:
+            self._waiting_exports -= 1
 
     async def export_images(self, gallery: str) -> tuple[int, AsyncIterator[tuple[Exported, bytes]]]:
         """All items with the bytes of their images, one at a time. Returns and raises as `export`.

@@ -175,7 +175,7 @@ async def export_items(tasks: TasksDep, name: GalleryPath, query: Annotated[sche
 @router.get("/galleries/{name}/items", response_model=schemas.ItemPage, summary="Items by id, in pages")
 @requires(Scope.READ)
 async def list_items(request: Request, tasks: TasksDep, name: GalleryPath, query: PageQuery) -> Response:
-    """One page; pass `next_cursor` as `cursor` for the next."""
+    """One page, of at most 2 MiB of metadata; pass `next_cursor` as `cursor` for the next."""
     where = read_filter(None if query.filter is None else parse_json(query.filter))
     page, next_cursor = await tasks.items.page(name, after=query.cursor, limit=query.limit, where=where)
 

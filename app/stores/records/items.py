@@ -20,6 +20,7 @@ from app.stores.sql.checksums import sealed, sound_vector
 from app.stores.sql.database import Database, failpoint
 from app.stores.sql.tables import IS_LIVE, VectorDtype, batches, galleries, item_vectors, items, select_vectors
 
+PAGE_BYTES, PAGE_ROWS = 2 << 20, 64  # of metadata on a page; rows read at once
 EXPORTED_AT_ONCE = 64  # half a megabyte of text at 512 numbers an item; other readers wait for a part
 T = TypeVar("T")
 
@@ -215,16 +216,32 @@ class Items:
         with self._database.read() as connection:
             return _item(_required(connection, name, item_id, None))
 
-    def page(self, name: str, *, after: str | None, limit: int, where: Filter | None = None) -> Sequence[Item]:
-        """Return a page of live items by id, those that follow `after`. Raises NotFound."""
+    def page(
+        self, name: str, *, after: str | None, limit: int, where: Filter | None = None
+    ) -> tuple[Sequence[Item], bool]:
+        """Return a page of live items by id, those that follow `after`, and whether more follow.
+
+        It ends before `limit` items where their metadata holds `PAGE_BYTES`. Raises NotFound.
+        """
+        found: list[Item] = []
+        n_bytes = 0
         with self._database.read() as connection:
             query = _live(gallery_id(connection, name))
             if where is not None:
                 query = query.where(filter_condition(where, items.c.metadata, connection.dialect.name))
             if after is not None:
                 query = query.where(items.c.external_id > after)
-            rows = connection.execute(query.order_by(items.c.external_id).limit(limit)).all()
-        return [_item(row) for row in rows]
+            query = query.add_columns(sa.func.length(sa.cast(items.c.metadata, sa.Text)).label("n_bytes"))
+            rows = connection.execution_options(yield_per=PAGE_ROWS).execute(
+                query.order_by(items.c.external_id).limit(limit + 1)
+            )
+            for row in rows:
+                if len(found) == limit or n_bytes >= PAGE_BYTES:
+                    rows.close()
+                    return found, True
+                found.append(_item(row))
+                n_bytes += row.n_bytes
+        return found, False
 
     def image(self, name: str, item_id: str) -> tuple[Item, bytes]:
         """Return one item and its image's bytes. Raises NotFound."""

@@ -116,7 +116,7 @@ async def test_every_kind_of_source_is_imported_once(app: FastAPI, tasks: Tasks,
     for one in (done, again):
         assert one.is_complete
         assert one.added + one.skipped.total() + len(one.rejected) == one.found
-    stored = tasks.stores.items.page("pets", after=None, limit=10)
+    stored = tasks.stores.items.page("pets", after=None, limit=10)[0]
     assert len(stored) == 3
     if make is make_csv:
         assert [(item.id, item.metadata) for item in stored] == [(f"n{at}", {"kind": "icon"}) for at in range(3)]

@@ -221,7 +221,7 @@ class World:
     def put(self, entry: Entry, line: RequestLine) -> None:
         """Put an entry; a request that had none in the queue waits from now on."""
         if line not in self.queue._turns:
-            self.due[line] = self.turns + len(self.queue._turns)
+            self.due[line] = self.turns + 2 * (len(self.queue._new) if line.is_new else len(self.queue._turns)) + 1
         EntryQueue.put(self.queue, entry, line)
 
     def check_formed(self, batch: Batch) -> None:
@@ -236,12 +236,16 @@ class World:
         self.formed += batch.entries
 
     def check_turns(self, batch: Batch) -> None:
-        """Before a request's first pass, and between any two, come at most as many as other requests waited then."""
+        """Few passes come before a request's first, and between any two of its own.
+
+        Every other one goes to those that had none, so they are at most twice as many (and one) as, before the first,
+        other new requests waited then; and between any two, other requests.
+        """
         self.turns += 1
         served = {waiter.line for entry in batch.entries for waiter in entry.waiters}
         for line in self.queue._turns:
             if line in served:
-                self.due[line] = self.turns + len(self.queue._turns) - 1
+                self.due[line] = self.turns + 2 * (len(self.queue._turns) - 1) + 1
             assert self.turns <= self.due[line], "overtaken more often than others were before it"
 
     def check_busy(self) -> None:

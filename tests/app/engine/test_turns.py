@@ -32,13 +32,13 @@ def test_a_small_request_goes_before_the_rest_of_a_large_one(workers: int) -> No
     simulated(workers, Faults(), check)
 
 
-def test_large_requests_take_turns_and_batches_stay_full() -> None:
+def test_large_requests_take_turns_of_half_a_batch_each() -> None:
     async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
         ends = list[int]()
 
         async def ask(first: int) -> None:
             await engine.encode_views(views(first, 40))
-            ends.append(first)
+            ends.append(len(device.passes))
 
         asked = [asyncio.create_task(ask(first)) for first in (0, 100, 200)]
         await asyncio.sleep(0.01)
@@ -46,8 +46,10 @@ def test_large_requests_take_turns_and_batches_stay_full() -> None:
         passes_of_small = len(device.passes)
         await asyncio.gather(*asked)
         assert passes_of_small <= 6
-        assert {len(one.entries) for one in device.passes[:-1]} == {MAX_BATCH}
-        assert ends == [0, 100, 200]
+        sizes = [len(one.entries) for one in device.passes]
+        assert sizes[:4] == [MAX_BATCH // 2] * 4
+        assert MAX_BATCH in sizes[4:passes_of_small], "the small one's batch is filled up"
+        assert max(ends) - min(ends) <= 3
 
     simulated(1, Faults(), check)
 
@@ -107,5 +109,30 @@ def test_a_string_costs_by_its_length_and_goes_with_its_like() -> None:
         await long
         # As long as a pass of views; short strings are never padded to long ones.
         assert max(len(one.entries) for one in device.passes) == MAX_BATCH // 2
+
+    simulated(1, Faults(), check)
+
+
+def test_a_new_request_goes_before_those_that_had_a_turn() -> None:
+    async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
+        large = [asyncio.create_task(engine.encode_views(views(100 * number, 40))) for number in range(3)]
+        await asyncio.sleep(0.6)  # each has had a turn
+        before = len(device.passes)
+        await engine.encode_views([view(5000)])
+        assert len(device.passes) - before <= 3
+        # New ones get every other turn: the large ones go on however many of these come.
+        small = [asyncio.create_task(engine.encode_views([view(6000 + number)])) for number in range(3)]
+        before = len(device.passes)
+        await asyncio.gather(*small)
+        assert len(device.passes) - before <= 4
+        await asyncio.gather(*large)
+
+    simulated(1, Faults(), check)
+
+
+def test_a_large_request_that_is_alone_fills_its_batches() -> None:
+    async def check(engine: BatchingEngine, device: SimulatedDevice) -> None:
+        await engine.encode_views(views(0, 40))
+        assert {len(one.entries) for one in device.passes} == {MAX_BATCH}
 
     simulated(1, Faults(), check)

@@ -103,7 +103,7 @@ def visible(folder: Path) -> object:
         stores = open_stores(database, blobs, snapshots=folder / "indexes")
         found: list[object] = [stores.galleries.all()]
         for name in ("default", "next"):
-            items = stores.items.page(name, after=None, limit=1000)
+            items = stores.items.page(name, after=None, limit=1000)[0]
             found += [items, [stores.items.image(name, item.id)[1] for item in items]]
             for query in (unit(1), unit(0, 1), unit(1, 20)):
                 hits = stores.galleries.search(name, query, k=1000, min_score=None)[1]

@@ -141,7 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
             gallery: len(content) for gallery, content in self.model.items()
         }
         for gallery, content in self.model.items():
-            page = self.stores.items.page(gallery, after=None, limit=100)
+            page = self.stores.items.page(gallery, after=None, limit=100)[0]
             assert [(item.id, item.metadata) for item in page] == [(one, content[one][1]) for one in sorted(content)]
 
     def teardown(self) -> None:

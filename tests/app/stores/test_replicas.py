@@ -37,7 +37,7 @@ def test_concurrent_writes_and_deletes_converge_to_equal_digests(replicas: list[
         assert one.indexes.state(gallery.name) == other.indexes.state(gallery.name)
     digests = {name: one.indexes.state(name).digest for name in one.indexes.counts()}
     assert digests == one.indexes.true_digests() == other.indexes.true_digests()
-    for item in one.items.page("default", after=None, limit=1000):
+    for item in one.items.page("default", after=None, limit=1000)[0]:
         assert other.items.image("default", item.id)[1]
     report(f"two replicas, {len(threads)} writers, {WRITES} writes and deletes: equal digests, equal to the truth's")
 
