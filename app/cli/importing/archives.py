@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ from app.cli.importing.files import (
     UnreadableSource,
     printable,
     split_suffix,
+    status_of,
     too_large,
 )
 
@@ -56,14 +58,15 @@ def _walk(root: Path, folder: Path) -> Iterator[Entry]:
         name = path.relative_to(root).as_posix()
         if one.is_dir(follow_symlinks=False):
             yield from _walk(root, path)
-        elif one.is_dir():
-            other = "a link to a folder, which is not followed"
-            yield Entry(name=name, size=0, read=partial(_read_file, path), is_image=False, other=other)
-        elif one.is_file() or one.is_symlink():
-            size = path.stat().st_size if path.exists() else 0  # a broken link is rejected when it is read
-            yield make_entry(name, size, partial(_read_file, path))
-        else:
-            other = "a device, socket or pipe"
+            continue
+        status = status_of(path)
+        if status is None:  # a broken link, one that leads to itself: reading it tells why
+            yield make_entry(name, 0, partial(_read_file, path))
+        elif stat.S_ISREG(status.st_mode):
+            yield make_entry(name, status.st_size, partial(_read_file, path))
+        else:  # never opened, nor is a link to it: a pipe waits for a writer, a device may never end
+            is_folder = stat.S_ISDIR(status.st_mode)
+            other = "a link to a folder, which is not followed" if is_folder else "a device, socket or pipe"
             yield Entry(name=name, size=0, read=partial(_read_file, path), is_image=False, other=other)
 
 

@@ -182,4 +182,4 @@ def _why_other(name: str) -> str:
     suffix = split_suffix(name)[1]
     if suffix in SIDECARS:
         return f"no image belongs to this {suffix}"
-    return f"{suffix} is no image format that the service reads" if suffix else "no image by its first bytes"
+    return f"{printable(suffix)} is no image format that the service reads" if suffix else "no image by its first bytes"

@@ -1,6 +1,7 @@
 """One file of an import: its kind by name and first bytes, its item id, and its limits."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ _SYSTEM = frozenset(
 )
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")  # as the API's
 _ODD = re.compile(r"[^A-Za-z0-9._:-]+")
+_NO_BYTE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # half pairs that JSON may hold; the others are a name's bytes
 _MAGIC = re.compile(
     rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|BM|II\*\0|MM\0\*|RIFF....WEBP|....ftyp(?:avif|avis|mif1|miaf)", re.S
 )
@@ -76,7 +78,7 @@ def item_id(name: str) -> str:
     if _ID.fullmatch(name):
         return name
     plain = _ODD.sub("_", name).lstrip("._:-")[:96]  # leaves room for the digest
-    return f"{plain or 'item'}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+    return f"{plain or 'item'}-{hashlib.sha256(_bytes_of(name)).hexdigest()[:12]}"
 
 
 def id_fault(chosen: str) -> str | None:
@@ -120,9 +122,17 @@ def too_large(size: int) -> str | None:
 
 
 def printable(name: str) -> str:
-    """Returns a name for messages and metadata, with replacements for control characters and undecodable bytes."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """Returns a name for messages and metadata; control characters, undecodable bytes and half pairs are replaced."""
+    text = _bytes_of(name).decode("utf-8", "replace")
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def status_of(path: Path) -> os.stat_result | None:
+    """Returns the status of a file, or of what a link leads to; None if it leads nowhere, or the name is too long."""
+    try:
+        return path.stat()
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return None
 
 
 def read_beside(table: Path, name: str) -> tuple[bytes, str | None]:
@@ -133,8 +143,13 @@ def read_beside(table: Path, name: str) -> tuple[bytes, str | None]:
         if not path.resolve().is_relative_to(table.parent.resolve()):
             return b"", "lies outside the table's folder"
         if not path.is_file():
-            return b"", "is a folder" if path.is_dir() else "there is no such file"
+            other = "is a device, socket or pipe" if path.exists() else "there is no such file"
+            return b"", "is a folder" if path.is_dir() else other
         fault = too_large(path.stat().st_size)
         return (b"", fault) if fault else (path.read_bytes(), None)
-    except (OSError, ValueError) as err:  # ValueError: a NUL in the name
+    except (OSError, ValueError, RuntimeError) as err:  # a NUL in the name, a link that leads to itself
         return b"", getattr(err, "strerror", None) or "cannot be read"
+
+
+def _bytes_of(name: str) -> bytes:
+    return _NO_BYTE.sub("\N{REPLACEMENT CHARACTER}", name).encode("utf-8", "surrogateescape")

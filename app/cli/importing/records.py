@@ -41,7 +41,7 @@ def read_records(path: Path, options: SourceOptions) -> Iterator[Importable]:
     """
     with path.open("rb") as file:
         for number, line in enumerate(_lines(file, path), start=1):
-            name = f"{path.name} (line {number})"
+            name = f"{printable(path.name)} (line {number})"
             text = line.removeprefix(b"\xef\xbb\xbf").strip()
             if not text:
                 yield Importable(id="", name=name, skip=Skip.BLANK)

@@ -4,6 +4,7 @@ import csv
 import itertools
 import lzma
 import re
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -12,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from app.cli.importing.archives import read_folder, read_webdataset, read_zip
-from app.cli.importing.files import Importable, SourceOptions, UnreadableSource, printable
+from app.cli.importing.files import Importable, SourceOptions, UnreadableSource, printable, status_of
 from app.cli.importing.records import read_records
 from app.cli.importing.tables import read_table
 
@@ -57,7 +58,7 @@ def read_sources(sources: Sequence[tuple[Path, Reader]], options: SourceOptions)
 
 def _expanded(argument: str) -> Iterator[Path]:
     ranges = [(found[1], found[2]) for found in _RANGE.finditer(argument)]
-    if not ranges or Path(argument).exists():
+    if not ranges or status_of(Path(argument)) is not None:
         yield Path(argument)
         return
     pieces = _RANGE.split(argument)[::3]
@@ -70,10 +71,13 @@ def _expanded(argument: str) -> Iterator[Path]:
 
 
 def _reader(path: Path) -> Reader:
-    if path.is_dir():
-        return read_folder
-    if not path.exists():
+    status = status_of(path)
+    if status is None:
         raise UnreadableSource(f"{path} does not exist.")
+    if stat.S_ISDIR(status.st_mode):
+        return read_folder
+    if not stat.S_ISREG(status.st_mode):  # it would be read several times, and a pipe may never end
+        raise UnreadableSource(f"{path} is a device, socket or pipe: write it to a file first.")
     name = path.name.lower()
     if name.endswith((".tar.zst", ".zst")):
         raise UnreadableSource(f"{path} is compressed with Zstandard: decompress it first (zstd -d).")

@@ -17,6 +17,7 @@ from app.cli.importing.files import (
     item_id,
     printable,
     read_beside,
+    status_of,
 )
 
 _SEPARATORS = ",;\t|"
@@ -38,7 +39,7 @@ def read_table(path: Path, options: SourceOptions) -> Iterator[Importable]:
     types = table.column_types(options)
     for number, cells in table.rows():
         if not any(cell.strip() for cell in cells):
-            yield Importable(id="", name=f"{path.name} (row {number})", skip=Skip.BLANK)
+            yield Importable(id="", name=f"{printable(path.name)} (row {number})", skip=Skip.BLANK)
         else:
             yield _importable(table, number, cells, types, options)
 
@@ -73,7 +74,7 @@ class _Table:
         if twice:
             raise UnreadableSource(f"{path} has two columns {printable(twice[0])!r}: rename one.")
         if "" in columns:
-            options.note(f"{path.name}: a column without a name is not imported")
+            options.note(f"{printable(path.name)}: a column without a name is not imported")
         return cls(
             path=path, encoding=encoding, separator=separator, has_separator_line=bool(declared), columns=columns
         )
@@ -112,7 +113,7 @@ class _Table:
         }
         if types:
             named = ", ".join(f"{printable(name)}: {kind}" for name, kind in types.items())
-            options.note(f"{self.path.name}: columns {named}")
+            options.note(f"{printable(self.path.name)}: columns {named}")
         return types
 
 
@@ -121,7 +122,7 @@ def _importable(
 ) -> Importable:
     row = dict(zip(table.columns, cells, strict=False))
     path = row["path"].strip() if "path" in row else ""
-    if not (table.path.parent / path).exists():
+    if status_of(table.path.parent / path) is None:
         path = path.replace("\\", "/")  # a table from Windows
     path = path.removeprefix("./")
     chosen = row.get("id", "").strip() or item_id(options.prefix + path)
@@ -160,7 +161,7 @@ def _encoding(path: Path, options: SourceOptions) -> str:
         return "utf-8"
     if not _decodes(path, "cp1252"):
         raise UnreadableSource(f"{path} is neither UTF-8, UTF-16 nor Windows-1252: save it as UTF-8.")
-    options.note(f"{path.name}: not UTF-8, read as Windows-1252; save it as UTF-8 if letters are wrong")
+    options.note(f"{printable(path.name)}: not UTF-8, read as Windows-1252; save it as UTF-8 if letters are wrong")
     return "cp1252"
 
 

@@ -6,6 +6,7 @@ import csv
 import http.server
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -244,12 +245,15 @@ async def test_a_dry_run_checks_everything_and_needs_no_service(tmp_path: Path) 
     folder = make_folder(tmp_path)
     (folder / "broken.png").write_bytes(b"no image at all")
     (folder / "a.json").write_text('{"n": NaN}')
+    (folder / "b" / "c.json").write_text('{"n": "\\ud800"}')
+    (folder / os.fsdecode(b"\xff.\xff")).write_bytes(b"")
     code, output, _ = await command(folder, "http://127.0.0.1:9", "--dry-run")
     assert code == 1
     assert "rejected a.png: metadata holds a number that is not finite" in output
     assert "rejected broken.png: its first bytes" in output
     found = numbers(output)
-    assert (found["would be added"], found["rejected"], found["in the source"]) == (2, 2, 6)
+    assert "rejected b/c.png: Field 'metadata' holds a NUL or half a surrogate pair" in output
+    assert (found["would be added"], found["rejected"], found["in the source"]) == (1, 3, 8)
 
 
 class Stub(http.server.BaseHTTPRequestHandler):

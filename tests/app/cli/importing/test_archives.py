@@ -93,10 +93,28 @@ def test_links_and_unreadable_files_of_a_folder_are_listed(tmp_path: Path) -> No
     assert len(found) == 10
 
 
+def test_links_to_themselves_and_to_what_never_ends_are_listed(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, {"a.png": PNG})
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in (("loop", "loop"), ("loop.png", "loop.png"), ("pipe.png", tmp_path / "pipe")):
+        (folder / name).symlink_to(target)
+    (folder / "zero.png").symlink_to("/dev/zero")
+    (folder / "long.png").symlink_to("x" * 300)
+    found = read(folder)
+    assert [*added(found)] == ["a.png"]
+    assert {one.name: one.fault for one in found if one.skip is Skip.OTHER} == {
+        "loop": "no image by its first bytes",
+        "pipe.png": "a device, socket or pipe",
+        "zero.png": "a device, socket or pipe",
+    }
+    assert faults(found) == {"long.png": "File name too long", "loop.png": "Too many levels of symbolic links"}
+
+
 def test_names_that_are_no_utf_8_are_printable(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, {os.fsdecode(b"\xff\x1b.png"): PNG})
-    (found,) = read(folder)
+    folder = make_folder(tmp_path, {os.fsdecode(b"\xff\x1b.png"): PNG, os.fsdecode(b"a.\xff"): PNG})
+    other, found = read(folder)
     assert found.name == found.metadata["path"] == "\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}.png"
+    assert other.fault == ".\N{REPLACEMENT CHARACTER} is no image format that the service reads"
 
 
 def set_flag(data: bytes, name: bytes, flag: int) -> bytes:

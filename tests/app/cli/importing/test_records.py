@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,11 +60,29 @@ def test_images_are_inside_beside_or_on_the_service(tmp_path: Path) -> None:
         ({"id": "a", "image_url": "http://127.0.0.1/x"}, "no item's image"),
         ({"id": "a", "image_url": "/galleries/g/items/b/image"}, "gone"),
         ({"id": "a", "path": "1.png", "metadata": [1]}, "must be an object"),
+        ({"id": "a", "path": "\ud800.png"}, "cannot be read"),
+        (
+            {"path": "\udc80\udfff.png", "image": {"base64": base64.b64encode(PNG).decode()}, "\ud800": 1},
+            "field '\ufffd'",
+        ),
+        ({"id": "\ud800", "path": "1.png"}, "'\ufffd' is not valid"),
+        ({"id": "a", "path": "x" * 300}, "File name too long"),
+        ({"id": "a", "path": "loop.png"}, "cannot be read"),
+        ({"id": "a", "path": "pipe.png"}, "is a device, socket or pipe"),
         ([1], "no JSON object"),
         ("{", "is not JSON"),
     ],
 )
 def test_other_lines_are_rejected_with_a_reason(tmp_path: Path, row: object, reason: str) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
     found = read(lines(tmp_path, row, {"path": "1.png"}), fetch=fetched)
     assert [one.id for one in added(found).values()] == ["1.png"]
     assert reason in faults(found)["items.ndjson (line 1)"]
+
+
+def test_half_pairs_of_surrogates_make_an_id(tmp_path: Path) -> None:
+    image = {"base64": base64.b64encode(PNG).decode()}
+    one, other = read(lines(tmp_path, {"path": "\ud800.png", "image": image}, {"path": "\udc80.png", "image": image}))
+    assert one.fault is other.fault is None
+    assert one.id != other.id

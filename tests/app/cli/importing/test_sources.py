@@ -1,5 +1,6 @@
 """Which sources arguments stand for."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,14 @@ def test_patterns_stand_for_shards_and_prefixes_keep_ids_apart(tmp_path: Path) -
         ("none.zip", "does not exist"),
         ("x.doc", "is no folder"),
         ("x.tar.zst", "zstd -d"),
+        ("x" * 300 + ".zip", "does not exist"),
+        ("s-{0..1}" + "x" * 300, "does not exist"),
+        ("pipe.ndjson", "is a device, socket or pipe"),
     ],
 )
 def test_wrong_sources_are_refused_before_anything_is_read(tmp_path: Path, name: str, reason: str) -> None:
     for file in ("s-0.tar", "x.doc", "x.tar.zst"):
         (tmp_path / file).write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.ndjson")
     with pytest.raises(UnreadableSource, match=reason):
         find_sources([str(tmp_path / name)])

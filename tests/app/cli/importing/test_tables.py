@@ -88,10 +88,10 @@ def test_columns_can_stay_text(tmp_path: Path) -> None:
 def test_rows_are_skipped_or_rejected_with_their_number(tmp_path: Path) -> None:
     content = (
         'path,id,caption,note\n1.png,a,"a\n""b""","x\ny"\n\n,,,\ngone.png,b\ncat,c\n,d\n2.png,e,f,g,h\n2.png,/\n'
-        "https://example.org/1.png,f\n../secret.png,g\n2.png,h,,,\n"
+        "https://example.org/1.png,f\n../secret.png,g\n2.png,h,,,\n" + "x" * 300 + ",i\n"
     )
     found = read(table(tmp_path, content))
-    assert len(found) == 11
+    assert len(found) == 12
     assert skips(found) == {Skip.BLANK: 2}
     first, last = added(found).values()
     assert (first.id, first.caption, first.metadata) == ("a", 'a\n"b"', {"note": "x\ny"})
@@ -104,6 +104,7 @@ def test_rows_are_skipped_or_rejected_with_their_number(tmp_path: Path) -> None:
         "2.png (row 9)": "the id '/' is not valid: use letters, digits and ._:-",
         "https://example.org/1.png (row 10)": "is a URL; only files beside the table are imported",
         "../secret.png (row 11)": "lies outside the table's folder",
+        "x" * 300 + " (row 13)": "File name too long",
     }
 
 
