@@ -27,6 +27,7 @@ from app.stores.maintenance.reembed import Reembedding
 from app.stores.maintenance.repair import Repairing
 from app.stores.records.class_sets import ClassSets
 from app.stores.records.episodes import Episodes
+from app.stores.records.exports import Exports
 from app.stores.records.galleries import Galleries
 from app.stores.records.idempotency import IdempotencyKeys
 from app.stores.records.items import Items
@@ -184,7 +185,13 @@ def _open_tasks(
             database, galleries, indexes, max_waiting=math.ceil(settings.max_in_flight * WAITING_SHARE)
         ),
         items=ItemTask(
-            encoders=encoders, decoder=images, database=database, galleries=galleries, items=items, indexes=indexes
+            encoders=encoders,
+            decoder=images,
+            database=database,
+            galleries=galleries,
+            items=items,
+            exports=stores.exports,
+            indexes=indexes,
         ),
         retrieval=Retrieval(encoders, database, galleries, indexes),
         segmentation=segmentation,
@@ -220,12 +227,14 @@ def _open_stores(settings: Settings, bundle: BundleInfo) -> Stores:
         ),
         snapshots=IndexSnapshots(settings.data_dir / INDEX_FOLDER),
     )
+    items = Items(database, blobs, indexes, fingerprint=fingerprint, dtype=settings.vector_dtype)
     stores = Stores(
         database=database,
         blobs=blobs,
         indexes=indexes,
         galleries=Galleries(database, blobs, indexes, fingerprint=fingerprint),
-        items=Items(database, blobs, indexes, fingerprint=fingerprint, dtype=settings.vector_dtype),
+        items=items,
+        exports=Exports(database, blobs, items, fingerprint=fingerprint),
         episodes=Episodes(database, blobs, fingerprint=fingerprint),
         class_sets=ClassSets(database, dimension=bundle.dimension, fingerprint=fingerprint),
         # A request holds its key beyond its deadline: the key of a live request must not expire.

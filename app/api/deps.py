@@ -21,6 +21,7 @@ from app.stores.blobs import Blobs
 from app.stores.index.follower import Indexes
 from app.stores.records.class_sets import ClassSets
 from app.stores.records.episodes import Episodes
+from app.stores.records.exports import Exports
 from app.stores.records.galleries import Galleries
 from app.stores.records.idempotency import IdempotencyKeys
 from app.stores.records.items import Items
@@ -50,6 +51,7 @@ class Stores:
     indexes: Indexes
     galleries: Galleries
     items: Items
+    exports: Exports
     episodes: Episodes
     class_sets: ClassSets
     idempotency_keys: IdempotencyKeys

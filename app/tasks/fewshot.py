@@ -11,7 +11,8 @@ from app.errors import Damaged, FingerprintMismatch, Invalid
 from app.imaging.decoding import PixelBudget
 from app.imaging.raster import DecodedImage
 from app.stores.blobs import OpenBlob
-from app.stores.records.episodes import Episode, Episodes, NewSupport, NewWay
+from app.stores.records.episode_rows import Episode
+from app.stores.records.episodes import Episodes, NewSupport, NewWay
 from app.stores.sql.database import Database
 from app.tasks.features import RequestEncoders, Source, Timings
 from app.tasks.workers import Workers

@@ -14,8 +14,9 @@ from app.imaging.raster import DecodedImage
 from app.stores.blobs import OpenBlob
 from app.stores.filters import Filter
 from app.stores.index.follower import Indexes
+from app.stores.records.exports import Exported, Exports
 from app.stores.records.galleries import Galleries
-from app.stores.records.items import Change, Exported, Item, Items, NewItem
+from app.stores.records.items import Change, Item, Items, NewItem
 from app.stores.sql.database import Database
 from app.tasks.features import ItemImage, RequestEncoder, RequestEncoders, Source
 
@@ -57,6 +58,7 @@ class ItemTask:
         database: Database,
         galleries: Galleries,
         items: Items,
+        exports: Exports,
         indexes: Indexes,
     ) -> None:
         self._encoders = encoders
@@ -64,8 +66,9 @@ class ItemTask:
         self._database = database
         self._galleries = galleries
         self._items = items
+        self._exports = exports
         self._indexes = indexes
-        self._exports = asyncio.Semaphore(1)  # parts read at once: any number of exports delays others by one part
+        self._exporting = asyncio.Semaphore(1)  # parts read at once: any number of exports delays others by one part
         self._waiting_exports = 0
         self.get = database.reads(items.item)
         self.open_image = database.reads(items.open_image)
@@ -219,13 +222,13 @@ class ItemTask:
         if self._waiting_exports >= MAX_WAITING_EXPORTS:
             raise QueueFull("Too many exports are under way.", retry_after_s=1.0)
         with self._waiting_export():
-            seq, parts = await self._database.run(self._items.export, gallery)
+            seq, parts = await self._database.run(self._exports.export, gallery)
         rendered = map(render, parts)  # lazy: reading and rendering take one turn in the pool
 
         async def stream() -> AsyncIterator[T]:
             while True:
                 with self._waiting_export():
-                    async with self._exports:
+                    async with self._exporting:
                         part = await self._database.run(next, rendered, None)
                 if part is None:
                     return
@@ -251,7 +254,7 @@ class ItemTask:
         async def stream() -> AsyncIterator[tuple[Exported, bytes]]:
             async for part in parts:
                 for one in part:  # read one by one: images of a whole part would not fit into memory
-                    found = await self._database.run(self._items.exported_image, gallery, one)
+                    found = await self._database.run(self._exports.exported_image, gallery, one)
                     if found is not None:
                         yield found
 

@@ -4,7 +4,7 @@ import json
 import tarfile
 from collections.abc import AsyncIterable, AsyncIterator
 
-from app.stores.records.items import Exported
+from app.stores.records.exports import Exported
 
 TAR = "application/x-tar"
 _BLOCK_BYTES = 512

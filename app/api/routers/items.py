@@ -22,7 +22,8 @@ from app.api.schemas.wire import ITEM_PATTERN
 from app.api.strict_json import check_metadata, json_response, parse_json
 from app.domain import Limits
 from app.errors import Invalid
-from app.stores.records.items import Exported, Item
+from app.stores.records.exports import Exported
+from app.stores.records.items import Item
 from app.tasks.features import Source
 from app.tasks.items import ItemRequest, Outcome
 from app.tasks.webdataset import TAR, webdataset

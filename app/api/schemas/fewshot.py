@@ -19,7 +19,7 @@ from app.api.schemas.wire import (
     Wire,
     examples,
 )
-from app.stores.records.episodes import Episode
+from app.stores.records.episode_rows import Episode
 from app.tasks.fewshot import Created, method_of
 from models.heads.fewshot import LeaveOneOut, Method
 

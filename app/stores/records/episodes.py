@@ -11,22 +11,28 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from app.domain import Limits
-from app.errors import Conflict, Damaged, Invalid, NotFound, PreconditionFailed
+from app.errors import Conflict, Damaged, Invalid, PreconditionFailed
 from app.runtime.lru import ByteLru
-from app.stores.blobs import Blobs, OpenBlob, collect_garbage_later, stored_images
+from app.stores.blobs import Blobs, collect_garbage_later, stored_images
+from app.stores.records.episode_rows import (
+    Episode,
+    StoredImage,
+    Way,
+    episode_of,
+    no_episode,
+    no_support,
+    read_episode,
+    unexpired,
+)
 from app.stores.records.idempotency import note_done, require_undone
 from app.stores.sql import change_log, metadata
-from app.stores.sql.checksums import sealed, verified
+from app.stores.sql.checksums import sealed
 from app.stores.sql.database import Database, failpoint
 from app.stores.sql.tables import episodes, support_vectors, supports
 
 EXPIRED_AT_ONCE = 100  # most expired episodes that a new one removes, so that no caller pays for all of them
 CACHE_BYTES = 128 << 20  # bound on cached episodes; the largest possible one takes 83 MB (512 ways of 64)
 _ROW_BYTES = 1024  # a cached example besides its vector
-
-_NO_VECTOR = np.empty(0, np.float32)
-
-_Row = sa.Row[*tuple[object, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,48 +50,6 @@ class NewWay:
 
     label: str
     support: Sequence[NewSupport]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Support:
-    """One stored example; `vector` is [D] float32, unit length, empty if another bundle made it or it is damaged."""
-
-    id: str
-    sha256: str
-    media_type: str
-    vector: NDArray[np.float32]
-    is_damaged: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredImage:
-    """The image of an example as it was sent; the caller closes `blob`."""
-
-    sha256: str
-    media_type: str
-    blob: OpenBlob
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """One class and its `shots` examples; `support` is empty in lists of episodes."""
-
-    label: str
-    shots: int
-    support: Sequence[Support] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Episode:
-    """A stored episode; `fingerprint` is the active bundle's, `expires_at` in seconds since 1970, None for never."""
-
-    id: str
-    name: str | None
-    version: int
-    method: str
-    fingerprint: str
-    expires_at: float | None
-    ways: Sequence[Way]
 
 
 class Episodes:
@@ -120,7 +84,7 @@ class Episodes:
         self._remove_expired(now)  # there is no sweeper: creating pays for expiring
         with stored_images(self._database, self._blobs, _images_of(ways)), self._database.write() as connection:
             metadata.require_fingerprint(connection, self._fingerprint)
-            known = sa.select(episodes.c.id).where(episodes.c.id == episode_id, _unexpired())
+            known = sa.select(episodes.c.id).where(episodes.c.id == episode_id, unexpired())
             if connection.execute(known).first() is not None:  # a repeated request
                 seq = change_log.head(connection)
             else:
@@ -133,7 +97,7 @@ class Episodes:
                 seq = change_log.append(connection, "episode.put", episode_id)
                 note_done(connection, token, seq)
                 failpoint("rows.written")
-            episode = self._required(connection, episode_id)
+            episode = read_episode(connection, episode_id, self._fingerprint)
         failpoint("rows.committed")
         return seq, episode
 
@@ -160,7 +124,7 @@ class Episodes:
         token = token or secrets.token_hex(16)
         with stored_images(self._database, self._blobs, _images_of(ways)), self._database.write() as connection:
             metadata.require_fingerprint(connection, self._fingerprint)
-            episode = self._required(connection, episode_id)
+            episode = read_episode(connection, episode_id, self._fingerprint)
             made = {_support_id(token, number) for number in range(sum(len(way.support) for way in ways))}
             # Any of them proves a repeat: the first may have been removed since.
             if any(one.id in made for way in episode.ways for one in way.support):
@@ -174,7 +138,7 @@ class Episodes:
             seq = self._bump(connection, episode, labels)
             note_done(connection, token, seq)
             failpoint("rows.written")
-            episode = self._required(connection, episode_id)
+            episode = read_episode(connection, episode_id, self._fingerprint)
         failpoint("rows.committed")
         return seq, episode
 
@@ -187,34 +151,34 @@ class Episodes:
             Conflict: it is the last of its way.
         """
         with self._database.write() as connection:
-            episode = self._required(connection, episode_id)
+            episode = read_episode(connection, episode_id, self._fingerprint)
             found = [(way, one) for way in episode.ways for one in way.support if one.id == support_id]
             if not found:
-                raise _no_support(support_id)
+                raise no_support(support_id)
             ((way, support),) = found
             _check_version(episode, if_match)
             if way.shots == 1:
                 raise Conflict(f"It is the last support of the way {way.label!r}.")
             connection.execute(sa.delete(supports).where(supports.c.id == support_id))
             seq = self._bump(connection, episode, [one.label for one in episode.ways])
-            changed = self._required(connection, episode_id)
+            changed = read_episode(connection, episode_id, self._fingerprint)
         collect_garbage_later(self._database, self._blobs, {support.sha256})
         return seq, changed
 
     def get(self, episode_id: str) -> Episode:
         """Return one episode that has not expired; its examples are read once per version. Raises NotFound, Damaged."""
         active = metadata.query(metadata.FINGERPRINT).scalar_subquery().label("active")
-        query = sa.select(episodes.c.version, active).where(episodes.c.id == episode_id, _unexpired())
+        query = sa.select(episodes.c.version, active).where(episodes.c.id == episode_id, unexpired())
         with self._database.read() as connection:
             now = connection.execute(query).one_or_none()
             if now is None:
-                raise _not_found(episode_id)
+                raise no_episode(episode_id)
             cached = self._cache.get(episode_id)
             # A version identifies the examples; ids are never reused.
             found = None if cached is None else (cached.version, cached.fingerprint)
             if cached is not None and found == (now.version, now.active or self._fingerprint):
                 return cached
-            episode = self._required(connection, episode_id)
+            episode = read_episode(connection, episode_id, self._fingerprint)
         examples = [one for way in episode.ways for one in way.support]
         if any(one.is_damaged for one in examples):
             raise Damaged(f"A feature of the episode {episode_id!r} is damaged: run `vermouth db repair`.")
@@ -226,7 +190,7 @@ class Episodes:
 
     def all(self, *, after: str | None, limit: int) -> Sequence[Episode]:
         """Return a page of episodes by id, those that follow `after`; examples are counted, not read."""
-        query = sa.select(episodes).where(sa.true() if after is None else episodes.c.id > after, _unexpired())
+        query = sa.select(episodes).where(sa.true() if after is None else episodes.c.id > after, unexpired())
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(episodes.c.id).limit(limit)).all()
             counted = (
@@ -237,7 +201,7 @@ class Episodes:
             shots = {(owner, way): count for owner, way, count in connection.execute(counted)}
             active = metadata.read(connection, metadata.FINGERPRINT) or self._fingerprint
         return [
-            _episode(
+            episode_of(
                 row, [Way(label=one, shots=shots.get((row.id, at), 0)) for at, one in enumerate(row.labels)], active
             )
             for row in rows
@@ -246,7 +210,7 @@ class Episodes:
     def delete(self, episode_id: str, *, if_match: Sequence[int] | None = None) -> int:
         """Delete an episode and its images. Returns the write's `seq`. Raises NotFound, PreconditionFailed."""
         with self._database.write() as connection:
-            _check_version(self._required(connection, episode_id), if_match)
+            _check_version(read_episode(connection, episode_id, self._fingerprint), if_match)
             seq, digests = _delete(connection, [episode_id])
         collect_garbage_later(self._database, self._blobs, digests)
         return seq
@@ -258,14 +222,14 @@ class Episodes:
         query = (
             sa.select(supports.c.id, supports.c.sha256, supports.c.media_type)
             .select_from(episodes.outerjoin(supports, own))
-            .where(episodes.c.id == episode_id, _unexpired())
+            .where(episodes.c.id == episode_id, unexpired())
         )
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
-            raise _not_found(episode_id)
+            raise no_episode(episode_id)
         if row.id is None:
-            raise _no_support(support_id)
+            raise no_support(support_id)
         return StoredImage(sha256=row.sha256, media_type=row.media_type, blob=self._blobs.open(row.sha256))
 
     def _insert(
@@ -303,48 +267,6 @@ class Episodes:
                 _, digests = _delete(connection, expired)
             collect_garbage_later(self._database, self._blobs, digests)
 
-    def _required(self, connection: sa.Connection, episode_id: str) -> Episode:
-        query = sa.select(episodes).where(episodes.c.id == episode_id, _unexpired())
-        row = connection.execute(query).one_or_none()
-        if row is None:
-            raise _not_found(episode_id)
-        own = sa.and_(support_vectors.c.support_id == supports.c.id, support_vectors.c.fingerprint == self._fingerprint)
-        joined = (
-            sa.select(supports, support_vectors.c.vector, support_vectors.c.checksum)
-            .select_from(supports.outerjoin(support_vectors, own))
-            .where(supports.c.episode_id == episode_id)
-            .order_by(supports.c.way, supports.c.position)
-        )
-        by_way: dict[int, list[Support]] = {}
-        for one in connection.execute(joined):
-            stored = _NO_VECTOR if one.vector is None else verified(one.id, one.vector, one.checksum)
-            by_way.setdefault(one.way, []).append(
-                Support(
-                    id=one.id,
-                    sha256=one.sha256,
-                    media_type=one.media_type,
-                    vector=_NO_VECTOR if stored is None else stored,
-                    is_damaged=stored is None,
-                )
-            )
-        ways = [
-            Way(label=label, shots=len(by_way.get(at, ())), support=by_way.get(at, []))
-            for at, label in enumerate(row.labels)
-        ]
-        return _episode(row, ways, metadata.read(connection, metadata.FINGERPRINT) or self._fingerprint)
-
-
-def _not_found(episode_id: str) -> NotFound:
-    return NotFound(f"There is no episode {episode_id!r}.")
-
-
-def _no_support(support_id: str) -> NotFound:
-    return NotFound(f"There is no support {support_id!r} in this episode.")
-
-
-def _unexpired() -> sa.ColumnElement[bool]:
-    return sa.or_(episodes.c.expires_at.is_(None), episodes.c.expires_at > time.time())
-
 
 def _check_version(episode: Episode, if_match: Sequence[int] | None) -> None:
     if if_match is not None and episode.version not in if_match:
@@ -380,18 +302,6 @@ def _derived(token: str, what: str, length: int) -> str:
 
 def _support_id(token: str, number: int) -> str:
     return f"s_{_derived(token, str(number), 16)}"
-
-
-def _episode(row: _Row, ways: Sequence[Way], active: str) -> Episode:
-    return Episode(
-        id=row.id,
-        name=row.name,
-        version=row.version,
-        method=row.method,
-        fingerprint=active,
-        expires_at=row.expires_at,
-        ways=ways,
-    )
 
 
 def _images_of(ways: Sequence[NewWay]) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from app.stores.blobs import Blobs
 from app.stores.index.base import IndexOptions
 from app.stores.index.follower import Indexes
 from app.stores.index.snapshots import IndexSnapshots
+from app.stores.records.exports import Exports
 from app.stores.records.galleries import Galleries
 from app.stores.records.items import Items, NewItem
 from app.stores.sql.database import Database
@@ -25,6 +26,7 @@ class Stores:
     indexes: Indexes
     galleries: Galleries
     items: Items
+    exports: Exports
 
     def found(self, query: NDArray[np.float32], name: str = "default", k: int = 1000) -> list[str]:
         """Ids of a search, best first."""
@@ -48,7 +50,9 @@ def open_stores(
     )
     galleries = Galleries(database, blobs, indexes, fingerprint=fingerprint)
     galleries.load()
-    return Stores(indexes=indexes, galleries=galleries, items=Items(database, blobs, indexes, fingerprint=fingerprint))
+    items = Items(database, blobs, indexes, fingerprint=fingerprint)
+    exports = Exports(database, blobs, items, fingerprint=fingerprint)
+    return Stores(indexes=indexes, galleries=galleries, items=items, exports=exports)
 
 
 def unit(*values: float) -> NDArray[np.float32]:

@@ -109,7 +109,7 @@ def visible(folder: Path) -> object:
                 hits = stores.galleries.search(name, query, k=1000, min_score=None)[1]
                 found.append([(hit.external_id, hit.score, hit.metadata) for hit in hits])
             found.append(
-                [(one.id, one.metadata, one.vector.tolist()) for part in stores.items.export(name)[1] for one in part]
+                [(one.id, one.metadata, one.vector.tolist()) for part in stores.exports.export(name)[1] for one in part]
             )
         episodes = Episodes(database, blobs, fingerprint=FINGERPRINT)
         for one in episodes.all(after=None, limit=100):

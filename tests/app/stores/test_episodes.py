@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from app.domain import Limits
 from app.errors import Conflict, FingerprintMismatch, Invalid, NotFound, PreconditionFailed
 from app.stores.blobs import Blobs
-from app.stores.records.episodes import Episode, Episodes, NewSupport, NewWay
+from app.stores.records.episode_rows import Episode
+from app.stores.records.episodes import Episodes, NewSupport, NewWay
 from app.stores.sql import metadata
 from app.stores.sql.database import Database
 
@@ -71,7 +72,7 @@ def test_an_image_and_a_list_read_no_features(
     store: Episodes, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     episode, read = create(store), list[str]()
-    monkeypatch.setattr("app.stores.records.episodes.verified", None)
+    monkeypatch.setattr("app.stores.records.episode_rows.verified", None)
 
     def note(*args: object) -> None:
         read.append(str(args[2]))

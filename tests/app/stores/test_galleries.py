@@ -203,7 +203,7 @@ def test_a_page_of_large_metadata_ends_early(stores: Stores, monkeypatch: pytest
 
 def test_an_export_is_of_one_moment(stores: Stores) -> None:
     stores.items.upsert("default", [new_item(f"i{n:03}", unit(1, n)) for n in range(300)])
-    seq, parts = stores.items.export("default")
+    seq, parts = stores.exports.export("default")
     first = next(parts)
     stores.items.remove("default", "i299")
     stores.items.upsert("default", [new_item("later", unit(1))])
@@ -217,7 +217,7 @@ def test_an_export_that_lost_rows_to_a_vacuum_says_so(
     stores: Stores, database: Database, blobs: Blobs, tmp_path: Path
 ) -> None:
     stores.items.upsert("default", [new_item(f"i{n:03}", unit(1, n)) for n in range(300)])
-    _, parts = stores.items.export("default")
+    _, parts = stores.exports.export("default")
     next(parts)
     stores.items.remove("default", "i299")
     Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes")).vacuum(log_retained_s=0)

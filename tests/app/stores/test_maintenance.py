@@ -238,11 +238,11 @@ def test_a_vacuum_keeps_the_last_hour_for_exports_and_replicas(
     database: Database, blobs: Blobs, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores, behind = open_stores(database, blobs), open_stores(database, blobs)
-    monkeypatch.setattr("app.stores.records.items.EXPORTED_AT_ONCE", 10)
+    monkeypatch.setattr("app.stores.records.exports.EXPORTED_AT_ONCE", 10)
     stores.items.upsert("default", [new_item(f"i{n}", unit(1, n)) for n in range(30)])
     with database.write() as connection:
         connection.execute(sa.update(changes).where(changes.c.seq <= 11).values(at=time.time() - 3700))
-    _, parts = stores.items.export("default")
+    _, parts = stores.exports.export("default")
     exported = list(next(parts))
     stores.items.remove_many("default", ids=["i3", "i25"])
     done = maintenance.vacuum()
