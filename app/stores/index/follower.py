@@ -136,7 +136,7 @@ class Indexes:
                     if not self._can_follow(connection):
                         self._reload(connection)
                     else:
-                        self._apply(connection, change_log.after(connection, self.applied_seq, CHANGES_AT_ONCE))
+                        self._apply(connection, change_log.after(connection, self.applied_seq, CHANGES_AT_ONCE), head)
 
     def require_active(self) -> None:
         """Raises FingerprintMismatch if another bundle's vectors are active."""
@@ -253,22 +253,24 @@ class Indexes:
         if saved is None or not change_log.vacuumed(connection) <= saved[1] <= head:
             return False
         index.snapshot, seq = saved
-        found = read_changed(connection, self._fingerprint, seq, head, gallery_id=gallery_id)
+        found, _ = read_changed(connection, self._fingerprint, seq, head, gallery_id=gallery_id)
         for added, removed in found.values():
             index.apply(added, removed)
         # A last check against SQL: whatever went wrong with the snapshot, the gallery is read again.
         return len(index) == _live_count(connection, gallery_id)
 
-    def _apply(self, connection: sa.Connection, found: Sequence[change_log.Change]) -> None:
+    def _apply(self, connection: sa.Connection, found: Sequence[change_log.Change], head: int) -> None:
         upto = found[-1].seq
         if any(change.kind.startswith("gallery.") for change in found):
             self._update_galleries(connection)
-        changed = read_changed(connection, self._fingerprint, self.applied_seq, upto)
+        changed, damaged = read_changed(connection, self._fingerprint, self.applied_seq, upto)
         for gallery_id, (added, removed) in changed.items():
             followed = self._by_id.get(gallery_id)
             if followed is not None:
                 followed.index.apply(added, removed)
-        if any(change.kind == "item.repair" for change in found):
+        self.left_out += damaged
+        # Repaired, replaced or deleted perhaps. Only at the head: the rows that are counted are those of the head.
+        if self.left_out and upto == head:
             counts = (_live_count(connection, key) - len(one.index) for key, one in self._by_id.items())
             self.left_out = max(0, sum(counts))
         self.applied_seq = upto  # last: an answer is never older than the seq it reports

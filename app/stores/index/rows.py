@@ -45,13 +45,17 @@ def read_all(
 
 def read_changed(
     connection: sa.Connection, fingerprint: str, after: int, upto: int, *, gallery_id: int | None = None
-) -> Mapping[int, tuple[Sequence[Entry], Sequence[Entry]]]:
-    """Return what was added and what was removed after a `seq`, up to another, by gallery; damaged rows as above."""
+) -> tuple[Mapping[int, tuple[Sequence[Entry], Sequence[Entry]]], int]:
+    """Return what was added and what was removed after a `seq`, up to another, by gallery.
+
+    Damaged rows are left out and logged as above; the number of them is returned too.
+    """
     # Not what was added and removed in between: the index never held it.
     is_live = sa.or_(IS_LIVE, items.c.deleted_seq > upto)
     added = sa.and_(items.c.added_seq > after, items.c.added_seq <= upto, is_live)
     removed = sa.and_(items.c.deleted_seq > after, items.c.deleted_seq <= upto, items.c.added_seq <= after)
     found: dict[int, tuple[list[Entry], list[Entry]]] = {}
+    damaged = 0
     for at, condition in enumerate((added, removed)):
         query = select_vectors(fingerprint, items.c.gallery_id).where(condition).order_by(items.c.id)
         if gallery_id is not None:
@@ -63,11 +67,12 @@ def read_changed(
                 read = verified(row.external_id, row.vector, row.checksum, row.dtype)
                 if read is None:
                     _log_damaged([row.external_id], row.gallery_id)
+                    damaged += 1
                     continue
                 vector = read
             entry = Entry(item_id=row.id, vector=vector, mark=mark_of(row.checksum or b""))
             found.setdefault(row.gallery_id, ([], []))[at].append(entry)
-    return found
+    return found, damaged
 
 
 def _log_damaged(names: Sequence[str], gallery_id: int) -> None:

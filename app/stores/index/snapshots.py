@@ -39,22 +39,22 @@ class IndexSnapshots:
     """One folder per gallery with its last snapshots; the manifest with every file's SHA-256 is written last.
 
     Args:
-        removes: whether `read` removes damaged and unfinished ones.
+        is_read_only: nothing is saved, and nothing removed, not even what is damaged or unfinished.
     """
 
-    def __init__(self, folder: Path, *, removes: bool = True) -> None:
+    def __init__(self, folder: Path, *, is_read_only: bool = False) -> None:
         self._folder = folder
-        self._removes = removes
+        self._is_read_only = is_read_only
 
     def read_only(self) -> "IndexSnapshots":
-        """Return the same snapshots, of which `read` removes none."""
-        return IndexSnapshots(self._folder, removes=False)
+        """Return the same snapshots for a check, which changes nothing."""
+        return IndexSnapshots(self._folder, is_read_only=True)
 
     def write(self, key: SnapshotKey, snapshot: Snapshot, seq: int) -> None:
         """Save a snapshot. A full or read-only disk is ignored: it only makes the next start slower."""
         target = self._folder / str(key.gallery_id) / f"{seq:020d}"
-        if target.exists():
-            return  # saved at this seq already
+        if self._is_read_only or target.exists():  # it exists: saved at this seq already
+            return
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             temporary.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,13 @@ class IndexSnapshots:
 
     def read(self, key: SnapshotKey) -> tuple[Snapshot, int] | None:
         """Return the newest sound snapshot of `key` and its `seq`, or None; damaged and unfinished ones are removed."""
-        for path in (self._folder / str(key.gallery_id)).glob(".*") if self._removes else ():
+        for path in (self._folder / str(key.gallery_id)).glob(".*") if not self._is_read_only else ():
             shutil.rmtree(path, ignore_errors=True)
         for path in self._newest_first(key.gallery_id):
             saved = _read(path, key)
             if saved is not None:
                 return saved
-            if self._removes:
+            if not self._is_read_only:
                 shutil.rmtree(path, ignore_errors=True)
         return None
 
@@ -88,7 +88,7 @@ class IndexSnapshots:
 
     def keep_only(self, gallery_ids: Collection[int]) -> None:
         """Remove the snapshots of all other galleries."""
-        for path in self._folder.glob("*"):
+        for path in self._folder.glob("*") if not self._is_read_only else ():
             if not (path.name.isdigit() and int(path.name) in gallery_ids):
                 shutil.rmtree(path, ignore_errors=True)
 

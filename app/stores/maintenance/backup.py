@@ -97,8 +97,8 @@ def restore_backup(folder: Path, database: Database, blobs: Blobs, progress: Pro
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[sa.Engine]:
-    engine = sqlite_engine(path)
+def _opened(path: Path, *, as_it_is: bool = False) -> Iterator[sa.Engine]:
+    engine = sqlite_engine(path, as_it_is=as_it_is)
     try:
         yield engine
     finally:
@@ -164,7 +164,7 @@ def _restart_ids(writer: sa.Connection) -> None:
 
 def _contents(path: Path) -> tuple[list[str], int]:
     """Return the SHA-256 of all images that a backup's rows name, and the number of live items."""
-    with _opened(path) as engine, engine.connect() as connection:
+    with _opened(path, as_it_is=True) as engine, engine.connect() as connection:  # it stays one file without a WAL
         count = connection.execute(sa.select(sa.func.count()).where(IS_LIVE)).scalar_one()
         return sorted(connection.execute(NAMED_IMAGES).scalars()), count
 

@@ -86,8 +86,8 @@ def row_faults(connection: sa.Connection) -> Iterator[str]:
         for row in connection.exec_driver_sql(f'SELECT {keys} FROM "{table.name}" WHERE {condition}'):
             name = " / ".join("null" if key is None else key.decode(errors="replace") for key in row)
             yield (
-                f"The row {name!r} of {table.name} is damaged: write it again, restore a backup, or take it as it is"
-                " with `vermouth db repair --accept`."
+                f"The row {name!r} of {table.name} is damaged: restore a backup, or take it as it is with"
+                " `vermouth db repair --accept`."
             )
 
 
@@ -115,16 +115,17 @@ def damage(connection: sa.Connection) -> Iterator[str]:
         yield f"The embeddings of class set {row.name!r} are damaged: {REPAIR}."
 
 
-def damaged_items(connection: sa.Connection) -> Iterator[_Row]:
+def damaged_items(connection: sa.Connection, *among: sa.ColumnElement[bool]) -> Iterator[_Row]:
     """Rows (`id`, `external_id`, `gallery`, `fingerprint`) of live items whose vectors are not what was stored."""
     query = select_vectors(None, item_vectors.c.fingerprint, galleries.c.name.label("gallery"))
-    query = query.join(galleries, galleries.c.id == items.c.gallery_id).where(IS_LIVE).order_by(items.c.id)
+    query = query.join(galleries, galleries.c.id == items.c.gallery_id).where(IS_LIVE, *among)
+    query = query.order_by(items.c.id)
     for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
         if verified(row.external_id, row.vector, row.checksum, row.dtype) is None:
             yield row
 
 
-def damaged_supports(connection: sa.Connection) -> Iterator[_Row]:
+def damaged_supports(connection: sa.Connection, *among: sa.ColumnElement[bool]) -> Iterator[_Row]:
     """Rows (`owner`, `episode_id`, `fingerprint`) of examples whose features are not what was stored."""
     query = sa.select(
         support_vectors.c.support_id.label("owner"),
@@ -133,14 +134,14 @@ def damaged_supports(connection: sa.Connection) -> Iterator[_Row]:
         support_vectors.c.vector,
         support_vectors.c.checksum,
     ).join_from(support_vectors, supports)
-    for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
+    for row in connection.execute(query.where(*among), execution_options={"yield_per": ROWS_AT_ONCE}):
         if verified(row.owner, row.vector, row.checksum) is None:
             yield row
 
 
-def damaged_class_sets(connection: sa.Connection) -> Iterator[_Row]:
+def damaged_class_sets(connection: sa.Connection, *among: sa.ColumnElement[bool]) -> Iterator[_Row]:
     """Rows (`name`, `fingerprint`) of class sets whose embeddings are not what was stored."""
-    for row in connection.execute(sa.select(class_set_vectors)):
+    for row in connection.execute(sa.select(class_set_vectors).where(*among)):
         if verified(row.name, row.vectors, row.checksum) is None:
             yield row
 

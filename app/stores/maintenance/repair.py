@@ -1,6 +1,7 @@
 """The SQL of a repair: damaged and missing vectors are made again from the stored images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ from app.stores.sql.database import Database
 from app.stores.sql.tables import (
     IS_LIVE,
     VectorDtype,
+    batches,
     class_set_vectors,
     galleries,
     item_vectors,
@@ -22,6 +24,8 @@ from app.stores.sql.tables import (
     schema,
     support_vectors,
 )
+
+_Finder = Callable[..., Iterator[sa.Row[*tuple[Any, ...]]]]
 
 
 class Repairing:
@@ -48,18 +52,15 @@ class Repairing:
         Raises:
             FingerprintMismatch: another bundle is active.
         """
-        with self._database.write() as connection:
+        is_own = item_vectors.c.fingerprint == self._fingerprint
+        with self._database.read(limit_s=None) as connection:
             metadata.require_fingerprint(connection, self._fingerprint)
-            found = list(damaged_items(connection))
-            # It stays until the item's row is replaced: indexes learn from it that the old vector goes.
-            self._damaged = {row.id for row in found if row.fingerprint == self._fingerprint}
-            for row in found:
-                if row.fingerprint != self._fingerprint:  # a rollback is refused until they are embedded again
-                    _remove(connection, item_vectors.c.item_id, row.id, row.fingerprint)
-            for row in list(damaged_supports(connection)):
-                _remove(connection, support_vectors.c.support_id, row.owner, row.fingerprint)
-            for row in list(damaged_class_sets(connection)):
-                _remove(connection, class_set_vectors.c.name, row.name, row.fingerprint)
+            # Each stays until its item's row is replaced: indexes learn from it that the old vector goes.
+            self._damaged = {row.id for row in damaged_items(connection, is_own)}
+        # A rollback is refused until those of other bundles are embedded again.
+        self._remove(damaged_items, item_vectors.c.item_id, ~is_own)
+        self._remove(damaged_supports, support_vectors.c.support_id)
+        self._remove(damaged_class_sets, class_set_vectors.c.name)
 
     def items(self, limit: int, after: int = 0) -> Sequence[LackingImage]:
         """Return live items whose vectors are damaged or missing, those after a row."""
@@ -92,16 +93,30 @@ class Repairing:
                     self._replace(connection, one.owner, one.name, vector)
                     self._damaged.discard(one.owner)
 
+    def _remove(self, damaged: _Finder, key: sa.Column[Any], *among: sa.ColumnElement[bool]) -> None:
+        """Remove damaged vectors: all are read while others write, and those found again when they are removed."""
+        with self._database.read(limit_s=None) as connection:
+            owners = {row[0] for row in damaged(connection, *among)}
+        for part in batches(owners):
+            with self._database.write() as connection:
+                metadata.require_fingerprint(connection, self._fingerprint)
+                for row in list(damaged(connection, *among, key.in_(part))):
+                    one = sa.and_(key == row[0], key.table.c.fingerprint == row.fingerprint)
+                    connection.execute(sa.delete(key.table).where(one))
+
     def _replace(self, connection: sa.Connection, old: int, name: str, vector: NDArray[np.float32]) -> None:
-        query = sa.select(items, galleries.c.name.label("gallery")).join_from(items, galleries)
-        row = connection.execute(query.where(items.c.id == old, IS_LIVE)).mappings().one_or_none()
-        if row is None:  # deleted or replaced meanwhile
+        query = sa.select(galleries.c.name).join_from(items, galleries).where(items.c.id == old, IS_LIVE)
+        gallery = connection.execute(query).scalar_one_or_none()
+        if gallery is None:  # deleted or replaced meanwhile
             return
         (seq,) = change_log.take(connection)
         connection.execute(sa.update(items).where(items.c.id == old).values(deleted_seq=seq))
-        values = {column.name: row[column.name] for column in items.columns if column.name not in {"id", "deleted_seq"}}
-        inserted = sa.insert(items).values({**values, "added_seq": seq}).returning(items.c.id)
+        columns = [column for column in items.columns if column.name not in {"id", "added_seq", "deleted_seq"}]
+        row = sa.select(*columns, sa.literal(seq, items.c.added_seq.type)).where(items.c.id == old)
+        inserted = sa.insert(items).from_select([*columns, items.c.added_seq], row).returning(items.c.id)
         new: int = connection.execute(inserted).scalar_one()
+        if not self._database.is_shared:
+            _carry_damage(connection, old, new)
         own = {"item_id": new, "fingerprint": self._fingerprint, "dtype": self._dtype}
         connection.execute(sa.insert(item_vectors), {**own, **sealed(name, vector, self._dtype)})
         # Those of the bundle to roll back to.
@@ -109,7 +124,7 @@ class Repairing:
             item_vectors.c.item_id == old, item_vectors.c.fingerprint != self._fingerprint
         )
         connection.execute(others.values(item_id=new))
-        change_log.note(connection, [seq], "item.repair", row["gallery"], [new])
+        change_log.note(connection, [seq], "item.repair", gallery, [new])
 
 
 def accept_rows(database: Database) -> int:
@@ -127,5 +142,9 @@ def accept_rows(database: Database) -> int:
     return count
 
 
-def _remove(connection: sa.Connection, key: sa.Column[int] | sa.Column[str], owner: object, fingerprint: str) -> None:
-    connection.execute(sa.delete(key.table).where(key == owner, key.table.c.fingerprint == fingerprint))
+def _carry_damage(connection: sa.Connection, old: int, new: int) -> None:
+    """Make the checksum of a copied row as wrong as its original's: the trigger took what was copied for sound."""
+    true = row_expression([column.name for column in items.columns])
+    wrong = f"(SELECT {ROW_CHECKSUM} - {true} FROM items WHERE id = :old)"
+    change = sa.text(f"UPDATE items SET {ROW_CHECKSUM} = {ROW_CHECKSUM} + {wrong} WHERE id = :new")
+    connection.execute(change, {"old": old, "new": new})

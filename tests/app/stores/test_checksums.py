@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from app.stores.blobs import Blobs
 from app.stores.index.snapshots import IndexSnapshots
 from app.stores.maintenance.backup import BackupRefused, write_backup
 from app.stores.maintenance.check import Maintenance
-from app.stores.maintenance.repair import accept_rows
+from app.stores.maintenance.reembed import Reembedding
+from app.stores.maintenance.repair import Repairing, accept_rows
 from app.stores.records.class_sets import ClassPrompt, ClassSets
 from app.stores.records.episodes import Episodes, NewSupport, NewWay
 from app.stores.records.idempotency import Answer, IdempotencyKeys
@@ -25,7 +27,7 @@ from app.stores.records.jobs import Jobs
 from app.stores.sql.checksums import row_triggers
 from app.stores.sql.database import Database, attach_database, open_database, sql_errors
 from app.stores.sql.engines import UnusableDatabase
-from app.stores.sql.tables import item_vectors, pack
+from app.stores.sql.tables import class_set_vectors, item_vectors, pack
 from app.stores.sql.tables import items as item_rows
 from app.stores.sql.tables import jobs as job_rows
 from tests.app.stores.conftest import Report
@@ -37,6 +39,14 @@ FLIPS = int(os.environ.get("FLIPS", "60"))
 @pytest.fixture
 def maintenance(database: Database, blobs: Blobs, tmp_path: Path) -> Maintenance:
     return Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes"))
+
+
+def damage_row(database: Database, **values: object) -> None:
+    """Change the rows of all items as a flipped bit does: no trigger sees it."""
+    with database.write() as connection:
+        connection.exec_driver_sql("DROP TRIGGER items_resealed")
+        connection.execute(sa.update(item_rows).values(**values))
+        connection.exec_driver_sql(row_triggers("items", [column.name for column in item_rows.columns])[1])
 
 
 @pytest.fixture
@@ -65,6 +75,29 @@ def test_a_damaged_vector_is_named_and_left_out_of_the_index(
     assert "vermouth db repair" in fault
     again = open_stores(database, blobs)
     assert sorted(again.found(unit(1))) == ["i0", "i1", "i3", "i4"]
+
+
+def test_left_out_items_are_counted_until_they_are_replaced_or_deleted(database: Database, blobs: Blobs) -> None:
+    stores = open_stores(database, blobs)
+    stores.items.upsert("default", [new_item(f"i{n}", unit(1, n)) for n in range(5)])
+    stores.galleries.put("next", "")
+    stores.items.upsert("next", [new_item("other", unit(1))])
+    for item_id in (3, 4, 6):
+        damage_vector(database, item_id)
+    again = open_stores(database, blobs)
+    assert again.indexes.left_out == 3
+    again.items.remove("default", "i2")
+    assert again.indexes.left_out == 2
+    again.items.upsert("default", [new_item("i3", unit(1))])
+    assert again.indexes.left_out == 1
+    again.galleries.delete("next", confirmed=True)
+    assert again.indexes.left_out == 0
+    stores.items.upsert("default", [new_item("late", unit(1))])
+    with database.write() as connection:  # as a process of an older release writes it
+        connection.execute(sa.update(item_vectors).where(item_vectors.c.item_id == 8).values(checksum=None))
+    again.indexes.catch_up()
+    assert again.indexes.left_out == 1
+    assert "late" not in again.found(unit(1))
 
 
 def fill_folder(folder: Path) -> None:
@@ -182,17 +215,67 @@ def test_a_write_to_a_damaged_row_does_not_make_it_look_sound(tmp_path: Path) ->
     database, blobs = open_database(data_dir=tmp_path), Blobs(str(tmp_path / "blobs"))
     stores, maintenance = open_stores(database, blobs), Maintenance(database, blobs, IndexSnapshots(tmp_path / "x"))
     stores.items.upsert("default", [new_item("a", unit(1), metadata={"colour": "red"})])
-    with database.write() as connection:  # as a flipped bit does: no trigger sees it
-        connection.exec_driver_sql("DROP TRIGGER items_resealed")
-        connection.execute(sa.update(item_rows).values(caption="not what was written"))
-        connection.exec_driver_sql(row_triggers("items", [column.name for column in item_rows.columns])[1])
+    damage_row(database, caption="not what was written")
     (fault,) = maintenance.check()
-    assert "'default / a' of items is damaged" in fault
+    assert "'default / a' of items is damaged: restore a backup, or take it as it is" in fault
     stores.items.change("default", "a", lambda _: {"colour": "blue"})
     assert maintenance.check() == [fault]
+    stores.items.upsert("default", [new_item("a", unit(1))])
+    assert maintenance.check() == [fault], "the row that was replaced is there until a vacuum"
+    maintenance.vacuum(log_retained_s=0)
+    assert maintenance.check() == []
+    damage_row(database, caption="not what was written")
     assert accept_rows(database) == 1
     assert maintenance.check() == []
     database.close()
+
+
+def test_a_repair_of_a_damaged_rows_vector_does_not_make_the_row_look_sound(tmp_path: Path) -> None:
+    database, blobs = open_database(data_dir=tmp_path), Blobs(str(tmp_path / "blobs"))
+    stores, maintenance = open_stores(database, blobs), Maintenance(database, blobs, IndexSnapshots(tmp_path / "x"))
+    stores.items.upsert("default", [new_item("a", unit(1))])
+    damage_row(database, external_id="c")  # one bit
+    row, vector = maintenance.check()
+    assert "'default / c' of items is damaged" in row
+    assert "vector of item 'c'" in vector
+    repairing = Repairing(database, Reembedding(database, fingerprint=FINGERPRINT), fingerprint=FINGERPRINT)
+    repairing.begin()
+    (lacking,) = repairing.items(10)
+    repairing.store_vectors([(lacking, unit(0, 1))])
+    stores.indexes.catch_up()
+    assert stores.found(unit(0, 1)) == ["c"]
+    maintenance.vacuum(log_retained_s=0)  # of the row that was replaced
+    assert maintenance.check() == [row]
+    assert accept_rows(database) == 1
+    assert maintenance.check() == []
+    database.close()
+
+
+def test_writers_do_not_wait_while_a_repair_reads_all_vectors(database: Database, blobs: Blobs) -> None:
+    stores, kinds = open_stores(database, blobs), [ClassPrompt(name="cat")]
+    sets = ClassSets(database, dimension=D, fingerprint=FINGERPRINT)
+    stores.items.upsert("default", [new_item("a", unit(1))])
+    sets.put("kinds", kinds, unit(1)[None])
+    with database.write() as connection:
+        connection.execute(sa.update(class_set_vectors).values(vectors=pack(unit(0, 1))))
+    writing = threading.Thread(target=sets.put, args=("kinds", kinds, unit(0, 0, 1)[None]))
+    ended: list[bool] = []
+
+    @sa.event.listens_for(database.engine, "after_cursor_execute")
+    def write_meanwhile(*arguments: object) -> None:
+        statement = str(arguments[2])
+        if not ended and statement.startswith("SELECT") and "class_set_vectors.vectors" in statement:
+            ended.append(False)
+            writing.start()
+            writing.join(5)
+            ended.append(not writing.is_alive())
+
+    repairing = Repairing(database, Reembedding(database, fingerprint=FINGERPRINT), fingerprint=FINGERPRINT)
+    repairing.begin()
+    writing.join()
+    assert ended == [False, True]
+    assert repairing.class_sets() == [], "what was written meanwhile is sound, and stays"
+    np.testing.assert_array_equal(sets.embedded("kinds")[1], unit(0, 0, 1)[None])
 
 
 def test_nul_characters_that_older_releases_accepted_are_named(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from alembic.migration import MigrationContext
 
 from app.errors import DeadlineExceeded, DiskFull, EngineUnavailable
 from app.stores.blobs import Blobs
+from app.stores.index.snapshots import IndexSnapshots
+from app.stores.maintenance.check import Maintenance
 from app.stores.records.episodes import Episodes
 from app.stores.sql import change_log
 from app.stores.sql import engines as sql_engines
@@ -62,18 +64,7 @@ def test_migrations_lead_to_the_schema_of_the_code(database: Database) -> None:
 def test_a_database_of_the_first_schema_keeps_its_items_and_episodes(
     tmp_path: Path, database_url: str | None, blobs: Blobs
 ) -> None:
-    folder = tmp_path / "old"
-    folder.mkdir()
-    engine = sa.create_engine(database_url.replace("://", "+psycopg://")) if database_url else None
-    engine = engine or sqlite_engine(folder / SQLITE_FILE)
-    migrate(engine, "0001")
-    vector = unit(1, 2).tobytes()
-    image = {"sha": blobs.put(b"image"), "vector": vector}
-    with engine.connect() as connection, connection.execution_options(vermouth_writes=True).begin():
-        for statement in FIRST_SCHEMA_ROWS:
-            connection.execute(sa.text(statement), image)
-    engine.dispose()
-    database = open_database(data_dir=folder, url=database_url)
+    database = migrated(tmp_path, database_url, blobs.put(b"image"), unit(1, 2).tobytes())
     stores = open_stores(database, blobs)
     assert stores.found(unit(1, 2)) == ["a"]
     assert stores.items.item("default", "a").metadata == {"n": 1}
@@ -81,6 +72,33 @@ def test_a_database_of_the_first_schema_keeps_its_items_and_episodes(
     np.testing.assert_array_equal(episode.ways[0].support[0].vector, unit(1, 2))
     assert stores.galleries.put("next", "")[0] == 8
     database.close()
+
+
+def test_a_torn_vector_of_an_older_release_is_named_after_the_migration(
+    tmp_path: Path, database_url: str | None, blobs: Blobs
+) -> None:
+    database = migrated(tmp_path, database_url, blobs.put(b"image"), unit(1, 2).tobytes()[:-1])
+    stores = open_stores(database, blobs)
+    assert stores.found(unit(1, 2)) == []
+    assert stores.indexes.left_out == 1
+    found = "\n".join(Maintenance(database, blobs, IndexSnapshots(tmp_path / "indexes")).check())
+    assert "The vector of item 'a' in gallery 'default' is damaged" in found
+    assert "The feature of example 's_1' of episode 'ep_1' is damaged" in found
+    database.close()
+
+
+def migrated(tmp_path: Path, database_url: str | None, image: str, vector: bytes) -> Database:
+    """A database of the first schema with an item and an example of that vector, opened by this release."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    engine = sa.create_engine(database_url.replace("://", "+psycopg://")) if database_url else None
+    engine = engine or sqlite_engine(folder / SQLITE_FILE)
+    migrate(engine, "0001")
+    with engine.connect() as connection, connection.execution_options(vermouth_writes=True).begin():
+        for statement in FIRST_SCHEMA_ROWS:
+            connection.execute(sa.text(statement), {"sha": image, "vector": vector})
+    engine.dispose()
+    return open_database(data_dir=folder, url=database_url)
 
 
 def test_a_second_opener_of_the_folder_is_refused(tmp_path: Path) -> None:

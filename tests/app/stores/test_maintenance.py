@@ -19,7 +19,7 @@ from app.stores.maintenance.check import Maintenance
 from app.stores.records.episodes import Episodes, NewSupport, NewWay
 from app.stores.records.jobs import Jobs, JobState
 from app.stores.sql import metadata
-from app.stores.sql.database import Database, attach_database, open_database
+from app.stores.sql.database import SQLITE_FILE, Database, attach_database, open_database
 from app.stores.sql.tables import changes, item_vectors, pack
 from app.stores.sql.tables import items as item_rows
 from app.stores.sql.tables import jobs as job_rows
@@ -179,6 +179,19 @@ def test_a_sound_store_is_sound(database: Database, blobs: Blobs, folder: Path, 
     assert maintenance.check(deep=True) == []
 
 
+def test_a_check_changes_no_saved_index_even_if_it_builds_another(
+    database: Database, blobs: Blobs, folder: Path
+) -> None:
+    fill(open_stores(database, blobs))
+    open_stores(database, blobs, snapshots=folder).indexes.close()
+    open_stores(database, blobs).items.upsert("default", [new_item("unsaved", unit(1))])
+    (folder / "99").mkdir()  # a service removes it: there is no such gallery
+    before = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+    options = IndexOptions(kind="hnsw")  # of another kind than the saved one
+    assert Maintenance(database, blobs, IndexSnapshots(folder), options=options).check() == []
+    assert {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")} == before
+
+
 def test_faults_are_reported(database: Database, blobs: Blobs, maintenance: Maintenance) -> None:
     stores = open_stores(database, blobs)
     fill(stores)
@@ -300,6 +313,16 @@ def test_a_restore_leaves_the_backup_as_it_was_and_a_store_that_was_begun_meanwh
     assert {path: path.stat().st_mtime_ns for path in files(tmp_path / "backup")} == before
     other.close()
     database.close()
+
+
+def test_the_rows_of_a_backup_are_one_file_without_a_log(tmp_path: Path) -> None:
+    database, blobs = open_database(data_dir=tmp_path / "data"), Blobs(str(tmp_path / "data" / "blobs"))
+    fill(open_stores(database, blobs))
+    write_backup(database, blobs, tmp_path / "backup")
+    database.close()
+    assert sorted(path.name for path in (tmp_path / "backup").iterdir()) == ["blobs", "manifest.json", SQLITE_FILE]
+    # The versions of the file format: 1 is a rollback journal, 2 a log, which a read-only disk cannot have.
+    assert (tmp_path / "backup" / SQLITE_FILE).read_bytes()[18:20] == b"\1\1"
 
 
 def test_jobs_of_a_killed_process_have_failed_after_the_next_start(database: Database) -> None:

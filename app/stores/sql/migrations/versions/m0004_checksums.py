@@ -53,5 +53,12 @@ def _seal_vectors(table: str, key: str, query: str) -> None:
     stored = sa.text(f"UPDATE {table} SET checksum = :sum WHERE {key} = :key AND fingerprint = :of")
     found = bind.execute(sa.text(query), execution_options={"yield_per": ROWS_AT_ONCE})
     for rows in found.partitions():
-        sums = [{"key": row[0], "of": row[1], "sum": checksum_of(row[2], unpack(row[3], row[4]))} for row in rows]
+        sums = [{"key": key, "of": bundle, "sum": _checksum(*vector)} for key, bundle, *vector in rows]
         bind.execute(stored, sums)
+
+
+def _checksum(owner: str, data: bytes, dtype: str) -> bytes | None:
+    try:
+        return checksum_of(owner, unpack(data, dtype))
+    except (KeyError, ValueError, TypeError):  # half of a number: `vermouth db check` names a vector without a checksum
+        return None
