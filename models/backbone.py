@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DCondi
 from torch import nn
 
 from models.errors import BundleError
+from models.resizing import resized
 
 
 class _PassThrough(nn.Module):
@@ -94,6 +95,7 @@ class StableDiffusionBackbone(nn.Module):
     """Maps images and text states to a pyramid of tapped feature maps.
 
     Not thread-safe: hooks store the maps of a pass in the module. Of the scheduler only the noise schedule is used.
+    `resolution` is the side of its own view, px; None for the given pixels' size.
     """
 
     def __init__(
@@ -105,12 +107,14 @@ class StableDiffusionBackbone(nn.Module):
         taps: Sequence[str],
         noise_seed: int,
         is_noiseless: bool = False,
+        resolution: int | None = None,
     ) -> None:
         super().__init__()
         self.vae = vae
         self.unet = unet
         self._is_tiny = isinstance(vae, AutoencoderTiny)
         self.taps = tuple(taps)
+        self.resolution = resolution
         self.noise_seed = noise_seed
         self.is_noiseless = is_noiseless  # for a U-Net trained on clean latents (CleanDIFT, Stracke et al. 2025)
         self.scaling_factor = float(vae.config["scaling_factor"])
@@ -137,10 +141,14 @@ class StableDiffusionBackbone(nn.Module):
 
     def latents(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns the scaled posterior mean, [B, C, h, w], of [B, 3, H, W] in [-1, 1]."""
-        encoded: Any = self.vae.encode(pixels)
+        encoded: Any = self.vae.encode(self.view(pixels))
         # The mean, not a sample: features must not be random. A distilled VAE knows the mean alone.
         mean: torch.Tensor = encoded.latents if self._is_tiny else encoded.latent_dist.mean
         return mean * self.scaling_factor
+
+    def view(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns [B, 3, H, W] at the size that the VAE sees."""
+        return pixels if self.resolution is None else resized(pixels, (self.resolution, self.resolution))
 
     def taps_of(
         self, latents: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from models.acceleration.recording import GraphedPass, Pass, traced
 from models.backbone import StableDiffusionBackbone
+from models.heads.posteriors import ClassPosteriors, ExpertClassifier
 from models.heads.uhead import UHead
 from models.text import BlipCaptioner, OpenClipNames, TextEncoder
 from models.training_free import TrainingFreeNetwork
@@ -82,12 +83,20 @@ class TrainedNetwork(nn.Module):
     """One whole pass with a trained U-head.
 
     `visual` is the mean of the expert's last map, or without an expert of the lowest tap: neither is trained to the
-    text space, which few-shot classification of photographs pays for (docs/adr/0048).
+    text space, which few-shot classification of photographs pays for (docs/adr/0048). With `classifier` and
+    `posteriors` it is the compressed features that the classifier reads (docs/adr/0050).
     """
 
-    def __init__(self, extractor: FrozenExtractor, uhead: UHead) -> None:
+    def __init__(
+        self,
+        extractor: FrozenExtractor,
+        uhead: UHead,
+        classifier: ExpertClassifier | None = None,
+        posteriors: ClassPosteriors | None = None,
+    ) -> None:
         super().__init__()
         self.backbone, self.expert, self.uhead = extractor.backbone, extractor.expert, uhead
+        self.classifier, self.posteriors = classifier, posteriors
 
     @property
     def dimension(self) -> int:
@@ -97,6 +106,8 @@ class TrainedNetwork(nn.Module):
     @property
     def visual_dimension(self) -> int:
         """V, the length of `visual`."""
+        if self.posteriors is not None:
+            return self.posteriors.config.visual
         config = self.uhead.config
         lowest = max(config.scales, key=lambda scale: scale.stride)
         return config.expert_shapes[-1].channels if self.expert else lowest.taps[self._lowest_tap]
@@ -110,12 +121,29 @@ class TrainedNetwork(nn.Module):
         taps = self.backbone(pixels, timesteps, states)
         expert = self.expert(pixels) if self.expert else []
         pooled, dense = self.uhead(taps, expert, (int(pixels.shape[2]), int(pixels.shape[3])))
+        if self.classifier is not None and self.posteriors is not None:
+            return _with_posteriors(pooled, dense, expert[-1], self.classifier, self.posteriors)
         seen = expert[-1] if expert else taps[self._lowest_tap]
         return pooled, F.normalize(seen.float().mean(dim=(2, 3)), dim=1), dense
 
     @property
     def _lowest_tap(self) -> str:
         return next(iter(self.uhead.config.scales[-1].taps))
+
+
+def _with_posteriors(
+    pooled: torch.Tensor,
+    dense: torch.Tensor,
+    last: torch.Tensor,
+    classifier: ExpertClassifier,
+    posteriors: ClassPosteriors,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The three features, from those of the U-head and the expert's last map."""
+    features = classifier.features(last)
+    mean = features.mean(dim=(2, 3))
+    of_cells = classifier.logits(features.permute(0, 2, 3, 1).flatten(0, 2))
+    semantic = posteriors.semantic(pooled, mean, classifier.logits(mean))
+    return semantic, posteriors.visual(mean), posteriors.dense(dense, features, of_cells)
 
 
 class Encoder:

@@ -6,6 +6,7 @@ the adapters alone; loading a bundle merges them into the weights, so that they 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -14,9 +15,11 @@ from torch.nn.utils import parametrize
 
 from models.clip import ClipImages
 from models.errors import BundleError, TensorMismatchError
+from models.heads.posteriors import ExpertClassifier
 from models.resizing import resized, whole_patches
 
 RANK = 6  # of every adapter
+_CLASSIFIER_PARTS = {"embed.0": "conv_head", "embed.1": "bn2", "linear": "classifier"}  # our names to timm's
 
 
 class TimmExpert(nn.Module):
@@ -103,6 +106,28 @@ class OpenClipExpert(nn.Module):
         )
         maps: list[torch.Tensor] = tokens["image_intermediates"]
         return maps
+
+
+def timm_classifier(name: str) -> ExpertClassifier:
+    """Returns the end of a timm network, with random weights, whose state dict has the names of `classifier_names`.
+
+    Raises:
+        BundleError: the network does not end as an EfficientNet does.
+    """
+    whole: Any = timm.create_model(name, pretrained=False)
+    parts = [getattr(whole, part, None) for part in _CLASSIFIER_PARTS.values()]
+    if any(part is None for part in parts) or not isinstance(whole.classifier, nn.Linear):
+        raise BundleError(f"class posteriors need an expert that ends as an EfficientNet does, and '{name}' does not")
+    return ExpertClassifier(nn.Sequential(whole.conv_head, whole.bn2), whole.classifier)
+
+
+def classifier_names(classifier: ExpertClassifier) -> dict[str, str]:
+    """Returns the names that timm gives the tensors of `timm_classifier`."""
+    named = {}
+    for own in classifier.state_dict():
+        part = next(part for part in _CLASSIFIER_PARTS if own.startswith(f"{part}."))
+        named[own] = _CLASSIFIER_PARTS[part] + own.removeprefix(part)
+    return named
 
 
 def read_lite0_package(file: Path, target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,9 +13,11 @@ from models.bundle.manifest import Manifest, TextPart, TrainingFree
 from models.bundle.parts import (
     fill,
     load_captioner,
+    load_classifier,
     load_clip,
     load_fused_expert,
     load_open_clip_names,
+    load_posteriors,
     load_text,
     load_unet,
     load_vae,
@@ -98,6 +100,7 @@ def load_extractor(folder: Path, manifest: Manifest, *, device: torch.device, dt
         taps=manifest.taps,
         noise_seed=manifest.noise_seed,
         is_noiseless=parts.unet.is_noiseless,
+        resolution=parts.vae.resolution,
     )
     extractor = FrozenExtractor(
         backbone,
@@ -131,6 +134,11 @@ def _load_network(
         if names is None and parts.clip is not None:
             names = load_open_clip_names(parts.clip, folder, dtype)
         network: TrainedNetwork | TrainingFreeNetwork = TrainedNetwork(extractor, uhead)
+        if parts.posteriors is not None and parts.expert is not None:
+            classifier = load_classifier(parts.expert, folder)
+            posteriors = load_posteriors(parts.posteriors, manifest.dimension, folder)
+            network = TrainedNetwork(extractor, uhead, classifier, posteriors)
+            _ready(network, device, dtype)
     else:
         if manifest.training_free is None or parts.clip is None:
             raise BundleError(f"the bundle '{manifest.name}' has neither trained heads nor `training_free`")

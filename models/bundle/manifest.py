@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, RootModel, field_validator, model_validator
 
+from models.heads.posteriors import PosteriorsConfig
 from models.heads.uhead import Tap, UHeadConfig
 
 SCHEMA_VERSION = 1
@@ -119,9 +120,16 @@ class TextPart(Part):
 
 
 class VaePart(Part):
-    """The VAE; `tiny` is diffusers' AutoencoderTiny, a distilled encoder whose output is the posterior mean, scaled."""
+    """The VAE.
+
+    Attributes:
+        loader: `kl`, or `tiny`: diffusers' AutoencoderTiny, a distilled encoder whose output is the posterior mean,
+            scaled.
+        resolution: side of the view that the VAE and the U-Net see, px; None for the tasks' resolution.
+    """
 
     loader: Literal["kl", "tiny"] = "kl"
+    resolution: int | None = Field(default=None, ge=32, le=2048, multiple_of=8)
 
 
 class ClipPart(Part):
@@ -176,10 +184,17 @@ class UHeadPart(UHeadConfig):
     source: Source
 
 
+class PosteriorsPart(PosteriorsConfig):
+    """Class posteriors: their shape and what was trained or measured; the classifier is in the expert's own file."""
+
+    source: Source
+
+
 class Components(_Model):
     """The parts of a bundle.
 
     Attributes:
+        posteriors: of the expert's classifier, joined to `pooled` and `dense` (docs/adr/0050).
         names: embeds class names and queries; default: `clip`'s text tower, or `text`.
         expert_adapters: merged into the expert's weights when the bundle is loaded, see `models.expert`.
     """
@@ -194,6 +209,7 @@ class Components(_Model):
     expert_adapters: Part | None = None
     clip: ClipPart | None = None
     uhead: UHeadPart | None = None
+    posteriors: PosteriorsPart | None = None
     segmentation: Part | None = None
 
 
@@ -243,6 +259,8 @@ class Manifest(_Model):
             raise ValueError("`uhead` and `segmentation` are trained together: name both or neither")
         if (parts.uhead is None) == (self.training_free is None):
             raise ValueError("name either trained heads (`uhead`, `segmentation`) or `training_free`")
+        if parts.posteriors is not None and (parts.uhead is None or parts.expert is None):
+            raise ValueError("`posteriors` needs an `expert` and a `uhead`")
         if self.training_free is not None and parts.clip is None:
             raise ValueError("`training_free` needs the component `clip`")
         return self

@@ -20,6 +20,7 @@ from models.bundle.manifest import (
     PackageSource,
     Part,
     PathSource,
+    PosteriorsPart,
     TaskConfig,
     TextPart,
     UHeadPart,
@@ -46,11 +47,13 @@ MINI_SIDE = 128
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 HEAD_FILES = ("uhead.safetensors", "segmentation.safetensors")
 ADAPTERS = "expert.safetensors"  # the expert's, beside the heads
+POSTERIORS = "posteriors.safetensors"  # beside them too
+PHOTOGRAPH_SIDE = 224  # of the views of heads with class posteriors, px
 
 
-def mini_uhead_shape() -> UHeadConfig:
-    """Returns the shape of the mini bundle's U-head."""
-    return UHeadConfig(scales=_uhead_scales((32, 64, 96, 128)), pooling="places")
+def mini_uhead_shape(side: int = MINI_SIDE) -> UHeadConfig:
+    """Returns the shape of the mini bundle's U-head for views of a side; its dense map has 32 × 32 cells."""
+    return UHeadConfig(scales=_uhead_scales((32, 64, 96, 128), finest_stride=side // 32), pooling="places")
 
 
 def lite0_part() -> ExpertPart:
@@ -65,13 +68,18 @@ def lite0_part() -> ExpertPart:
     )
 
 
-def prior_manifest(folder: Path) -> Manifest:
-    """Returns a manifest for a folder that holds vae/, unet/ and scheduler/ but no heads, for training them."""
-    return _manifest(folder, heads=PathSource(path="heads", files={}), shared=".", name="prior")
+def prior_manifest(folder: Path, side: int = MINI_SIDE) -> Manifest:
+    """Returns a manifest for a folder that holds vae/, unet/ and scheduler/ but no heads, for training them.
+
+    `side` is that of a view, px; the VAE and the U-Net see views of `MINI_SIDE`.
+    """
+    return _manifest(folder, heads=PathSource(path="heads", files={}), shared=".", name="prior", side=side)
 
 
 def write_manifest(folder: Path, *, name: str, licence: str, attribution: str, shared: str = ".") -> Manifest:
     """Writes `bundle.json` for a folder that holds trained vae/, unet/, scheduler/ and heads/.
+
+    Heads with class posteriors were trained on views of `PHOTOGRAPH_SIDE`, others on views of `MINI_SIDE`.
 
     Args:
         folder: the bundle.
@@ -81,9 +89,12 @@ def write_manifest(folder: Path, *, name: str, licence: str, attribution: str, s
     Raises:
         BundleError: a file is missing.
     """
-    adapters = [ADAPTERS] if (folder / "heads" / ADAPTERS).is_file() else []
-    heads = _files(folder, "heads", *HEAD_FILES, *adapters)
-    manifest = _manifest(folder, heads=heads, shared=shared, name=name, licence=licence, attribution=attribution)
+    others = [file for file in (ADAPTERS, POSTERIORS) if (folder / "heads" / file).is_file()]
+    heads = _files(folder, "heads", *HEAD_FILES, *others)
+    side = PHOTOGRAPH_SIDE if POSTERIORS in others else MINI_SIDE
+    manifest = _manifest(
+        folder, heads=heads, shared=shared, name=name, licence=licence, attribution=attribution, side=side
+    )
     return _written(manifest, folder)
 
 
@@ -137,6 +148,11 @@ def load_heads(uhead: nn.Module, segmentation: nn.Module, folder: Path) -> None:
         module.load_state_dict(read_tensors(folder / name, module.state_dict()))
 
 
+def save_posteriors(posteriors: nn.Module, folder: Path) -> None:
+    """Writes class posteriors beside the heads, in half precision."""
+    _save_half_tensors(posteriors.state_dict(), folder / POSTERIORS)
+
+
 def save_adapters(expert: nn.Module, file: Path) -> None:
     """Writes the adapters of an adapted expert, in half precision."""
     _save_half_tensors(adapter_tensors(expert), file)
@@ -146,14 +162,15 @@ def _save_half_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
     save_file({name: tensor.detach().half().contiguous().cpu() for name, tensor in tensors.items()}, file)
 
 
-def _uhead_scales(unet_channels: tuple[int, ...]) -> tuple[UHeadScale, ...]:
+def _uhead_scales(unet_channels: tuple[int, ...], finest_stride: int = 4) -> tuple[UHeadScale, ...]:
     """Returns four scales for a U-Net of these `block_out_channels` and for EfficientNet-Lite0."""
+    strides = [finest_stride * 2**number for number in range(4)]
     finest, fine, coarse, coarsest = unet_channels
     return (
-        UHeadScale(stride=4, taps={}, expert=24, width=64),
-        UHeadScale(stride=8, taps={"up_2": fine, "up_3": finest}, expert=40, width=128),
-        UHeadScale(stride=16, taps={"up_1": coarse}, expert=112, width=256),
-        UHeadScale(stride=32, taps={"up_0": coarsest, "mid": coarsest}, expert=320, width=256),
+        UHeadScale(stride=strides[0], taps={}, expert=24, width=64),
+        UHeadScale(stride=strides[1], taps={"up_2": fine, "up_3": finest}, expert=40, width=128),
+        UHeadScale(stride=strides[2], taps={"up_1": coarse}, expert=112, width=256),
+        UHeadScale(stride=strides[3], taps={"up_0": coarsest, "mid": coarsest}, expert=320, width=256),
     )
 
 
@@ -164,12 +181,12 @@ def _written(manifest: Manifest, folder: Path) -> Manifest:
 
 
 def _manifest(
-    folder: Path, *, heads: PathSource, shared: str, name: str, licence: str = "", attribution: str = ""
+    folder: Path, *, heads: PathSource, shared: str, name: str, side: int, licence: str = "", attribution: str = ""
 ) -> Manifest:
     def head(file: str) -> PathSource:  # each part lists its own file alone, so that it has a digest of its own
         return PathSource(path=heads.path, files={key: value for key, value in heads.files.items() if key == file})
 
-    task = TaskConfig(resolution=MINI_SIDE, timestep=MINI_TIMESTEP)
+    task = TaskConfig(resolution=side, timestep=MINI_TIMESTEP)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=name,
@@ -180,13 +197,17 @@ def _manifest(
         taps=TAPS,
         tasks={"retrieval": task, "segmentation": task, "fewshot": task},
         components=Components(
-            vae=VaePart(source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS)),
+            vae=VaePart(
+                source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS),
+                resolution=None if side == MINI_SIDE else MINI_SIDE,
+            ),
             unet=UnetPart(source=_files(folder, f"{shared}/unet", "config.json", WEIGHTS)),
             scheduler=Part(source=_files(folder, f"{shared}/scheduler", "scheduler_config.json")),
             text=TextPart(source=_minilm(), max_length=16, zero_padding=True),
             expert=lite0_part(),
             expert_adapters=Part(source=head(ADAPTERS)) if ADAPTERS in heads.files else None,
-            uhead=UHeadPart(source=head(HEAD_FILES[0]), **mini_uhead_shape().model_dump()),
+            uhead=UHeadPart(source=head(HEAD_FILES[0]), **mini_uhead_shape(side).model_dump()),
+            posteriors=PosteriorsPart(source=head(POSTERIORS)) if POSTERIORS in heads.files else None,
             segmentation=Part(source=head(HEAD_FILES[1])),
         ),
     )

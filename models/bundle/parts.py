@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors import safe_open
@@ -13,11 +14,31 @@ from transformers import AutoConfig, AutoModel, BlipConfig, BlipForConditionalGe
 from models.acceleration.fusion import fuse_batch_norms
 from models.backbone import build_tiny_encoder, build_truncated_unet, build_vae_encoder
 from models.bundle.files import only_file, read_json, verified
-from models.bundle.manifest import AnySource, CaptionerPart, ClipPart, ExpertPart, Part, TextPart, UnetPart, VaePart
+from models.bundle.manifest import (
+    AnySource,
+    CaptionerPart,
+    ClipPart,
+    ExpertPart,
+    Part,
+    PosteriorsPart,
+    TextPart,
+    UnetPart,
+    VaePart,
+)
 from models.bundle.tensors import read_tensors
 from models.clip import OPEN_CLIP_CONFIG, ClipImages, build_open_clip, tokenizer_of
 from models.errors import BundleError
-from models.expert import OpenClipExpert, TimmExpert, adapt, adapter_tensors, merge_adapters, read_lite0_package
+from models.expert import (
+    OpenClipExpert,
+    TimmExpert,
+    adapt,
+    adapter_tensors,
+    classifier_names,
+    merge_adapters,
+    read_lite0_package,
+    timm_classifier,
+)
+from models.heads.posteriors import ClassPosteriors, ExpertClassifier
 from models.text import BlipCaptioner, OpenClipNames, TextEncoder
 
 _FLOAT = torch.float32
@@ -108,6 +129,34 @@ def load_expert(part: ExpertPart, bundle: Path) -> TimmExpert | OpenClipExpert:
     read = read_tensors(file, {names[name]: tensor for name, tensor in own.items()}, ignored=ignored)
     expert.network.load_state_dict({name: read[names[name]] for name in own})
     return expert
+
+
+def load_classifier(part: ExpertPart, bundle: Path) -> ExpertClassifier:
+    """Loads the end of the expert's own network, batch norm fused. Raises as `load_bundle`."""
+    if part.loader != "timm":
+        raise BundleError(f"class posteriors need an expert of timm, not of {part.loader}")
+    classifier = timm_classifier(part.model).eval()
+    names, own = classifier_names(classifier), classifier.state_dict()
+    wanted = {names[name]: tensor for name, tensor in own.items()}
+    if part.key_map == "efficientnet-lite0-package":
+        read = read_lite0_package(source_file(part.source, bundle, ".pth"), wanted)
+    else:
+        with torch.device("meta"):  # names only
+            whole = set(timm.create_model(part.model, pretrained=False).state_dict())
+        file = source_file(part.source, bundle, ".safetensors")
+        read = read_tensors(file, wanted, ignored=whole - set(wanted))
+    classifier.load_state_dict({name: read[names[name]] for name in own})
+    classifier.requires_grad_(False)
+    channels = own["embed.0.weight"].shape[1]
+    fuse_batch_norms(classifier.embed, torch.zeros(1, channels, 8, 8))
+    return classifier
+
+
+def load_posteriors(part: PosteriorsPart, dimension: int, bundle: Path) -> ClassPosteriors:
+    """Loads what was trained and measured of class posteriors. Raises as `load_bundle`."""
+    posteriors = ClassPosteriors(part, dimension)
+    fill(posteriors, part.source, bundle)
+    return posteriors
 
 
 def load_fused_expert(part: ExpertPart, adapters: Part | None, bundle: Path) -> TimmExpert | OpenClipExpert:

@@ -231,7 +231,9 @@ class Standardize(nn.Module):
     def measure(self, features: torch.Tensor) -> None:
         """Sets mean and deviation from [N, C, h, w]."""
         self.mean.copy_(features.mean(dim=(0, 2, 3), keepdim=True))
-        self.rate.copy_(1 / features.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-3))  # a channel may be constant
+        deviation = features.std(dim=(0, 2, 3), keepdim=True)
+        # A constant channel, such as one that an ablation left blank, stays out.
+        self.rate.copy_(torch.where(deviation > 0, 1 / deviation.clamp(min=1e-3), 0.0))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Returns standardized features of the same shape."""
