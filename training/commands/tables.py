@@ -18,7 +18,8 @@ from models.errors import DataError
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
 from models.transforms import plan_views, to_unit
-from training.data.dataset import DataSet
+from training.commands.reports import Row
+from training.data.dataset import SIDE, DataSet
 from training.data.scenes import ScenePool, compose_evaluation_scene, seen_evaluation_pool, unseen_evaluation_pool
 from training.evaluation import fewshot, retrieval, segmentation
 from training.evaluation.features import Contender, EvaluationCache, trained, untrained, untrained_of
@@ -26,7 +27,6 @@ from training.evaluation.metrics import interval
 from training.heads.frozen import FEATURES, visible
 from training.heads.recipe import HeadRecord, read_record
 
-Row = dict[str, Any]
 Form = TypeVar("Form", retrieval.Protocol, fewshot.ShotPool)
 
 VENDOR_EPISODES = ((20, 1), (100, 1))
@@ -61,7 +61,7 @@ def retrieval_rows(
     rows: list[Row] = []
     for build in (retrieval.outline_zs, retrieval.drawing_zs, retrieval.drawing_release):
         bundles, heads = (released, "release") if build is retrieval.drawing_release else (zero_shot, "zero-shot")
-        measure = partial(figures_of, forms(build, data, cache))
+        measure = partial(figures_of, forms(build, data, cache, side_of(bundles[0])))
         rows += [{"model": each.name, **asdict(measure(each))} for each in untrained_of(bundles[0], cache)]
         own = [trained(bundle, cache, "retrieval", heads) for bundle in bundles]
         rows += over_seeds([[{"model": each.name, **asdict(measure(each))}] for each in own])
@@ -69,24 +69,31 @@ def retrieval_rows(
 
 
 def forms(
-    build: Callable[[DataSet, retrieval.Images], Form], data: DataSet, cache: EvaluationCache
-) -> dict[bool, Form]:
-    """A protocol on canonical images (True) and on images as rendered (False)."""
-    return {True: build(data, cache.images), False: build(data, retrieval.rendered_images)}
+    build: Callable[[DataSet, retrieval.Images], Form], data: DataSet, cache: EvaluationCache, side: int
+) -> dict[tuple[bool, int], Form]:
+    """A protocol on canonical images (True) of `SIDE` and of a bundle's side, and on images as rendered (False)."""
+    canonical = {(True, each): build(data, partial(cache.images, side=each)) for each in {SIDE, side}}
+    return {**canonical, (False, SIDE): build(data, retrieval.rendered_images)}
 
 
-def figures_of(protocols: Mapping[bool, retrieval.Protocol], each: Contender) -> retrieval.RetrievalFigures:
+def side_of(bundle: LoadedBundle) -> int:
+    """Side of the images that a bundle sees, px."""
+    return bundle.info.tasks["retrieval"].resolution
+
+
+def figures_of(protocols: Mapping[tuple[bool, int], retrieval.Protocol], each: Contender) -> retrieval.RetrievalFigures:
     """A contender's figures on the form of a protocol that it sees."""
-    protocol = protocols[each.canonical]
+    protocol = protocols[each.canonical, each.side]
     return retrieval.figures(protocol, retrieval.scores(protocol, each.embed, centred=each.centred))
 
 
 def fewshot_rows(data: DataSet, bundles: Sequence[LoadedBundle], episodes: int, cache: EvaluationCache) -> list[Row]:
     """fewshot-vendors and fewshot-drawings: untrained contenders, then the bundles, over their seeds."""
-    vendors, drawn = forms(fewshot.vendors, data, cache), fewshot.drawings(data)
+    vendors = forms(fewshot.vendors, data, cache, side_of(bundles[0]))
+    sides = {side: fewshot.drawings(data, side) for _, side in vendors}
+    drawn = {form: sides[form[1]] for form in vendors}  # drawings are canonical for every contender
     rows: list[Row] = []
-    # Drawings are canonical for every contender.
-    for pools, settings in ((vendors, VENDOR_EPISODES), ({True: drawn, False: drawn}, DRAWING_EPISODES)):
+    for pools, settings in ((vendors, VENDOR_EPISODES), (drawn, DRAWING_EPISODES)):
         measure = partial(_episode_rows, pools, settings=settings, episodes=episodes)
         for each in untrained_of(bundles[0], cache):
             rows += measure(each)
@@ -95,9 +102,13 @@ def fewshot_rows(data: DataSet, bundles: Sequence[LoadedBundle], episodes: int, 
 
 
 def _episode_rows(
-    pools: Mapping[bool, fewshot.ShotPool], each: Contender, *, settings: Iterable[tuple[int, int]], episodes: int
+    pools: Mapping[tuple[bool, int], fewshot.ShotPool],
+    each: Contender,
+    *,
+    settings: Iterable[tuple[int, int]],
+    episodes: int,
 ) -> list[Row]:
-    pool = pools[each.canonical]
+    pool = pools[each.canonical, each.side]
     features = each.embed(pool.pixels)
     if each.centred:
         features = retrieval.centre(features)
@@ -128,10 +139,11 @@ def segment_rows(
 
 def robustness_rows(data: DataSet, bundles: Sequence[LoadedBundle], cache: EvaluationCache) -> list[Row]:
     """drawing-release by way of drawing, and the difference to plain drawings, over the bundles' seeds."""
-    protocol = retrieval.drawing_release(data, cache.images)
+    side = side_of(bundles[0])
+    protocol = retrieval.drawing_release(data, partial(cache.images, side=side))
     drawings = [drawing for drawing in data.drawings if drawing.hexcodes and drawing.validation]
     queries = {
-        name: cache.canonical(partial(retrieval.rasters, drawings, draw), f"{retrieval.RASTER_VERSION} {name}")
+        name: cache.canonical(partial(retrieval.rasters, drawings, draw), f"{retrieval.RASTER_VERSION} {name}", side)
         for name, draw in retrieval.variants().items()
     }
     tables: list[list[Row]] = []
@@ -208,7 +220,7 @@ def ablation_rows(
     """
     rows: list[Row] = []
     for build in (retrieval.outline_zs, retrieval.drawing_zs):
-        protocols = forms(build, data, cache)
+        protocols = forms(build, data, cache, SIDE)
         for each in untrained(frozen.extractor.expert, frozen.manifest.components.expert, cache):
             rows.append({"features": each.name, **_retrieval_row(figures_of(protocols, each))})
     retrieved, shot = _retrieval_tables(data, frozen, heads, cache), _fewshot_tables(data, frozen, heads, cache)

@@ -33,6 +33,9 @@ SeedOption = Annotated[int, typer.Option(help="Seed of initialization, batches a
 ThreadsOption = Annotated[int, typer.Option(help="Compute threads.")]
 StepsOption = Annotated[int, typer.Option(help="Steps in all, earlier calls included.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+SharedOption = Annotated[
+    Path, typer.Option("--data", help="Folder of photographs, sketches, drawings, splits and concepts.")
+]
 RoundsOption = Annotated[int, typer.Option(min=1, help="How often everything that heads see is redrawn.")]
 
 
@@ -167,6 +170,66 @@ def train_views_command(
     with _stage("views", 0, threads=1) as progress:  # 0: how many views there are shows only at the end
         folder = runs.expanduser() / "heads"
         head_images(load_dataset(data_set), folder, seed=seed, rounds=rounds, workers=workers, progress=progress)
+
+
+@train_app.command("photographs")
+def train_photographs_command(
+    bundle: Annotated[Path, typer.Argument(help="Where heads/ go.")],
+    release: Annotated[bool, typer.Option(help="Train on unseen classes, words and photographs too.")] = False,
+    features: Annotated[
+        Literal["fused", "expert"], typer.Option(help="Frozen maps that heads see; `expert` leaves the U-Net out.")
+    ] = "fused",
+    dense_from: Annotated[Path | None, typer.Option(help="Bundle whose dense path training starts from.")] = None,
+    prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = MINI,
+    data: SharedOption = Path("../shared/data"),
+    data_set: DataSetOption = DEFAULT_FOLDER,
+    runs: RunsOption = RUNS,
+    minutes: Annotated[float, typer.Option(help="Wall-clock budget of each stage.")] = 60.0,
+    steps: Annotated[int, typer.Option(help="Steps of the pooled stage in all; 0 for the recipe's own.")] = 0,
+    dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all; 0 for none.")] = 1200,
+    scenes: Annotated[int, typer.Option(help="Composed scenes of the dense stage.")] = 4000,
+    shares: Annotated[int, typer.Option(min=1, max=64, help="Of 64 shares of the data set, for a quicker run.")] = 64,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Train heads on photographs, sketches and emoji together, at 224 px and with class posteriors."""
+    from models.bundle.pack import PHOTOGRAPH_SIDE
+    from training.data.clothing import load_clothing
+    from training.data.dataset import load_splits
+    from training.data.photographs import load_photographs, load_sketches, unseen_of
+    from training.heads.clothing_views import clothing_views
+    from training.heads.frozen import photograph_features, with_scenes
+    from training.heads.photograph_recipe import PHOTOGRAPHS, train_photograph_heads
+    from training.heads.recipe import HeadPlan
+
+    root, images = runs.expanduser() / "heads", load_dataset(data_set)
+    unseen = unseen_of(load_splits(data), images)
+    photographs = load_photographs(data, unseen)
+    with _stage("frozen maps", 0, threads) as progress:
+        found = photograph_features(
+            images,
+            photographs,
+            load_sketches(data),
+            prior,
+            root,
+            side=PHOTOGRAPH_SIDE,
+            shares=shares,
+            with_taps=features == "fused",
+            device=device_named(device),
+            progress=progress,
+        )
+        if dense_steps:
+            clothes = clothing_views(load_clothing(data, is_validation=False), PHOTOGRAPH_SIDE, unseen)
+            found = with_scenes(
+                found, images, photographs, clothes, prior, root, side=PHOTOGRAPH_SIDE, scenes=scenes, progress=progress
+            )
+    plan = HeadPlan(
+        release=release, features=features, steps=steps, dense_steps=dense_steps, minutes=minutes, seed=seed
+    )
+    start = None if dense_from is None else dense_from / "heads"
+    with _stage("heads", (steps or PHOTOGRAPHS.steps) + dense_steps, threads) as progress:
+        train_photograph_heads(bundle, found, plan, root, progress, dense_from=start)
 
 
 @train_app.command("heads")

@@ -105,14 +105,16 @@ def unseen_evaluation_pool(data: DataSet) -> ScenePool:
     return build_pool(data, data.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.hexcode in unseen))
 
 
-def compose_training_scene(pool: ScenePool, index: int, *, seed: int = TRAINING_SEED) -> Scene:
+def compose_training_scene(
+    pool: ScenePool, index: int, *, seed: int = TRAINING_SEED, layout: Layout = TRAINING_LAYOUT
+) -> Scene:
     """Training scene number `index`, of 256 px."""
-    return compose_scene(pool, TRAINING_LAYOUT, seed=seed, index=index, side=SCENE_SIDE)
+    return compose_scene(pool, layout, seed=seed, index=index, side=SCENE_SIDE)
 
 
-def compose_evaluation_scene(pool: ScenePool, index: int) -> Scene:
-    """Evaluation scene number `index`, of 256 px, with all texture families."""
-    return compose_scene(pool, EVALUATION_LAYOUT, seed=EVALUATION_SEED, index=index, side=SCENE_SIDE)
+def compose_evaluation_scene(pool: ScenePool, index: int, layout: Layout = EVALUATION_LAYOUT) -> Scene:
+    """Evaluation scene number `index`, of 256 px, with all texture families unless `layout` names others."""
+    return compose_scene(pool, layout, seed=EVALUATION_SEED, index=index, side=SCENE_SIDE)
 
 
 def compose_scene(pool: ScenePool, layout: Layout, *, seed: int, index: int, side: int) -> Scene:

@@ -37,6 +37,7 @@ class Contender:
     embed: Embed  # all images of a side to features
     canonical: bool = True  # sees canonical sketches as the service does, else images as rendered
     centred: bool = False  # its features lose their mean, see `retrieval.scores`
+    side: int = SIDE  # of the images it sees, px
 
 
 class EvaluationCache:
@@ -51,21 +52,24 @@ class EvaluationCache:
         self._folder = folder
         self._form = form
 
-    def images(self, data: DataSet, records: Sequence[ImageRecord]) -> NDArray[np.uint8]:
-        """Canonical images of some records, [len(records), 128, 128, 3] uint8."""
-        shape = (len(data.images), SIDE, SIDE, 3)
-        cached = self._shared(f"pictures-{self._form}.npy", shape)
-        done = self._shared(f"pictures-{self._form}-done.npy", shape[:1])
+    def images(self, data: DataSet, records: Sequence[ImageRecord], side: int = SIDE) -> NDArray[np.uint8]:
+        """Canonical images of some records, [len(records), side, side, 3] uint8."""
+        shape, form = (len(data.images), side, side, 3), f"{self._form}{_at(side)}"
+        cached = self._shared(f"pictures-{form}.npy", shape)
+        done = self._shared(f"pictures-{form}-done.npy", shape[:1])
         for record in records:
             if not done[record.row]:
-                cached[record.row] = canonical_image(np.asarray(data.pixels[record.row]))
+                cached[record.row] = canonical_image(np.asarray(data.pixels[record.row]), side)
                 done[record.row] = 1
         return np.asarray(cached[[record.row for record in records]])
 
-    def canonical(self, rasters: Callable[[], Sequence[NDArray[np.uint8]]], name: str) -> NDArray[np.uint8]:
-        """Canonical images of rasters, [N, 128, 128, 3] uint8; `name` distinguishes them from all others."""
+    def canonical(
+        self, rasters: Callable[[], Sequence[NDArray[np.uint8]]], name: str, side: int = SIDE
+    ) -> NDArray[np.uint8]:
+        """Canonical images of rasters, [N, side, side, 3] uint8; `name` distinguishes them from all others."""
         return self._array(
-            f"{_digest(name)}-{self._form}", lambda: np.stack([canonical_image(raster) for raster in rasters()])
+            f"{_digest(name)}-{self._form}{_at(side)}",
+            lambda: np.stack([canonical_image(raster, side) for raster in rasters()]),
         )
 
     def features(self, model: str, embed: Embed, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -110,6 +114,10 @@ def open_cache(data_set: Path, folder: Path = DEFAULT_CACHE) -> EvaluationCache:
     return EvaluationCache(folder.expanduser(), form)
 
 
+def _at(side: int) -> str:
+    return "" if side == SIDE else f"-{side}"
+
+
 def _save(path: Path, values: NDArray[Any]) -> None:
     with path.open("wb") as file:  # numpy would add .npy to a name
         np.save(file, values)
@@ -121,14 +129,15 @@ def _digest(text: str) -> str:
 
 def trained(loaded: LoadedBundle, cache: EvaluationCache, task: str, heads: str) -> Contender:
     """A bundle with its heads (`zero-shot` or `release`), as served at the task's time step."""
-    timestep = loaded.info.tasks[task].timestep
+    profile = loaded.info.tasks[task]
+    timestep = profile.timestep
 
     def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         views = torch.from_numpy(np.stack([to_unit(image) for image in pixels]))
         return loaded.encoder.encode_images(plain_batch(views, timestep)).pooled.numpy()
 
     cached = _cached(cache, f"{loaded.info.fingerprint} at {timestep}", embed)
-    return Contender(name=f"{loaded.info.name} ({heads} heads)", embed=cached)
+    return Contender(name=f"{loaded.info.name} ({heads} heads)", embed=cached, side=profile.resolution)
 
 
 def untrained(expert: nn.Module | None, part: ExpertPart | None, cache: EvaluationCache) -> tuple[Contender, ...]:

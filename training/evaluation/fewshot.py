@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from models.heads.fewshot import prototypes
 from models.transforms import canonical_strokes
-from training.data.dataset import DataSet
+from training.data.dataset import SIDE, DataSet
 from training.evaluation.metrics import mean_and_ci95
 from training.evaluation.retrieval import Images, canonical_images
 
@@ -43,10 +43,10 @@ def vendors(data: DataSet, images: Images = canonical_images) -> ShotPool:
     return _pool("fewshot-vendors", images(data, found), [r.hexcode or "" for r in found], least=1 + QUERIES)
 
 
-def drawings(data: DataSet) -> ShotPool:
-    """Drawings of the unseen words."""
+def drawings(data: DataSet, side: int = SIDE) -> ShotPool:
+    """Drawings of the unseen words at `side` px."""
     found = [d for d in data.drawings if d.split == "unseen"]
-    pixels = np.stack([canonical_strokes(d.strokes) for d in found])
+    pixels = np.stack([canonical_strokes(d.strokes, side) for d in found])
     return _pool("fewshot-drawings", pixels, [d.word for d in found], least=5 + QUERIES)
 
 

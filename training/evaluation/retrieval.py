@@ -154,7 +154,7 @@ def _drawings(data: DataSet, images: Images, name: str, *, validation: bool) -> 
     gallery, classes = _gallery(data, images, unseen_only=not validation)
     return Protocol(
         name=name,
-        queries=np.stack([canonical_strokes(d.strokes) for d in chosen]),
+        queries=np.stack([canonical_strokes(d.strokes, gallery.shape[1]) for d in chosen]),
         wanted=[d.hexcodes for d in chosen],
         groups=np.array([words[d.word] for d in chosen]),
         group_names=list(words),

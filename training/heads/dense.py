@@ -15,11 +15,20 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from models.heads.posteriors import ClassPosteriors, ExpertClassifier
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
 from models.transforms import fit_square
 from training.data.dataset import SIDE, DataSet
-from training.data.scenes import Scene, ScenePool, build_pool, compose_training_scene, seen_training_pool
+from training.data.scenes import (
+    TRAINING_LAYOUT,
+    Layout,
+    Scene,
+    ScenePool,
+    build_pool,
+    compose_training_scene,
+    seen_training_pool,
+)
 from training.devices import in_processes
 from training.heads.feature_store import DeviceStore
 from training.heads.pooled import NONE, concept_numbers
@@ -44,6 +53,15 @@ class SceneViews:
     absent: tuple[tuple[str, ...], ...]  # as many names that it does not show
     is_unseen: NDArray[np.bool_]  # [N] bool: scenes of unseen classes
 
+    def __add__(self, other: "SceneViews") -> "SceneViews":
+        """Both sets, one after the other."""
+        return SceneViews(
+            labels=np.concatenate([self.labels, other.labels]),
+            present=self.present + other.present,
+            absent=self.absent + other.absent,
+            is_unseen=np.concatenate([self.is_unseen, other.is_unseen]),
+        )
+
     def draw(self, count: int, with_unseen: bool, generator: torch.Generator) -> NDArray[np.int64]:
         """[count] row numbers, with replacement; unseen scenes only on request."""
         allowed = np.flatnonzero(~self.is_unseen) if not with_unseen else np.arange(len(self.is_unseen))
@@ -61,17 +79,26 @@ class SceneViews:
 
 
 def build_scene_views(
-    dataset: DataSet, folder: Path, *, seen: int, unseen: int, progress: Progress, workers: int = 1
+    dataset: DataSet,
+    folder: Path,
+    *,
+    seen: int,
+    unseen: int,
+    progress: Progress,
+    workers: int = 1,
+    side: int = SIDE,
+    layout: Layout = TRAINING_LAYOUT,
 ) -> tuple[NDArray[np.uint8], SceneViews]:
     """Compose `seen` and `unseen` training scenes, two views each, or open what an earlier call finished.
 
     Returns:
-        [N, 128, 128, 3] uint8 pixels, and what they show; the same for any number of `workers` (processes).
+        [N, side, side, 3] uint8 pixels, and what they show; the same for any number of `workers` (processes).
     """
     file, index = folder / "scenes.npz", folder / "scenes.json"
     if not index.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        views = list(_scene_views(dataset, seen=seen, unseen=unseen, progress=progress, workers=workers))
+        frame = _Frame(side=side, layout=layout)
+        views = list(_scene_views(dataset, frame, seen=seen, unseen=unseen, progress=progress, workers=workers))
         np.savez(
             file,
             pixels=np.stack([v[0] for v in views]),
@@ -94,38 +121,53 @@ _View = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[tuple[str, ...], tuple
 """Pixels and cell labels of a view, its scene's present and absent names, and if they are of unseen classes."""
 
 
-def _scene_views(dataset: DataSet, *, seen: int, unseen: int, progress: Progress, workers: int) -> Iterator[_View]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frame:
+    """How scenes are composed and cut."""
+
+    side: int  # of a view, px
+    layout: Layout
+
+
+def _scene_views(
+    dataset: DataSet, frame: _Frame, *, seen: int, unseen: int, progress: Progress, workers: int
+) -> Iterator[_View]:
     pools = {False: seen_training_pool(dataset)}
     if unseen:
         records = dataset.rows(lambda r: r.kind == "picture" and r.split == "unseen" and r.hexcode is not None)
         pools[True] = build_pool(dataset, records)
     scenes = [(False, index) for index in range(seen)] + [(True, index) for index in range(unseen)]
     groups = [scenes[start : start + _GROUP] for start in range(0, len(scenes), _GROUP)]
-    for number, views in enumerate(in_processes(_composed, pools, groups, workers), 1):
+    for number, views in enumerate(in_processes(_composed, (pools, frame), groups, workers), 1):
         yield from views
         progress(min(number * _GROUP, len(scenes)), 0.0)
 
 
-def _composed(pools: Mapping[bool, ScenePool], scenes: list[tuple[bool, int]]) -> list[_View]:
+def _composed(of: tuple[Mapping[bool, ScenePool], _Frame], scenes: list[tuple[bool, int]]) -> list[_View]:
+    pools, frame = of
     found: list[_View] = []
     for is_unseen, index in scenes:
         # Seen and unseen scenes never share a seed, so neither shows the other's layout.
-        scene = compose_training_scene(pools[is_unseen], index + UNSEEN_SEED_OFFSET * is_unseen)
-        found += [(*shown, (scene.present, scene.absent), is_unseen) for shown in (_whole(scene), _tile(scene, index))]
+        number = index + UNSEEN_SEED_OFFSET * is_unseen
+        scene = compose_training_scene(pools[is_unseen], number, layout=frame.layout)
+        found += [
+            (*shown, (scene.present, scene.absent), is_unseen)
+            for shown in (_whole(scene, frame.side), _tile(scene, frame.side, index))
+        ]
     return found
 
 
-def _whole(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    return fit_square(scene.pixels, SIDE), _cells(scene.labels)
+def _whole(scene: Scene, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    return fit_square(scene.pixels, side), cells_of(scene.labels)
 
 
-def _tile(scene: Scene, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    top, left = np.random.default_rng(index).integers(0, scene.pixels.shape[0] - SIDE + 1, 2)
-    cut = np.s_[top : top + SIDE, left : left + SIDE]
-    return np.ascontiguousarray(scene.pixels[cut]), _cells(scene.labels[cut])
+def _tile(scene: Scene, side: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    top, left = np.random.default_rng(index).integers(0, scene.pixels.shape[0] - side + 1, 2)
+    cut = np.s_[top : top + side, left : left + side]
+    return np.ascontiguousarray(scene.pixels[cut]), cells_of(scene.labels[cut])
 
 
-def _cells(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def cells_of(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[S, S] labels → [32, 32]: the most frequent label of each cell."""
     block = labels.shape[0] // CELLS
     every = np.arange(int(labels.max()) + 1)[:, None, None]
@@ -135,12 +177,34 @@ def _cells(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class DenseStage(nn.Module):
-    """Modules trained for `dense`: all of the U-head that the pool does not read, and the segmentation head."""
+    """Modules trained for `dense`: all of the U-head that the pool does not read, and the segmentation head.
 
-    def __init__(self, uhead: UHead, segmentation: SegmentationHead) -> None:
+    Of class posteriors only their weight in the dense map is trained.
+    """
+
+    def __init__(
+        self,
+        uhead: UHead,
+        segmentation: SegmentationHead,
+        joined: tuple[ClassPosteriors, ExpertClassifier] | None = None,
+    ) -> None:
         super().__init__()
         self.uhead = uhead
         self.segmentation = segmentation
+        self.weights = nn.ParameterList([joined[0].dense_weight] if joined else [])
+        self._joined = joined  # in a tuple, so that its other weights are no weights of this module
+
+    def dense(self, maps: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns `dense` of a store's maps, [B, D, h, w]."""
+        taps, levels = split_maps(maps)
+        dense = self.uhead.dense(taps, levels)
+        if self._joined is None:
+            return dense
+        posteriors, classifier = self._joined
+        with torch.no_grad():
+            features = classifier.features(levels[-1])
+            logits = classifier.logits(features.permute(0, 2, 3, 1).flatten(0, 2))
+        return posteriors.dense(dense, features, logits)
 
 
 class DenseLoss:
@@ -191,7 +255,7 @@ class DenseLoss:
         `dense`: cross-entropy of every cell over background and prompts, with some present names withheld and absent
         ones added. `regions`: cross-entropy of every object's mean cell over all names.
         """
-        dense = self._stage.uhead.dense(*split_maps(self._maps.read(rows)))
+        dense = self._stage.dense(self._maps.read(rows))
         labels, present = self._labels[rows].long(), self._present[rows]
         is_asked = (chances >= WITHHELD_SHARE) & (present != NONE)
         is_asked[:, 0] |= ~is_asked.any(dim=1)  # at least one name

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ Arrays = Mapping[str, NDArray[np.float16]]  # the same on disk: [N, C, h, w], me
 
 EXPERT_CELLS, TAP_CELLS = "expert.cells", "sd.cells"
 """Cells of a view that a U-head's pool reads, in two maps because taps change more often."""
+CLASS_FEATURES = "expert.features"  # means of the features that the expert's classifier reads, [B, F, 1, 1]
 _COPY_ROWS = 4096  # copied to the device at once
+_SAVED_ROWS = 512  # encoded between two notes of how far a store is
 
 
 class DeviceStore:
@@ -42,8 +44,12 @@ class DeviceStore:
         return DeviceStore(self._maps, prefix)
 
     def replaced(self, maps: Mapping[str, torch.Tensor]) -> "DeviceStore":
-        """The store with some maps replaced by those of the same name."""
+        """The store with some maps replaced or added."""
         return DeviceStore({**self._maps, **maps}, self._blank)
+
+    def shape(self, name: str) -> torch.Size:
+        """Shape of one of the maps, rows first."""
+        return self._maps[name].shape
 
     @property
     def device(self) -> torch.device:
@@ -102,36 +108,50 @@ def joined(arrays: Sequence[NDArray[Any]], device: torch.device) -> torch.Tensor
 
 
 def build_store(
-    folder: Path, inputs: NDArray[Any], *, size: int, extract: Callable[[NDArray[Any]], Maps], progress: Progress
+    folder: Path,
+    inputs: NDArray[Any],
+    *,
+    size: int,
+    extract: Callable[[NDArray[Any]], Maps],
+    progress: Progress,
+    room: int = 0,
 ) -> Arrays:
-    """Encode every input once, or open what an earlier call finished.
+    """Encode every input once; rows that earlier calls encoded are opened, also those of one that was interrupted.
 
     Args:
-        folder: of this store; finished when it holds index.json.
+        folder: of this store; its index.json says how many rows are encoded.
         inputs: [N, …] of the frozen network.
         size: inputs encoded at once.
         extract: the frozen network: [B, …] → maps.
         progress: called with (rows done, 0).
+        room: rows that later calls with more inputs may need; they take no space until then.
     """
     index = folder / "index.json"
-    if not index.is_file():
+    done = int(json.loads(index.read_text())["rows"]) if index.is_file() else 0
+    if done < len(inputs):
         folder.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, np.memmap[Any, np.dtype[np.float16]]] = {}
-        done = 0
-        for batch in in_batches(inputs, size):
+        saved = done
+        arrays = _opened(folder, "r+") if done else {}
+        for batch in in_batches(inputs[done:], size):
             for name, values in extract(batch).items():
                 if name not in arrays:
-                    file, shape = folder / f"{name}.npy", (len(inputs), *values.shape[1:])
+                    file, shape = folder / f"{name}.npy", (max(room, len(inputs)), *values.shape[1:])
                     arrays[name] = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
                 arrays[name][done : done + len(batch)] = values.half().cpu().numpy()
             done += len(batch)
+            if done - saved >= _SAVED_ROWS or done == len(inputs):
+                for array in arrays.values():
+                    array.flush()  # type: ignore[attr-defined]  # a memory map
+                # Written after the rows: others are encoded again.
+                index.write_text(json.dumps({"rows": done, "maps": sorted(arrays)}))
+                saved = done
             progress(done, 0.0)
-        for array in arrays.values():
-            array.flush()
-        # Written last: without it the store is unfinished.
-        index.write_text(json.dumps({"rows": done, "maps": sorted(arrays)}))
-    finished = json.loads(index.read_text())
-    return {name: np.load(folder / f"{name}.npy", mmap_mode="r")[: finished["rows"]] for name in finished["maps"]}
+    return {name: array[:done] for name, array in _opened(folder, "r").items()}
+
+
+def _opened(folder: Path, mode: Literal["r", "r+"]) -> dict[str, NDArray[np.float16]]:
+    names = json.loads((folder / "index.json").read_text())["maps"]
+    return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names}
 
 
 def in_batches(array: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:

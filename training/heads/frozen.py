@@ -1,64 +1,69 @@
-"""Frozen features of everything heads are trained on, each computed once.
-
-In two steps, because the U-Net changes most often: what needs only the VAE and the expert (most of the time), then
-the U-Net's taps, from cached latents. Of views only the cells that `pooled` reads are stored, a sixth of the maps, of
-scenes whole maps, so that all of them fit in memory.
-"""
+"""Frozen features of everything heads are trained on: views and scenes with their maps, on the device that trains."""
 
 import dataclasses
 import functools
-import hashlib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.bundle.build import load_extractor
-from models.bundle.manifest import Manifest, Part
-from models.bundle.pack import MINI_TIMESTEP, lite0_part, mini_uhead_shape, prior_manifest
-from models.bundle.parts import load_expert, load_vae
+from models.bundle.pack import mini_uhead_shape
 from models.text import load_minilm
+from training.data.backgrounds import TRAINING_FAMILIES
 from training.data.dataset import DataSet
-from training.devices import CPU, batch_size, to_input
+from training.data.photographs import ImageFiles, concepts_by_thing, concepts_of, photographed_background
+from training.data.scenes import TRAINING_LAYOUT
+from training.devices import CPU
+from training.heads.caches import FrozenCaches
 from training.heads.dense import SceneViews, build_scene_views
-from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, Arrays, DeviceStore, Maps, build_store, joined
-from training.heads.views import ViewSet, build_views, view_parts
+from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore, joined
+from training.heads.views import SHARES, ViewPart, ViewSet, build_views, photograph_parts, view_parts
 from training.loop import Progress
 
 SEEN_SCENES, UNSEEN_SCENES = 8000, 2000  # unseen ones are for release heads alone
 SCENES = f"scenes-{SEEN_SCENES}-{UNSEEN_SCENES}"
-LATENTS = "latents"
 
 Features = Literal["fused", "expert", "diffusion"]
 FEATURES: tuple[Features, ...] = ("fused", "expert", "diffusion")
 _BLANK: Mapping[Features, str | None] = {"fused": None, "expert": "sd.", "diffusion": "expert."}  # prefix of names
 
-_Encode = Callable[[NDArray[Any]], Maps]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadData:
-    """Views with the cells of their frozen maps, and scenes with their maps, on the device that trains."""
+@dataclass(frozen=True, kw_only=True)
+class ViewData:
+    """Views with the cells of their frozen maps, on the device that trains."""
 
     views: ViewSet  # what N views show
-    store: DeviceStore  # their `TAP_CELLS` and `EXPERT_CELLS`
-    pixels: torch.Tensor | None  # [N, 128, 128, 3] uint8 of the views, for an expert that learns; else None
-    scenes: SceneViews  # what M scene views show
-    scene_store: DeviceStore  # their maps
-    scene_pixels: NDArray[np.uint8]  # [M, 128, 128, 3] uint8, on the CPU
-    scene_names: Mapping[str, torch.Tensor]  # name → [D] unit embedding of every name that a scene is asked for
+    store: DeviceStore  # their `TAP_CELLS` and `EXPERT_CELLS`, and `CLASS_FEATURES` where heads join posteriors
+    pixels: torch.Tensor | None  # [N, side, side, 3] uint8 of the views, for an expert that learns; else None
 
     @property
     def device(self) -> torch.device:
         """The device that trains."""
         return self.store.device
 
-    def only(self, features: Features) -> "HeadData":
+    def only(self, features: Features) -> Self:
+        """The data with the maps of other features reading as zeros."""
+        prefix = _BLANK[features]
+        if prefix is None:
+            return self
+        return dataclasses.replace(self, store=self.store.blank(prefix))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadData(ViewData):
+    """Views, and scenes with their maps, on the device that trains."""
+
+    scenes: SceneViews  # what M scene views show
+    scene_store: DeviceStore  # their maps
+    scene_pixels: NDArray[np.uint8]  # [M, side, side, 3] uint8, on the CPU
+    scene_names: Mapping[str, torch.Tensor]  # name → [D] unit embedding of every name that a scene is asked for
+
+    def only(self, features: Features) -> Self:
         """The data with the maps of other features reading as zeros."""
         prefix = _BLANK[features]
         if prefix is None:
@@ -99,39 +104,110 @@ def frozen_features(
         progress: called with (rows done, 0).
     """
     parts, (scene_pixels, scenes) = head_images(dataset, folder, rounds=rounds, progress=progress)
-    manifest, shape = prior_manifest(prior), mini_uhead_shape()
-    encode, tap = _pixel_encoder(prior, manifest, device), _latent_encoder(prior, manifest, device)
-    vae, unet = _digest(manifest.components.vae), _digest(manifest.components.unet)
-    size = batch_size(device, cpu=8, gpu=1024)  # on a CPU twice as fast as 32
-
-    def encode_cells(pixels: NDArray[Any]) -> Maps:
-        latents, *levels = encode(pixels).values()
-        return {LATENTS: latents, EXPERT_CELLS: shape.expert_cells(levels)}
-
-    def tap_cells(latents: NDArray[Any]) -> Maps:
-        taps = {name.removeprefix("sd."): values for name, values in tap(latents).items()}
-        return {TAP_CELLS: shape.tap_cells(taps)}
-
-    def stored(kind: str, pixels: NDArray[np.uint8], encode: _Encode, tap: _Encode) -> Arrays:
-        store = functools.partial(build_store, size=size, progress=progress)
-        encoded = store(folder / f"{kind}-{vae}", pixels, extract=encode)
-        # Taps depend on the latents, hence on the VAE too.
-        taps = store(folder / f"{kind}-taps-{vae}{unet}-t{MINI_TIMESTEP}", encoded[LATENTS], extract=tap)
-        return {name: maps for name, maps in {**encoded, **taps}.items() if name != LATENTS}
-
+    caches = FrozenCaches(prior, folder, device=device, progress=progress)
     # Parts stay apart on disk and are joined only on the device: a new part leaves the others' caches valid.
     views = functools.reduce(operator.add, (shown for _, shown in parts.values()))
-    stores = [stored(f"{name}-cells", pixels, encode_cells, tap_cells) for name, (pixels, _) in parts.items()]
+    stores = [caches.cells(name, pixels) for name, (pixels, _) in parts.items()]
     names = scenes.prompts()
     return HeadData(
         views=relabelled(views, dataset),
         store=DeviceStore.joined(stores, device),
         pixels=joined([pixels for pixels, _ in parts.values()], device) if with_pixels else None,
         scenes=scenes,
-        scene_store=DeviceStore.joined([stored(SCENES, scene_pixels, encode, tap)], device),
+        scene_store=DeviceStore.joined([caches.maps(SCENES, scene_pixels)], device),
         scene_pixels=scene_pixels,
         scene_names=dict(zip(names, load_minilm().embeddings(names), strict=True)),
     )
+
+
+def photograph_features(
+    dataset: DataSet,
+    photographs: ImageFiles,
+    sketches: ImageFiles,
+    prior: Path,
+    folder: Path,
+    *,
+    side: int,
+    shares: int = SHARES,
+    with_taps: bool = True,
+    device: torch.device = CPU,
+    progress: Progress,
+) -> ViewData:
+    """Compute, or open, the views of photographs, sketches and the data set at `side` px, validation left out.
+
+    Args:
+        dataset, photographs, sketches: shown to heads.
+        prior, folder, device, progress: as for `frozen_features`.
+        side: of a view, px.
+        shares: of the data set's views, of `SHARES`; fewer for a quicker run.
+        with_taps: False leaves the U-Net's cells out, for heads on the expert alone.
+    """
+    caches = FrozenCaches(prior, folder, side=side, device=device, progress=progress)
+    known = concepts_by_thing(dataset)
+    unseen = {image.name for files in (photographs, sketches) for image in files.images if image.is_unseen}
+    views, stores = [], []
+    for part in training_parts(photographs, sketches, side):
+        count = SHARES if part.is_of_files else shares
+        pixels, shown = build_views(dataset, part, folder, seed=0, progress=progress, shares=count)
+        stores.append(caches.cells(part.name, pixels, with_taps=with_taps, room=part.most(dataset)))
+        views.append(named(shown, known, unseen))
+    store = DeviceStore.joined(stores, device)
+    if not with_taps:
+        channels = sum(shape.cell_channels for shape in mini_uhead_shape(side).tap_shapes.values())
+        blank = torch.zeros((1, channels, *store.shape(EXPERT_CELLS)[2:]), dtype=torch.float16, device=device)
+        store = store.replaced({TAP_CELLS: blank.expand(len(store), -1, -1, -1)})  # takes no memory
+    return ViewData(views=relabelled(functools.reduce(operator.add, views), dataset), store=store, pixels=None)
+
+
+def with_scenes(
+    data: ViewData,
+    dataset: DataSet,
+    photographs: ImageFiles,
+    clothing: tuple[NDArray[np.uint8], SceneViews],
+    prior: Path,
+    folder: Path,
+    *,
+    side: int,
+    scenes: int,
+    progress: Progress,
+) -> HeadData:
+    """Adds scenes at `side` px: composed ones, half of them on photographs, and street photographs.
+
+    Args:
+        data, dataset, photographs, prior, folder, side, progress: as for `photograph_features`.
+        clothing: `training.heads.clothing_views.clothing_views` of the same side.
+        scenes: composed, four of five of seen classes.
+    """
+    unseen, background = scenes // 5, photographed_background(photographs, is_validation=False)
+    families = (*TRAINING_FAMILIES, *[background] * len(TRAINING_FAMILIES))
+    name = f"scenes-{scenes - unseen}-{unseen}-on-photographs-at-{side}"
+    composed, shown = build_scene_views(
+        dataset,
+        folder / name,
+        seen=scenes - unseen,
+        unseen=unseen,
+        side=side,
+        layout=dataclasses.replace(TRAINING_LAYOUT, families=families),
+        progress=progress,
+    )
+    caches = FrozenCaches(prior, folder, side=side, device=data.device, progress=progress)
+    stores = [caches.maps(name, composed), caches.maps(f"clothing-at-{side}", clothing[0])]
+    every = shown + clothing[1]
+    names = every.prompts()
+    return HeadData(
+        views=data.views,
+        store=data.store,
+        pixels=None,
+        scenes=every,
+        scene_store=DeviceStore.joined(stores, data.device),
+        scene_pixels=np.concatenate([composed, clothing[0]]),
+        scene_names=dict(zip(names, load_minilm().embeddings(names), strict=True)),
+    )
+
+
+def training_parts(photographs: ImageFiles, sketches: ImageFiles, side: int) -> tuple[ViewPart, ...]:
+    """Parts of the views of photographs, sketches and the data set."""
+    return (*photograph_parts(photographs, sketches, side), view_parts(1, side)[0])
 
 
 def head_images(
@@ -151,34 +227,15 @@ def head_images(
     return parts, scenes
 
 
-def _pixel_encoder(prior: Path, manifest: Manifest, device: torch.device) -> _Encode:
-    """[B, 128, 128, 3] uint8 → latents and the expert's levels."""
-    vae = load_vae(manifest.components.vae, prior).eval().to(device).to(memory_format=torch.channels_last)
-    expert = load_expert(lite0_part(), prior).eval().to(device).to(memory_format=torch.channels_last)
-    scaling = float(vae.config["scaling_factor"])
-
-    @torch.inference_mode()
-    def encode(pixels: NDArray[Any]) -> Maps:
-        batch = to_input(torch.from_numpy(np.array(pixels)).to(device))
-        levels = {f"expert.{level}": values for level, values in enumerate(expert(batch))}
-        return {LATENTS: vae.encode(batch).latent_dist.mean * scaling, **levels}
-
-    return encode
-
-
-def _latent_encoder(prior: Path, manifest: Manifest, device: torch.device) -> _Encode:
-    """[B, 8, 16, 16] float16 latents → the U-Net's taps, conditioned on the empty caption."""
-    extractor = load_extractor(prior, manifest, device=device, dtype=torch.float32)
-    empty = extractor.text.states([""])  # `mini` has no captioner, so serving conditions on it too
-
-    @torch.inference_mode()
-    def tap(latents: NDArray[Any]) -> Maps:
-        batch = torch.from_numpy(latents.astype(np.float32)).to(device)
-        timesteps = torch.full((len(batch),), MINI_TIMESTEP, device=device)
-        taps = extractor.backbone.taps_of(batch, timesteps, empty.expand(len(batch), -1, -1))
-        return {f"sd.{name}": values for name, values in taps.items()}
-
-    return tap
+def named(views: ViewSet, known: Mapping[str, tuple[str, ...]], unseen: Container[str]) -> ViewSet:
+    """The views with what follows from the names of photographs and sketches: concepts, and whether they are unseen."""
+    is_named = [kind in ("photograph", "sketch") for kind in views.kinds]
+    concepts = [
+        concepts_of(name, known) if by_name else codes
+        for by_name, name, codes in zip(is_named, views.names, views.concepts, strict=True)
+    ]
+    hidden = [by_name and name in unseen for by_name, name in zip(is_named, views.names, strict=True)]
+    return dataclasses.replace(views, concepts=tuple(concepts), is_unseen=views.is_unseen | np.array(hidden, bool))
 
 
 def relabelled(views: ViewSet, dataset: DataSet) -> ViewSet:
@@ -189,8 +246,3 @@ def relabelled(views: ViewSet, dataset: DataSet) -> ViewSet:
         old or any(code in unseen for code in codes) for old, codes in zip(views.is_unseen, views.concepts, strict=True)
     ]
     return dataclasses.replace(views, is_unseen=np.array(flags))
-
-
-def _digest(part: Part) -> str:
-    """Eight hex digits of a component's weights and configuration."""
-    return hashlib.sha256("".join(sorted(part.source.files.values())).encode()).hexdigest()[:8]

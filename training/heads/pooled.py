@@ -9,25 +9,31 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from models.heads.posteriors import ClassPosteriors, ExpertClassifier
 from models.heads.uhead import UHead
 from training.devices import CPU
-from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, AdaptedCells, DeviceStore
+from training.heads.feature_store import CLASS_FEATURES, EXPERT_CELLS, TAP_CELLS, AdaptedCells, DeviceStore
 from training.heads.views import ViewSet
 
 PAIRS = 512  # pairs a step: with 128, twice the steps reach half as far (docs/adr/0018)
 TEXT_WEIGHT = 0.5
+DISTILLATION_WEIGHT = 0.5
+_IMAGES = ("picture", "photograph")
 NONE = -1  # fills up a row of `concept_numbers`
 
 Embed = Callable[[list[str]], torch.Tensor]  # names → [G, D] unit embeddings, as served
 
 
 class PooledStage(nn.Module):
-    """Modules trained for `pooled`: the U-head's pool, the expert's adapters, and the scales of two losses' logits."""
+    """Modules trained for `pooled`: the U-head's pool, the expert's adapters, what joins posteriors, and two scales."""
 
-    def __init__(self, uhead: UHead, adapters: nn.ModuleList | None = None) -> None:
+    def __init__(
+        self, uhead: UHead, adapters: nn.ModuleList | None = None, posteriors: ClassPosteriors | None = None
+    ) -> None:
         super().__init__()
         self.pool = uhead.pool
         self.adapters = adapters if adapters is not None else nn.ModuleList()
+        self.posteriors = posteriors
         self.log_pair_scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # as CLIP starts
         self.log_name_scale = nn.Parameter(torch.tensor(20.0).log())
 
@@ -42,6 +48,7 @@ class PairLoss:
         embed: of their names.
         with_unseen: release heads (True) or zero-shot heads (False).
         shares: of every kind of sketch among pairs.
+        classifier: the expert's, for a stage with posteriors.
     """
 
     def __init__(
@@ -53,9 +60,9 @@ class PairLoss:
         *,
         with_unseen: bool,
         shares: Mapping[str, float],
+        classifier: ExpertClassifier | None = None,
     ) -> None:
-        rows = np.arange(len(views.kinds)) if with_unseen else np.flatnonzero(~views.is_unseen)
-        rows = rows[[views.concepts[row] != () for row in rows]]
+        rows = trained_rows(views, with_unseen)
         codes = sorted({code for row in rows for code in views.concepts[row]})
         vocabulary = {code: number for number, code in enumerate(codes)}
         device = stage.log_pair_scale.device
@@ -63,23 +70,57 @@ class PairLoss:
         self._shown = concept_numbers(views.concepts, vocabulary).to(device)
         self._stage = stage
         self._cells = cells
+        self._classifier = classifier
+        self._is_photograph = torch.tensor([kind == "photograph" for kind in views.kinds], device=device)
+        self._has_photographs = "photograph" in views.kinds
         self._sampler = PairSampler(views, rows, shares)
 
     def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """[2 `PAIRS`] rows: sketches, then their partners."""
-        return (torch.from_numpy(np.concatenate(self._sampler.draw(PAIRS, generator))).to(self._shown.device),)
+        """[2 `PAIRS`] rows: sketches, then their partners; and which of them are mirrored."""
+        rows = torch.from_numpy(np.concatenate(self._sampler.draw(PAIRS, generator))).to(self._shown.device)
+        if not self._has_photographs:  # other kinds were mirrored when they were drawn
+            return rows, self._is_photograph[rows]
+        return rows, self._is_photograph[rows] & (torch.rand(len(rows), generator=generator) < 0.5).to(rows.device)
 
-    def losses(self, both: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns two scalars: `pairs`, sketches and images finding each other, and `names`, both finding names."""
-        shown = self._shown[both]
-        pooled = self._stage.pool(all_cells(self._cells.read(both)))
+    def losses(self, both: torch.Tensor, is_mirrored: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Returns two or three scalars.
+
+        `pairs`: sketches and images find each other. `names`: both find names. `posteriors`: what photographs have
+        without posteriors is near to them.
+        """
+        shown, maps = self._shown[both], self._cells.read(both)
+        cells = all_cells(maps)
+        # The cells of a mirrored photograph are nearly the mirrored cells.
+        own = self._stage.pool(torch.where(is_mirrored[:, None, None, None], cells.flip(3), cells))
+        pooled, distilled = self._joined(own, maps, self._is_photograph[both])
         # Scales are clamped at 100 as CLIP's (Radford et al. 2021, section 2.5).
         pair_logits = self._stage.log_pair_scale.exp().clamp(max=100) * pooled[:PAIRS] @ pooled[PAIRS:].T
         name_logits = self._stage.log_name_scale.exp().clamp(max=100) * pooled @ self._names.embeddings.T
         return {
             "pairs": symmetric_contrastive_loss(pair_logits, sharing(shown[:PAIRS], shown[PAIRS:])),
             "names": TEXT_WEIGHT * contrastive_loss(name_logits, self._names.of(shown)),
+            **distilled,
         }
+
+    def _joined(
+        self, own: torch.Tensor, maps: Mapping[str, torch.Tensor], is_photograph: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The semantic feature, and the loss of posteriors, if there are any."""
+        posteriors = self._stage.posteriors
+        if posteriors is None or self._classifier is None:
+            return own, {}
+        features = maps[CLASS_FEATURES].flatten(1)
+        logits = self._classifier.logits(features)
+        without = F.normalize(posteriors.own(own, features), dim=1)
+        distance = 1 - (without * posteriors.vectors(logits)).sum(dim=1)
+        mean = (distance * is_photograph).sum() / is_photograph.sum().clamp(min=1)
+        return posteriors.semantic(own, features, logits), {"posteriors": DISTILLATION_WEIGHT * mean}
+
+
+def trained_rows(views: ViewSet, with_unseen: bool) -> NDArray[np.int64]:
+    """Rows of the views that show something, without unseen ones for zero-shot heads."""
+    rows = np.arange(len(views.kinds)) if with_unseen else np.flatnonzero(~views.is_unseen)
+    return rows[[views.concepts[row] != () for row in rows]]
 
 
 def contrastive_loss(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
@@ -155,6 +196,9 @@ def sharing(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 class PairSampler:
     """Draws (sketch, partner) rows that show the same thing; the partner is an image if there is one.
 
+    Photographs take part as sketches where they have a share. A partner is as often a photograph as another image where
+    there are both, and photographs of frequent names are drawn less often each.
+
     Args:
         views: all views.
         rows: those to draw from.
@@ -164,21 +208,23 @@ class PairSampler:
     def __init__(self, views: ViewSet, rows: NDArray[np.int64], shares: Mapping[str, float]) -> None:
         kinds = np.array(views.kinds)[rows]
         self._sketches = {kind: rows[kinds == kind] for kind in shares if (kinds == kind).any()}
+        self._odds = {kind: _even_odds(views, found) for kind, found in self._sketches.items() if kind == "photograph"}
         chances = np.array([shares[kind] for kind in self._sketches])
         self._shares = chances / chances.sum()
-        pictured = {code for row in rows[kinds == "picture"] for code in views.concepts[row]}
-        partners: dict[str, list[int]] = {}
+        pictured = {code for row in rows[np.isin(kinds, _IMAGES)] for code in views.concepts[row]}
+        # Partners of each concept: first photographs, then everything else.
+        partners: dict[str, tuple[list[int], list[int]]] = {}
         for row in rows:
             for code in views.concepts[row]:
-                if views.kinds[row] == "picture" or code not in pictured:
-                    partners.setdefault(code, []).append(int(row))
+                if views.kinds[row] in _IMAGES or code not in pictured:
+                    partners.setdefault(code, ([], []))[views.kinds[row] != "photograph"].append(int(row))
         # Partners in one flat array, so that a whole batch is drawn without a loop.
         numbers = {code: number for number, code in enumerate(partners)}
         self._concepts = concept_numbers(views.concepts, numbers).numpy()
         self._counts = (self._concepts != NONE).sum(axis=1)
-        self._sizes = np.array([len(found) for found in partners.values()])
-        self._starts = np.cumsum([0, *self._sizes[:-1]])
-        self._partners = np.array([row for found in partners.values() for row in found])
+        self._sizes = np.array([[len(found) for found in both] for both in partners.values()])
+        self._starts = np.concatenate([[0], self._sizes.ravel().cumsum()[:-1]]).reshape(-1, 2)
+        self._partners = np.array([row for both in partners.values() for found in both for row in found])
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """[count] sketch rows and their [count] partner rows."""
@@ -186,8 +232,22 @@ class PairSampler:
         rng = np.random.default_rng(int(torch.randint(0, 2**62, (1,), generator=generator)))
         drawn = rng.multinomial(count, self._shares)
         sketches = np.concatenate(
-            [rng.choice(rows, number) for rows, number in zip(self._sketches.values(), drawn, strict=True)]
+            [
+                rng.choice(rows, number, p=self._odds.get(kind))
+                for (kind, rows), number in zip(self._sketches.items(), drawn, strict=True)
+            ]
         )
         concepts = self._concepts[sketches, rng.integers(self._counts[sketches])]
-        partners = self._partners[self._starts[concepts] + rng.integers(self._sizes[concepts])]
+        sizes = self._sizes[concepts]
+        group = sizes.argmax(axis=1)
+        if (has_both := sizes.all(axis=1)).any():
+            group[has_both] = rng.integers(2, size=has_both.sum())
+        partners = self._partners[self._starts[concepts, group] + rng.integers(self._sizes[concepts, group])]
         return sketches, partners
+
+
+def _even_odds(views: ViewSet, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Odds of rows so that a name is drawn as often as the root of its number of rows."""
+    _, numbers, counts = np.unique([views.names[row] for row in rows], return_inverse=True, return_counts=True)
+    odds = 1 / np.sqrt(counts[numbers])
+    return np.asarray(odds / odds.sum(), np.float64)

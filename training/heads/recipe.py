@@ -27,20 +27,23 @@ from models.bundle.pack import (
 from models.bundle.parts import load_adapters, load_expert
 from models.errors import DataError
 from models.expert import adapt, adapters_of
+from models.heads.posteriors import ClassPosteriors, ExpertClassifier
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import GridPool, Standardize, UHead
 from models.text import load_minilm
 from training.devices import BatchLoss, batch_size, to_input
-from training.heads.dense import DenseLoss, DenseStage, split_maps
+from training.heads.dense import DenseLoss, DenseStage
 from training.heads.feature_store import AdaptedCells, DeviceStore, in_batches
-from training.heads.frozen import FEATURES, Features, HeadData
-from training.heads.pooled import Embed, PairLoss, PooledStage, all_cells
+from training.heads.frozen import FEATURES, Features, HeadData, ViewData
+from training.heads.pooled import Embed, PairLoss, PooledStage
+from training.heads.standards import measure_dense, measure_pool
 from training.loop import Progress, Schedule, fit
 
-STANDARD_VIEWS, STANDARD_SCENES = 4096, 256  # rows that means and deviations are measured on
 CHANNEL_DROPOUT = 0.15  # share of channels that the pool misses in a step, so that it relies on none alone
 DENSE_CHANNEL_DROPOUT = 0.3  # share of a map's channels that the dense path misses in a step
 _RECORD = "training.json"
+
+Joined = tuple[ClassPosteriors, ExpertClassifier]  # both are needed to train heads with posteriors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,31 +221,44 @@ class Run:
 
 
 def train_pooled(
-    uhead: UHead, data: HeadData, run: Run, course: Course, *, embed: Embed, expert: nn.Module | None = None
+    uhead: UHead,
+    data: ViewData,
+    run: Run,
+    course: Course,
+    *,
+    embed: Embed,
+    expert: nn.Module | None = None,
+    joined: Joined | None = None,
 ) -> None:
     """Train the U-head's pool in place, or continue to, and leave it with averaged weights.
 
     Args:
         expert: an adapted one, trained with the pool; None for the frozen one's cached maps.
+        joined: class posteriors, trained with the pool, and the expert's classifier.
 
     Raises:
         ValueError: an expert is to learn and the data hold no pixels.
     """
-    stage = PooledStage(uhead, adapters_of(expert) if expert is not None else None).to(data.device)
+    posteriors, classifier = joined or (None, None)
+    stage = PooledStage(uhead, adapters_of(expert) if expert is not None else None, posteriors).to(data.device)
     cells: DeviceStore | AdaptedCells = data.store
     if expert is not None:
         if data.pixels is None:
             raise ValueError("an expert learns from the views' pixels: pass with_pixels=True")
         cells = AdaptedCells(expert, data.store, data.pixels)
-    loss = PairLoss(stage, data.views, cells, embed, with_unseen=run.with_unseen, shares=course.shares)
+    loss = PairLoss(
+        stage, data.views, cells, embed, with_unseen=run.with_unseen, shares=course.shares, classifier=classifier
+    )
     if isinstance(uhead.pool, GridPool):
         uhead.pool.cell_dropout, uhead.pool.dropout.p = course.cell_dropout, course.fused_dropout
     _train(stage, BatchLoss(draw=loss.draw, losses=loss.losses), run, name="pooled", channel_dropout=CHANNEL_DROPOUT)
 
 
-def train_dense(uhead: UHead, segmentation: SegmentationHead, data: HeadData, run: Run) -> None:
+def train_dense(
+    uhead: UHead, segmentation: SegmentationHead, data: HeadData, run: Run, *, joined: Joined | None = None
+) -> None:
     """Train the dense path and the segmentation head in place on composed scenes; the pool stays as it is."""
-    stage = DenseStage(uhead, segmentation).to(data.device)
+    stage = DenseStage(uhead, segmentation, joined).to(data.device)
     loss = DenseLoss(stage, data.scenes, data.scene_store, data.scene_names, with_unseen=run.with_unseen)
     batches = BatchLoss(draw=loss.draw, losses=loss.losses)
     _train(stage, batches, run, name="dense", channel_dropout=DENSE_CHANNEL_DROPOUT)
@@ -258,22 +274,6 @@ def _train(stage: nn.Module, loss: BatchLoss, run: Run, *, name: str, channel_dr
     averaged = fit(stage, loss, run.schedule, folder=run.folder / name, seed=run.seed, progress=run.progress)
     stage.load_state_dict(averaged)
     stage.eval()
-
-
-def measure_pool(uhead: UHead, views: DeviceStore) -> None:
-    """Set mean and deviation of every channel of the pool's input from the views' cells."""
-    if isinstance(uhead.pool, GridPool):
-        uhead.pool.standard.measure(all_cells(views.read(_spread(views, STANDARD_VIEWS))))
-
-
-def measure_dense(uhead: UHead, scenes: DeviceStore) -> None:
-    """Set mean and deviation of every channel of the dense path's input from the scenes' maps."""
-    uhead.measure(*split_maps(scenes.read(_spread(scenes, STANDARD_SCENES))))
-
-
-def _spread(maps: DeviceStore, count: int) -> torch.Tensor:
-    rows = np.linspace(0, len(maps) - 1, min(len(maps), count)).astype(np.int64)
-    return torch.from_numpy(rows).to(maps.device)
 
 
 def adapted_scenes(expert: nn.Module, data: HeadData) -> DeviceStore:

@@ -37,7 +37,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """First values of the images that were made canonical; doing so adds one hundred."""
     made: list[int] = []
 
-    def canonical(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def canonical(pixels: NDArray[np.uint8], _side: int) -> NDArray[np.uint8]:
         made.append(int(pixels[0, 0, 0]))
         return np.asarray(pixels + np.uint8(100), dtype=np.uint8)
 

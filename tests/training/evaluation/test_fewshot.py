@@ -52,7 +52,7 @@ def test_confusions_are_shares_of_the_episodes_that_hold_both() -> None:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools without the tracing of their images, which these tests do not read."""
-    monkeypatch.setattr(fewshot, "canonical_strokes", lambda _: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(fewshot, "canonical_strokes", lambda _, _side: np.zeros((2, 2, 3), np.uint8))
 
 
 @pytest.mark.usefixtures("plain")

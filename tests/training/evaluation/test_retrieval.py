@@ -92,7 +92,7 @@ def test_plain_images_are_as_rendered(data: DataSet) -> None:
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Protocols without the tracing of thousands of images, which these tests do not read."""
     monkeypatch.setattr(retrieval, "canonical_image", lambda pixels: pixels[:2, :2])
-    monkeypatch.setattr(retrieval, "canonical_strokes", lambda _: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(retrieval, "canonical_strokes", lambda _, _side: np.zeros((2, 2, 3), np.uint8))
 
 
 @pytest.mark.usefixtures("plain")

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
+from training.heads import feature_store
 from training.heads.feature_store import Arrays, DeviceStore, build_store
 
 CPU = torch.device("cpu")
@@ -87,3 +89,36 @@ def test_some_maps_remain_or_are_replaced(tmp_path: Path) -> None:
     other = store.replaced({"latents": torch.ones(6, 1, 2, 2, dtype=torch.float16)})
     assert (other.read(torch.tensor([5]))["latents"] == 1).all()
     assert torch.equal(other.read(torch.tensor([5]))["expert.0"], store.read(torch.tensor([5]))["expert.0"])
+
+
+def test_encoding_continues_after_the_last_saved_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_store, "_SAVED_ROWS", 16)
+    encoded: list[int] = []
+
+    def halting(pixels: NDArray[Any]) -> dict[str, torch.Tensor]:
+        if int(pixels[0, 0, 0, 0]) == 24 and 24 not in encoded:
+            encoded.append(24)
+            raise KeyboardInterrupt
+        encoded.append(int(pixels[0, 0, 0, 0]))
+        return extract(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        store_of(tmp_path, images(40), halting)
+    store = store_of(tmp_path, images(40), halting)
+    assert encoded == [0, 8, 16, 24, 16, 24, 32]  # 16 was encoded but not saved
+    assert store["latents"][:, 0, 0, 0].tolist() == list(range(40))
+
+
+def test_a_store_with_room_takes_further_rows(tmp_path: Path) -> None:
+    encoded: list[int] = []
+
+    def counted(pixels: NDArray[Any]) -> dict[str, torch.Tensor]:
+        encoded.append(len(pixels))
+        return extract(pixels)
+
+    for count in (10, 30):
+        store = build_store(
+            tmp_path, images(count), size=8, extract=counted, progress=lambda _done, _loss: None, room=50
+        )
+        assert store["latents"][:, 0, 0, 0].tolist() == list(range(count))
+    assert sum(encoded) == 30

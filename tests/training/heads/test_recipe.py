@@ -24,13 +24,12 @@ from training.heads.recipe import (
     HeadRecord,
     Run,
     adapted_scenes,
-    measure_dense,
-    measure_pool,
     read_record,
     train_dense,
     train_heads,
     train_pooled,
 )
+from training.heads.standards import measure_dense, measure_pool
 from training.heads.views import TrainingView, ViewSet, training_views
 from training.loop import Schedule
 

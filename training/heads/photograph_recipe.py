@@ -1,0 +1,105 @@
+"""Training of heads that know photographs: the same stages as `training.heads.recipe`, with class posteriors."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.bundle.pack import (
+    HEAD_FILES,
+    MINI_DIMENSION,
+    PHOTOGRAPH_SIDE,
+    lite0_part,
+    mini_uhead_shape,
+    save_heads,
+    save_posteriors,
+)
+from models.bundle.parts import load_classifier
+from models.bundle.tensors import read_tensors
+from models.heads.posteriors import ClassPosteriors, PosteriorsConfig
+from models.heads.segmentation import SegmentationHead
+from models.heads.uhead import UHead
+from models.text import load_minilm
+from training.data.photographs import imagenet_names
+from training.heads.feature_store import CLASS_FEATURES, DeviceStore
+from training.heads.frozen import HeadData, ViewData
+from training.heads.pooled import trained_rows
+from training.heads.recipe import Course, HeadPlan, HeadRecord, Joined, Run, train_dense, train_pooled
+from training.heads.standards import measure_dense, measure_pool
+from training.loop import Progress, Schedule
+
+PHOTOGRAPHS = Course(
+    steps=1200,
+    rate=1.5e-3,
+    cell_dropout=0.1,
+    fused_dropout=0.2,
+    shares={"photograph": 0.35, "sketch": 0.25, "drawing": 0.2, "outline": 0.12, "edges": 0.05, "icon": 0.03},
+)
+_MEASURED = 16_384  # photographs that means and principal components are measured on
+
+
+def train_photograph_heads(
+    bundle: Path, data: ViewData, plan: HeadPlan, runs: Path, progress: Progress, *, dense_from: Path | None = None
+) -> None:
+    """Train heads on photographs, sketches and emoji together and write them into `bundle`/heads.
+
+    Args:
+        bundle: its folder; a new one holds nothing but heads afterwards.
+        data: frozen cells of views, and for the dense stage `HeadData` with scenes; on the device that trains.
+        plan: what to train; its steps of the dense stage are taken where `data` hold scenes.
+        runs: folder of checkpoints and curves, one below it for each plan.
+        progress: called with (step, loss), the steps of both stages counted together.
+        dense_from: folder of heads whose dense path and segmentation head training starts from.
+    """
+    data = data.only(plan.features)
+    torch.manual_seed(plan.seed)
+    uhead, segmentation = UHead(mini_uhead_shape(PHOTOGRAPH_SIDE), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
+    rows = trained_rows(data.views, plan.with_unseen)
+    measure_pool(uhead, data.store, rows)
+    if dense_from is not None:
+        _start_dense(uhead, segmentation, dense_from)
+    embed = load_minilm().to(data.device).embeddings
+    joined = _posteriors(data, rows, embed(imagenet_names()))
+    steps = plan.steps or PHOTOGRAPHS.steps
+    schedule = Schedule(steps=steps, minutes=plan.minutes, learning_rate=PHOTOGRAPHS.rate, ema=0.99, weight_decay=0.05)
+    folder = runs / f"photographs-{plan.folder}"
+    run = Run(schedule=schedule, with_unseen=plan.with_unseen, folder=folder, seed=plan.seed, progress=progress)
+    train_pooled(uhead, data, run, PHOTOGRAPHS, embed=embed, joined=joined)
+    if isinstance(data, HeadData) and plan.dense_steps:
+        if dense_from is None:
+            measure_dense(uhead, data.scene_store)
+        run = dataclasses.replace(
+            run,
+            schedule=dataclasses.replace(schedule, steps=plan.dense_steps),
+            progress=lambda step, loss: progress(steps + step, loss),
+        )
+        train_dense(uhead, segmentation, data, run, joined=joined)
+    save_heads(uhead, segmentation, bundle / "heads")
+    save_posteriors(joined[0], bundle / "heads")
+    record = HeadRecord(features=plan.features, release=plan.with_unseen, seed=plan.seed, steps=steps)
+    record.write(bundle / "heads")
+
+
+def _posteriors(data: ViewData, rows: NDArray[np.int64], embeddings: torch.Tensor) -> Joined:
+    """New class posteriors, measured on the photographs among some rows, and the expert's classifier."""
+    classifier = load_classifier(lite0_part(), Path()).to(data.device).requires_grad_(False)
+    photographs = [row for row in rows if data.views.kinds[row] == "photograph"]
+    chosen = np.random.default_rng(0).permutation(photographs)[:_MEASURED]
+    posteriors = ClassPosteriors(PosteriorsConfig(), MINI_DIMENSION).to(data.device)
+    posteriors.measure(_features(data.store, chosen), embeddings.to(data.device))
+    return posteriors, classifier
+
+
+def _features(store: DeviceStore, rows: NDArray[np.int64]) -> torch.Tensor:
+    read = store.only(CLASS_FEATURES).read(torch.from_numpy(rows).to(store.device))
+    return read[CLASS_FEATURES].flatten(1)
+
+
+def _start_dense(uhead: UHead, segmentation: SegmentationHead, heads: Path) -> None:
+    """Fill everything but the pool from other heads of the same shape."""
+    read = read_tensors(heads / HEAD_FILES[0], uhead.state_dict())
+    own = {name: tensor for name, tensor in uhead.state_dict().items() if name.startswith("pool.")}
+    uhead.load_state_dict({**read, **own})
+    segmentation.load_state_dict(read_tensors(heads / HEAD_FILES[1], segmentation.state_dict()))
