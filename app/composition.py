@@ -164,7 +164,10 @@ def _open_tasks(
     limits, stores, workers = settings.limits, _open_stores(settings, bundle), Workers()
     database, galleries, items, indexes = stores.database, stores.galleries, stores.items, stores.indexes
     reembedding = Reembedding(database, fingerprint=bundle.fingerprint, dtype=settings.vector_dtype)
-    encoders = RequestEncoders(bundle=bundle, engine=engine, inputs=ImageInputs(images, database, items))
+    layouts = {task: bundle.layout(task) for task in bundle.tasks}
+    encoders = RequestEncoders(
+        bundle=bundle, layouts=layouts, engine=engine, inputs=ImageInputs(images, database, items)
+    )
 
     def close() -> None:
         workers.close()
@@ -213,17 +216,18 @@ def _open_tasks(
 
 
 def _open_stores(settings: Settings, bundle: BundleInfo) -> Stores:
-    url, fingerprint = settings.database_url, bundle.fingerprint
+    url, fingerprint, layout = settings.database_url, bundle.fingerprint, bundle.layout("retrieval")
     database = open_database(data_dir=settings.data_dir, url=None if url is None else url.get_secret_value())
     blobs = Blobs(settings.blob_url or str(settings.data_dir / IMAGE_FOLDER))
     indexes = Indexes(
         database,
-        dimension=bundle.dimension,
+        dimension=len(layout.weights),
         fingerprint=fingerprint,
         options=IndexOptions(
             kind=None if settings.index_kind == "auto" else settings.index_kind,
             flat_rows=settings.index_flat_rows,
             storage=settings.index_storage,
+            query_weights=layout.query_weights,
         ),
         snapshots=IndexSnapshots(settings.data_dir / INDEX_FOLDER),
     )
@@ -256,8 +260,14 @@ def _open_stores(settings: Settings, bundle: BundleInfo) -> Stores:
 
 
 def _warm_up_views(bundle: BundleInfo) -> Sequence[View]:
-    kinds = {(task.resolution, task.timestep) for task in bundle.tasks.values()}
+    kinds = {(task.resolution, task.timestep, bundle.needs_dense(name)) for name, task in bundle.tasks.items()}
     return [
-        View(pixels=np.zeros((side, side, 3), dtype=np.uint8), timestep=timestep, caption=None, key="warm-up")
-        for side, timestep in sorted(kinds)
+        View(
+            pixels=np.zeros((side, side, 3), dtype=np.uint8),
+            timestep=timestep,
+            caption=None,
+            key="warm-up",
+            needs_dense=needs_dense,
+        )
+        for side, timestep, needs_dense in sorted(kinds)
     ]

@@ -45,6 +45,7 @@ class View:
         caption: None for the bundle's own conditioning.
         key: identity for the feature cache: views with equal pixels have equal keys.
         is_reproducible: computed in a pass of fixed size, so that its bits do not depend on the load.
+        needs_dense: whether the caller reads `dense`, or another task that looks at the same view may do so soon.
     """
 
     pixels: NDArray[np.uint8]
@@ -52,6 +53,7 @@ class View:
     caption: str | None
     key: str
     is_reproducible: bool = False
+    needs_dense: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +61,15 @@ class Features:
     """The engine's answer for one view or one string. Callers share the arrays: never write into them.
 
     Attributes:
-        pooled: [D] float32, unit length.
-        dense: [D, h, w] float32; [D, 0, 0] for a string.
+        pooled: [D] float32, unit length: the `semantic` feature.
+        visual: [V] float32, unit length; [0] for a string.
+        dense: [D, h, w] float32; [D, 0, 0] for a string and for a view that needs none.
         queue_ms: time in the queue before the device pass; 0 for cached features.
         inference_ms: time of the device pass, from when this caller joined it; 0 for cached features.
     """
 
     pooled: NDArray[np.float32]
+    visual: NDArray[np.float32]
     dense: NDArray[np.float32]
     queue_ms: float = 0.0
     inference_ms: float = 0.0

@@ -148,10 +148,16 @@ class Supervisor:
         except Exception as err:  # noqa: BLE001 - as in _load
             self._fail(err)
             return
-        telemetry = self._platform.telemetry
-        telemetry.bundle_info.labels(services.bundle.name, services.bundle.fingerprint).set(1)
+        bundle = services.bundle
+        self._platform.telemetry.bundle_info.labels(bundle.name, bundle.fingerprint).set(1)
         self._platform.lifecycle.ready()
-        get_logger().info("ready", bundle=services.bundle.name, fingerprint=services.bundle.fingerprint)
+        get_logger().info(
+            "ready",
+            bundle=bundle.name,
+            fingerprint=bundle.fingerprint,
+            features=bundle.features,
+            training_free=bundle.is_training_free,
+        )
         self._settled.set()
 
     def _fail(self, error: BaseException) -> None:

@@ -112,6 +112,10 @@ class TrainedNetwork(nn.Module):
         lowest = max(config.scales, key=lambda scale: scale.stride)
         return config.expert_shapes[-1].channels if self.expert else lowest.taps[self._lowest_tap]
 
+    def without_dense(self) -> nn.Module:
+        """Returns the pass for batches that do not need `dense`: the same one, of which it costs next to nothing."""
+        return self
+
     def forward(self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Runs the pass; arguments as `StableDiffusionBackbone.forward`.
 
@@ -158,7 +162,7 @@ class Encoder:
         names: embeds class names and queries.
         fingerprint: hex digest of everything that shapes a feature.
         is_recorded: whether passes run as recorded graphs: on a CPU one per image size (docs/adr/0022), on a GPU one
-            per image size and number of images (docs/adr/0025).
+            per image size and number of images (docs/adr/0025); each again for batches without `dense`.
     """
 
     def __init__(
@@ -175,11 +179,12 @@ class Encoder:
         self.extractor = extractor
         self.fingerprint = fingerprint
         self.network = network
+        self._without_dense = network.without_dense()
         self._names = names
         self._device = device
         self._dtype = dtype
         self._is_recorded = is_recorded
-        self._graphs: dict[torch.Size, Pass] = {}
+        self._graphs: dict[tuple[torch.Size, nn.Module], Pass] = {}
         self._lock = threading.Lock()
 
     @property
@@ -200,11 +205,16 @@ class Encoder:
         timesteps = batch.timesteps.to(self._device)
         with self._lock:
             states = self.extractor.conditioning(pixels, batch.captions)
-            run = self._pass(pixels, timesteps, states)
+            network = self.network if batch.needs_dense else self._without_dense
+            run = self._pass(network, pixels, timesteps, states)
         # A CUDA graph returns its own memory, which its next pass overwrites.
         with nullcontext() if isinstance(run, torch.jit.ScriptModule) else self._lock:
-            pooled, visual, dense = run(pixels, timesteps, states)
-            return ImageFeatures(pooled=_fetched(pooled), visual=_fetched(visual), dense=_fetched(dense))
+            pooled, visual, *dense = run(pixels, timesteps, states)
+            return ImageFeatures(
+                pooled=_fetched(pooled),
+                visual=_fetched(visual),
+                dense=_fetched(dense[0]) if batch.needs_dense else torch.empty((*pooled.shape, 0, 0)),
+            )
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -212,16 +222,14 @@ class Encoder:
         with nullcontext() if self._device.type == "cpu" else self._lock:
             return TextFeatures(pooled=self._names.embeddings(texts).float().cpu())
 
-    def _pass(self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:
+    def _pass(self, network: nn.Module, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Pass:
         if not self._is_recorded:
-            return self.network
-        size = pixels.shape[2:]
-        if size not in self._graphs:
+            return network
+        key = (pixels.shape[2:], network)
+        if key not in self._graphs:
             is_cuda = pixels.device.type == "cuda"
-            self._graphs[size] = (
-                GraphedPass(self.network) if is_cuda else traced(self.network, pixels, timesteps, states)
-            )
-        return self._graphs[size]
+            self._graphs[key] = GraphedPass(network) if is_cuda else traced(network, pixels, timesteps, states)
+        return self._graphs[key]
 
 
 def _fetched(features: torch.Tensor) -> torch.Tensor:

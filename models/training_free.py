@@ -36,6 +36,10 @@ class SelfAttention:
         for name in ("to_q", "to_k"):
             getattr(attention, name).register_forward_hook(self._hook(name))
 
+    def discard(self) -> None:
+        """Releases what the hooks stored, after a pass that needs no probabilities."""
+        self._stored.clear()
+
     def probabilities(self) -> tuple[torch.Tensor, tuple[int, int]]:
         """Returns softmax(q kᵀ / √d) of the last pass, mean over heads, and the size of its map.
 
@@ -113,21 +117,32 @@ class TrainingFreeNetwork(nn.Module):
         """V, the length of `visual`."""
         return self.tap_channels + self.clip.dimension
 
+    def without_dense(self) -> nn.Module:
+        """Returns the pass for batches that do not need `dense`: it spares a view of CLIP and the attention."""
+        return _WithoutDense(self)
+
     def forward(self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Runs the pass; arguments as `StableDiffusionBackbone.forward`.
 
         Returns:
             `pooled`, `visual` and `dense` of `ImageFeatures`, on the device.
         """
-        taps = self.backbone(pixels, timesteps, states)
-        embeddings, patches = self.clip(pixels)
+        pooled, visual, patches = self.globals_and_patches(pixels, timesteps, states)
         side = int(pixels.shape[2])
         if side >= self.dense_side:
             patches = self.clip.patches(pixels, self.clip.whole_side(side))
+        return pooled, visual, self._refined(F.normalize(patches.float(), dim=1))
+
+    def globals_and_patches(
+        self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns `pooled`, `visual`, and the patch features of the view that CLIP embeds, [B, D, h, w]."""
+        taps = self.backbone(pixels, timesteps, states)
+        embeddings, patches = self.clip(pixels)
         pooled = F.normalize(embeddings.float(), dim=1)
         diffusion = F.normalize(taps[self.tap].float().mean(dim=(2, 3)), dim=1)
         visual = torch.cat([self.weights[0] * diffusion, self.weights[1] * pooled], dim=1)
-        return pooled, F.normalize(visual, dim=1), self._refined(F.normalize(patches.float(), dim=1))
+        return pooled, F.normalize(visual, dim=1), patches
 
     def _refined(self, patches: torch.Tensor) -> torch.Tensor:
         """Patch features [B, D, h, w] averaged over the cells that the U-Net's self-attention joins."""
@@ -136,3 +151,17 @@ class TrainingFreeNetwork(nn.Module):
         probabilities, size = self.attention.probabilities()
         cells = F.interpolate(patches, size=size, mode="bilinear", align_corners=False).flatten(2)
         return (cells @ probabilities.transpose(1, 2)).reshape(*cells.shape[:2], *size)
+
+
+class _WithoutDense(nn.Module):
+    """A pass of a training-free network that ends with `pooled` and `visual`."""
+
+    def __init__(self, network: TrainingFreeNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pooled, visual, _ = self.network.globals_and_patches(pixels, timesteps, states)
+        if self.network.attention is not None:
+            self.network.attention.discard()
+        return pooled, visual

@@ -1,17 +1,22 @@
 """Values that cross the border between `models` and `app`.
 
-Letters: B batch, C channels, H W pixels, h w features, D embedding, N classes, T tokens.
+Letters: B batch, C channels, H W pixels, h w features, D embedding, J joined features, N classes, T tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch  # decoder processes and the command line import this module and must not load torch
 
+
+Vectors = NDArray[np.float32]
 
 FEATURES = ("semantic", "visual", "dense")
 """Features of an image, which every bundle has."""
@@ -25,11 +30,13 @@ class ImageBatch:
         pixels: [B, 3, H, W] float32 in [-1, 1], RGB, at the bundle's resolution.
         timesteps: [B] int64, the diffusion time step of each sample.
         captions: B captions; None asks the bundle's captioner, or stands for the empty prompt if it has none.
+        needs_dense: whether anyone reads `dense`, which may cost more than the rest.
     """
 
     pixels: torch.Tensor
     timesteps: torch.Tensor
     captions: Sequence[str | None]
+    needs_dense: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +46,8 @@ class ImageFeatures:
     Attributes:
         pooled: [B, D] float32, unit length: the `semantic` feature, in the text space.
         visual: [B, V] float32, unit length: looks rather than meaning, comparable between images only.
-        dense: [B, D, h, w] float32, not normalised: the high-resolution map, in the text space.
+        dense: [B, D, h, w] float32, not normalised: the high-resolution map, in the text space; [B, D, 0, 0] if the
+            batch does not need it.
     """
 
     pooled: torch.Tensor
@@ -55,6 +63,50 @@ class TextFeatures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VectorLayout:
+    """Where the features of an image lie in a vector of J numbers: one slice of unit length each.
+
+    Stored vectors have no weights, so that a bundle may change them without a change of what is stored.
+
+    Attributes:
+        slices: by feature, one after another; `semantic` is first where it is part of the vector.
+        weights: [J] float32: in the similarity of two images, each number has the weight of its feature.
+    """
+
+    slices: Mapping[str, slice]
+    weights: Vectors
+
+    @property
+    def query_weights(self) -> Vectors | None:
+        """[2, J] float32, the weights of queries by sketch or text and by image; None for vectors of one feature."""
+        if len(self.slices) == 1:
+            return None
+        return np.stack([self.spread("semantic", np.ones(self.slices["semantic"].stop, np.float32)), self.weights])
+
+    def joined(self, *, semantic: Vectors, visual: Vectors) -> Vectors:
+        """Returns vectors to store, [..., J], from the features of images, [..., D] each."""
+        found = {"semantic": semantic, "visual": visual}
+        parts = [found[name] for name in self.slices]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+    def spread(self, name: str, vectors: Vectors) -> Vectors:
+        """Returns queries by one feature, [..., J], zero in all other slices, from vectors [..., D] of it."""
+        if len(self.slices) == 1:
+            return vectors
+        queries = np.zeros((*vectors.shape[:-1], len(self.weights)), np.float32)
+        queries[..., self.slices[name]] = vectors
+        return queries
+
+    def weighted(self, vectors: Vectors) -> Vectors:
+        """Returns queries by images, [..., J]: inner products with stored vectors are weighted sums of cosines."""
+        return vectors if len(self.slices) == 1 else vectors * self.weights
+
+    def unit(self, vectors: Vectors) -> Vectors:
+        """Returns unit vectors, [..., J], from stored ones: cosines are weighted sums of the features' cosines."""
+        return vectors if len(self.slices) == 1 else vectors * np.sqrt(self.weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskProfile:
     """How a bundle serves one task.
 
@@ -62,11 +114,14 @@ class TaskProfile:
         resolution: side of the square that the encoder takes, px.
         timestep: diffusion time step.
         templates: prompt templates for names, each with one `{}`.
+        features: those that the task's vectors hold, in order, with their weights in the similarity of two images,
+            which sum to one.
     """
 
     resolution: int
     timestep: int
     templates: tuple[str, ...]
+    features: Mapping[str, float] = field(default_factory=lambda: {"semantic": 1.0})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,3 +146,21 @@ class BundleInfo:
     visual_dimension: int = 0
     features: tuple[str, ...] = ("semantic", "dense")
     is_training_free: bool = False
+
+    def layout(self, task: str) -> VectorLayout:
+        """Returns how a task's vectors are laid out and compared."""
+        weights, lengths = self.tasks[task].features, {"semantic": self.dimension, "visual": self.visual_dimension}
+        ends = np.cumsum([lengths[name] for name in weights]).tolist()
+        return VectorLayout(
+            slices={name: slice(end - lengths[name], end) for name, end in zip(weights, ends, strict=True)},
+            weights=np.concatenate([np.full(lengths[name], weight, np.float32) for name, weight in weights.items()]),
+        )
+
+    def needs_dense(self, task: str) -> bool:
+        """Returns whether a task's passes compute `dense`, which only masks read.
+
+        Trained heads compute it in any case, so other tasks with the view of masks compute it too: one pass serves all.
+        """
+        own, masks = self.tasks[task], self.tasks["segmentation"]
+        is_same_view = (own.resolution, own.timestep) == (masks.resolution, masks.timestep)
+        return task == "segmentation" or (is_same_view and not self.is_training_free)

@@ -184,9 +184,11 @@ def show(
     for part in summary.components:
         files = f"{len(part.files) - len(part.missing)} of {len(part.files)}"
         parts.add_row(part.name, part.origin, part.revision[:12], files, _size(part.size_bytes))
-    tasks = _table("task", "resolution", "time step", "templates")
+    tasks = _table("task", "resolution", "time step", "images compared by", "templates")
     for name, task in summary.tasks.items():
-        tasks.add_row(name, f"{task.resolution} px", str(task.timestep), ", ".join(task.templates))
+        compared = ", ".join(f"{feature} {weight:g}" for feature, weight in task.features.items())
+        compared = "dense" if name == "segmentation" else compared
+        tasks.add_row(name, f"{task.resolution} px", str(task.timestep), compared, ", ".join(task.templates))
     Console().print(parts, tasks)
 
 

@@ -7,6 +7,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -147,7 +148,8 @@ class BatchingEngine:
             entry = Entry(key=key, payload=payload, arrived_s=self._clock(), deadline_s=math.inf)
             for is_second in (False, True):
                 passes = await asyncio.gather(*(run([entry] * size, is_learnt=is_second) for _ in workers))
-                if not all(np.isfinite(features.pooled).all() for found in passes for features in found):
+                arrays = [array for found in passes for one in found for array in (one.pooled, one.visual)]
+                if not all(np.isfinite(array).all() for array in arrays):
                     raise InferenceFailed("The encoder gave values that are not finite.")
 
     def is_alive(self) -> bool:
@@ -157,7 +159,7 @@ class BatchingEngine:
 
     def succeeded(self, entry: Entry, features: Features, *, queue_s: float, inference_s: float) -> None:
         """See `scheduler.Listener`."""
-        self._cache.put(entry.key, features, features.pooled.nbytes + features.dense.nbytes)
+        self._cache.put(entry.key, features, features.pooled.nbytes + features.visual.nbytes + features.dense.nbytes)
         self._telemetry.cache_bytes.set(self._cache.size_bytes)
         self._forget(entry)  # after `put`, so that no turn of the loop finds the sample in neither place
         entry.resolve(features, queue_s=queue_s, inference_s=inference_s)
@@ -179,10 +181,15 @@ class BatchingEngine:
             self._on_fatal()
 
     def _view_key(self, view: View) -> CacheKey:
-        group = Group(Kind.IMAGES, view.pixels.shape)
+        group = Group(Kind.IMAGES, view.pixels.shape, needs_dense=view.needs_dense)
         if view.is_reproducible:  # never cached together with the plain result: the last bits differ
-            group = Group(Kind.IMAGES, view.pixels.shape, REPRODUCIBLE_BATCH, view.caption is not None)
-        return CacheKey(group, view.key, view.caption, view.timestep, self._device.fingerprint)
+            group = replace(group, bucket=REPRODUCIBLE_BATCH, is_captioned=view.caption is not None)
+        key = CacheKey(group, view.key, view.caption, view.timestep, self._device.fingerprint)
+        if not view.needs_dense and not view.is_reproducible:
+            whole = replace(key, group=replace(group, needs_dense=True))
+            if whole in self._entries or whole in self._cache:  # made, or on its way, for a mask
+                return whole
+        return key
 
     def _check_open(self) -> None:
         if self._is_fatal or self._is_stopping:

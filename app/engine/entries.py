@@ -37,12 +37,14 @@ class Group:
         bucket: every pass is padded to exactly this many samples; 0 for batches of any size. Reproducible strings go
             alone (bucket 1): the padding of a string, and with it the last bits, would depend on the others.
         is_captioned: used in buckets only, where the captioner must see the same number of images in every pass.
+        needs_dense: of views.
     """
 
     kind: Kind
     shape: tuple[int, ...] = ()  # views of different shapes cannot be stacked
     bucket: int = 0
     is_captioned: bool = False
+    needs_dense: bool = True
 
     @property
     def cost(self) -> int:

@@ -82,8 +82,8 @@ class DeviceExecutor:
                 return
             if len(ran) < len(batch.entries):
                 prepared = _stacked(ran)
-            pooled, dense = self._pass(ran, prepared)
-            self._staging.submit(_split, pooled[: len(ran)], dense, self._clock(), done)
+            arrays = self._pass(ran, prepared)
+            self._staging.submit(_split, arrays, len(ran), self._clock(), done)
         except BaseException as err:  # noqa: BLE001 - whatever failed, the scheduler must hear of it
             classified = _classified(err)
             if isinstance(classified, DeviceFatal):
@@ -91,15 +91,15 @@ class DeviceExecutor:
             classified.__cause__ = None if classified is err else err
             done.set_exception(classified)
 
-    def _pass(self, entries: Sequence[Entry], prepared: ImageBatch | None) -> tuple[Array, Array]:
-        """[B, D] and [B, D, h, w] float32 of a whole batch; [B, D, 0, 0] for strings."""
+    def _pass(self, entries: Sequence[Entry], prepared: ImageBatch | None) -> tuple[Array, Array, Array]:
+        """`pooled`, `visual` and `dense` of a whole batch, as `Features` has them."""
         with torch.inference_mode():
             if prepared is not None:
                 features = self._encoder.encode_images(prepared)
-                return _to_numpy(features.pooled), _to_numpy(features.dense)
+                return _to_numpy(features.pooled), _to_numpy(features.visual), _to_numpy(features.dense)
             strings = [entry.payload for entry in entries if isinstance(entry.payload, str)]
             pooled = _to_numpy(self._encoder.encode_texts(strings).pooled)
-        return pooled, np.empty((*pooled.shape, 0, 0), dtype=np.float32)
+        return pooled, np.empty((len(pooled), 0), np.float32), np.empty((*pooled.shape, 0, 0), np.float32)
 
 
 def _stacked(entries: Sequence[Entry]) -> ImageBatch | None:
@@ -113,15 +113,19 @@ def _stacked(entries: Sequence[Entry]) -> ImageBatch | None:
         pixels=torch.from_numpy(to_unit_batch([view.pixels for view in views])),
         timesteps=torch.tensor([view.timestep for view in views], dtype=torch.int64),
         captions=[view.caption for view in views],
+        needs_dense=group.needs_dense,
     )
 
 
-def _split(pooled: Array, dense: Array, finished_s: float, done: "Future[PassResult]") -> None:
+def _split(arrays: tuple[Array, Array, Array], count: int, finished_s: float, done: "Future[PassResult]") -> None:
+    """Give the first `count` samples of a batch their own arrays; the others padded it."""
+    pooled, visual, dense = arrays
     try:
         # Copies: a slice would keep the whole batch alive as long as one of its answers. Memory order "K": a transposed
         # copy takes four times as long, and only segmentation needs the other order.
         features = [
-            Features(pooled=pooled[index].copy(), dense=dense[index].copy(order="K")) for index in range(len(pooled))
+            Features(pooled=pooled[at].copy(), visual=visual[at].copy(), dense=dense[at].copy(order="K"))
+            for at in range(count)
         ]
     except BaseException as err:  # noqa: BLE001 - as above
         done.set_exception(_classified(err))

@@ -290,7 +290,8 @@ class Scheduler:
         self._telemetry.batch_cost_ratio.observe(cost / (self._max_batch * VIEW_COST))
         self._telemetry.batch_execution.labels(kind).observe(duration_s)
         for entry, features in zip(ran, result.features, strict=True):
-            if not np.isfinite(features.pooled).all():  # one bad sample must not fail the others, nor be cached
+            # One bad sample must not fail the others, nor be cached.
+            if not (np.isfinite(features.pooled).all() and np.isfinite(features.visual).all()):
                 self._listener.failed(entry, InferenceFailed("The model failed on this input."))
                 continue
             queue_s = max(0.0, started_s - entry.arrived_s)

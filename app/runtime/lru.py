@@ -21,6 +21,9 @@ class ByteLru(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __contains__(self, key: K) -> bool:
+        return key in self._values
+
     @property
     def size_bytes(self) -> int:
         """Sum of the stated sizes of all cached values."""

@@ -1,7 +1,7 @@
 """From the images and strings of a request to their features, and where its time goes."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from app.imaging.raster import DecodedImage, TiledImage
 from app.imaging.sources import EncodedImage, ImageSource
 from app.stores.records.items import Items
 from app.stores.sql.database import Database
-from models.types import TaskProfile
+from models.types import TaskProfile, VectorLayout
 
 VIEWS_AT_ONCE = 16  # a dense map is 1.5 MB: those of many images are not held together
 TEXTS_AT_ONCE = 128  # leaves room in the queue for other requests between the parts
@@ -121,6 +121,8 @@ class RequestEncoder:
     """Encodes for one request of one task: within its reservation and deadline, with its time measured.
 
     Attributes:
+        layout: of the task's vectors.
+        needs_dense: whether views are encoded with their dense maps.
         timeout_s: of the whole request, since `timings` began.
         is_reproducible: whether bits must not depend on the load.
     """
@@ -128,6 +130,8 @@ class RequestEncoder:
     engine: BatchingEngine
     inputs: ImageInputs
     profile: TaskProfile
+    layout: VectorLayout
+    needs_dense: bool
     reservation: Reservation
     timings: Timings
     timeout_s: float | None
@@ -136,30 +140,37 @@ class RequestEncoder:
     async def encode_images(
         self, sources: Sequence[Source], budget: PixelBudget, captions: Sequence[str | None] | None = None
     ) -> tuple[list[DecodedImage], NDArray[np.float32]]:
-        """Decode images and encode them as `pooled_images`. Raises as `ImageInputs.prepare_all`, `BatchingEngine`."""
+        """Decode images and encode them as `image_vectors`. Raises as `ImageInputs.prepare_all`, `BatchingEngine`."""
         with self.timings.phase("decode"):
             images = await self.inputs.prepare_all(sources, budget, self.profile)
-        return images, await self.pooled_images(images, captions or [None] * len(images))
+        return images, await self.image_vectors(images, captions or [None] * len(images))
 
-    async def pooled_images(
+    async def image_vectors(
         self, images: Sequence[DecodedImage], captions: Sequence[str | None]
     ) -> NDArray[np.float32]:
-        """Global features of model-ready images, in order: [B, D] float32, unit length."""
+        """Vectors of model-ready images as the task stores them, in order: [B, J] float32."""
         rows: list[NDArray[np.float32]] = []
         for start in range(0, len(images), VIEWS_AT_ONCE):
             part = slice(start, start + VIEWS_AT_ONCE)
             squares, keys = [one.square for one in images[part]], [one.key for one in images[part]]
             features = await self.features(squares, keys, captions[part])
-            rows.extend(one.pooled for one in features)  # the dense maps are released here
+            # The dense maps are released here.
+            rows.extend(self.layout.joined(semantic=one.pooled, visual=one.visual) for one in features)
         return np.stack(rows)
 
     async def features(
         self, squares: Sequence[NDArray[np.uint8]], keys: Sequence[str], captions: Sequence[str | None]
     ) -> list[Features]:
         """Features of squares, [size, size, 3] uint8 RGB, all at once; `keys` are the digests of their pixels."""
-        timestep, is_reproducible = self.profile.timestep, self.is_reproducible
         views = [
-            View(pixels=square, timestep=timestep, caption=caption, key=key, is_reproducible=is_reproducible)
+            View(
+                pixels=square,
+                timestep=self.profile.timestep,
+                caption=caption,
+                key=key,
+                is_reproducible=self.is_reproducible,
+                needs_dense=self.needs_dense,
+            )
             for square, key, caption in zip(squares, keys, captions, strict=True)
         ]
         features = await self.engine.encode_views(views, timeout_s=self._left_s(), reservation=self.reservation)
@@ -189,9 +200,14 @@ class RequestEncoder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEncoders:
-    """Admits requests of all tasks to the engine."""
+    """Admits requests of all tasks to the engine.
+
+    Attributes:
+        layouts: of the vectors of each task.
+    """
 
     bundle: BundleInfo
+    layouts: Mapping[str, VectorLayout]
     engine: BatchingEngine
     inputs: ImageInputs
 
@@ -212,6 +228,8 @@ class RequestEncoders:
                 engine=self.engine,
                 inputs=self.inputs,
                 profile=self.bundle.tasks[task],
+                layout=self.layouts[task],
+                needs_dense=self.bundle.needs_dense(task),
                 reservation=reservation,
                 timings=timings or Timings(),
                 timeout_s=timeout_s,

@@ -96,6 +96,7 @@ class FewShot:
         self, *, encoders: RequestEncoders, database: Database, episodes: Episodes, workers: Workers, limits: Limits
     ) -> None:
         self._encoders = encoders
+        self._layout = encoders.layouts["fewshot"]
         self._database = database
         self._episodes = episodes
         self._workers = workers
@@ -190,7 +191,7 @@ class FewShot:
             return None
         if key not in self._reports:  # a version never changes, so its report is computed once
             labels = [way.label for way in episode.ways]
-            found = await self._workers.run(leave_one_out, method_of(episode), labels, _support(episode))
+            found = await self._workers.run(leave_one_out, method_of(episode), labels, self._support(episode))
             while len(self._reports) >= MAX_REPORTS:  # oldest first: dicts keep their order
                 self._reports.pop(next(iter(self._reports)))
             self._reports[key] = found
@@ -229,7 +230,8 @@ class FewShot:
     async def _predict(
         self, episode: Episode, queries: NDArray[np.float32], top_k: int | None, abstain_below: float | None
     ) -> Sequence[Prediction]:
-        method, support = method_of(episode), _support(episode)
+        method, support = method_of(episode), self._support(episode)
+        queries = self._layout.unit(queries)
         head, comparisons = CLASSIFIERS[method], sum(map(len, support)) * len(queries)
         if method == "prototype" and comparisons <= FEW_COMPARISONS:
             probabilities = head(support, queries)
@@ -237,6 +239,10 @@ class FewShot:
             probabilities = await self._workers.run(head, support, queries)
         labels = [way.label for way in episode.ways]
         return [_prediction(labels, row, top_k, abstain_below) for row in probabilities]
+
+    def _support(self, episode: Episode) -> list[NDArray[np.float32]]:
+        """[K, J] float32 of each way, unit rows."""
+        return [self._layout.unit(np.stack([one.vector for one in way.support])) for way in episode.ways]
 
 
 def method_of(episode: Episode) -> Method:
@@ -264,10 +270,6 @@ def _new_ways(ways: Sequence[WayRequest], images: Sequence[DecodedImage], vector
         )
         for way in ways
     ]
-
-
-def _support(episode: Episode) -> list[NDArray[np.float32]]:
-    return [np.stack([one.vector for one in way.support]) for way in episode.ways]
 
 
 def _prediction(

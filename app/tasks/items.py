@@ -19,6 +19,7 @@ from app.stores.records.galleries import Galleries
 from app.stores.records.items import Change, Item, Items, NewItem
 from app.stores.sql.database import Database
 from app.tasks.features import ItemImage, RequestEncoder, RequestEncoders, Source
+from models.types import VectorLayout
 
 T = TypeVar("T")
 MAX_WAITING_EXPORTS = 16
@@ -75,6 +76,11 @@ class ItemTask:
         self.read_part = database.reads(OpenBlob.read)
         self.remove = database.writes(items.remove)
         self.remove_many = database.writes(items.remove_many)
+
+    @property
+    def layout(self) -> VectorLayout:
+        """Of the vectors of items."""
+        return self._encoders.layouts["retrieval"]
 
     @property
     def active_fingerprint(self) -> str:
@@ -267,7 +273,7 @@ async def _encoded(
     accepted: Sequence[tuple[int, DecodedImage]],
     encoder: RequestEncoder,
 ) -> Sequence[NewItem]:
-    vectors = await encoder.pooled_images([one for _, one in accepted], [requests[at].caption for at, _ in accepted])
+    vectors = await encoder.image_vectors([one for _, one in accepted], [requests[at].caption for at, _ in accepted])
     return [
         NewItem(
             id=ids[at],

@@ -175,7 +175,7 @@ class Reembed:
                 images.append(ready)
         if images:
             with self._encoders.admitted(task, views=len(images)) as encoder:
-                vectors = await encoder.pooled_images(images, [one.caption for one in owners])
+                vectors = await encoder.image_vectors(images, [one.caption for one in owners])
             found = list(zip(owners, vectors, strict=True))
             await self._database.run_write(store.store_vectors, found)
         return faults

@@ -1,4 +1,4 @@
-"""The retrieval task: search by sketch, text and liked items, and embeddings in the same space."""
+"""The retrieval task: search by sketch, image, text and liked items, and embeddings in the text space."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ from app.tasks.features import RequestEncoder, RequestEncoders, Source, Timings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieveQuery:
-    """A search by at least one of `sketch`, `text`, `like` and `unlike`; the last two are ids of items."""
+    """A search by at least one of `sketch`, `image`, `text`, `like` and `unlike`; the last two are ids of items."""
 
     sketch: Source | None
+    image: Source | None
     text: str | None
     text_weight: float
     gallery: str
@@ -59,6 +60,7 @@ class Retrieval:
 
     def __init__(self, encoders: RequestEncoders, database: Database, galleries: Galleries, indexes: Indexes) -> None:
         self._encoders = encoders
+        self._layout = encoders.layouts["retrieval"]
         self._database = database
         self._galleries = galleries
         self._indexes = indexes
@@ -76,26 +78,29 @@ class Retrieval:
         """
         timings = Timings()
         self._indexes.require(query.gallery)  # 404 and 409 before anything is decoded
-        parts: list[tuple[float, NDArray[np.float32]]] = []
+        layout, parts = self._layout, list[tuple[float, NDArray[np.float32]]]()
         if query.like or query.unlike:
             liked = await self._database.run(self._galleries.vectors, query.gallery, [*query.like, *query.unlike])
-            parts += [(1.0, liked[item_id]) for item_id in query.like]
-            parts += [(-1.0, liked[item_id]) for item_id in query.unlike]
-        sketches = [] if query.sketch is None else [query.sketch]
+            parts += [(1.0, layout.weighted(liked[item_id])) for item_id in query.like]
+            parts += [(-1.0, layout.weighted(liked[item_id])) for item_id in query.unlike]
+        sources = [source for source in (query.sketch, query.image) if source is not None]
         texts = [] if query.text is None else [query.text]
         with self._encoders.admitted(
             "retrieval",
-            views=len(sketches),
+            views=len(sources),
             texts=texts,
             timings=timings,
             timeout_s=timeout_s,
             is_reproducible=query.is_reproducible,
         ) as encoder:
-            images, vectors = await self._encoded(encoder, sketches, texts, budget, caption=query.caption)
-        # The weight balances sketch and text; one alone counts in full.
-        parts += [(1.0 - query.text_weight if texts else 1.0, image) for image in images]
-        parts += [(query.text_weight if sketches else 1.0, text) for text in vectors]
-        vector = _combined(parts)  # one query vector: the index is searched once
+            images, vectors = await self._encoded(encoder, sources, texts, budget, caption=query.caption)
+        # A sketch is compared with items as a text is; an image, which comes last, as two items are.
+        sketches = images if query.image is None else images[:-1]
+        seen = [*layout.spread("semantic", self._semantic(sketches)), *layout.weighted(images[len(sketches) :])]
+        # The weight balances images and text; one alone counts in full.
+        parts += [(1.0 - query.text_weight if texts else 1.0, image) for image in seen]
+        parts += [(query.text_weight if sources else 1.0, text) for text in layout.spread("semantic", vectors)]
+        vector = self._combined(parts)  # one query vector: the index is searched once
         with timings.phase("search"):
             seq, found = await self._database.run(
                 self._galleries.search, query.gallery, vector, k=query.k, min_score=query.min_score, where=query.where
@@ -125,7 +130,7 @@ class Retrieval:
         return EmbedAnswer(
             fingerprint=self._encoders.bundle.fingerprint,
             dimension=self._encoders.bundle.dimension,
-            images=images,
+            images=self._semantic(images),
             texts=vectors,
             timings_ms=encoder.timings.totals_ms(),
         )
@@ -139,19 +144,26 @@ class Retrieval:
         *,
         caption: str | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Global features of images, [B, D], and embeddings of strings, [T, D]; float32, unit length."""
-        images = vectors = np.empty((0, self._encoders.bundle.dimension), np.float32)
+        """Vectors of images as they are stored, [B, J], and embeddings of strings, [T, D]; float32."""
+        images = np.empty((0, len(self._layout.weights)), np.float32)
+        vectors = np.empty((0, self._encoders.bundle.dimension), np.float32)
         if sources:
             _, images = await encoder.encode_images(sources, budget, [caption] * len(sources))
         if texts:
             vectors = await encoder.pooled_texts(texts)
         return images, vectors
 
+    def _semantic(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[B, D] of [B, J]."""
+        return images[:, self._layout.slices["semantic"]]
 
-def _combined(parts: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:
-    """normalise(Σ weight · vector), [D] float32."""
-    total = np.sum([weight * vector for weight, vector in parts], axis=0)
-    norm = float(np.linalg.norm(total))
-    if norm < 1e-6:  # a direction made of rounding errors would return arbitrary items
-        raise Invalid("The parts of the query cancel each other out.")
-    return np.asarray(total / norm, np.float32)
+    def _combined(self, parts: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:
+        """normalise(Σ weight · vector), [J] float32.
+
+        Over the sum of its slices' lengths, so that a score is a mean of cosines, weighted by these lengths.
+        """
+        total = np.sum([weight * vector for weight, vector in parts], axis=0)
+        norm = sum(float(np.linalg.norm(total[part])) for part in self._layout.slices.values())
+        if norm < 1e-6:  # a direction made of rounding errors would return arbitrary items
+            raise Invalid("The parts of the query cancel each other out.")
+        return np.asarray(total / norm, np.float32)

@@ -199,7 +199,10 @@ def _info(manifest: Manifest, encoder: Encoder, digest: str, *, device: str, dty
         device=device,
         dtype=dtype,
         captioner="none" if manifest.components.captioner is None else "blip",
-        tasks={name: TaskProfile(**task.model_dump()) for name, task in manifest.tasks.items()},
+        tasks={
+            name: TaskProfile(**{**task.model_dump(), "features": manifest.compared(name)})
+            for name, task in manifest.tasks.items()
+        },
         manifest=manifest.model_dump(mode="json"),
         visual_dimension=encoder.visual_dimension,
         features=FEATURES,

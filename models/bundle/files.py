@@ -18,6 +18,7 @@ from models.bundle.manifest import (
     Manifest,
     PackageSource,
     PathSource,
+    TaskName,
 )
 from models.errors import BundleError, ChecksumError
 from models.transforms import PREPROCESSING_VERSION
@@ -235,10 +236,17 @@ def fingerprint(manifest: Manifest, *, numerics: str) -> str:
         "preprocessing": PREPROCESSING_VERSION,
         "noise_seed": manifest.noise_seed,
         "taps": sorted(manifest.taps),  # their order shapes nothing
-        "tasks": {name: task.model_dump(mode="json") for name, task in manifest.tasks.items()},
+        "tasks": {name: _described(manifest, name) for name in manifest.tasks},
         "components": parts,
         "numerics": numerics,
     }
     if manifest.training_free is not None:
         described["training_free"] = manifest.training_free.model_dump(mode="json")
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _described(manifest: Manifest, name: TaskName) -> dict[str, Any]:
+    described = manifest.tasks[name].model_dump(mode="json", exclude={"features"})
+    # Without their weights, which shape nothing that is stored; and as before where the vectors are.
+    stored = list(manifest.compared(name))
+    return described if stored == ["semantic"] else {**described, "features": stored}

@@ -14,6 +14,7 @@ LOCK = "bundle.lock.json"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TaskName = Literal["retrieval", "segmentation", "fewshot"]
+PooledFeature = Literal["semantic", "visual"]
 
 
 class _Model(BaseModel, extra="forbid", frozen=True):
@@ -214,11 +215,20 @@ class Components(_Model):
 
 
 class TaskConfig(_Model):
-    """How one task is served: resolution in px, diffusion time step, prompt templates with one `{}`."""
+    """How one task is served.
+
+    Attributes:
+        resolution: in px.
+        timestep: diffusion time step.
+        templates: prompts with one `{}`.
+        features: weights of the features by which images are compared with images: the similarity is the weighted mean
+            of their cosines. Sketches and texts are compared by `semantic` alone, masks by `dense`.
+    """
 
     resolution: int = Field(ge=32, le=2048, multiple_of=8)  # whole latents: VAEs reduce sides by up to 8
     timestep: int = Field(ge=0, le=999)
     templates: tuple[str, ...] = ("{}",)
+    features: dict[PooledFeature, Annotated[float, Field(gt=0, le=1000)]] = Field({"semantic": 1.0}, min_length=1)
 
 
 class Profile(_Model):
@@ -250,6 +260,8 @@ class Manifest(_Model):
         missing = set(get_args(TaskName)) - set(tasks)
         if missing:
             raise ValueError(f"no task {', '.join(sorted(missing))}")
+        if "visual" in tasks["segmentation"].features:
+            raise ValueError("`segmentation` compares cells of `dense`: it takes no `features`")
         return tasks
 
     @model_validator(mode="after")
@@ -264,3 +276,14 @@ class Manifest(_Model):
         if self.training_free is not None and parts.clip is None:
             raise ValueError("`training_free` needs the component `clip`")
         return self
+
+    def compared(self, task: TaskName) -> dict[PooledFeature, float]:
+        """Returns the features in a task's vectors, in order, with weights that sum to one.
+
+        Items hold `semantic` whatever images are compared by: sketches and texts find them by it.
+        """
+        weights = self.tasks[task].features
+        total = sum(weights.values())
+        held = {*weights, "semantic"} if task == "retrieval" else set(weights)
+        names = (name for name in get_args(PooledFeature) if name in held)
+        return {name: weights.get(name, 0.0) / total for name in names}

@@ -30,6 +30,7 @@ from models.bundle.manifest import (
     Manifest,
     Part,
     PathSource,
+    PooledFeature,
     TaskConfig,
     TextPart,
     TrainingFree,
@@ -62,6 +63,8 @@ def write_stable_diffusion(folder: Path, architecture: Architecture, *, name: st
     DDPMScheduler.from_config(SCHEDULER).save_pretrained(folder / "scheduler")
     clip, dimension = write_clip(folder / "clip", architecture.clip, architecture.clip_shape)
     side, mask_side, caption_side = architecture.resolutions
+    compared: dict[PooledFeature, float] = {"semantic": 0.5, "visual": 0.5} if has_heads else {"visual": 1.0}
+    of_whole_images = TaskConfig(resolution=side, timestep=200, templates=("a photo of a {}.",), features=compared)
     parts: dict[str, Any] = {
         "vae": vae,
         "unet": UnetPart(source=_source(folder / "unet")),
@@ -81,9 +84,9 @@ def write_stable_diffusion(folder: Path, architecture: Architecture, *, name: st
         noise_seed=0,
         taps=("mid", "up_0", "up_1", "up_2", "up_3") if has_heads else ("up_1", "up_2"),
         tasks={
-            "retrieval": TaskConfig(resolution=side, timestep=200, templates=("a photo of a {}.",)),
+            "retrieval": of_whole_images,
             "segmentation": TaskConfig(resolution=mask_side, timestep=10, templates=("a photo of a {}.",)),
-            "fewshot": TaskConfig(resolution=side, timestep=200, templates=("a photo of a {}.",)),
+            "fewshot": of_whole_images,
         },
         components=Components(**parts),
         training_free=None

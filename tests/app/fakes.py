@@ -42,7 +42,8 @@ class FakeEncoder:
         self.fail(batch)
         level = level_of(batch.pixels)
         pooled = torch.stack([level, *[torch.ones_like(level)] * (DIMENSION - 1)], dim=1)
-        dense = level[:, None, None, None].expand(-1, DIMENSION, 4, 4).contiguous()
+        side = 4 if batch.needs_dense else 0
+        dense = level[:, None, None, None].expand(-1, DIMENSION, side, side).contiguous()
         return ImageFeatures(pooled=pooled, visual=pooled, dense=dense)
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -69,8 +70,10 @@ class FakeClock:
         return self.now_s
 
 
-def make_view(level: float, *, side: int = SIDE, caption: str | None = None, timestep: int = 1) -> View:
+def make_view(
+    level: float, *, side: int = SIDE, caption: str | None = None, timestep: int = 1, needs_dense: bool = True
+) -> View:
     """A flat grey view whose key is its level, a multiple of 1/64 in [-1.9, 1.9], or NaN."""
     tone = 1 if math.isnan(level) else round(64 * level) + 128
     pixels = np.full((side, side, 3), tone, dtype=np.uint8)
-    return View(pixels=pixels, timestep=timestep, caption=caption, key=f"{level}")
+    return View(pixels=pixels, timestep=timestep, caption=caption, key=f"{level}", needs_dense=needs_dense)

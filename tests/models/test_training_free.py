@@ -1,5 +1,6 @@
 """A bundle of published parts without heads, of random weights: the three features, and masks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,23 @@ def test_a_small_image_needs_no_second_pass_of_clip(free: LoadedBundle, monkeypa
     monkeypatch.setattr(_network(free).clip, "patches", None)  # would be called
     dense = free.encoder.encode_images(_batch(side=64)).dense
     assert dense.shape == (2, 48, 4, 4)
+
+
+@pytest.mark.parametrize("is_recorded", [False, True], ids=["network", "graph"])
+def test_a_batch_without_dense_costs_neither_a_view_of_clip_nor_the_attention(
+    free: LoadedBundle, is_recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = free.encoder.encode_images(_batch())
+    network = _network(free)
+    assert network.attention is not None
+    monkeypatch.setattr(free.encoder, "_is_recorded", is_recorded)
+    monkeypatch.setattr(network.clip, "patches", None)  # would be called
+    monkeypatch.setattr(network.attention, "probabilities", None)
+    found = free.encoder.encode_images(replace(_batch(), needs_dense=False))
+    assert torch.allclose(found.pooled, whole.pooled, atol=1e-6)
+    assert torch.allclose(found.visual, whole.visual, atol=1e-6)
+    assert found.dense.shape == (2, 48, 0, 0)
+    assert not network.attention._stored, "queries and keys are released"
 
 
 @pytest.mark.parametrize("tap", ["mid", "up_1", "up_2", "up_3"])

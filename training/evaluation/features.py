@@ -128,15 +128,22 @@ def _digest(text: str) -> str:
 
 
 def trained(loaded: LoadedBundle, cache: EvaluationCache, task: str, heads: str) -> Contender:
-    """A bundle with its heads (`zero-shot` or `release`), as served at the task's time step."""
+    """A bundle with its heads (`zero-shot` or `release`), as served at the task's time step.
+
+    Of `fewshot` with the features that compare images; sketches and images of `retrieval` have `semantic` in common.
+    """
     profile = loaded.info.tasks[task]
     timestep = profile.timestep
+    layout = loaded.info.layout(task) if task == "fewshot" else None
 
     def embed(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         views = torch.from_numpy(np.stack([to_unit(image) for image in pixels]))
-        return loaded.encoder.encode_images(plain_batch(views, timestep)).pooled.numpy()
+        found = loaded.encoder.encode_images(plain_batch(views, timestep))
+        semantic, visual = found.pooled.numpy(), found.visual.numpy()
+        return semantic if layout is None else layout.unit(layout.joined(semantic=semantic, visual=visual))
 
-    cached = _cached(cache, f"{loaded.info.fingerprint} at {timestep}", embed)
+    by = "" if layout is None or list(profile.features) == ["semantic"] else f" by {sorted(profile.features.items())}"
+    cached = _cached(cache, f"{loaded.info.fingerprint} at {timestep}{by}", embed)
     return Contender(name=f"{loaded.info.name} ({heads} heads)", embed=cached, side=profile.resolution)
 
 

@@ -27,8 +27,10 @@ from app.stores.records.items import Item
 from app.tasks.features import Source
 from app.tasks.items import ItemRequest, Outcome
 from app.tasks.webdataset import TAR, webdataset
+from models.types import VectorLayout
 
 router = APIRouter(tags=["items"], route_class=IdempotentRoute, dependencies=MIN_SEQ)
+_EXPORTED = {"semantic": "vector", "visual": "visual_vector"}
 _STORED = schemas.ItemReport.model_fields.keys() - {"fingerprint", "image_url"}
 NDJSON = "application/x-ndjson"
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7396
@@ -162,6 +164,8 @@ async def delete_items(
 async def export_items(tasks: TasksDep, name: GalleryPath, query: Annotated[schemas.ExportQuery, Query()]) -> Response:
     """One JSON object a line with id, metadata, caption, image_url and vector: a snapshot at the `seq` of `X-Seq`.
 
+    `vector` is the one that sketches and texts are compared with; `visual_vector` comes beside it if images
+    are compared by another.
     `format=webdataset` is a tar: of each item its image, `.json` metadata, `.id`, and `.txt` caption if it has one.
     `vermouth gallery import` reads both.
     """
@@ -169,7 +173,7 @@ async def export_items(tasks: TasksDep, name: GalleryPath, query: Annotated[sche
         seq, images = await tasks.items.export_images(name)
         headers = {"X-Seq": str(seq), "Content-Disposition": f'attachment; filename="{name}.tar"'}
         return StreamingResponse(webdataset(images), media_type=TAR, headers=headers)
-    seq, lines = await tasks.items.export(name, partial(_lines, name))
+    seq, lines = await tasks.items.export(name, partial(_lines, name, tasks.items.layout))
     return StreamingResponse(lines, media_type=NDJSON, headers={"X-Seq": str(seq)})
 
 
@@ -262,14 +266,14 @@ def _outcome(outcome: Outcome, request: Request) -> schemas.ItemOutcome:
     return schemas.ItemOutcome.model_validate({"id": outcome.id, "status": outcome.status, "problem": problem})
 
 
-def _lines(gallery: str, part: Sequence[Exported]) -> bytes:
+def _lines(gallery: str, layout: VectorLayout, part: Sequence[Exported]) -> bytes:
     rows = (
         {
             "id": one.id,
             "metadata": dict(one.metadata),
             "caption": one.caption,
             "image_url": f"/galleries/{gallery}/items/{one.id}/image",
-            "vector": one.vector.tolist(),
+            **{_EXPORTED[name]: one.vector[at].tolist() for name, at in layout.slices.items()},
         }
         for one in part
     )

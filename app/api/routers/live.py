@@ -163,7 +163,7 @@ class _Session:
 
     async def _results(self, wire: LiveQuery) -> dict[str, Any]:
         options = RetrieveOptions(text=wire.text, gallery=wire.gallery, k=wire.k, filter=wire.filter)
-        query, budget = query_of(options, wire.source, self._platform.limits), new_budget(self._platform.limits)
+        query, budget = query_of(options, self._platform.limits, sketch=wire.source), new_budget(self._platform.limits)
         try:
             async with asyncio.timeout(self._platform.deadline_s):
                 answer = await self._tasks.retrieval.retrieve(query, budget, timeout_s=self._platform.deadline_s)

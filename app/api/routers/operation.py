@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 from starlette.responses import HTMLResponse, JSONResponse
 
 from app.api.auth import Scope, ScopedRoute, requires
@@ -30,6 +30,13 @@ class Health(BaseModel):
     status: Phase
 
 
+class Readiness(Health):
+    """The phase, and what the loaded bundle offers: `training_free` features come from frozen models alone."""
+
+    features: tuple[str, ...] = ()
+    training_free: bool = False
+
+
 class Version(BaseModel):
     """The release of the service, and of the libraries that affect its results."""
 
@@ -39,19 +46,27 @@ class Version(BaseModel):
 
 
 class TaskView(BaseModel):
-    """The settings of the bundle for one task."""
+    """The settings of the bundle for one task; `features` are those by which it compares images, with weights."""
 
     resolution: int
     timestep: int
     templates: tuple[str, ...]
+    features: Mapping[str, float]
 
 
 class BundleView(BaseModel):
-    """The loaded bundle; `manifest` is the content of its `bundle.json`."""
+    """The loaded bundle; `manifest` is the content of its `bundle.json`.
+
+    `dimension` is that of the features `semantic` and `dense`, `visual_dimension` that of `visual`; `training_free`
+    features come from frozen models alone.
+    """
 
     name: str
     fingerprint: str
+    features: tuple[str, ...]
+    training_free: bool = Field(validation_alias="is_training_free")
     dimension: int
+    visual_dimension: int
     device: str
     dtype: str
     captioner: str
@@ -106,20 +121,23 @@ async def startupz(platform: PlatformDep) -> Health:
 @health.get("/healthz", include_in_schema=False)
 @health.get("/health", include_in_schema=False)
 @requires(Scope.OPEN)
-async def readyz(platform: PlatformDep, response: Response) -> Health:
+async def readyz(platform: PlatformDep, response: Response) -> Readiness:
     """200 while the service accepts requests: warmed up, indexes current, the database reachable, not draining.
 
     Overload is not unready.
     """
     if platform.lifecycle.phase is not Phase.READY:
         raise _not_ready(platform)
-    if platform.services is not None and not platform.services.is_current():
-        raise EngineUnavailable("The indexes do not follow the change log.", retry_after_s=LOAD_RETRY_AFTER_S)
-    is_reachable = None if platform.services is None else platform.services.is_reachable
-    if is_reachable is not None and not await is_reachable():
-        raise EngineUnavailable("The database does not answer.", retry_after_s=LOAD_RETRY_AFTER_S)
     response.headers["Cache-Control"] = "no-store"  # a cached "ready" would hide a drain
-    return Health(status=Phase.READY)
+    services = platform.services
+    if services is None:
+        return Readiness(status=Phase.READY)
+    if not services.is_current():
+        raise EngineUnavailable("The indexes do not follow the change log.", retry_after_s=LOAD_RETRY_AFTER_S)
+    if services.is_reachable is not None and not await services.is_reachable():
+        raise EngineUnavailable("The database does not answer.", retry_after_s=LOAD_RETRY_AFTER_S)
+    bundle = services.bundle
+    return Readiness(status=Phase.READY, features=bundle.features, training_free=bundle.is_training_free)
 
 
 @router.get("/version")

@@ -22,7 +22,7 @@ EmbedInput = tuple[list[Source], schemas.EmbedRequest]
 
 async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
     """The search, of a JSON body or a form."""
-    return await read_body(request, schemas.RetrieveRequest, _query, limits, files={"sketch"})
+    return await read_body(request, schemas.RetrieveRequest, _query, limits, files={"sketch", "image"})
 
 
 async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
@@ -33,8 +33,10 @@ async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
 @router.post(
     "/retrieve",
     response_model=schemas.RetrieveResponse,
-    summary="Search a gallery by sketch, text and liked items",
-    openapi_extra=request_body(json=schemas.RetrieveRequest, form=schemas.RetrieveOptions, files={"sketch": False}),
+    summary="Search a gallery by sketch, image, text and liked items",
+    openapi_extra=request_body(
+        json=schemas.RetrieveRequest, form=schemas.RetrieveOptions, files={"sketch": False, "image": False}
+    ),
 )
 @requires(Scope.READ)
 async def retrieve(call: CallDep, query: Annotated[RetrieveQuery, Depends(read_query)]) -> Response:
@@ -52,7 +54,7 @@ async def retrieve(call: CallDep, query: Annotated[RetrieveQuery, Depends(read_q
 )
 @requires(Scope.READ)
 async def embed(call: CallDep, inputs: Annotated[EmbedInput, Depends(read_embed)]) -> Response:
-    """Unit vectors in the space that `/retrieve` searches."""
+    """Unit vectors in the space that `/retrieve` searches by sketch and text."""
     sources, wire = inputs
     answer = await call.tasks.retrieval.embed(
         sources, wire.texts, call.budget, timeout_s=call.timeout_s, is_reproducible=wire.reproducible
@@ -71,16 +73,19 @@ async def embed(call: CallDep, inputs: Annotated[EmbedInput, Depends(read_embed)
     return await json_response(call.request, len(sources) + len(wire.texts), build)
 
 
-def query_of(wire: schemas.RetrieveOptions, sketch: Source | None, limits: Limits) -> RetrieveQuery:
-    """The search that options and a sketch describe. Raises Invalid."""
+def query_of(
+    wire: schemas.RetrieveOptions, limits: Limits, *, sketch: Source | None = None, image: Source | None = None
+) -> RetrieveQuery:
+    """The search that options, a sketch and an image describe. Raises Invalid."""
     like = wire.like or schemas.LikeInput()
-    if sketch is None and wire.text is None and not (like.positive or like.negative):
-        raise Invalid("Send at least one of sketch, text and like.")
+    if sketch is None and image is None and wire.text is None and not (like.positive or like.negative):
+        raise Invalid("Send at least one of sketch, image, text and like.")
     # The setting bounds k, so that raising it needs no change of a schema.
     if wire.k > limits.max_k:
         raise out_of_bounds("k", f"k is at most {limits.max_k}.")
     return RetrieveQuery(
         sketch=sketch,
+        image=image,
         text=wire.text,
         text_weight=wire.text_weight,
         gallery=wire.gallery,
@@ -95,10 +100,11 @@ def query_of(wire: schemas.RetrieveOptions, sketch: Source | None, limits: Limit
 
 
 def _query(body: schemas.RetrieveRequest | Form, limits: Limits) -> RetrieveQuery:
-    if not isinstance(body, Form):
-        return query_of(body, None if body.sketch is None else body.sketch.source, limits)
-    options = schemas.RetrieveOptions.model_validate(body.fields(json=["like", "filter"]), context=limits)
-    return query_of(options, body.one_image("sketch"), limits)
+    if isinstance(body, Form):
+        options = schemas.RetrieveOptions.model_validate(body.fields(json=["like", "filter"]), context=limits)
+        return query_of(options, limits, sketch=body.one_image("sketch"), image=body.one_image("image"))
+    sketch, image = (None if one is None else one.source for one in (body.sketch, body.image))
+    return query_of(body, limits, sketch=sketch, image=image)
 
 
 def _embed(body: schemas.EmbedRequest | Form, limits: Limits) -> EmbedInput:

@@ -35,10 +35,10 @@ class LikeInput(Input):
 
 
 class RetrieveOptions(Input):
-    """Everything but the sketch: the text fields of the multipart form."""
+    """Everything but sketch and image: the text fields of the multipart form."""
 
     text: Text | None = None
-    text_weight: Annotated[float, Field(ge=0, le=1)] = 0.5  # 0: sketch only, 1: text only
+    text_weight: Annotated[float, Field(ge=0, le=1)] = 0.5  # 0: sketch and image only, 1: text only
     like: LikeInput | None = None
     filter: FilterInput | None = None
     gallery: GalleryName = "default"
@@ -49,15 +49,16 @@ class RetrieveOptions(Input):
 
 
 class RetrieveRequest(RetrieveOptions):
-    """A search by sketch, text, liked items, or any combination of them."""
+    """A search by sketch, image, text, liked items, or any combination of them."""
 
     model_config = examples({"sketch": HOUSE, "k": 5}, {"text": "a fish", "filter": {"kind": "icon"}})
 
-    sketch: ImageInput | None = None
+    sketch: ImageInput | None = None  # finds what it shows
+    image: ImageInput | None = None  # finds what looks like it, as `like` does with an item
 
 
 class RetrieveResult(Wire):
-    """One found item; `score` is the cosine similarity."""
+    """One found item; `score` is the cosine similarity, or a weighted mean of those of several features."""
 
     id: str
     score: float
@@ -88,7 +89,7 @@ class EmbedRequest(Input):
 
 
 class EmbedResponse(Wire):
-    """Unit vectors in the space that `/retrieve` searches, in the request's order."""
+    """Unit vectors in the space that `/retrieve` searches by sketch and text, in the request's order."""
 
     fingerprint: str
     dimension: int

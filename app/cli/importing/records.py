@@ -25,7 +25,9 @@ from app.cli.importing.files import (
 
 _READ = frozenset({"id", "metadata", "caption", "image", "path", "image_url"})
 # Of an item as the service exports or lists it; a new gallery gives it new ones.
-_DERIVED = frozenset({"vector", "sha256", "media_type", "width", "height", "created_at", "seq", "fingerprint"})
+_DERIVED = frozenset(
+    {"vector", "visual_vector", "sha256", "media_type", "width", "height", "created_at", "seq", "fingerprint"}
+)
 _IMAGE_PATH = re.compile(r"/galleries/[a-z0-9][a-z0-9_-]*/items/[A-Za-z0-9][A-Za-z0-9._:-]*/image(?=\?|$)")
 _MAX_LINE_BYTES = 2 * MAX_FILE_BYTES  # an image in base64, and its metadata
 

@@ -37,11 +37,14 @@ class IndexOptions:
         kind: None chooses by size: exact up to `flat_rows`, an HNSW graph above.
         flat_rows: most vectors that are searched exactly.
         storage: how a graph stores vectors; other than fp32, the best candidates are scored again from SQL.
+        query_weights: [K, D] float32, the numbers that each kind of query weighs: a graph's recall is measured with all
+            kinds; None where queries are like vectors.
     """
 
     kind: Kind | None = None
     flat_rows: int = 50_000
     storage: Storage = "fp32"
+    query_weights: Vectors | None = None
 
     def kind_for(self, rows: int) -> Kind:
         """Return the kind of a base of `rows` vectors."""
@@ -99,7 +102,7 @@ class Base:
         """Return rows and scores of the k best, unordered; an exact search adds all ties of the last.
 
         Args:
-            query: [D] float32, unit length.
+            query: [D] float32.
             k: how many are wanted.
             alive: [n] bool, the rows to choose from; None for all.
             tie: scores closer than this are ties.
@@ -122,11 +125,12 @@ class Base:
                 return rows, scores
         return self._scan(query, np.arange(len(self.ids)) if alive is None else np.flatnonzero(alive))
 
-    def extended(self, vectors: Vectors, ids: Ids) -> "Base":
+    def extended(self, vectors: Vectors, ids: Ids, query_weights: Vectors | None = None) -> "Base":
         """Return a copy of a graph with more rows; `ids` are greater than those it holds."""
         index = faiss.clone_index(self.index)  # searches go on in the old one
         index.add(np.ascontiguousarray(vectors, np.float32))
-        return _tuned(replace(self, index=index, ids=np.concatenate([self.ids, ids]), on_device=None))
+        grown = replace(self, index=index, ids=np.concatenate([self.ids, ids]), on_device=None)
+        return _tuned(grown, query_weights)
 
     def _search_flat(self, query: Vectors, k: int, tie: float) -> tuple[Ids, Vectors]:
         wanted = k + 16
@@ -167,7 +171,7 @@ class Base:
 
 
 def build_base(vectors: Vectors, ids: Ids, options: IndexOptions) -> Base:
-    """Build a base over [N, D] unit vectors under ascending ids; a graph's search width is tuned against a scan."""
+    """Build a base over [N, D] vectors under ascending ids; a graph's search width is tuned against a scan."""
     vectors = np.ascontiguousarray(vectors, np.float32)
     if options.kind_for(len(ids)) == "flat":
         index = faiss.IndexFlatIP(vectors.shape[1])
@@ -175,7 +179,7 @@ def build_base(vectors: Vectors, ids: Ids, options: IndexOptions) -> Base:
         return Base(index=index, ids=ids, kind="flat", storage="fp32", on_device=copy_to_device(index))
     index = _empty_graph(vectors, options.storage)
     index.add(vectors)
-    return _tuned(Base(index=index, ids=ids, kind="hnsw", storage=options.storage))
+    return _tuned(Base(index=index, ids=ids, kind="hnsw", storage=options.storage), options.query_weights)
 
 
 def copy_to_device(index: faiss.Index) -> DeviceIndex | None:
@@ -216,15 +220,21 @@ def _unfiltered_parameters(width: int) -> faiss.SearchParameters:
     return faiss.SearchParametersHNSW(efSearch=width)
 
 
-def _tuned(base: Base) -> Base:
+def _tuned(base: Base, query_weights: Vectors | None) -> Base:
     """Return the graph with the least width that reaches the target recall, and the recall it has then.
 
     Queries are stored vectors with noise added: a sketch or text is farther from every image than images are from
-    each other, so stored vectors alone would overstate the recall.
+    each other, so stored vectors alone would overstate the recall. Kinds of queries take turns.
     """
     generator = np.random.default_rng(1)  # two replicas tune alike
     queries = base.vectors(generator.integers(len(base.ids), size=RECALL_QUERIES))
     noise = generator.standard_normal(queries.shape, dtype=np.float32)
+    if query_weights is not None:
+        weights = np.resize(query_weights, queries.shape)  # repeats the rows
+        queries, noise = queries * weights, noise * weights
+        for part in (queries, noise):
+            part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+        noise *= base.dimension**0.5
     queries = queries + NOISE * noise / base.dimension**0.5
     queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
     k = min(10, len(base.ids))

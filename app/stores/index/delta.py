@@ -23,7 +23,7 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One vector to add or to remove: `vector` [D] float32, unit length; `mark` from `mark_of`.
+    """One vector to add or to remove: `vector` [D] float32; `mark` from `mark_of`.
 
     The vector of one to remove is not read.
     """
@@ -85,7 +85,7 @@ class Snapshot:
 
 
 class VectorIndex:
-    """Inner-product search over unit vectors [D]; `options` chooses the kind of base by size."""
+    """Inner-product search over vectors [D]; `options` chooses the kind of base by size."""
 
     def __init__(self, dimension: int, options: IndexOptions | None = None) -> None:
         self._options = options or IndexOptions()
@@ -97,7 +97,7 @@ class VectorIndex:
         return self.snapshot.live
 
     def load(self, vectors: NDArray[np.float32], ids: Ids, digest: int) -> None:
-        """Replace everything by [N, D] unit vectors under ascending ids; the index is exact until the next merge."""
+        """Replace everything by [N, D] vectors under ascending ids; the index is exact until the next merge."""
         self.snapshot = _fresh(build_base(vectors, ids, replace(self._options, kind="flat")), digest)
 
     def apply(self, added: Sequence[Entry], removed: Sequence[Entry]) -> None:
@@ -135,13 +135,13 @@ class VectorIndex:
         """Return candidates for the k nearest, unordered: the best k and, where the search is exact, all ties.
 
         Args:
-            query: [D] float32, unit length.
+            query: [D] float32.
             k: how many are wanted.
             allowed: ascending ids to choose from; None for all.
             snapshot: the state to search; None for the present one.
 
         Returns:
-            Ids and cosine similarities, at least min(k, live allowed); `LOSSY_FACTOR` times as many from a base with
+            Ids and inner products, at least min(k, live allowed); `LOSSY_FACTOR` times as many from a base with
             lossy storage, to be scored again.
         """
         snapshot = snapshot or self.snapshot
@@ -173,7 +173,7 @@ class VectorIndex:
         is_mostly_alive = before.base_dead_count <= len(before.base.ids) // 10
         if kind == before.base.kind == "hnsw" and is_mostly_alive:
             rows = np.flatnonzero(~before.delta_dead)
-            return before.base.extended(before.delta[rows], before.delta_ids[rows])
+            return before.base.extended(before.delta[rows], before.delta_ids[rows], self._options.query_weights)
         vectors, ids = before.live_vectors()
         base = build_base(vectors, ids, replace(self._options, kind=kind))
         # Vectors that a lossy base returned stay approximate, whatever stores them now: keep scoring them again.

@@ -20,7 +20,7 @@ _Row = sa.Row[*tuple[object, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """One stored example; `vector` is [D] float32, unit length, empty if another bundle made it or it is damaged."""
+    """One stored example; `vector` is [J] float32, empty if another bundle made it or it is damaged."""
 
     id: str
     sha256: str

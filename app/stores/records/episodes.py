@@ -37,7 +37,7 @@ _ROW_BYTES = 1024  # a cached example besides its vector
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewSupport:
-    """One labelled example to store; `vector` is [D] float32, unit length."""
+    """One labelled example to store; `vector` is [J] float32, unit slices."""
 
     data: bytes
     media_type: str

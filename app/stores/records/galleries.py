@@ -35,7 +35,7 @@ class Gallery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """One search result: the item's row and external id, its cosine similarity and its metadata."""
+    """One search result: the item's row and external id, its similarity and its metadata."""
 
     item_id: int
     external_id: str
@@ -143,8 +143,8 @@ class Galleries:
         """Return the k nearest items, best first, equal scores by id.
 
         Args:
-            query: [D] float32, unit length.
-            min_score: least cosine similarity of a result.
+            query: [D] float32, of weighted slices whose lengths sum to one (`VectorLayout`).
+            min_score: least score of a result.
             where: only items whose metadata passes.
 
         Returns:

@@ -44,7 +44,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewItem:
-    """An item to write: the image's bytes, and `vector` [D] float32, unit length."""
+    """An item to write: the image's bytes, and `vector` [D] float32, unit slices (`VectorLayout`)."""
 
     id: str
     data: bytes

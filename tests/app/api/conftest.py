@@ -1,7 +1,7 @@
 """The whole app in process over the real engine and stores; only the networks are a fake."""
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,16 +74,20 @@ def bundle_info() -> BundleInfo:
         captioner="none",
         tasks={"retrieval": profile, "segmentation": profile, "fewshot": profile},
         manifest={},
+        visual_dimension=D,
     )
 
 
-def build_services(settings: Settings, platform: Platform, *, fingerprint: str = "f" * 64) -> Services:
+def build_services(
+    settings: Settings, platform: Platform, *, fingerprint: str = "f" * 64, features: Mapping[str, float] | None = None
+) -> Services:
+    """Services whose images are compared by `features`, by default by `semantic` alone."""
+    info = replace(bundle_info(), fingerprint=fingerprint)
+    if features is not None:
+        profile = replace(info.tasks["retrieval"], features=features)
+        info = replace(info, tasks={**info.tasks, "retrieval": profile, "fewshot": profile})
     return assemble_services(
-        settings,
-        platform,
-        encoder=FakeEncoder(fingerprint),
-        bundle=replace(bundle_info(), fingerprint=fingerprint),
-        segmentation_head=FakeSegmentationHead(),
+        settings, platform, encoder=FakeEncoder(fingerprint), bundle=info, segmentation_head=FakeSegmentationHead()
     )
 
 

@@ -163,7 +163,7 @@ def features_of(entry: Entry) -> Features:
     """An output that shows whose it is."""
     values = {Kind.IMAGES: 1.0, Kind.TEXTS: 2.0}[entry.key.group.kind]
     pooled = np.array([values, float(entry.key.identity.strip("vt")), float(len(entry.key.group.shape))], np.float32)
-    return Features(pooled=pooled, dense=np.zeros((3, 0, 0), np.float32))
+    return Features(pooled=pooled, visual=pooled[:0], dense=np.zeros((3, 0, 0), np.float32))
 
 
 def counted(passes: list[Pass]) -> Mapping[str, int]:

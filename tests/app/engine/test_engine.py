@@ -13,7 +13,7 @@ from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Que
 from app.runtime.lru import ByteLru
 from app.runtime.telemetry import Telemetry
 from models.types import ImageBatch
-from tests.app.fakes import FakeClock, FakeEncoder, level_of, make_view
+from tests.app.fakes import DIMENSION, FakeClock, FakeEncoder, level_of, make_view
 
 pytestmark = pytest.mark.anyio
 
@@ -353,3 +353,37 @@ async def test_memory_is_exported() -> None:
     telemetry = Telemetry()
     DeviceExecutor(FakeEncoder()).export_memory(telemetry.device_memory)
     assert b'vermouth_device_memory_bytes{kind="resident"}' in telemetry.exposition()
+
+
+async def test_a_view_without_dense_is_answered_by_a_whole_one_and_never_the_other_way() -> None:
+    encoder = FakeEncoder()
+    async with running(encoder) as engine:
+        (small,) = await engine.encode_views([make_view(0.25, needs_dense=False)])
+        assert small.dense.shape == (DIMENSION, 0, 0)
+        (whole,) = await engine.encode_views([make_view(0.25)])
+        assert whole.dense.shape == (DIMENSION, 4, 4)
+        assert encoder.batches == [1, 1]
+        (again,) = await engine.encode_views([make_view(0.25, needs_dense=False)])
+        assert again.dense is whole.dense
+        assert encoder.batches == [1, 1]
+        async with busy(encoder, engine):
+            waiting = [
+                asyncio.create_task(engine.encode_views([make_view(0.5, needs_dense=needs_dense)]))
+                for needs_dense in (True, False)
+            ]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert all(len(found) == 1 for found in await asyncio.gather(*waiting))
+        assert sum(encoder.batches) == 4, "the one of the block, and one for both"
+
+
+async def test_views_with_and_without_dense_share_no_pass() -> None:
+    encoder = FakeEncoder()
+    async with running(encoder) as engine:
+        async with busy(encoder, engine):
+            views = [make_view(level / 8, needs_dense=level % 2 == 0) for level in range(4)]
+            waiting = asyncio.create_task(engine.encode_views(views))
+            await asyncio.sleep(0)
+        found = await waiting
+        assert [one.dense.shape[1] for one in found] == [4, 0, 4, 0]
+        assert encoder.batches == [1, 2, 2]

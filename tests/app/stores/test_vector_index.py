@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from app.stores.index import base as index_base
-from app.stores.index.base import DeviceIndex, IndexOptions, Kind, Storage
-from app.stores.index.delta import MERGE_AT, Entry, VectorIndex, mark_of
+from app.stores.index.base import DeviceIndex, IndexOptions, Kind, Storage, build_base
+from app.stores.index.delta import MERGE_AT, TIE, Entry, VectorIndex, mark_of
 from app.stores.sql.checksums import checksum_of
 
 D = 16
@@ -103,6 +103,36 @@ def test_the_reported_recall_is_reached_by_queries_far_from_every_vector() -> No
     queries = [entry.vector for entry in entries(generator, 9000, 50)]
     found = [len(brute_force(live, query, 10) & set(index.search(query, 10)[0].tolist())) / 10 for query in queries]
     assert np.mean(found) >= 0.98
+
+
+def clustered(generator: np.random.Generator, count: int, length: int, clusters: int) -> NDArray[np.float32]:
+    centres, own = (generator.standard_normal((rows, length)) for rows in (clusters, count))
+    centres, own = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (centres, own))
+    rows = centres[generator.integers(clusters, size=count)] + 0.8 * own
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+def test_a_graph_over_two_features_is_tuned_for_queries_by_each_of_them() -> None:
+    """It joins vectors by the sum of both: tuned for such queries alone, it found 92 % of a sketch's neighbours."""
+    generator = np.random.default_rng(8)
+    vectors = np.concatenate([clustered(generator, 8000, 64, 150), clustered(generator, 8000, 128, 200)], axis=1)
+    kinds = np.zeros((2, 192), np.float32)
+    kinds[0, :64] = kinds[1, 64:] = 1
+    bases = [
+        build_base(vectors, np.arange(8000), IndexOptions(kind="hnsw", query_weights=weights))
+        for weights in (None, kinds)
+    ]
+    assert bases[1].width > bases[0].width
+    noise = generator.standard_normal((50, 192)).astype(np.float32)
+    for kind in kinds:
+        queries = vectors[:50] * kind + 2 * (noise * kind) / np.linalg.norm(noise * kind, axis=1, keepdims=True)
+        found = [
+            len(np.intersect1d(np.argsort(-(vectors @ query))[:10], bases[1].search(query, 10, None, TIE)[0])) / 10
+            for query in queries
+        ]
+        assert np.mean(found) >= 0.97
+    grown = bases[1].extended(vectors[:100], np.arange(8000, 8100), kinds)
+    assert grown.width > bases[0].width
 
 
 def test_a_gpu_answers_as_the_cpu_does_deletions_included(monkeypatch: pytest.MonkeyPatch) -> None:

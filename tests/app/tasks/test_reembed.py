@@ -1,7 +1,7 @@
 """A change of bundle over real stores: beside the old, switched at once, and back."""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from app.stores.maintenance.reembed import roll_back
 from app.stores.records.jobs import JobState
 from app.stores.sql.tables import class_set_vectors, item_vectors, support_vectors
 from app.stores.sql.tables import items as item_rows
+from tests.app.api.conftest import D as IMAGE_DIMENSION
 from tests.app.api.conftest import build_services
 from tests.app.api.images import BAR, CROSS, SQUARE, base64_image, png
 from tests.app.fakes import DIMENSION
@@ -34,14 +35,16 @@ INACTIVE = [409, 409, 200, 409]
 
 
 @asynccontextmanager
-async def serving(folder: Path, fingerprint: str, url: str | None) -> AsyncIterator[tuple[httpx.AsyncClient, Tasks]]:
-    """The app with a bundle of that fingerprint over the state."""
+async def serving(
+    folder: Path, fingerprint: str, url: str | None, features: Mapping[str, float] | None = None
+) -> AsyncIterator[tuple[httpx.AsyncClient, Tasks]]:
+    """The app with a bundle of that fingerprint, which compares images by these features, over the state."""
     settings = Settings(
         data_dir=folder / fingerprint if url else folder / "data",
         database_url=None if url is None else SecretStr(url),
         blob_url=str(folder / "blobs"),
     )
-    app: FastAPI = create_app(settings, partial(build_services, fingerprint=fingerprint))
+    app: FastAPI = create_app(settings, partial(build_services, fingerprint=fingerprint, features=features))
     async with app.router.lifespan_context(app):
         await app.state.supervisor.settled()
         services = app.state.platform.services
@@ -92,6 +95,37 @@ async def test_over_to_another_bundle_and_back(tmp_path: Path) -> None:
     async with serving(tmp_path, OLD, None) as (client, tasks):
         assert await statuses(client, episode) == [200, 200, 200, 201]
         assert tasks.stores.indexes.true_digests()["default"] == tasks.stores.indexes.state("default").digest
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_over_to_vectors_of_two_features_and_back(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """A store that was written before images had a feature of their own: another fingerprint, other lengths."""
+    url = request.getfixturevalue("postgres").new_database() if kind == "postgresql" else None
+    both = {"semantic": 0.5, "visual": 0.5}
+    async with serving(tmp_path, OLD, url) as (client, _):
+        episode = await fill(client)
+        before = (await client.post("/retrieve", json={"image": SQUARE})).json()["results"]
+    async with serving(tmp_path, NEW, url, both) as (client, tasks):
+        assert await statuses(client, episode) == [409] * 4
+        await tasks.reembed.run()
+        tasks.stores.indexes.catch_up()
+        vector = tasks.stores.galleries.vectors("default", ["i1"])["i1"]
+        assert len(vector) == 2 * IMAGE_DIMENSION
+        after = (await client.post("/retrieve", json={"image": SQUARE})).json()["results"]
+        assert [one["id"] for one in after] == [one["id"] for one in before]
+        assert [one["score"] for one in after] == pytest.approx([one["score"] for one in before], abs=1e-3)
+        assert roll_back(tasks.stores.database) == OLD
+        tasks.stores.indexes.catch_up()
+        assert await statuses(client, episode) == INACTIVE
+    async with serving(tmp_path, OLD, url) as (client, tasks):
+        assert await statuses(client, episode) == [200, 200, 200, 200]
+        stores = tasks.stores
+        assert stores.indexes.true_digests()["default"] == stores.indexes.state("default").digest
+        assert Maintenance(stores.database, stores.blobs, IndexSnapshots(tmp_path / "x")).check(deep=True) == []
+    if url is not None:
+        request.getfixturevalue("postgres").drop(url)
 
 
 async def test_beside_a_replica_that_serves_the_old_one_and_writes(tmp_path: Path, postgres: PostgresServer) -> None:

@@ -13,6 +13,7 @@ from models.bundle.build import LoadedBundle, load_bundle
 from models.bundle.files import fingerprint, read_manifest, sha256
 from models.errors import BundleError, ChecksumError, TensorMismatchError
 
+WEIGHTS = Path(__file__).parents[3] / "weights"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 UHEAD = "heads/uhead.safetensors"
@@ -132,6 +133,14 @@ def _unknown_tap(fields: Fields) -> None:
         pytest.param(lambda f: f.update(schema_version=2), "schema_version", id="newer schema"),
         pytest.param(lambda f: f.update(typo=1), "typo", id="unknown field"),
         pytest.param(lambda f: f["tasks"].pop("fewshot"), "no task fewshot", id="task missing"),
+        pytest.param(lambda f: f["tasks"]["fewshot"].update(features={"dense": 1}), "features", id="no such feature"),
+        pytest.param(lambda f: f["tasks"]["fewshot"].update(features={"visual": 0}), "features", id="weight zero"),
+        pytest.param(lambda f: f["tasks"]["fewshot"].update(features={}), "features", id="no feature"),
+        pytest.param(
+            lambda f: f["tasks"]["segmentation"].update(features={"visual": 1}),
+            "takes no `features`",
+            id="masks by visual",
+        ),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(tiny_copy: Path, edit: Callable[[Fields], None], message: str) -> None:
@@ -176,6 +185,8 @@ def test_an_unknown_device_or_precision_is_refused(tiny_bundle: Path, device: st
         pytest.param(lambda f: f["tasks"]["retrieval"].update(timestep=51), id="time step"),
         pytest.param(lambda f: f["tasks"]["retrieval"].update(resolution=136), id="resolution"),
         pytest.param(lambda f: f["components"]["text"].update(max_length=15), id="conditioning"),
+        pytest.param(lambda f: f["tasks"]["retrieval"].update(features={"visual": 1}), id="what items hold"),
+        pytest.param(lambda f: f["tasks"]["fewshot"].update(features={"visual": 1}), id="what examples hold"),
         pytest.param(lambda f: f["components"]["expert"].update(levels=[0, 1, 2, 3]), id="expert levels"),
         pytest.param(
             lambda f: f["components"]["unet"]["source"]["files"].update({"config.json": "0" * 64}), id="weights"
@@ -200,6 +211,21 @@ def test_names_licences_and_metrics_leave_the_fingerprint_alone(tiny_copy: Path,
     assert (
         fingerprint(manifest.model_copy(update={"taps": manifest.taps[:2]}), numerics="fp32") != tiny.info.fingerprint
     )
+
+
+def test_the_fingerprint_of_the_shipped_bundle_is_that_of_earlier_releases() -> None:
+    """Another one would refuse every store that was written with it."""
+    stored = "fa64537b46f13cdc77c57f5044dababe330d62bff93b3565e7009c5643390761"
+    assert fingerprint(read_manifest(WEIGHTS / "mini"), numerics="fp32") == stored
+
+
+@pytest.mark.parametrize("features", [{"visual": 1}, {"semantic": 9, "visual": 1}], ids=["visual", "both"])
+def test_weights_of_features_leave_the_fingerprint_alone(tiny_copy: Path, features: dict[str, float]) -> None:
+    def digest(wanted: dict[str, float]) -> str:
+        _edit_manifest(tiny_copy, lambda f: f["tasks"]["retrieval"].update(features=wanted))
+        return fingerprint(read_manifest(tiny_copy), numerics="fp32")
+
+    assert digest(features) == digest({"semantic": 0.5, "visual": 0.5})
 
 
 def test_the_preprocessing_version_is_in_the_fingerprint(
