@@ -8,8 +8,8 @@ from PIL import Image
 
 from models.bundle.build import load_bundle
 from models.heads.fewshot import prototype_probabilities
-from models.transforms import fit_square, to_unit_batch
-from models.types import ImageBatch
+from models.transforms import fit_square
+from models.types import ImageBatch, to_unit_batch
 
 bundle = load_bundle(Path("weights/mini"), device="cpu")
 task = bundle.info.tasks["segmentation"]

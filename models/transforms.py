@@ -1,7 +1,7 @@
 """Pixels to encoder inputs: the canonical sketch, the square view and the views of segmentation.
 
 Training and serving share these pure functions of NumPy arrays. `PREPROCESSING_VERSION` enters the fingerprint: change
-it whenever an output changes.
+it whenever an output changes, that of `models.types.to_unit_batch` included.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from models.errors import InputError
 from models.sketch.linework import trace_linework
+from models.types import to_unit_batch
 
 PREPROCESSING_VERSION = "3"
 
@@ -98,15 +99,6 @@ def to_unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         pixels = np.repeat(pixels[:, :, None], 3, axis=2)
     _check_pixels(pixels)
     return np.ascontiguousarray(to_unit_batch([pixels])[0])
-
-
-def to_unit_batch(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """B × [H, W, 3] uint8 RGB → [B, 3, H, W] float32 in [-1, 1], laid out in memory as [B, H, W, 3]."""
-    unit = np.stack(images).astype(np.float32)
-    # Divided before subtracting, in place: other orders round otherwise.
-    unit /= np.float32(127.5)
-    unit -= np.float32(1)
-    return unit.transpose(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

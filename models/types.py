@@ -39,6 +39,15 @@ class ImageBatch:
     needs_dense: bool = True
 
 
+def to_unit_batch(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Returns `ImageBatch.pixels`, laid out in memory as [B, H, W, 3], from B × [H, W, 3] uint8 RGB."""
+    unit = np.stack(images).astype(np.float32)
+    # Divided before subtracting, in place: other orders round otherwise.
+    unit /= np.float32(127.5)
+    unit -= np.float32(1)
+    return unit.transpose(0, 3, 1, 2)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFeatures:
     """Output of one device pass over images: the three features of each.

@@ -16,8 +16,7 @@ from prometheus_client import Gauge
 from app.domain import Encoder, Features, View
 from app.engine.entries import Batch, DeviceFatal, DeviceOutOfMemory, Entry, Kind, PassResult
 from app.runtime.process import WORKER_NICENESS, be_nice
-from models.transforms import to_unit_batch
-from models.types import ImageBatch
+from models.types import ImageBatch, to_unit_batch
 
 _OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 

@@ -21,10 +21,10 @@ from models.transforms import (
     render_strokes,
     resample_rows,
     to_unit,
-    to_unit_batch,
     view_weights,
     whole_view,
 )
+from models.types import to_unit_batch
 
 Pixels = NDArray[np.uint8]
 Lines = Sequence[Sequence[Sequence[float]]]
