@@ -164,10 +164,8 @@ def _open_tasks(
     limits, stores, workers = settings.limits, _open_stores(settings, bundle), Workers()
     database, galleries, items, indexes = stores.database, stores.galleries, stores.items, stores.indexes
     reembedding = Reembedding(database, fingerprint=bundle.fingerprint, dtype=settings.vector_dtype)
-    layouts = {task: bundle.layout(task) for task in bundle.tasks}
-    encoders = RequestEncoders(
-        bundle=bundle, layouts=layouts, engine=engine, inputs=ImageInputs(images, database, items)
-    )
+    layouts, inputs = {task: bundle.layout(task) for task in bundle.tasks}, ImageInputs(images, database, items)
+    encoders = RequestEncoders(bundle=bundle, layouts=layouts, engine=engine, inputs=inputs)
 
     def close() -> None:
         workers.close()
