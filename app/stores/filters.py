@@ -7,7 +7,7 @@ code points. `any` and `all` test the elements of a list.
 
 import json
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -69,13 +69,7 @@ def parse_filter(value: object) -> Filter:
     Raises:
         Invalid: it is none, is deeper than 8, has more than 64 comparisons or more than 2,048 values.
     """
-    found = _parse(value, "filter", 1)
-    leaves = list(leaves_of(found))
-    if len(leaves) > MAX_LEAVES:
-        raise _invalid("filter", f"has more than {MAX_LEAVES} comparisons")
-    if sum(len(leaf.values) for leaf in leaves) > MAX_ALL_VALUES:
-        raise _invalid("filter", f"has more than {MAX_ALL_VALUES} values")
-    return found
+    return _Parser().parse(value, "filter", 1)
 
 
 def matches(found: Filter, metadata: Mapping[str, object]) -> bool:
@@ -103,15 +97,6 @@ def matches(found: Filter, metadata: Mapping[str, object]) -> bool:
     return is_comparable and bool(COMPARE[found.op](value, wanted))
 
 
-def leaves_of(found: Filter) -> Iterator[Leaf]:
-    """Iterate over every comparison of a filter."""
-    if isinstance(found, Leaf):
-        yield found
-        return
-    for part in found.parts if isinstance(found, Both) else (found.part,):
-        yield from leaves_of(part)
-
-
 def is_number(value: object) -> bool:
     """Whether a JSON value is a number; booleans are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -135,49 +120,56 @@ def filter_condition(found: Filter, metadata: Column, dialect: str) -> Condition
     return _tree(found, lambda one: leaf(one, metadata))
 
 
-def _parse(value: object, path: str, depth: int) -> Filter:
-    if depth > MAX_DEPTH:
-        raise _invalid(path, f"is deeper than {MAX_DEPTH}")
-    if not isinstance(value, Mapping) or not value:
-        raise _invalid(path, "must be an object that is not empty")
-    _check_size(value, path)
-    # The long form; `op` or `field` alone is the name of a metadata field.
-    if "op" in value and "field" in value:
-        if value.keys() != {"field", "op", "value"} or not isinstance(value["field"], str):
-            raise _invalid(path, "with `op` must have exactly field, op and value")
-        return _leaf(value["field"], str(value["op"]), value["value"], path)
-    if len(value) > 1:  # several fields: all must pass
-        parts = [_parse({name: part}, path, depth) for name, part in value.items()]
-        return Both(is_and=True, parts=tuple(parts))
-    ((name, content),) = value.items()
-    if name in ("and", "or"):
-        if not isinstance(content, Sequence) or isinstance(content, str) or not content:
-            raise _invalid(f"{path}.{name}", "must be a list that is not empty")
-        _check_size(content, f"{path}.{name}")
-        inner = [_parse(part, f"{path}.{name}[{at}]", depth + 1) for at, part in enumerate(content)]
-        return Both(is_and=name == "and", parts=tuple(inner))
-    if name == "not":
-        return Not(part=_parse(content, f"{path}.not", depth + 1))
-    return _parse_field(str(name), content, path)
+class _Parser:
+    """Parses one filter and counts its comparisons and values on the way, so that a large one ends early."""
+
+    def __init__(self) -> None:
+        self._leaves = 0
+        self._values = 0
+
+    def parse(self, value: object, path: str, depth: int) -> Filter:
+        if depth > MAX_DEPTH:
+            raise _invalid(path, f"is deeper than {MAX_DEPTH}")
+        if not isinstance(value, Mapping) or not value:
+            raise _invalid(path, "must be an object that is not empty")
+        # The long form; `op` or `field` alone is the name of a metadata field.
+        if "op" in value and "field" in value:
+            if value.keys() != {"field", "op", "value"} or not isinstance(value["field"], str):
+                raise _invalid(path, "with `op` must have exactly field, op and value")
+            return self._leaf(value["field"], str(value["op"]), value["value"], path)
+        if len(value) > 1:  # several fields: all must pass
+            parts = [self.parse({name: part}, path, depth) for name, part in value.items()]
+            return Both(is_and=True, parts=tuple(parts))
+        ((name, content),) = value.items()
+        if name in ("and", "or"):
+            if not isinstance(content, Sequence) or isinstance(content, str) or not content:
+                raise _invalid(f"{path}.{name}", "must be a list that is not empty")
+            inner = [self.parse(part, f"{path}.{name}[{at}]", depth + 1) for at, part in enumerate(content)]
+            return Both(is_and=name == "and", parts=tuple(inner))
+        if name == "not":
+            return Not(part=self.parse(content, f"{path}.not", depth + 1))
+        return self._field(str(name), content, path)
+
+    def _field(self, field: str, content: object, path: str) -> Filter:
+        if not isinstance(content, Mapping):
+            return self._leaf(field, "eq", content, path)
+        if not content:
+            raise _invalid(f"{path}.{field}", "names no comparison")
+        leaves = [self._leaf(field, str(op), value, path) for op, value in content.items()]
+        return leaves[0] if len(leaves) == 1 else Both(is_and=True, parts=tuple(leaves))
+
+    def _leaf(self, field: str, op: str, value: object, path: str) -> Leaf:
+        leaf = _parse_leaf(field, op, value, path)
+        self._leaves += 1
+        self._values += len(leaf.values)
+        if self._leaves > MAX_LEAVES:
+            raise _invalid("filter", f"has more than {MAX_LEAVES} comparisons")
+        if self._values > MAX_ALL_VALUES:
+            raise _invalid("filter", f"has more than {MAX_ALL_VALUES} values")
+        return leaf
 
 
-def _check_size(parts: Sized, path: str) -> None:
-    """Refuse a filter that has too many comparisons before they are parsed."""
-    if len(parts) > MAX_LEAVES:
-        raise _invalid(path, f"has more than {MAX_LEAVES} comparisons")
-
-
-def _parse_field(field: str, content: object, path: str) -> Filter:
-    if not isinstance(content, Mapping):
-        return _leaf(field, "eq", content, path)
-    if not content:
-        raise _invalid(f"{path}.{field}", "names no comparison")
-    _check_size(content, f"{path}.{field}")
-    leaves = [_leaf(field, str(op), value, path) for op, value in content.items()]
-    return leaves[0] if len(leaves) == 1 else Both(is_and=True, parts=tuple(leaves))
-
-
-def _leaf(field: str, op: str, value: object, path: str) -> Leaf:
+def _parse_leaf(field: str, op: str, value: object, path: str) -> Leaf:
     where = f"{path}.{field}.{op}"
     known = next((name for name in OPS if name == op), None)
     if known is None:

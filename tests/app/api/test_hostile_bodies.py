@@ -23,6 +23,10 @@ def repeated(head: bytes, entry: bytes, tail: bytes, size: int = SIZE) -> bytes:
     return head + b",".join([entry] * (size // (len(entry) + 1))) + tail
 
 
+def nested(part: bytes, count: int) -> bytes:
+    return b'{"and":[' + b",".join([part] * count) + b"]}"
+
+
 def unknown_members(count: int) -> bytes:
     return b"{" + b",".join(b'"m%d":0' % at for at in range(count)) + b"}"
 
@@ -56,6 +60,10 @@ SHAPES: dict[str, tuple[str, bytes]] = {
     "few-item-members": (ITEMS, b"[" + unknown_members(49_000) + b"]"),
     "few-image-members": ("/embed", b'{"images":[{"svg":"a",' + unknown_members(49_000)[1:] + b"]}"),
     "few-conditions": ("/retrieve", repeated(b'{"text":"a","filter":{"and":[', b"{}", b"]}}", 147_000)),
+    "nested-conditions": (
+        "/retrieve",
+        b'{"text":"a","filter":%b}' % nested(nested(nested(b'{"%b":1}' % (b"x" * 32), 60), 60), 7),
+    ),
     "few-fields": ("/retrieve", b'{"text":"a","filter":' + unknown_members(49_000) + b"}"),
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,19 @@ def test_meaning(where: dict[str, object], passes: bool) -> None:
 DEEP: dict[str, Any] = {"a": 1}
 for _ in range(8):
     DEEP = {"not": DEEP}
+
+
+def test_a_filter_of_a_megabyte_is_refused_before_all_of_it_is_read() -> None:
+    leaf = {"x" * 32: 1}
+    where = json.loads(json.dumps({"and": [{"or": [{"and": [leaf] * 60}] * 60}] * 7}))
+    assert len(json.dumps(where)) > 1_000_000
+    times_s = []
+    for _ in range(3):
+        started_s = time.thread_time()
+        with pytest.raises(Invalid, match="more than 64 comparisons"):
+            parse_filter(where)
+        times_s.append(time.thread_time() - started_s)
+    assert min(times_s) < 0.01
 
 
 @pytest.mark.parametrize(
