@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,16 @@ MEGAPIXEL = 1_000_000
 MIB = 1 << 20
 MAX_JSON_VALUES = 250_000
 """By default: parsing so many holds Python's interpreter lock, and with it all other requests, for up to 20 ms."""
+HOUSE: dict[str, Any] = {
+    "strokes": [
+        [[40, 40, 210, 210, 40], [120, 230, 230, 120, 120]],
+        [[25, 125, 225], [120, 30, 120]],
+        [[105, 105, 145, 145], [230, 170, 170, 230]],
+    ],
+    "width": 256,
+    "height": 256,
+}
+"""A house drawn as strokes, for examples."""
 
 
 class Encoder(Protocol):

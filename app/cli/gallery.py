@@ -27,7 +27,7 @@ from app.cli.service_calls import (
     send,
     wait_until_ready,
 )
-from app.domain import Limits
+from app.domain import HOUSE, Limits
 from app.errors import ServiceError
 
 gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fill galleries of a running service.")
@@ -35,15 +35,6 @@ gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fill
 MAX_BATCH = 64
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 RENDERED_SIDE_PX = 256  # twice the mini bundle's resolution
-HOUSE = {
-    "strokes": [
-        [[40, 40, 210, 210, 40], [120, 230, 230, 120, 120]],
-        [[25, 125, 225], [120, 30, 120]],
-        [[105, 105, 145, 145], [230, 170, 170, 230]],
-    ],
-    "width": 256,
-    "height": 256,
-}
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _REGIONAL = range(0x1F1E6, 0x1F200)  # two of these letters are a country's flag
 _FLAGS = frozenset({0x1F3F3, 0x1F3F4})  # begin the others

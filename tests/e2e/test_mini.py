@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from app.cli.gallery import HOUSE
+from app.domain import HOUSE
 
 pytestmark = [
     pytest.mark.server,

@@ -7,7 +7,6 @@ from pydantic import Field
 from app.api.schemas.wire import (
     EPISODE_PATTERN,
     FIRST_ERROR,
-    HOUSE,
     LIMIT,
     LINE,
     ImageInput,
@@ -19,6 +18,7 @@ from app.api.schemas.wire import (
     Wire,
     examples,
 )
+from app.domain import HOUSE
 from app.stores.records.episode_rows import Episode
 from app.tasks.fewshot import Created, method_of
 from models.heads.fewshot import LeaveOneOut, Method

@@ -6,7 +6,6 @@ from pydantic import Field, JsonValue, RootModel
 
 from app.api.schemas.wire import (
     FIRST_ERROR,
-    HOUSE,
     Caption,
     FilterInput,
     GalleryName,
@@ -18,6 +17,7 @@ from app.api.schemas.wire import (
     Wire,
     examples,
 )
+from app.domain import HOUSE
 
 ITEMS_A_CALL = Limited("max_items_per_call", "Send 1 to {limit} items a call.")
 

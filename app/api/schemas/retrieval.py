@@ -6,7 +6,6 @@ from pydantic import Field
 
 from app.api.schemas.wire import (
     FIRST_ERROR,
-    HOUSE,
     LIMIT,
     Caption,
     FilterInput,
@@ -22,6 +21,7 @@ from app.api.schemas.wire import (
     Wire,
     examples,
 )
+from app.domain import HOUSE
 
 K = Annotated[int, Field(ge=1, json_schema_extra={LIMIT: "max_k"})]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]

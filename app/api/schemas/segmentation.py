@@ -6,7 +6,6 @@ from pydantic import Field
 
 from app.api.schemas.wire import (
     FIRST_ERROR,
-    HOUSE,
     Caption,
     GalleryName,
     ImageInput,
@@ -17,6 +16,7 @@ from app.api.schemas.wire import (
     Wire,
     examples,
 )
+from app.domain import HOUSE
 
 Template = Annotated[str, Field(min_length=2, max_length=256)]
 

@@ -211,16 +211,5 @@ ImageInput = Annotated[
     ),
 ]
 
-HOUSE: JsonDict = {
-    "strokes": [
-        [[40, 40, 210, 210, 40], [120, 230, 230, 120, 120]],
-        [[25, 125, 225], [120, 30, 120]],
-        [[105, 105, 145, 145], [230, 170, 170, 230]],
-    ],
-    "width": 256,
-    "height": 256,
-}
-"""A house drawn as strokes, for examples."""
-
 LINE: JsonDict = {"strokes": [[[10, 240], [20, 230]]], "width": 256, "height": 256}
 """A slanted line drawn as one stroke, for examples."""
