@@ -63,7 +63,7 @@ def build_platform(settings: Settings) -> Platform:
         lifecycle=Lifecycle(),
         telemetry=telemetry,
         limits=settings.limits,
-        keys=ApiKeys(read_keys(settings)),
+        keys=ApiKeys(_read_keys(settings)),
         images=ImageDecoder(
             limits=settings.limits,
             telemetry=telemetry,
@@ -77,24 +77,6 @@ def build_platform(settings: Settings) -> Platform:
         live_greetings=asyncio.Semaphore(MAX_GREETINGS),
         wire=ThreadPoolExecutor(1, thread_name_prefix="wire"),
     )
-
-
-def read_keys(settings: Settings) -> list[ApiKey]:
-    """All keys of the settings: from the environment, from the secret file, and the metrics token.
-
-    Raises:
-        ValueError: an entry is malformed.
-        OSError: the file cannot be read.
-    """
-    keys: list[ApiKey] = []
-    if settings.api_keys is not None:
-        keys += parse_keys(settings.api_keys.get_secret_value())
-    if settings.api_keys_file is not None:
-        keys += parse_keys(settings.api_keys_file.read_text(encoding="utf-8"))
-    if settings.metrics_token is not None:
-        digest = sha256_hex(settings.metrics_token.get_secret_value())
-        keys.append(ApiKey(name="metrics", sha256=digest, scopes=frozenset({Scope.METRICS})))
-    return keys
 
 
 def build_services(settings: Settings, platform: Platform) -> Services:
@@ -150,6 +132,24 @@ def assemble_services(
         # The engine first: requests that it still answers read and write the stores.
         on_stop=(engine.stop, partial(asyncio.to_thread, tasks.close)),
     )
+
+
+def _read_keys(settings: Settings) -> list[ApiKey]:
+    """All keys of the settings: from the environment, from the secret file, and the metrics token.
+
+    Raises:
+        ValueError: an entry is malformed.
+        OSError: the file cannot be read.
+    """
+    keys: list[ApiKey] = []
+    if settings.api_keys is not None:
+        keys += parse_keys(settings.api_keys.get_secret_value())
+    if settings.api_keys_file is not None:
+        keys += parse_keys(settings.api_keys_file.read_text(encoding="utf-8"))
+    if settings.metrics_token is not None:
+        digest = sha256_hex(settings.metrics_token.get_secret_value())
+        keys.append(ApiKey(name="metrics", sha256=digest, scopes=frozenset({Scope.METRICS})))
+    return keys
 
 
 def _open_tasks(

@@ -10,11 +10,11 @@ import sys
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.auth import ApiKeys
-from app.api.transport.connections import ConnectionLimits, Connections, connection_limit
-from app.api.transport.protocol import Config
+from app.api.deps import Platform
+from app.api.transport.connections import Config, ConnectionLimits, Connections, connection_limit
+from app.api.transport.protocol import HttpProtocol
+from app.api.transport.websocket import WebSocketProtocol
 from app.composition import build_services as build_default_services
-from app.composition import read_keys
 from app.main import BuildServices, create_app
 from app.runtime.logging import configure_logging, logs_in_background
 from app.runtime.process import EXIT_START_FAILED, Lifecycle, keep_freed_memory
@@ -76,6 +76,8 @@ def configured(app: FastAPI, settings: Settings, limits: ConnectionLimits | None
     return Config(
         app,
         connections=Connections(chosen, app.state.platform.telemetry),
+        http=HttpProtocol,
+        ws=WebSocketProtocol,
         backlog=BACKLOG,
         host=settings.host,
         port=settings.port,
@@ -91,15 +93,16 @@ def _serve(settings: Settings, build_services: BuildServices) -> int:
     for name in unknown_variables(os.environ):
         get_logger().warning("unknown_setting", name=name)
     try:
-        # Keys that open metrics alone leave every other route open.
-        if not settings.is_loopback and not settings.insecure and not ApiKeys(read_keys(settings)).are_on:
-            get_logger().error("refused", reason="no API keys beyond loopback: set API keys or pass --insecure")
-            return EXIT_START_FAILED
         app = create_app(settings, build_services)
     except (ValueError, OSError) as err:
         get_logger().error("refused", reason=str(err))
         return EXIT_START_FAILED
-    lifecycle: Lifecycle = app.state.platform.lifecycle
+    platform: Platform = app.state.platform
+    # Keys that open metrics alone leave every other route open.
+    if not settings.is_loopback and not settings.insecure and not platform.keys.are_on:
+        get_logger().error("refused", reason="no API keys beyond loopback: set API keys or pass --insecure")
+        return EXIT_START_FAILED
+    lifecycle = platform.lifecycle
     server = Server(configured(app, settings), lifecycle=lifecycle, drain_delay_s=settings.drain_delay_s)
     # Uvicorn handles signals while it runs. After a graceful stop it raises the captured one again, which would kill
     # this process with -15; one that comes before must stop it too.

@@ -5,10 +5,12 @@ One sweep a second looks at all of them; a timer for each would cost every reque
 
 import asyncio
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import uvicorn
 
 from app.runtime.process import descriptor_limit
-from app.runtime.telemetry import Telemetry
+from app.runtime.telemetry import Telemetry, get_logger
 
 MAX_CONNECTIONS = 8192  # of those chosen: a sweep over them takes the loop 5 ms
 DESCRIPTOR_RESERVE = 256
@@ -137,11 +139,23 @@ class Connections:
     def _sweep(self) -> None:
         elapsed_s = min(asyncio.get_running_loop().time() - self._swept_at_s, 2 * self.limits.sweep_s)
         self.now_s += elapsed_s
-        for connection in tuple(self._open):
-            connection.check(elapsed_s)
         self._timer = None
         if self._open:
             self._start_sweep()
+        for connection in tuple(self._open):
+            try:
+                connection.check(elapsed_s)
+            except Exception:  # noqa: BLE001 - one connection that fails must not leave the others unchecked
+                get_logger().exception("check_failed")
+                connection.abort()
+
+
+class Config(uvicorn.Config):
+    """uvicorn's configuration and the register of connections, which protocols find in it."""
+
+    def __init__(self, app: Any, *, connections: Connections, **options: Any) -> None:
+        super().__init__(app, **options)
+        self.connections = connections
 
 
 class Pace:

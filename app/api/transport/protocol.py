@@ -1,4 +1,4 @@
-"""HTTP/1.1 and WebSocket connections: uvicorn's protocols with bounds on headers, framing, pipelining and pace.
+"""HTTP/1.1 connections: uvicorn's protocol with bounds on headers, framing, pipelining and pace.
 
 What cannot be parsed is answered by a problem document, and the connection closes.
 """
@@ -7,40 +7,32 @@ import asyncio
 from typing import Any
 
 import httptools
-import uvicorn
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from app import errors
 from app.api.middleware import QUIET_ROUTES
-from app.api.transport.connections import Connections, Pace, SendPace
-from app.api.transport.refusals import MAX_HEADER_BYTES, MAX_HEADERS, headers_too_large, parse_error, refusal_bytes
+from app.api.transport.connections import Config, Pace, SendPace
+from app.api.transport.refusals import (
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    head_error,
+    headers_too_large,
+    parse_error,
+    refusal_bytes,
+)
+from app.api.transport.torn_message import TornMessage
 from app.errors import ServiceError
 
 MAX_TARGET_BYTES = 32 << 10  # filters are long
 MAX_UPGRADE_LINE_BYTES = 8000  # the WebSocket library parses the handshake again and takes 8192
 MAX_PIPELINED = 16  # requests that wait for one connection's responses; nearly no client pipelines
-MAX_TORN_BYTES = 128 << 10  # headers, chunk sizes and extensions and trailers of one unfinished message
-FRAMING_PER_BYTE = 8  # of chunked bodies: a chunk of one byte takes five more
-SMALL_TORN_BYTES = 4 << 10  # headers in two packets are refused to nobody
 MAX_DROPPED_BYTES = 64 << 20  # of a body whose response is complete
 
 
-class Config(uvicorn.Config):
-    """uvicorn's configuration and the register of connections, which protocols find in it."""
-
-    def __init__(self, app: Any, *, connections: Connections, **options: Any) -> None:
-        super().__init__(app, http=HttpProtocol, ws=WebSocketProtocol, **options)
-        self.connections = connections
-
-
 class HttpProtocol(HttpToolsProtocol):
-    """One HTTP connection.
-
-    A message is torn while it is unfinished: its headers, or the rest of its body, are still to come.
-    """
+    """One HTTP connection."""
 
     config: Config
 
@@ -59,11 +51,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None  # of the request that is being answered
         self._is_surplus = False
         self._was_used = False
-        self._is_torn, self._has_headers, self._has_cycle = False, False, False  # of the newest message
-        self._head_bytes = 0
-        self._body_bytes = 0  # of the newest message
-        self._fed_body_bytes = 0  # of what was received last
-        self._torn_bytes = 0
+        self._newest = TornMessage(config.connections)
+        self._has_cycle = False  # the newest message
+        self._head_bytes = 0  # of the newest message, path and headers
         self._received_bytes = 0  # since the last check
         self._dropped_bytes = 0
         self._refusal: ServiceError | None = None
@@ -77,7 +67,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._register.remove(self)
-        self._forget_torn()
+        self._newest.forget()
         self.pipeline.clear()
         # uvicorn tells the newest request only.
         if self._running is not None and not self._running.response_complete:
@@ -96,7 +86,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._drop(len(data))
             return
         self._received_bytes += len(data)
-        self._fed_body_bytes = 0
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -104,10 +93,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._upgrade()
         except httptools.HttpParserError as err:
             self._refusal = self._refusal or parse_error(err, data)
-        if self._is_torn:
-            self._count_torn(len(data))
-        elif self._torn_bytes:
-            self._forget_torn()
+        self._refusal = self._refusal or self._newest.account(len(data))
         if self._refusal is not None:
             self._refuse()
 
@@ -118,15 +104,18 @@ class HttpProtocol(HttpToolsProtocol):
         if self._sending.is_stuck(self.transport, elapsed_s):
             self._register.count_refused("slow_reader")
             self.abort()
-        elif self._is_refused:
-            if waited_s > limits.linger_s:
+        elif self._refusal is not None:
+            # One that waits behind a running response stays as it is.
+            if self._is_refused and waited_s > limits.linger_s:
                 self.abort()
-        elif self._is_torn and self._has_headers:
-            if self.flow.read_paused:
-                self._receiving.reset()
-            elif self._receiving.is_too_slow(received, elapsed_s):
+        elif self._newest.is_torn and self.flow.read_paused:
+            # What the client sends is not read: the time is not its own.
+            self._receiving.reset()
+            self._since_s = self._register.now_s
+        elif self._newest.is_torn and self._newest.has_headers:
+            if self._receiving.is_too_slow(received, elapsed_s):
                 self._time_out(f"A body must arrive at {limits.min_bytes_per_s} bytes a second or more.")
-        elif self._is_torn:
+        elif self._newest.is_torn:
             if waited_s > limits.header_timeout_s:
                 self._time_out(f"The headers must arrive within {limits.header_timeout_s:g} s.")
         elif self._is_idle and waited_s > (limits.keep_alive_s if self._was_used else limits.header_timeout_s):
@@ -140,8 +129,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._is_torn, self._has_headers, self._has_cycle = True, False, False
-        self._head_bytes = self._body_bytes = self._dropped_bytes = 0
+        self._newest.begin()
+        self._has_cycle = False
+        self._head_bytes = self._dropped_bytes = 0
         self._since_s = self._register.now_s
 
     def on_url(self, url: bytes) -> None:
@@ -155,7 +145,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailers come after the headers: if they stayed, they would change a request that is being answered.
-        if self._has_headers or self._refusal is not None:
+        if self._newest.has_headers or self._refusal is not None:
             return
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > MAX_HEADER_BYTES or len(self.headers) >= MAX_HEADERS:
@@ -164,8 +154,9 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._has_headers = True
-        self._refusal = self._refusal or self._head_error()
+        self._newest.has_headers = True
+        version, method = self.parser.get_http_version(), self.parser.get_method()
+        self._refusal = self._refusal or head_error(version, method, self.headers) or self._surplus_error()
         if self._refusal is not None:
             return
         before = self.cycle
@@ -181,15 +172,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._refusal = errors.QueueFull(f"At most {MAX_PIPELINED} requests may wait on one connection.")
 
     def on_body(self, body: bytes) -> None:
-        self._fed_body_bytes += len(body)
-        self._body_bytes += len(body)
+        self._newest.add_body(len(body))
         if self._has_cycle:
             if self.cycle.response_complete:
-                self._dropped_bytes += len(body)
+                self._drop(len(body))
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._is_torn = False
+        self._newest.is_torn = False
         if self._has_cycle:
             super().on_message_complete()
 
@@ -220,30 +210,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._send_refusal()
         else:
             self.flow.resume_reading()
-            self._since_s = self._register.now_s if not self._is_torn else self._since_s
+            self._since_s = self._register.now_s if not self._newest.is_torn else self._since_s
             self._register.set_idle(self)
 
     @property
     def _is_idle(self) -> bool:
         return self._running is None or self._running.response_complete
 
-    def _head_error(self) -> ServiceError | None:
-        """Why a request with complete headers is refused."""
-        version = self.parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            return errors.VersionNotSupported(f"HTTP/{version} is not supported.")
-        hosts, coding = 0, b"chunked"
-        for name, value in self.headers:
-            if name == b"host":
-                hosts += 1
-            elif name == b"transfer-encoding":
-                coding = value.strip().lower() if version == "1.1" else b""
-        if hosts > 1 or (hosts == 0 and version == "1.1"):
-            return errors.Malformed("Send exactly one Host header.")
-        if coding != b"chunked":
-            return errors.NotImplementedInHttp("The only transfer coding is chunked, in HTTP/1.1.")
-        if self.parser.get_method() == b"CONNECT":
-            return errors.NotImplementedInHttp("The service is no proxy.")
+    def _surplus_error(self) -> ServiceError | None:
         if self._is_surplus and self.url.partition(b"?")[0].decode("latin-1") not in QUIET_ROUTES:
             return errors.EngineUnavailable("Too many connections are open.", retry_after_s=1.0)
         return None
@@ -255,31 +229,11 @@ class HttpProtocol(HttpToolsProtocol):
         elif any(len(name) + len(value) > MAX_UPGRADE_LINE_BYTES for name, value in self.headers):
             self._refusal = headers_too_large()
         else:
-            self._forget_torn()
+            self._newest.forget()
             self._register.remove(self)
             self.handle_websocket_upgrade()
 
     # Bounds
-
-    def _count_torn(self, n_bytes: int) -> None:
-        """Account for what was received of an unfinished message beside its body."""
-        framing = n_bytes - self._fed_body_bytes
-        self._torn_bytes += framing
-        self._register.torn_bytes += framing
-        if not self._has_headers and self._torn_bytes > MAX_HEADER_BYTES:
-            self._refusal = self._refusal or headers_too_large()
-        elif self._torn_bytes > MAX_TORN_BYTES + FRAMING_PER_BYTE * self._body_bytes:
-            self._refusal = self._refusal or errors.Malformed("The chunks have more framing than content.")
-        elif self._register.torn_bytes > self._register.limits.max_torn_bytes and framing > SMALL_TORN_BYTES:
-            self._refusal = self._refusal or errors.EngineUnavailable(
-                "Too many requests with unfinished headers.", retry_after_s=1.0
-            )
-        if self._dropped_bytes > MAX_DROPPED_BYTES:
-            self.abort()
-
-    def _forget_torn(self) -> None:
-        self._register.torn_bytes -= self._torn_bytes
-        self._torn_bytes = 0
 
     def _drop(self, n_bytes: int) -> None:
         self._dropped_bytes += n_bytes
@@ -292,8 +246,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self) -> None:
         """Send the refusal after the responses before it; a request whose body broke is refused itself."""
-        self._forget_torn()
-        if self._has_cycle and self._is_torn:
+        self._newest.forget()
+        if self._has_cycle and self._newest.is_torn:
             if self.pipeline and self.pipeline[0][0] is self.cycle:
                 self.pipeline.popleft()
             else:
@@ -324,32 +278,3 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write_eof()
         self.flow.resume_reading()
         self._register.set_idle(self)
-
-
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """One WebSocket connection; a client that does not read is closed as over HTTP."""
-
-    config: Config
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._sending = SendPace(self.config.connections.limits)
-        self.config.connections.adopt(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.config.connections.remove(self)
-        super().connection_lost(exc)
-
-    def resume_writing(self) -> None:
-        self._sending.drained()
-        super().resume_writing()
-
-    def check(self, elapsed_s: float) -> None:
-        """As in `Connection`."""
-        if self._sending.is_stuck(self.transport, elapsed_s):
-            self.config.connections.count_refused("slow_reader")
-            self.abort()
-
-    def abort(self) -> None:
-        """As in `Connection`."""
-        self.transport.abort()

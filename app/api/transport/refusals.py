@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from collections.abc import Sequence
 
 import httptools
 from starlette.requests import HTTPConnection
@@ -27,6 +28,26 @@ def parse_error(error: httptools.HttpParserError, data: bytes) -> ServiceError:
     # The parser's own reasons are constants, such as "Duplicate Content-Length".
     is_ours = isinstance(error, httptools.HttpParserCallbackError | httptools.HttpParserInvalidURLError)
     return errors.Malformed("This is not HTTP/1.1." if is_ours or not reason else f"This is not HTTP/1.1: {reason}.")
+
+
+def head_error(version: str, method: bytes, headers: Sequence[tuple[bytes, bytes]]) -> ServiceError | None:
+    """Why a request with complete headers is refused."""
+    if version not in ("1.1", "1.0"):
+        return errors.VersionNotSupported(f"HTTP/{version} is not supported.")
+    hosts, coding = 0, b"chunked"
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+        elif name == b"transfer-encoding":
+            coding = value.strip().lower() if version == "1.1" else b""
+    # RFC 9112, 3.2; HTTP/1.0 has no such header.
+    if hosts > 1 or (hosts == 0 and version == "1.1"):
+        return errors.Malformed("Send exactly one Host header.")
+    if coding != b"chunked":
+        return errors.NotImplementedInHttp("The only transfer coding is chunked, in HTTP/1.1.")
+    if method == b"CONNECT":
+        return errors.NotImplementedInHttp("The service is no proxy.")
+    return None
 
 
 def refusal_bytes(error: ServiceError, default_headers: list[tuple[bytes, bytes]]) -> bytes:

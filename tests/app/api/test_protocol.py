@@ -3,17 +3,20 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
-from app.api.transport.connections import ConnectionLimits
+from app.api.transport.connections import Connection, ConnectionLimits, Connections
+from app.runtime.telemetry import Telemetry
 from tests.app.api.served import LIMIT_S, new_app, served, set_soon
 from tests.app.api.wire import RawAnswer, connect, exchange, is_closed, read_answer
 from tests.app.fakes import FakeEncoder
 
 pytestmark = pytest.mark.anyio
+Held = Callable[[socket.socket], AbstractAsyncContextManager[None]]
 HOST = b"Host: test\r\n"
 CHUNKED = b"POST /embed HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 GET = b"GET /livez HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -138,6 +141,99 @@ async def test_what_is_wrong_is_answered_after_the_requests_before_it(tmp_path: 
 
     async with served(new_app(FakeEncoder(), tmp_path), SHORT) as port:
         assert await asyncio.to_thread(statuses, port) == b"200 200 400"
+
+
+@pytest.fixture
+async def held(tmp_path: Path) -> AsyncIterator[tuple[int, Held]]:
+    """A port, and a context that holds one request on a connection in its pass until the context ends."""
+    encoder, loop = FakeEncoder(), asyncio.get_running_loop()
+
+    @contextlib.asynccontextmanager
+    async def hold(connection: socket.socket) -> AsyncIterator[None]:
+        entered = asyncio.Event()
+        encoder.entered = lambda: set_soon(loop, entered)
+        encoder.gate.clear()
+        body = b'{"texts": ["cat"]}'
+        connection.sendall(CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        await asyncio.wait_for(entered.wait(), LIMIT_S)
+        try:
+            yield
+            await asyncio.sleep(3 * SHORT.header_timeout_s)
+        finally:
+            encoder.gate.set()
+
+    async with served(new_app(encoder, tmp_path), SHORT) as port:
+        yield port, hold
+
+
+def statuses_until_the_end(connection: socket.socket) -> list[int]:
+    data = b""
+    while part := connection.recv(65536):
+        data += part
+    return [int(part[:3]) for part in data.split(b"HTTP/1.1 ")[1:]]
+
+
+async def test_a_refusal_that_waits_for_its_turn_is_not_timed_out(held: tuple[int, Held]) -> None:
+    port, hold = held
+    with connect(port) as connection:
+        async with hold(connection):
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost : test\r\n")
+        assert await asyncio.to_thread(statuses_until_the_end, connection) == [200, 400]
+
+
+async def test_a_client_that_the_server_does_not_read_is_not_late(held: tuple[int, Held]) -> None:
+    port, hold = held
+    with connect(port) as connection:
+        async with hold(connection):
+            connection.sendall(GET + GET[:9])
+            await asyncio.sleep(0.1)  # read alone, if the server is quick
+            connection.sendall(GET[9:-2] + b"Connection: close\r\n\r\n")
+        assert await asyncio.to_thread(statuses_until_the_end, connection) == [200, 200, 200]
+
+
+async def test_headers_are_not_counted_for_the_request_behind_them(tmp_path: Path) -> None:
+    def statuses(port: int) -> list[int]:
+        body = b'{"texts": ["cat"]}'
+        large = CHUNKED.replace(b"Transfer-Encoding: chunked\r\n", (b"A: " + b"a" * 6000 + b"\r\n") * 10)
+        expected = b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with connect(port) as connection:
+            connection.sendall(large[:-2] + expected)
+            found = [read_answer(connection)]  # the headers were read
+            connection.sendall(body + GET[:-2] + b"A: " + b"a" * 6000)
+            found.append(read_answer(connection))
+            connection.sendall(b"\r\n\r\n")
+            found.append(read_answer(connection))
+        return [answer.status for answer in found if answer is not None]
+
+    async with served(new_app(FakeEncoder(), tmp_path)) as port:
+        assert await asyncio.to_thread(statuses, port) == [100, 200, 200]
+
+
+async def test_a_check_that_fails_ends_its_connection_and_no_other() -> None:
+    register = Connections(SHORT, Telemetry())
+    checked = asyncio.Semaphore(0)
+
+    class Checked:
+        def check(self, elapsed_s: float) -> None:
+            del elapsed_s
+            checked.release()
+
+        def abort(self) -> None:
+            register.remove(self)
+
+    class Failing(Checked):
+        def check(self, elapsed_s: float) -> None:
+            del elapsed_s
+            raise RuntimeError
+
+    connections: list[Connection] = [Failing(), *(Checked() for _ in range(3)), Failing()]
+    for connection in connections:
+        register.admit(connection)
+    for _ in range(2 * 3):
+        await asyncio.wait_for(checked.acquire(), LIMIT_S)
+    assert len(register) == 3
+    for connection in connections:
+        register.remove(connection)
 
 
 @pytest.mark.parametrize(
