@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -23,7 +23,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from app.api.middleware import QUIET_ROUTES
-from app.errors import FieldError, Forbidden, Invalid, Malformed, Unauthenticated, UnsupportedMedia
+from app.errors import FieldError, Forbidden, Invalid, Malformed, Unauthenticated
 
 
 class Scope(StrEnum):
@@ -44,6 +44,8 @@ _GRANTS: dict[Scope, frozenset[Scope]] = {
 }
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,64}):(?P<scopes>[a-z+]+):(?P<sha256>[0-9a-f]{64})")
 _ATTRIBUTE = "__vermouth_scope__"
+# Probes and scrapers may add parameters, against caches; the page at `/` reads its own in the browser.
+_ANY_QUERY = QUIET_ROUTES | {"/"}
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
@@ -64,7 +66,7 @@ def declared_scope(route: BaseRoute) -> Scope | None:
 
 
 class ScopedRoute(APIRoute):
-    """A route that checks the caller's key, the names in the query, and the type of a declared body, in this order."""
+    """A route that checks the caller's key, then the names in the query."""
 
     @cached_property
     def _query_names(self) -> frozenset[str]:
@@ -74,14 +76,9 @@ class ScopedRoute(APIRoute):
         needed = declared_scope(self)
         if needed is None:
             raise Forbidden("This route declares no scope and is closed.")
-        connection = HTTPConnection(scope)  # the body stays unread
-        scope["app"].state.platform.keys.authorise(connection, needed)
-        if scope["method"] in (self.methods or ()):
-            # Probes and scrapers may add parameters, against caches; the page at `/` reads its own in the browser.
-            if scope["query_string"] and self.path not in QUIET_ROUTES and self.path != "/":
-                _check_query(scope["query_string"], self._query_names)
-            if self.body_field is not None:
-                _check_is_json(connection)
+        scope["app"].state.platform.keys.authorise(HTTPConnection(scope), needed)  # the body stays unread
+        if scope["query_string"] and scope["method"] in (self.methods or ()) and self.path not in _ANY_QUERY:
+            check_query(scope["query_string"], self._query_names)
         await super().handle(scope, receive, send)
 
 
@@ -98,16 +95,15 @@ class ApiKeys:
     """All known keys. Without any, every caller may do everything (on loopback, or with `insecure`).
 
     A metrics token is a key with the scope `metrics` only; with no other key, all other routes stay open.
+
+    Attributes:
+        are_on: whether callers need a key.
     """
 
     def __init__(self, keys: Iterable[ApiKey]) -> None:
         self._keys = tuple(keys)
         self._names = {key.sha256: key.name for key in self._keys}
-
-    @property
-    def are_on(self) -> bool:
-        """Whether callers need a key."""
-        return any(key.scopes - {Scope.METRICS} for key in self._keys)
+        self.are_on = any(key.scopes - {Scope.METRICS} for key in self._keys)
 
     def authorise(self, connection: HTTPConnection, needed: Scope) -> None:
         """Check the key in a connection's headers.
@@ -135,6 +131,25 @@ class ApiKeys:
             raise Unauthenticated("Send a known API key as `Authorization: Bearer …` or `X-API-Key: …`.")
         if needed not in found[-1].scopes:
             raise Forbidden(f"The API key lacks the scope {needed.value!r}.")
+
+
+def check_query(query: bytes, known: Set[str]) -> None:
+    """Refuse a misspelt parameter, which would be ignored silently, and text that is not UTF-8.
+
+    Raises:
+        Malformed: the query is not percent-encoded UTF-8.
+        Invalid: it has a parameter that is not among the known ones.
+    """
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
+    except ValueError as err:
+        raise Malformed("The query is not percent-encoded UTF-8.") from err
+    unknown = next((name for name, _ in pairs if name not in known), None)
+    if unknown is not None:
+        allowed = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+        name = unknown[:100]
+        message = f"is no query parameter of this route: {allowed}"
+        raise Invalid(f"{name!r} {message}.", errors=[FieldError(field=name, message=message)])
 
 
 def parse_keys(text: str) -> list[ApiKey]:
@@ -178,27 +193,6 @@ def _query_names_of(dependant: Dependant) -> Iterator[str]:
         yield from (field.alias,) if fields is None else fields
     for inner in dependant.dependencies:
         yield from _query_names_of(inner)
-
-
-def _check_query(query: bytes, known: frozenset[str]) -> None:
-    """Refuse a misspelt parameter, which would be ignored silently, and text that is not UTF-8."""
-    try:
-        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
-    except ValueError as err:
-        raise Malformed("The query is not percent-encoded UTF-8.") from err
-    if unknown := next((name for name, _ in pairs if name not in known), None):
-        allowed = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
-        name = unknown[:100]
-        message = f"is no query parameter of this route: {allowed}"
-        raise Invalid(f"{name!r} {message}.", errors=[FieldError(field=name, message=message)])
-
-
-def _check_is_json(connection: HTTPConnection) -> None:
-    """Answer 415 to a body of another type: FastAPI would read it as a string and answer 422."""
-    has_body = connection.headers.get("content-length", "0") != "0" or "transfer-encoding" in connection.headers
-    kind = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if has_body and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise UnsupportedMedia("The content type must be application/json.")
 
 
 def _presented(connection: HTTPConnection) -> str | None:

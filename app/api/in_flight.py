@@ -134,7 +134,8 @@ class _Slot:
         self.has_begun = True
         body = message.get("body", b"")
         if len(body) <= SLICE_BYTES:
-            await (self._paced_send(message) if message.get("more_body", False) else self._send(message))
+            # The last part of a stream too: it waits for what the client has not taken of the others.
+            await (self._paced_send(message) if message["type"] == "http.response.body" else self._send(message))
             return
         view = memoryview(body)
         for start in range(0, len(view), SLICE_BYTES):
@@ -144,7 +145,7 @@ class _Slot:
 
     async def _paced_send(self, message: Message) -> None:
         await self._at_pace(self._send(message))
-        self._credit(len(message["body"]) if message["type"] == "http.response.body" else 0)
+        self._credit(len(message.get("body", b"")))
 
     async def _at_pace(self, transfer: Awaitable[T]) -> T:
         started_s = self._loop.time()

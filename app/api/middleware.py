@@ -14,7 +14,6 @@ import uuid
 from abc import ABC, abstractmethod
 from urllib.parse import unquote
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,6 +29,7 @@ LATE = "The request took longer than its deadline."
 CLIENT_CLOSED = 499  # nginx's status for a client that closed the connection before the response began
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _ENCODED_SEPARATOR = re.compile(rb"%(?:2f|5c|00)", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 _MAX_TIMINGS = 16
 
 
@@ -104,12 +104,9 @@ class RequestContext(HttpLayer):
 
 
 class PathGuard(HttpLayer):
-    """Refuses paths that a proxy or a client may resolve to another route, and requests without one `Host`."""
+    """Refuses paths that a proxy or a client may resolve to another route."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # RFC 9112, 3.2; HTTP/1.0 has no such header.
-        if scope["http_version"] != "1.0" and [name for name, _ in scope["headers"]].count(b"host") != 1:
-            raise Malformed("Send exactly one Host header.")
         if not is_plain_path(scope.get("raw_path") or scope["path"].encode()):
             raise Malformed("The path holds dot segments, empty segments, encoded separators or controls.")
         await self.app(scope, receive, send)
@@ -134,8 +131,7 @@ class BodyLimit(HttpLayer):
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_body_bytes:
-                # FastAPI turns any other exception raised while it reads a body into 400.
-                raise HTTPException(413)
+                raise self._too_large()
             return message
 
         await self.app(scope, receive_counted, send)
@@ -149,8 +145,7 @@ class BodyLimit(HttpLayer):
         async def send_open(message: Message) -> None:
             await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
 
-        error = BodyTooLarge(f"A request body may hold {self._max_body_bytes} bytes.")
-        response = problem_response(error, HTTPConnection(scope))
+        response = problem_response(self._too_large(), HTTPConnection(scope))
         response.headers["Connection"] = "close"
         await response(scope, receive, send_open)
         with contextlib.suppress(TimeoutError):
@@ -158,6 +153,9 @@ class BodyLimit(HttpLayer):
                 while (await receive()).get("more_body", False):
                     pass
         await send({"type": "http.response.body", "body": b""})
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"A request body may hold {self._max_body_bytes} bytes.")
 
 
 class RequestDeadline(HttpLayer):
@@ -181,9 +179,10 @@ class RequestDeadline(HttpLayer):
                 async def send_and_lift(message: Message) -> None:
                     # A response that has begun, such as an export, may take as long as its client keeps pace.
                     if message["type"] == "http.response.start":
-                        # The timer is late where the event loop was blocked.
+                        # The timer is late where the event loop was blocked. It cancels the request here: an error
+                        # raised in `send` would be one of a response that has begun, to Starlette.
                         if loop.time() > deadline_at_s:
-                            raise DeadlineExceeded(LATE)
+                            await loop.create_future()
                         timeout.reschedule(None)
                     await send(message)
 
@@ -252,8 +251,7 @@ def is_plain_path(raw_path: bytes) -> bool:
     if b"//" in path or _ENCODED_SEPARATOR.search(path):
         return False
     decoded = unquote(path.decode("latin-1"), errors="replace")
-    has_controls = any(character < " " or character in "\x7f\\" for character in decoded)
-    return not has_controls and not any(segment in (".", "..") for segment in decoded.split("/"))
+    return not _CONTROL.search(decoded) and not any(segment in (".", "..") for segment in decoded.split("/"))
 
 
 def _request_id(scope: Scope) -> str:

@@ -32,8 +32,6 @@ def service_error(error: Exception) -> ServiceError:
         return _invalid(error.errors())
     if isinstance(error, ValidationError):
         return _invalid(error.errors(include_url=False, include_input=False))
-    if isinstance(error, json.JSONDecodeError):
-        return errors.Malformed("The body is not valid JSON.")
     if isinstance(error, HTTPException):
         # Of several kinds with one status the general one is defined first.
         kind = next((kind for kind in catalogue().values() if kind.status == error.status_code), ServiceError)
@@ -87,7 +85,7 @@ def install(app: FastAPI) -> None:
             response.headers["Allow"] = ", ".join(_methods_at(app, request.scope["path"]))
         return response
 
-    for kind in (ServiceError, RequestValidationError, ValidationError, json.JSONDecodeError, HTTPException):
+    for kind in (ServiceError, RequestValidationError, ValidationError, HTTPException):
         app.add_exception_handler(kind, answer)
 
 
@@ -99,9 +97,6 @@ def _methods_at(app: FastAPI, path: str) -> Sequence[str]:
 
 
 def _invalid(found: Sequence[Any]) -> ServiceError:
-    # FastAPI reports broken JSON as a validation error.
-    if any(entry["type"] == "json_invalid" for entry in found):
-        return errors.Malformed("The body is not valid JSON.")
     over = next((entry for entry in found if entry["type"] in _OVER), None)
     if over is not None:
         path = _path(over["loc"])

@@ -93,7 +93,8 @@ def written_json(model: BaseModel) -> bytes:
 
 def _check_cost(data: bytes, most: int) -> None:
     """Refuse a text of too many values: as objects they take up to thirty times its bytes."""
-    if _is_cheap(data, most):
+    # No byte costs more than an opening bracket.
+    if _OBJECT_COST * len(data) <= most or _is_cheap(data, most):
         return
     # Some separators are inside of texts, such as those of a long SVG path: what lies between texts is counted.
     cost, at = 0, 0
@@ -143,13 +144,12 @@ def _end_of_text(data: bytes, start: int) -> int:
 @contextlib.contextmanager
 def _no_collections() -> Iterator[None]:
     """Hold back garbage collections, which would walk the new objects again and again, six times as long in all."""
-    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        # Whatever another thread does meanwhile: what it found on entering may be this thread's doing.
+        gc.enable()
 
 
 def _with_nul(value: object, path: str) -> Iterator[str]:

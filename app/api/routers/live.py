@@ -11,7 +11,8 @@ from fastapi import APIRouter
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from app.api.auth import Scope, requires
+from app.api.auth import Scope, check_query, requires
+from app.api.bodies import run_if_large
 from app.api.deps import Platform, Tasks, get_platform, get_tasks, new_budget
 from app.api.problems import problem_body, service_error
 from app.api.routers.retrieval import query_of, response_of
@@ -26,10 +27,10 @@ AUTH_LIMIT_S = 10.0
 """How long a connection may take to authenticate."""
 SUPERSEDED_TIMEOUT_S = 0.25
 """How long a query may run once a newer one has arrived."""
-_LARGE_CHARACTERS = 64 * 1024  # parsed off the event loop from here on
 _MAX_AUTH_CHARACTERS = 2048
-_CLOSE_CODES = {401: 4401, 403: 4403, 429: 4429}  # by HTTP status
+_CLOSE_CODES = {400: 4400, 401: 4401, 403: 4403, 422: 4422, 429: 4429}  # by HTTP status
 _TRY_AGAIN_LATER = 1013
+_MAX_REASON_BYTES = 123  # RFC 6455, 5.5
 
 
 @router.websocket("/retrieve/live")
@@ -42,6 +43,7 @@ async def live(socket: WebSocket) -> None:
     with contextlib.suppress(WebSocketDisconnect):
         await socket.accept()  # close codes reach the client only after the handshake
         try:
+            check_query(socket.scope["query_string"], known=frozenset())
             _check_origin(socket)
             # Separate slots: clients that never authenticate must not exclude those with a key.
             async with _slot(platform.live_greetings):
@@ -51,7 +53,8 @@ async def live(socket: WebSocket) -> None:
                 with platform.telemetry.live_connections.track_inprogress():
                     await _Session(socket, platform, tasks).run()
         except ServiceError as err:
-            await socket.close(_CLOSE_CODES.get(err.status, _TRY_AGAIN_LATER), err.detail)
+            reason = err.detail.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+            await socket.close(_CLOSE_CODES.get(err.status, _TRY_AGAIN_LATER), reason)
 
 
 @contextlib.asynccontextmanager
@@ -111,9 +114,12 @@ class _Session:
         """Replace the waiting query by a message's, or report the message's error."""
         seq: int | None = None
         try:
-            content = await _content_of(text)
+            if text is None:
+                raise Malformed("Messages must be JSON text.")
+            limits = self._platform.limits
+            content = await run_if_large(self._socket, len(text), parse_json, text, limits.max_json_values)
             seq = _seq_of(content)
-            query = LiveQuery.model_validate(content, strict=True, context=self._platform.limits)
+            query = LiveQuery.model_validate(content, strict=True, context=limits)
             if query.seq <= self._newest:
                 raise Invalid("Each `seq` must be greater than the one before.")
         except (ServiceError, ValidationError) as err:
@@ -179,16 +185,6 @@ async def _text_of(socket: WebSocket) -> str | None:
         raise WebSocketDisconnect(message["code"], message.get("reason"))
     text: str | None = message.get("text")
     return text
-
-
-async def _content_of(text: str | None) -> object:
-    """The JSON value of a message; a long one is parsed off the event loop. Raises Malformed, Invalid."""
-    if text is None:
-        raise Malformed("Messages must be JSON text.")
-    if len(text) > _LARGE_CHARACTERS:
-        return await asyncio.to_thread(parse_json, text)
-    found: object = parse_json(text)
-    return found
 
 
 def _seq_of(content: object) -> int | None:

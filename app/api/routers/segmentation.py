@@ -144,8 +144,10 @@ def _segment(body: schemas.SegmentRequest | Form, limits: Limits) -> SegmentInpu
     texts = body.repeated("classes")
     if len(texts) > limits.max_classes:
         raise Invalid(f"At most {limits.max_classes} classes a request.")
-    # A class of a form is a name, or a JSON object with synonyms and templates.
-    classes = [parse_json(text) if text.lstrip().startswith("{") else text for text in texts]
+    # A class of a form is a name, or a JSON object with synonyms and templates; all objects share one limit.
+    are_json = [text.lstrip().startswith("{") for text in texts]
+    most = limits.max_json_values // max(1, sum(are_json))
+    classes = [parse_json(text, most) if is_json else text for text, is_json in zip(texts, are_json, strict=True)]
     fields = body.fields(repeated="classes") | ({"classes": classes} if classes else {})
     return schemas.SegmentOptions.model_validate(fields, context=limits), image
 

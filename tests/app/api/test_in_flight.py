@@ -13,9 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.types import Message, Receive, Send
+from starlette.types import Scope as ASGIScope
 
-from app.api.auth import Scope, new_key
+from app.api.auth import ApiKeys, Scope, new_key
+from app.api.in_flight import InFlightLimit
 from app.api.transport.connections import ConnectionLimits
+from app.runtime.telemetry import Telemetry
 from tests.app.api.images import png
 from tests.app.api.served import LIMIT_S, new_app, served, set_soon
 from tests.app.api.wire import connect, is_closed, read_answer
@@ -82,6 +86,32 @@ async def test_clients_that_do_not_read_an_export_hold_no_slot(app: FastAPI) -> 
             await asyncio.sleep(0.3)
             with connections(port, 4, GET_EXPORT):
                 assert await first_other_status(port) == 200
+
+
+async def test_a_client_that_does_not_take_the_last_part_of_a_stream_holds_no_slot() -> None:
+    is_taken = asyncio.Event()
+
+    async def stream(scope: ASGIScope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await send({"type": "http.response.body", "body": b"last"})
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        if message.get("body") == b"last":
+            await is_taken.wait()
+
+    limit = InFlightLimit(stream, max_in_flight=1, keys=ApiKeys([]), telemetry=Telemetry())
+    scope = {"type": "http", "path": "/stream", "headers": [], "client": ("test", 1)}
+    held = asyncio.create_task(limit(scope, receive, send))
+    await until(lambda: bool(limit.slow))
+    assert limit.free == 1
+    is_taken.set()
+    await held
+    assert limit.free == 1
 
 
 async def test_clients_that_send_slowly_hold_no_slot(app: FastAPI) -> None:

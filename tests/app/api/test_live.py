@@ -22,8 +22,8 @@ pytestmark = pytest.mark.anyio
 LINE = {"strokes": [[[10, 240], [20, 230]]], "width": 256, "height": 256}
 
 
-def opened(port: int, **options: Any) -> connect:
-    return connect(f"ws://127.0.0.1:{port}/retrieve/live", open_timeout=LIMIT_S, **options)
+def opened(port: int, parameters: str = "", **options: Any) -> connect:
+    return connect(f"ws://127.0.0.1:{port}/retrieve/live{parameters}", open_timeout=LIMIT_S, **options)
 
 
 def query(seq: int, **fields: object) -> str:
@@ -175,6 +175,27 @@ async def test_a_key_is_needed_where_keys_are_on(tmp_path: Path) -> None:
         async with opened(port, additional_headers={"X-API-Key": key}) as socket:
             await socket.send(query(1))
             assert (await received(socket))["type"] == "results"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "code"),
+    [("?gallery=default", 4422), ("?=1", 4422), ("?" + "%C3%A9" * 200, 4422), ("?a=%ff", 4400)],
+    ids=["unknown", "no-name", "long", "not-utf-8"],
+)
+async def test_an_unknown_query_parameter_is_refused(tmp_path: Path, parameters: str, code: int) -> None:
+    async with served(new_app(FakeEncoder(), tmp_path)) as port, opened(port, parameters) as socket:
+        assert await close_code(socket) == code
+
+
+@pytest.mark.parametrize("padding", [0, 100_000], ids=["small", "large"])
+async def test_a_message_holds_as_many_values_as_the_setting_allows(tmp_path: Path, padding: int) -> None:
+    app = new_app(FakeEncoder(), tmp_path, limits=Limits(max_json_values=1000))
+    async with served(app) as port, opened(port) as socket:
+        for seq, points, kind in ((1, 400, "results"), (2, 600, "error")):
+            await socket.send(query(seq, strokes=[[[9] * points, [9] * points]]) + " " * padding)
+            answer = await received(socket)
+            assert answer["type"] == kind
+        assert answer["problem"]["code"] == "too-much-work"
 
 
 async def test_a_page_of_another_site_is_refused(tmp_path: Path) -> None:

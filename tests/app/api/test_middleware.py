@@ -1,17 +1,19 @@
 """The layers round a request: limits, deadlines, disconnects, ids, metrics."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Message
 
 from app.api.auth import Scope, ScopedRoute, requires
 from app.api.deps import Platform, Services, remaining_s_of
 from app.domain import Limits
+from app.errors import NotFound
 from app.main import create_app
 from app.settings import Settings
 
@@ -61,6 +63,14 @@ def make_app(seen: Seen) -> FastAPI:
 
         return StreamingResponse(lines())
 
+    @router.post("/late/{kind}")
+    @requires(Scope.OPEN)
+    async def late(kind: str) -> Response:
+        time.sleep(0.05)  # noqa: ASYNC251 - a blocked event loop, whose timers are late
+        if kind == "error":
+            raise NotFound("There is none.")
+        return StreamingResponse(chunks(1)) if kind == "stream" else Response()
+
     app.include_router(router)
     return app
 
@@ -96,6 +106,7 @@ async def test_a_chunked_body_is_counted_as_it_comes(client: httpx.AsyncClient) 
     assert (await client.post("/echo", content=chunks(10))).json() == 1000
     answer = await client.post("/echo", content=chunks(11))
     assert (answer.status_code, answer.json()["code"]) == (413, "body-too-large")
+    assert answer.json()["detail"] == "A request body may hold 1024 bytes."
 
 
 @pytest.mark.parametrize("length", [b"-1", b"1e3", b"nonsense", "²".encode()])
@@ -117,6 +128,12 @@ async def test_a_deadline_that_passes_is_504(client: httpx.AsyncClient, seen: Se
     answer = await client.post("/wait", headers={"X-Request-Timeout-Ms": "1"})
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline-exceeded")
     assert seen.was_cancelled or not seen.waits.is_set()
+
+
+@pytest.mark.parametrize("kind", ["response", "stream", "error"])
+async def test_a_response_that_begins_after_its_deadline_is_504(client: httpx.AsyncClient, kind: str) -> None:
+    answer = await client.post(f"/late/{kind}", headers={"X-Request-Timeout-Ms": "10"})
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline-exceeded")
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "1.5", "soon", "", "9" * 30, "²"])

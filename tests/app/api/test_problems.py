@@ -4,12 +4,14 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from app import errors
 from app.api.auth import Scope, ScopedRoute, requires
+from app.api.bodies import read_json
 from app.api.deps import Platform, Services
 from app.api.problems import catalogue, problem_body, problem_response, service_error
+from app.domain import Limits
 from app.errors import FieldError, QueueFull, ServiceError
 from app.main import create_app
 from app.settings import Settings
@@ -37,8 +39,8 @@ def make_app() -> FastAPI:
 
     @router.post("/orders")
     @requires(Scope.OPEN)
-    async def order(body: Order) -> Order:
-        return body
+    async def order(request: Request) -> Order:
+        return await read_json(request, Order, Limits())
 
     @router.get("/raise/{code}")
     @requires(Scope.OPEN)
@@ -104,7 +106,7 @@ async def test_an_unknown_error_says_nothing_of_itself(client: httpx.AsyncClient
         pytest.param(b'{"k": 1, "colour": 1}', "application/json", 422, "invalid", id="unknown field"),
         pytest.param(b'{"k": 1, "weight": NaN}', "application/json", 422, "invalid", id="NaN"),
         pytest.param(b'{"k": 1, "weight": 1e999}', "application/json", 422, "invalid", id="infinity"),
-        pytest.param(b"", "application/json", 422, "invalid", id="nothing"),
+        pytest.param(b"", "application/json", 400, "malformed", id="nothing"),
         pytest.param(b'{"k": 1}', "text/plain", 415, "unsupported-media", id="text"),
         pytest.param(b'{"k": 1}', None, 415, "unsupported-media", id="no content type"),
         pytest.param(b"k=1", "application/x-www-form-urlencoded", 415, "unsupported-media", id="form"),

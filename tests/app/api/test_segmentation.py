@@ -84,6 +84,14 @@ async def test_multipart_classes_may_be_names_or_objects(client: httpx.AsyncClie
     assert answer.json()["classes"] == (await client.post("/segment", json=request())).json()["classes"]
 
 
+async def test_the_classes_of_a_form_share_one_limit_of_values(client: httpx.AsyncClient) -> None:
+    half = '{"name": "tree", "synonyms": [' + "0," * 130_000 + "0]}"
+    answer = await client.post(
+        "/segment", files={"image": ("x.png", encoded(half_dark()))}, data={"classes": [half, "house", half]}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (413, "too-much-work")
+
+
 async def test_a_drawing_is_segmented_on_its_canvas(client: httpx.AsyncClient) -> None:
     body = (await client.post("/segment", json={"image": SQUARE, "classes": ["house"], "threshold": 0.0})).json()
     assert (body["width"], body["height"]) == (128, 128)

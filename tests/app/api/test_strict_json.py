@@ -1,6 +1,9 @@
 """JSON is counted before it is parsed, and text that the stores cannot hold is refused."""
 
+import gc
 import json
+import sys
+import threading
 import time
 
 import pytest
@@ -80,6 +83,25 @@ def test_the_most_that_is_parsed_holds_the_interpreter_for_milliseconds(text: st
         parse_json(data)
         times_s.append(time.thread_time() - started_s)
     assert min(times_s) < 0.05
+
+
+def test_threads_that_parse_at_once_leave_the_garbage_collector_on() -> None:
+    def parse() -> None:
+        for _ in range(20_000):
+            parse_json(b"[1]")
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=parse) for _ in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert gc.isenabled()
+    finally:
+        sys.setswitchinterval(interval_s)
+        gc.enable()
 
 
 def test_a_text_without_end_is_searched_once() -> None:
