@@ -123,8 +123,9 @@ Reproducible = Annotated[
 ]
 Timings = dict[str, float]
 Metadata = dict[str, JsonValue]
+# Not validated further: `parse_filter` does it, and ends early.
 FilterInput = Annotated[
-    dict[str, JsonValue],
+    dict[str, Any],
     Field(
         description="`{field: value}` or `{field: {op: value}}` with eq ne in lt lte gt gte any all exists, joined by"
         " `and`, `or`, `not`. A field of such a name is written `{field, op, value}`.",
