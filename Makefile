@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export VERMOUTH_PORT := $(PORT)
 
-.PHONY: serve test prove-engine prove-state prove-hardening bench-serve bench-encoder bench-gpu bench-soak bench-maxima bench-index lint format lock clean weights
+.PHONY: serve test prove-engine prove-state prove-hardening prove-sd15 verify-sd15 bench-serve bench-encoder bench-gpu bench-soak bench-maxima bench-index lint format lock clean weights
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -53,6 +53,14 @@ prove-hardening: $(VENV)/test.stamp ## damaged images, odd drawings and protocol
 	$(BIN)/python -m tests.hardening.images --count $(IMAGES) --seed $(SEED)
 	$(BIN)/python -m tests.hardening.requests --count $(REQUESTS) --seed $(SEED)
 	$(BIN)/python -m tests.hardening.protocol --count $(FAULTS) --seed $(SEED)
+
+prove-sd15: $(VENV)/test.stamp ## Stable Diffusion 1.5 of random weights: pulled from a local hub, killed, served, asked; into docs/results (20 minutes, 15 GB of disk)
+	$(BIN)/python -m tests.e2e.full_scale --arch sd15
+
+verify-sd15: export HF_HUB_OFFLINE := 0
+verify-sd15: $(VENV)/test.stamp ## pull Stable Diffusion 1.5 from the hub and check what it finds on photographs
+	$(BIN)/vermouth bundle pull sd15
+	$(BIN)/python -m tests.e2e.verify sd15
 
 # The peers' packages live apart from ours, on top of them.
 PEERS ?= /tmp/peers

@@ -10,14 +10,15 @@ import numpy as np
 
 from app.api.auth import ApiKey, ApiKeys, Scope, parse_keys, sha256_hex
 from app.api.deps import Platform, Services, Stores, Tasks
-from app.domain import BundleInfo, Encoder, View
-from app.engine.engine import BatchingEngine
+from app.domain import MIB, BundleInfo, Encoder, Features, View
+from app.engine.engine import SLOW_PASS_S, BatchingEngine
+from app.engine.entries import CacheKey
 from app.engine.executor import DeviceExecutor
 from app.imaging.decoding import ImageCache, ImageDecoder
 from app.imaging.processes import DecoderProcesses
 from app.runtime.lru import ByteLru
-from app.runtime.process import EXIT_FATAL, Lifecycle
-from app.runtime.telemetry import Telemetry
+from app.runtime.process import EXIT_FATAL, Deadline, Lifecycle
+from app.runtime.telemetry import Telemetry, get_logger
 from app.settings import Settings
 from app.stores.blobs import IMAGE_FOLDER, Blobs
 from app.stores.index.base import IndexOptions
@@ -42,7 +43,12 @@ from app.tasks.reembed import Reembed
 from app.tasks.retrieval import Retrieval
 from app.tasks.segmentation import Segmentation, SegmentationHead
 from app.tasks.workers import Workers
+from models.types import LARGE_PARAMETERS
 
+DEADLINE_S, DEADLINE_PASSES = 30.0, 6
+"""The longest a request may take by default, and in passes of the slowest view where that is more."""
+CACHE_BYTES, CACHED_FEATURES = 256 * MIB, 64
+"""Memory of the feature cache by default, and how many of the largest features fit at least."""
 MAX_GREETINGS = 64
 """Live connections that may be unauthenticated at once."""
 WAITING_SHARE = 1 / 4
@@ -71,7 +77,7 @@ def build_platform(settings: Settings) -> Platform:
             processes=DecoderProcesses(settings.decoders, limits=settings.limits),
             max_waiting=settings.max_decode_waiting,
         ),
-        deadline_s=settings.deadline_s,
+        deadline=Deadline(settings.deadline_s or DEADLINE_S),
         live_slots=asyncio.Semaphore(settings.max_live_connections),
         # A semaphore binds to its loop at the first wait: creating it here is safe.
         live_greetings=asyncio.Semaphore(MAX_GREETINGS),
@@ -92,8 +98,15 @@ def build_services(settings: Settings, platform: Platform) -> Services:
     from models.bundle.build import load_bundle
     from models.bundle.files import find_bundle
 
+    def on_stage(stage: str) -> None:
+        platform.lifecycle.stage = stage
+        get_logger().info("loading", stage=stage)
+
     folder = find_bundle(settings.bundle)
-    loaded = load_bundle(folder, device=settings.device, dtype=settings.dtype, profile=settings.profile)
+    loaded = load_bundle(
+        folder, device=settings.device, dtype=settings.dtype, profile=settings.profile, on_stage=on_stage
+    )
+    on_stage("stores")
     return assemble_services(
         settings, platform, encoder=loaded.encoder, bundle=loaded.info, segmentation_head=loaded.segmentation_head
     )
@@ -103,14 +116,20 @@ def assemble_services(
     settings: Settings, platform: Platform, *, encoder: Encoder, bundle: BundleInfo, segmentation_head: SegmentationHead
 ) -> Services:
     """Engine, stores and tasks over a loaded encoder. Raises as `build_services`."""
-    device = DeviceExecutor(encoder, workers=settings.workers_on(bundle.device), threads=settings.threads)
+    workers, threads = settings.workers_on(bundle.device, is_large=bundle.parameters > LARGE_PARAMETERS)
+    device = DeviceExecutor(encoder, workers=workers, threads=threads)
     device.export_memory(platform.telemetry.device_memory)
+    sides = sorted({task.resolution for task in bundle.tasks.values()})
+    cache = ByteLru[CacheKey, Features](
+        CACHE_BYTES if settings.feature_cache_bytes is None else settings.feature_cache_bytes
+    )
     engine = BatchingEngine(
         device,
-        ByteLru(settings.feature_cache_bytes),
+        cache,
         platform.telemetry,
         max_batch=settings.max_batch_on(bundle.device),
         max_queue_cost=settings.max_queue_cost,
+        view_pixels=sides[0] ** 2,
         stall_s=settings.stall_s,
         stop_timeout_s=settings.drain_timeout_s,
         # A fatal device error ends the process; the orchestrator starts another.
@@ -128,7 +147,11 @@ def assemble_services(
         is_current=lambda: tasks.stores.indexes.is_current,
         is_reachable=None if probe is None else probe.answers,
         tasks=tasks,
-        on_start=(partial(engine.warm_up, _warm_up_views(bundle)), engine.start),
+        on_start=(
+            partial(_warm_up, engine, _warm_up_views(bundle), platform),
+            partial(_fit_to_device, settings, platform, engine, cache, tasks),
+            engine.start,
+        ),
         # The engine first: requests that it still answers read and write the stores.
         on_stop=(engine.stop, partial(asyncio.to_thread, tasks.close)),
     )
@@ -239,8 +262,7 @@ def _open_stores(settings: Settings, bundle: BundleInfo) -> Stores:
         exports=Exports(database, blobs, items, fingerprint=fingerprint),
         episodes=Episodes(database, blobs, fingerprint=fingerprint),
         class_sets=ClassSets(database, dimension=bundle.dimension, fingerprint=fingerprint),
-        # A request holds its key beyond its deadline: the key of a live request must not expire.
-        idempotency_keys=IdempotencyKeys(database, hold_s=2 * settings.deadline_s + 30),
+        idempotency_keys=IdempotencyKeys(database, hold_s=_hold_s(settings.deadline_s or DEADLINE_S)),
         jobs=Jobs(database),
     )
     try:
@@ -255,6 +277,33 @@ def _open_stores(settings: Settings, bundle: BundleInfo) -> Stores:
         database.close()
         raise
     return stores
+
+
+async def _warm_up(engine: BatchingEngine, views: Sequence[View], platform: Platform) -> None:
+    platform.lifecycle.stage = "warm-up"
+    get_logger().info("loading", stage=platform.lifecycle.stage)
+    await engine.warm_up(views)
+
+
+async def _fit_to_device(
+    settings: Settings, platform: Platform, engine: BatchingEngine, cache: ByteLru[CacheKey, Features], tasks: Tasks
+) -> None:
+    """Set what follows from the warm-up: deadline and tiles from the time of a pass, the cache from what it gives."""
+    pass_s = engine.slowest_pass_s()
+    if settings.feature_cache_bytes is None:
+        cache.max_bytes = max(CACHE_BYTES, CACHED_FEATURES * engine.heaviest_bytes)
+    if settings.deadline_s is None:
+        platform.deadline.seconds = max(DEADLINE_S, DEADLINE_PASSES * pass_s)
+        tasks.idempotency.hold_s = _hold_s(platform.deadline.seconds)
+    if pass_s > SLOW_PASS_S:
+        # All tiles and the whole image within half the deadline: others wait too.
+        platform.images.limit_tiles(max(0, int(platform.deadline.seconds / (2 * pass_s)) - 1))
+        get_logger().info("slow_device", pass_s=round(pass_s, 1), deadline_s=round(platform.deadline.seconds))
+
+
+def _hold_s(deadline_s: float) -> float:
+    """How long an idempotency key is held: beyond the deadline, or that of a live request would expire."""
+    return 2 * deadline_s + 30
 
 
 def _warm_up_views(bundle: BundleInfo) -> Sequence[View]:

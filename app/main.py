@@ -72,7 +72,7 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
             Middleware(
                 InFlightLimit, max_in_flight=settings.max_in_flight, keys=platform.keys, telemetry=platform.telemetry
             ),
-            Middleware(RequestDeadline, deadline_s=settings.deadline_s),
+            Middleware(RequestDeadline, deadline=platform.deadline),
             Middleware(DisconnectWatch),
         ],
     )

@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     lanes: int = Field(0, ge=0, le=128)
-    threads: int = Field(1, ge=1, le=512)
+    threads: int = Field(0, ge=0, le=512)
 
     api_keys: SecretStr | None = None
     api_keys_file: Path | None = None
@@ -49,14 +49,14 @@ class Settings(BaseSettings):
 
     max_batch: int = Field(0, ge=0, le=256)
     max_queue_cost: int = Field(4096, ge=1, le=1_000_000)
-    feature_cache_bytes: int = Field(256 * MIB, ge=0, le=256 * GIB)
+    feature_cache_bytes: int | None = Field(None, ge=0, le=256 * GIB)
     picture_cache_bytes: int = Field(64 * MIB, ge=0, le=256 * GIB)
     decode_workers: int = Field(0, ge=0, le=64)
     max_decode_waiting: int = Field(256, ge=1, le=100_000)
     max_in_flight: int = Field(172, ge=1, le=100_000)
     max_connections: int = Field(0, ge=0, le=1_000_000)
     max_live_connections: int = Field(256, ge=0, le=100_000)
-    deadline_s: float = Field(30.0, gt=0, le=3600)
+    deadline_s: float | None = Field(None, gt=0, le=3600)
     keep_alive_s: float = Field(75.0, gt=0, le=3600)
     drain_delay_s: float = Field(2.0, ge=0, le=600)
     drain_timeout_s: float = Field(30.0, gt=0, le=3600)
@@ -66,10 +66,15 @@ class Settings(BaseSettings):
     log_json: bool = False
     limits: Limits = Limits()
 
-    def workers_on(self, device: str) -> int:
-        """Passes at once on a device: as set, or one for every `threads` cores of a CPU; else one."""
-        chosen = min(MAX_WORKERS, max(1, _cores() // self.threads)) if device == "cpu" else 1
-        return self.lanes or chosen
+    def workers_on(self, device: str, *, is_large: bool = False) -> tuple[int, int]:
+        """Passes at once on a device, and torch's threads of each.
+
+        By default every core of a CPU runs passes of its own. Those of a large bundle share all cores, one by one:
+        each takes seconds, and the activations of one take a gigabyte.
+        """
+        threads = self.threads or (_cores() if is_large and device == "cpu" else 1)
+        chosen = min(MAX_WORKERS, max(1, _cores() // threads)) if device == "cpu" else 1
+        return self.lanes or chosen, threads
 
     def max_batch_on(self, device: str) -> int:
         """Samples a batch on a device: `max_batch`, or the least that gives full throughput (docs/adr/0024)."""

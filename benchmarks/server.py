@@ -48,11 +48,11 @@ class Running:
         """Return a client of this server."""
         return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
 
-    def wait_until_ready(self, path: str = "/readyz", **body: Any) -> None:
+    def wait_until_ready(self, path: str = "/readyz", *, limit_s: float = START_LIMIT_S, **body: Any) -> None:
         """Return once a GET, or a POST of `body`, is answered with 200.
 
         Raises:
-            RuntimeError: the server has exited, or has not answered within four minutes of its start.
+            RuntimeError: the server has exited, or has not answered within `limit_s` of its start.
         """
         with self.client() as client:
             while True:
@@ -60,7 +60,7 @@ class Running:
                     if client.request("POST" if body else "GET", path, **body).status_code == 200:
                         return
                 code = self.process.poll()
-                if code is not None or time.perf_counter() - self.started_s > START_LIMIT_S:
+                if code is not None or time.perf_counter() - self.started_s > limit_s:
                     errors = self.errors.read_text(errors="replace")[-1000:]
                     raise RuntimeError(f"{self.server.name} did not start (exit code {code}): {errors}")
                 time.sleep(0.2)

@@ -1,5 +1,6 @@
 """The two device operations: images to features, strings to embeddings."""
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from models.training_free import TrainingFreeNetwork
 from models.types import ImageBatch, ImageFeatures, TextFeatures
 
 _CAPTION_CACHE = 1024  # captions whose text states are cached
+_CAPTIONED_IMAGES = 16_384  # whose captions are cached: a kilobyte at most each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,7 @@ class FrozenExtractor(nn.Module):
         self.captioner = captioner
         self.expert = expert
         self._states: OrderedDict[str, torch.Tensor] = OrderedDict()  # caption → [T, C], least recently used first
+        self._captions: OrderedDict[bytes, str] = OrderedDict()  # by SHA-256 of the pixels, as above
 
     @torch.inference_mode()
     def forward(self, pixels: torch.Tensor, timesteps: torch.Tensor, captions: Sequence[str | None]) -> FrozenMaps:
@@ -59,12 +62,19 @@ class FrozenExtractor(nn.Module):
         taps = self.backbone(pixels, timesteps, states)
         return FrozenMaps(taps=taps, expert=self.expert(pixels) if self.expert is not None else [])
 
-    def conditioning(self, pixels: torch.Tensor, captions: Sequence[str | None]) -> torch.Tensor:
-        """Returns the text states of B captions, [B, T, C], from an LRU cache; arguments as for `forward`."""
+    def conditioning(
+        self, pixels: torch.Tensor, captions: Sequence[str | None], *, is_reproducible: bool = False
+    ) -> torch.Tensor:
+        """Returns the text states of B captions, [B, T, C], from an LRU cache; arguments as for `forward`.
+
+        Args:
+            is_reproducible: whether the captioner sees the whole batch, whatever it saw before.
+        """
         words = [caption or "" for caption in captions]
         missing = [slot for slot, caption in enumerate(captions) if caption is None]
         if missing and self.captioner is not None:
-            for slot, caption in zip(missing, self.captioner.captions(pixels[missing]), strict=True):
+            captioned = self.captioner.captions if is_reproducible else self._captioned
+            for slot, caption in zip(missing, captioned(pixels[missing]), strict=True):
                 words[slot] = caption
         for caption in dict.fromkeys(words):
             if caption not in self._states:
@@ -77,6 +87,20 @@ class FrozenExtractor(nn.Module):
         while len(self._states) > _CAPTION_CACHE:
             self._states.popitem(last=False)
         return batch
+
+    def _captioned(self, pixels: torch.Tensor) -> list[str]:
+        """The captions of B images; those that are not cached are computed in one batch."""
+        keys = [hashlib.sha256(image).digest() for image in pixels.float().cpu().contiguous().numpy()]
+        new = [slot for slot, key in enumerate(keys) if key not in self._captions]
+        if new and self.captioner is not None:
+            found = self.captioner.captions(pixels[new])
+            self._captions.update(zip((keys[slot] for slot in new), found, strict=True))
+        captions = [self._captions[key] for key in keys]
+        for key in keys:
+            self._captions.move_to_end(key)
+        while len(self._captions) > _CAPTIONED_IMAGES:
+            self._captions.popitem(last=False)
+        return captions
 
 
 class TrainedNetwork(nn.Module):
@@ -204,7 +228,7 @@ class Encoder:
         pixels = batch.pixels.to(self._device).to(dtype=self._dtype, memory_format=torch.channels_last)
         timesteps = batch.timesteps.to(self._device)
         with self._lock:
-            states = self.extractor.conditioning(pixels, batch.captions)
+            states = self.extractor.conditioning(pixels, batch.captions, is_reproducible=batch.is_reproducible)
             network = self.network if batch.needs_dense else self._without_dense
             run = self._pass(network, pixels, timesteps, states)
         # A CUDA graph returns its own memory, which its next pass overwrites.

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 Vectors = NDArray[np.float32]
-
+LARGE_PARAMETERS = 100_000_000
+"""Networks with more take seconds an image on a CPU: recording a pass of Stable Diffusion 1.5 took six minutes of CPU
+and gained nothing, and packed weights are a copy per image size (docs/adr/0048). `mini` has 10 million."""
 FEATURES = ("semantic", "visual", "dense")
 """Features of an image, which every bundle has."""
 
@@ -31,12 +33,14 @@ class ImageBatch:
         timesteps: [B] int64, the diffusion time step of each sample.
         captions: B captions; None asks the bundle's captioner, or stands for the empty prompt if it has none.
         needs_dense: whether anyone reads `dense`, which may cost more than the rest.
+        is_reproducible: the pass has a fixed size, so that bits do not depend on the load; nor on earlier passes.
     """
 
     pixels: torch.Tensor
     timesteps: torch.Tensor
     captions: Sequence[str | None]
     needs_dense: bool = True
+    is_reproducible: bool = False
 
 
 def to_unit_batch(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -139,6 +143,7 @@ class BundleInfo:
 
     Attributes:
         dimension: D, of `ImageFeatures.pooled` and `ImageFeatures.dense`.
+        parameters: of the networks that a pass over images runs.
         visual_dimension: V, of `ImageFeatures.visual`; 0 where the bundle has no such feature.
         features: names of the features that the bundle has.
         is_training_free: whether the features come from frozen models alone, without trained heads.
@@ -152,6 +157,7 @@ class BundleInfo:
     captioner: str
     tasks: Mapping[str, TaskProfile]
     manifest: Mapping[str, object]
+    parameters: int = 0
     visual_dimension: int = 0
     features: tuple[str, ...] = ("semantic", "dense")
     is_training_free: bool = False

@@ -15,7 +15,7 @@ from app.api.auth import ApiKeys
 from app.domain import BundleInfo, Limits
 from app.errors import EngineUnavailable, Malformed, PreconditionRequired
 from app.imaging.decoding import ImageDecoder, PixelBudget
-from app.runtime.process import Lifecycle, Phase
+from app.runtime.process import Deadline, Lifecycle, Phase
 from app.runtime.telemetry import Telemetry
 from app.stores.blobs import Blobs
 from app.stores.index.follower import Indexes
@@ -104,7 +104,7 @@ class Platform:
     """Everything that exists from the start, before any bundle is loaded.
 
     Attributes:
-        deadline_s: the longest a request may take.
+        deadline: the longest a request may take.
         live_slots: slots for live connections.
         live_greetings: slots for live connections that are not authenticated yet.
         wire: one thread that reads and writes large JSON: more would wait for each other's interpreter lock.
@@ -116,7 +116,7 @@ class Platform:
     limits: Limits
     keys: ApiKeys
     images: ImageDecoder
-    deadline_s: float
+    deadline: Deadline
     live_slots: asyncio.Semaphore
     live_greetings: asyncio.Semaphore
     wire: ThreadPoolExecutor

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response, service_error
 from app.errors import BodyTooLarge, DeadlineExceeded, Malformed, ServiceError
+from app.runtime.process import Deadline
 from app.runtime.telemetry import Telemetry, bind_request, get_logger
 
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/healthz", "/health", "/metrics"})
@@ -165,9 +166,9 @@ class RequestDeadline(HttpLayer):
     `state.deadline_at_s`, a time of the event loop's clock.
     """
 
-    def __init__(self, app: ASGIApp, *, deadline_s: float) -> None:
+    def __init__(self, app: ASGIApp, *, deadline: Deadline) -> None:
         super().__init__(app)
-        self._deadline_s = deadline_s
+        self._deadline = deadline
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         allowed_s = self._allowed_s(HTTPConnection(scope).headers.get("x-request-timeout-ms"))
@@ -194,10 +195,10 @@ class RequestDeadline(HttpLayer):
 
     def _allowed_s(self, header: str | None) -> float:
         if header is None:
-            return self._deadline_s
+            return self._deadline.seconds
         if not (header.isascii() and header.isdigit() and 0 < len(header) < 10) or int(header) == 0:
             raise Malformed("X-Request-Timeout-Ms must be a whole number of milliseconds above zero.")
-        return min(self._deadline_s, int(header) / 1000)
+        return min(self._deadline.seconds, int(header) / 1000)
 
 
 class DisconnectWatch(HttpLayer):

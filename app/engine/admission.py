@@ -79,6 +79,11 @@ class Admission:
             raise QueueFull("The queue for the device is full.", retry_after_s=retry_after_s)
         if timeout_s is not None and before_s + own_s > timeout_s:
             self._telemetry.requests_rejected.labels("deadline").inc()
+            whole_s = self.backlog.rate.seconds_for(own) or 0.0
+            if whole_s > timeout_s:  # no time to come would do
+                raise DeadlineExceeded(
+                    f"The request takes the device about {whole_s:.0f} s, and {timeout_s:.0f} s are left: ask for less."
+                )
             raise DeadlineExceeded("The queue is longer than the deadline.", retry_after_s=retry_after_s)
 
     def _others(self, line: RequestLine, most: int) -> int:
@@ -89,10 +94,11 @@ class Admission:
 class Reservation:
     """Room for one request's samples, held from its arrival until the block ends."""
 
-    def __init__(self, admission: Admission, cost: int, timeout_s: float | None) -> None:
+    def __init__(self, admission: Admission, cost: int, timeout_s: float | None, *, view_cost: int = VIEW_COST) -> None:
         self.line = RequestLine()
         self._admission = admission
         self._timeout_s = timeout_s
+        self._view_cost = view_cost
         self._claim(cost)
         admission.lines.add(self.line)
 
@@ -105,7 +111,7 @@ class Reservation:
 
     def grow(self, *, views: int) -> None:
         """Reserve more. Raises as `Admission.check`."""
-        self._claim(views * VIEW_COST)
+        self._claim(views * self._view_cost)
 
     def use(self, cost: int) -> int:
         """Turn reserved cost into samples; returns the cost that was not reserved and must be admitted."""
@@ -169,6 +175,14 @@ class PassTimes:
         fastest_s = min(duration_s, known_s.get(len(batch.entries), duration_s))
         self._warm_up_s[batch.group] = dict(sorted({**known_s, len(batch.entries): fastest_s}.items()))
         self.observe(batch, duration_s)
+
+    def largest_warm_up(self, group: Group) -> tuple[int, float]:
+        """The largest size of this group that was warmed up, and how long its pass took."""
+        return list(self._warm_up_s[group].items())[-1]
+
+    def slowest_warm_up_s(self) -> float:
+        """How long the slowest pass of the warm-up took; 0 before."""
+        return max((max(known_s.values()) for known_s in self._warm_up_s.values()), default=0.0)
 
     def expected_s(self, batch: Batch) -> float | None:
         """Expected length of a pass of this group and size (to the next power of two); None for an unseen size."""

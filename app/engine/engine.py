@@ -13,12 +13,26 @@ import numpy as np
 
 from app.domain import Features, View
 from app.engine.admission import Admission, Reservation
-from app.engine.entries import VIEW_COST, CacheKey, Device, Entry, Group, Kind, RequestLine, Waiter, text_cost
+from app.engine.entries import (
+    VIEW_COST,
+    CacheKey,
+    Device,
+    DeviceOutOfMemory,
+    Entry,
+    Group,
+    Kind,
+    RequestLine,
+    Waiter,
+    text_cost,
+)
 from app.engine.scheduler import Scheduler
 from app.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
 from app.runtime.lru import ByteLru
 from app.runtime.telemetry import Telemetry, get_logger
 
+SLOW_PASS_S = 2.0
+"""Where one view takes longer, batches gain nothing: views go one by one, and no other size is warmed up."""
+_STALL_PASSES = 4
 REPRODUCIBLE_BATCH = 4
 """Samples of every pass of reproducible views, whatever the load: another size changes the last bits."""
 _RESTART_RETRY_AFTER_S = 5.0
@@ -29,11 +43,16 @@ Sample = tuple[CacheKey, View | str]
 class BatchingEngine:
     """Encodes the samples of all requests on one device; implements `scheduler.Listener`.
 
+    Attributes:
+        heaviest_bytes: of the largest features that the warm-up has seen.
+
     Args:
         cache: features of past samples; only the engine uses it.
-        max_batch: views per device pass.
+        max_batch: the smallest views of a device pass; of larger ones fewer fit.
         max_queue_cost: cost that may wait; a request over it is admitted only when nothing waits.
-        stall_s: the engine counts as dead when a pass takes this long, or when work waits without progress this long.
+        view_pixels: of the smallest view; larger ones cost more by their pixels. By default all cost the same.
+        stall_s: the engine counts as dead when a pass takes this long (or several times as long as in the warm-up, if
+            that is more), or when work waits without progress this long.
         stop_timeout_s: how long `stop` waits for admitted samples.
         on_fatal: called once, when the device is lost.
         clock: seconds, monotonic; the device must use the same.
@@ -47,6 +66,7 @@ class BatchingEngine:
         *,
         max_batch: int,
         max_queue_cost: int,
+        view_pixels: float = math.inf,
         stall_s: float = 60.0,
         stop_timeout_s: float = 30.0,
         on_fatal: Callable[[], None] | None = None,
@@ -56,6 +76,7 @@ class BatchingEngine:
         self._cache = cache
         self._telemetry = telemetry
         self._max_batch = max_batch
+        self._view_pixels = view_pixels
         self._stall_s = stall_s
         self._stop_timeout_s = stop_timeout_s
         self._on_fatal = on_fatal
@@ -69,15 +90,23 @@ class BatchingEngine:
         self._is_idle.set()
         self._is_stopping = False
         self._is_fatal = False
+        self.heaviest_bytes = 0
 
-    def admit(self, *, views: int = 0, texts: Sequence[str] = (), timeout_s: float | None = None) -> Reservation:
+    def admit(
+        self, *, views: int = 0, side: int = 0, texts: Sequence[str] = (), timeout_s: float | None = None
+    ) -> Reservation:
         """Reserve room for a request's samples on arrival, before anything is decoded for it.
+
+        Args:
+            side: of each view, px; 0 for the smallest.
 
         Raises:
             QueueFull, DeadlineExceeded, EngineUnavailable.
         """
         self._check_open()
-        return Reservation(self._admission, views * VIEW_COST + sum(map(text_cost, texts)), timeout_s)
+        view_cost = self._view_cost(side * side)
+        cost = views * view_cost + sum(map(text_cost, texts))
+        return Reservation(self._admission, cost, timeout_s, view_cost=view_cost)
 
     async def encode_views(
         self, views: Sequence[View], *, timeout_s: float | None = None, reservation: Reservation | None = None
@@ -104,7 +133,7 @@ class BatchingEngine:
     ) -> list[Features]:
         """Features of every string, in order. Arguments and errors as `encode_views`."""
         bucket, fingerprint = 1 if is_reproducible else 0, self._device.fingerprint
-        groups = [Group(Kind.TEXTS, (text_cost(text),), bucket) for text in texts]
+        groups = [Group(Kind.TEXTS, text_cost(text), bucket=bucket) for text in texts]
         samples: list[Sample] = [
             (CacheKey(group, text, None, 0, fingerprint), text) for group, text in zip(groups, texts, strict=True)
         ]
@@ -129,37 +158,69 @@ class BatchingEngine:
     async def warm_up(self, views: Sequence[View], text: str = "warm-up") -> None:
         """Run each view in every batch size (powers of two, and the largest) on all workers at once.
 
-        Each size runs twice: the first pass may record or compile, and only the second tells how long one takes.
+        Each size runs twice: the first pass may record or compile, and only the second tells how long one takes. Where
+        one view takes seconds, or a size does not fit into memory, larger ones are left out and never formed.
 
         Raises:
-            InferenceFailed: the encoder returned values that are not finite; the service must not start.
-            Exception: any error of the device or the encoder.
+            InferenceFailed: the encoder returned values that are not finite, or one view does not fit into memory; the
+                service must not start.
+            Exception: any other error of the device or the encoder.
         """
-        largest, run, workers = self._max_batch, self._scheduler.run_warm_up, range(self._device.workers)
-        sizes = [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]
+        for view in views:
+            key = self._view_key(view)
+            largest, size, known = max(1, self._max_batch * VIEW_COST // key.group.cost), 1, 0
+            while known < largest:
+                pass_s = await self._warm_up_size((key, view), size)
+                if pass_s is None:  # out of memory
+                    self._scheduler.caps[key.group] = known
+                    break
+                known = size
+                if pass_s > SLOW_PASS_S:
+                    self._scheduler.caps[key.group] = known
+                    break
+                size = min(2 * size, largest)
+            self._scheduler.learn_rate(key.group)
         cost = text_cost(text)
         # No fingerprint: the warm-up bypasses the cache.
-        string = CacheKey(Group(Kind.TEXTS, (cost,)), text, None, 0, "")
-        samples: list[tuple[Sample, int]] = [
-            *(((self._view_key(view), view), size) for view in views for size in sizes),
-            *(((string, text), size) for size in (1, largest * VIEW_COST // cost)),
-        ]
-        for (key, payload), size in samples:
-            entry = Entry(key=key, payload=payload, arrived_s=self._clock(), deadline_s=math.inf)
-            for is_second in (False, True):
-                passes = await asyncio.gather(*(run([entry] * size, is_learnt=is_second) for _ in workers))
-                arrays = [array for found in passes for one in found for array in (one.pooled, one.visual)]
+        string = CacheKey(Group(Kind.TEXTS, cost), text, None, 0, "")
+        for size in (1, self._max_batch * VIEW_COST // cost):
+            await self._warm_up_size((string, text), size)
+
+    async def _warm_up_size(self, sample: Sample, size: int) -> float | None:
+        """Seconds of a pass of this size; None where it does not fit into memory."""
+        (key, payload), pass_s = sample, 0.0
+        entry = Entry(key=key, payload=payload, arrived_s=self._clock(), deadline_s=math.inf)
+        for is_second in (False, True):
+            run = (
+                self._scheduler.run_warm_up([entry] * size, is_learnt=is_second) for _ in range(self._device.workers)
+            )
+            for found in await asyncio.gather(*run, return_exceptions=True):
+                if isinstance(found, DeviceOutOfMemory):
+                    if size > 1:
+                        return None
+                    raise InferenceFailed("One image does not fit into the memory of the device.") from found
+                if isinstance(found, BaseException):
+                    raise found
+                features, pass_s = found
+                self.heaviest_bytes = max(self.heaviest_bytes, *(_size_bytes(one) for one in features))
+                arrays = (array for one in features for array in (one.pooled, one.visual))
                 if not all(np.isfinite(array).all() for array in arrays):
                     raise InferenceFailed("The encoder gave values that are not finite.")
+        return pass_s
+
+    def slowest_pass_s(self) -> float:
+        """How long the slowest pass took when the engine was warmed up."""
+        return self._scheduler.pass_times.slowest_warm_up_s()
 
     def is_alive(self) -> bool:
         """False after a fatal error, or when samples wait and any worker has made no progress for `stall_s`."""
-        is_moving = self._clock() - self._scheduler.stuck_since_s() < self._stall_s
+        stall_s = max(self._stall_s, _STALL_PASSES * self._scheduler.pass_times.slowest_warm_up_s())
+        is_moving = self._clock() - self._scheduler.stuck_since_s() < stall_s
         return not self._is_fatal and (not self._entries or is_moving)
 
     def succeeded(self, entry: Entry, features: Features, *, queue_s: float, inference_s: float) -> None:
         """See `scheduler.Listener`."""
-        self._cache.put(entry.key, features, features.pooled.nbytes + features.visual.nbytes + features.dense.nbytes)
+        self._cache.put(entry.key, features, _size_bytes(features))
         self._telemetry.cache_bytes.set(self._cache.size_bytes)
         self._forget(entry)  # after `put`, so that no turn of the loop finds the sample in neither place
         entry.resolve(features, queue_s=queue_s, inference_s=inference_s)
@@ -181,7 +242,9 @@ class BatchingEngine:
             self._on_fatal()
 
     def _view_key(self, view: View) -> CacheKey:
-        group = Group(Kind.IMAGES, view.pixels.shape, needs_dense=view.needs_dense)
+        height, width = view.pixels.shape[:2]
+        cost = self._view_cost(height * width)
+        group = Group(Kind.IMAGES, cost, view.pixels.shape, needs_dense=view.needs_dense)
         if view.is_reproducible:  # never cached together with the plain result: the last bits differ
             group = replace(group, bucket=REPRODUCIBLE_BATCH, is_captioned=view.caption is not None)
         key = CacheKey(group, view.key, view.caption, view.timestep, self._device.fingerprint)
@@ -190,6 +253,9 @@ class BatchingEngine:
             if whole in self._entries or whole in self._cache:  # made, or on its way, for a mask
                 return whole
         return key
+
+    def _view_cost(self, pixels: int) -> int:
+        return VIEW_COST * max(1, round(pixels / self._view_pixels))
 
     def _check_open(self) -> None:
         if self._is_fatal or self._is_stopping:
@@ -266,3 +332,7 @@ class BatchingEngine:
             entry.fail(EngineUnavailable(detail, retry_after_s=_RESTART_RETRY_AFTER_S))
         self._entries.clear()
         self._is_idle.set()
+
+
+def _size_bytes(features: Features) -> int:
+    return features.pooled.nbytes + features.visual.nbytes + features.dense.nbytes

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from app.domain import Features, View
 
-VIEW_COST = 8  # in units of a short string
+VIEW_COST = 8  # of the bundle's smallest view, in units of a short string
 SHORT_TEXT_BYTES = 64  # about 16 tokens, which take an eighth of a view's time
 
 
@@ -33,7 +33,8 @@ class Group:
     """Samples of one group may share a batch: they have one operation, one shape and one way of computation.
 
     Attributes:
-        shape: of a view's pixels; of strings their cost, since a pass pads them to the longest.
+        cost: of each sample; strings of different cost do not share a pass, which pads them to the longest.
+        shape: of a view's pixels.
         bucket: every pass is padded to exactly this many samples; 0 for batches of any size. Reproducible strings go
             alone (bucket 1): the padding of a string, and with it the last bits, would depend on the others.
         is_captioned: used in buckets only, where the captioner must see the same number of images in every pass.
@@ -41,15 +42,11 @@ class Group:
     """
 
     kind: Kind
+    cost: int
     shape: tuple[int, ...] = ()  # views of different shapes cannot be stacked
     bucket: int = 0
     is_captioned: bool = False
     needs_dense: bool = True
-
-    @property
-    def cost(self) -> int:
-        """The cost of one of its samples."""
-        return VIEW_COST if self.kind is Kind.IMAGES else self.shape[0]
 
 
 def text_cost(text: str) -> int:

@@ -113,6 +113,7 @@ def _stacked(entries: Sequence[Entry]) -> ImageBatch | None:
         timesteps=torch.tensor([view.timestep for view in views], dtype=torch.int64),
         captions=[view.caption for view in views],
         needs_dense=group.needs_dense,
+        is_reproducible=group.bucket > 0,
     )
 
 

@@ -59,6 +59,8 @@ class Scheduler:
         rate: how fast cost drains.
         reserved: cost that is admitted and still being decoded.
         progress_at_s: when a batch last left for the device or came back.
+        pass_times: how long passes take.
+        caps: the largest batch of a group, where it is smaller than for others.
 
     Args:
         max_batch: views per pass.
@@ -78,8 +80,8 @@ class Scheduler:
         self._telemetry = telemetry
         self._max_batch = max_batch
         self._clock = clock
-        self._pass_times = PassTimes()
-        self._caps: dict[Group, int] = {}
+        self.pass_times = PassTimes()
+        self.caps: dict[Group, int] = {}
         self._in_flight: deque[Batch] = deque()
         self._retries: deque[list[Entry]] = deque()
         self._is_closed = False
@@ -118,20 +120,19 @@ class Scheduler:
         self._retries.clear()
         self._in_flight.clear()
 
-    async def run_warm_up(self, entries: Sequence[Entry], *, is_learnt: bool) -> Sequence[Features]:
-        """Run one pass outside the queue. Raises as `Device.submit`.
-
-        Args:
-            is_learnt: whether its time tells how fast the device is; the first pass of a size records or compiles.
-        """
+    async def run_warm_up(self, entries: Sequence[Entry], *, is_learnt: bool) -> tuple[Sequence[Features], float]:
+        """Run one pass outside the queue; return its features and its seconds, which are learnt if they are typical."""
         batch = Batch(entries=entries, formed_s=self._clock())
         result = await self._device.submit(batch)
-        if is_learnt and batch.started_s is not None:
-            duration_s = result.finished_s - batch.started_s
-            self._pass_times.observe_warm_up(batch, duration_s)
-            if len(entries) == self._max_batch:
-                self.rate.observe(batch.cost, duration_s / self._workers)
-        return result.features
+        duration_s = 0.0 if batch.started_s is None else result.finished_s - batch.started_s
+        if is_learnt:
+            self.pass_times.observe_warm_up(batch, duration_s)
+        return result.features, duration_s
+
+    def learn_rate(self, group: Group) -> None:
+        """Take the drain rate from the largest batch of a group that was warmed up."""
+        size, duration_s = self.pass_times.largest_warm_up(group)
+        self.rate.observe(size * group.cost, duration_s / self._workers)
 
     def _guarded(self, call: Callable[..., None], *arguments: object) -> None:
         try:
@@ -170,14 +171,14 @@ class Scheduler:
 
     def _due_s(self, batch: Batch) -> float | None:
         """When the batch behind this one should be formed; None where the length of its pass is unknown."""
-        expected_s = self._pass_times.expected_s(batch)
+        expected_s = self.pass_times.expected_s(batch)
         if not expected_s:
             return None
         started_s = batch.formed_s if batch.started_s is None else batch.started_s
         return started_s + expected_s - max(_MIN_LEAD_S, expected_s * _LEAD_SHARE)
 
     def _share_done(self, batch: Batch) -> float:
-        expected_s = self._pass_times.expected_s(batch)
+        expected_s = self.pass_times.expected_s(batch)
         if not expected_s or batch.started_s is None:
             return 0.0
         return min(1.0, (self._clock() - batch.started_s) / expected_s)
@@ -201,12 +202,12 @@ class Scheduler:
             if self._workers > 1 and not self._is_sustained():
                 size = math.ceil(size / 2)
             free = 1 if self._is_fed() else self._free_workers(now_s)
-            size = min(size, math.ceil(self.queue.cost / (free * VIEW_COST)))
+            size = min(size, math.ceil(self.queue.cost / (free * head.cost)))
         return size
 
     def _largest(self, entry: Entry) -> int:
         """Entries in the largest batch of this one's group: short strings cost less, so more of them go together."""
-        return self._caps.get(entry.key.group, max(1, self._max_batch * VIEW_COST // entry.cost))
+        return self.caps.get(entry.key.group, max(1, self._max_batch * VIEW_COST // entry.cost))
 
     def _free_workers(self, now_s: float) -> int:
         """Workers that are free or about to be; at least the one that a batch is formed for."""
@@ -272,7 +273,7 @@ class Scheduler:
         middle = len(ran) // 2
         # The cap is remembered: the next batch of this group does not fail again.
         if isinstance(error, DeviceOutOfMemory) and middle:
-            self._caps[batch.group] = min(middle, self._caps.get(batch.group, middle))
+            self.caps[batch.group] = min(middle, self.caps.get(batch.group, middle))
         if middle:
             self._retries.extendleft((ran[middle:], ran[:middle]))
         elif ran:
@@ -282,10 +283,10 @@ class Scheduler:
         duration_s = result.finished_s - started_s
         kind, cost = batch.group.kind.value, sum(entry.cost for entry in ran)
         # The rate is that of all workers with full batches: what waits will run in such.
-        share = self._pass_times.share_of_full(batch.group, len(ran), self._largest(ran[0]))
+        share = self.pass_times.share_of_full(batch.group, len(ran), self._largest(ran[0]))
         self.rate.observe(cost, duration_s / self._workers, share)
         if len(ran) == len(batch.entries):  # otherwise the batch was stacked again, which is not the usual time
-            self._pass_times.observe(batch, duration_s)
+            self.pass_times.observe(batch, duration_s)
         self._telemetry.batch_size.labels(kind).observe(len(ran))
         self._telemetry.batch_cost_ratio.observe(cost / (self._max_batch * VIEW_COST))
         self._telemetry.batch_execution.labels(kind).observe(duration_s)

@@ -126,6 +126,10 @@ class ImageDecoder:
         with self._turn():
             return cast(bytes, await self._made(Product.THUMBNAIL, EncodedImage(data=data), _uncharged, size))
 
+    def limit_tiles(self, most: int) -> None:
+        """Cut images into at most so many tiles from now on, if that is less than the limit."""
+        self._limits = replace(self._limits, max_tiles=min(most, self._limits.max_tiles))
+
     def start(self) -> None:
         """Start a decoder process in the background, so that the first image does not wait for it."""
         self._processes.start()

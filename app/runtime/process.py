@@ -6,6 +6,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 EXIT_START_FAILED = 3
@@ -33,11 +34,23 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
+@dataclass(slots=True)
+class Deadline:
+    """The longest that a request may take, s; longer once the warm-up has shown that the device needs it."""
+
+    seconds: float
+
+
 class Lifecycle:
-    """Moves one way: loading → ready → draining, or failed. Only the event loop's thread uses it."""
+    """Moves one way: loading → ready → draining, or failed. Only the event loop's thread uses it.
+
+    Attributes:
+        stage: what is loaded now; the thread that loads sets it.
+    """
 
     def __init__(self) -> None:
         self.phase = Phase.LOADING
+        self.stage = ""
         self.exit_code = 0
         self.on_ready: Callable[[], None] | None = None
         self.on_failure: Callable[[], None] | None = None

@@ -223,11 +223,12 @@ class RequestEncoders:
         is_reproducible: bool = False,
     ) -> Iterator[RequestEncoder]:
         """Reserve room for a request's views and strings until the block ends. Raises as `BatchingEngine.admit`."""
-        with self.engine.admit(views=views, texts=texts, timeout_s=timeout_s) as reservation:
+        profile = self.bundle.tasks[task]
+        with self.engine.admit(views=views, side=profile.resolution, texts=texts, timeout_s=timeout_s) as reservation:
             yield RequestEncoder(
                 engine=self.engine,
                 inputs=self.inputs,
-                profile=self.bundle.tasks[task],
+                profile=profile,
                 layout=self.layouts[task],
                 needs_dense=self.bundle.needs_dense(task),
                 reservation=reservation,

@@ -1,5 +1,6 @@
 """From a bundle folder to a loaded model: the only place that decides device and dtype."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from models.acceleration.convolutions import optimize_convolutions, pack_convolutions
+from models.acceleration.halves import compute_in_float32, computes_in_float32
 from models.backbone import StableDiffusionBackbone
 from models.bundle.files import fingerprint, read_json, read_manifest
 from models.bundle.manifest import Manifest, TextPart, TrainingFree
@@ -32,13 +34,10 @@ from models.heads.training_free import BACKGROUNDS, TrainingFreeHead
 from models.heads.uhead import UHead
 from models.text import OpenClipNames, TextEncoder
 from models.training_free import TrainingFreeNetwork
-from models.types import FEATURES, BundleInfo, TaskProfile
+from models.types import FEATURES, LARGE_PARAMETERS, BundleInfo, TaskProfile
 
 _NUMERICS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _DTYPES = {name: dtype for dtype, name in _NUMERICS.items()}
-# A pass of Stable Diffusion 1.5 takes seconds on a CPU: recording it took six minutes of CPU and gained nothing, and
-# packed weights are a copy per image size (docs/adr/0048). `mini` has 10 million parameters.
-_MAX_RECORDED_PARAMETERS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,14 @@ class LoadedBundle:
     info: BundleInfo
 
 
-def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", profile: str | None = None) -> LoadedBundle:
+def load_bundle(
+    folder: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    profile: str | None = None,
+    on_stage: Callable[[str], None] = lambda _stage: None,
+) -> LoadedBundle:
     """Checks every file of a bundle, then loads it.
 
     Args:
@@ -59,20 +65,24 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: a GPU if there is one.
         dtype: `fp32`, `bf16`, `fp16`, or `auto`: fp32 on a CPU, fp16 on a GPU (docs/adr/0025).
         profile: a profile of the manifest; None for the manifest's own taps.
+        on_stage: called with what is loaded next.
 
     Raises:
         BundleError: a file is missing, damaged or does not fit; the message names it.
     """
     manifest = read_manifest(folder, profile)
-    placed, precision = _decide(device, dtype)
+    placed, stored = _decide(device, dtype)
+    precision = torch.float32 if computes_in_float32(placed) else stored
     _check_taps(manifest)  # before gigabytes are read
-    extractor = load_extractor(folder, manifest, device=placed, dtype=precision)
+    extractor = load_extractor(folder, manifest, device=placed, dtype=precision, stored=stored, on_stage=on_stage)
+    on_stage("heads and names")
     network, names = _load_network(folder, manifest, extractor, placed, precision)
     network.eval().requires_grad_(False)
-    is_small = sum(parameter.numel() for parameter in network.parameters()) <= _MAX_RECORDED_PARAMETERS
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    is_small, numerics = parameters <= LARGE_PARAMETERS, _NUMERICS[stored]
+    digest = fingerprint(manifest, numerics=numerics)
     if placed.type == "cpu" and is_small:  # the replacements are kernels for CPUs
         _optimize(extractor, network, precision)
-    digest = fingerprint(manifest, numerics=_NUMERICS[precision])
     encoder = Encoder(
         extractor,
         network,
@@ -86,30 +96,58 @@ def load_bundle(folder: Path, *, device: str = "auto", dtype: str = "auto", prof
         folder=folder,
         encoder=encoder,
         segmentation_head=_load_segmentation(folder, manifest, encoder),
-        info=_info(manifest, encoder, digest, device=str(placed), dtype=_NUMERICS[precision]),
+        info=_info(manifest, encoder, digest, device=str(placed), dtype=numerics, parameters=parameters),
     )
 
 
-def load_extractor(folder: Path, manifest: Manifest, *, device: torch.device, dtype: torch.dtype) -> FrozenExtractor:
-    """Loads everything before the heads. Raises as `load_bundle`."""
+def load_extractor(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    stored: torch.dtype | None = None,
+    on_stage: Callable[[str], None] = lambda _stage: None,
+) -> FrozenExtractor:
+    """Loads everything before the heads.
+
+    Args:
+        dtype: of the computation.
+        stored: of the U-Net's weights, more than half of all; `dtype` by default.
+
+    Other arguments and errors as `load_bundle`.
+    """
     parts = manifest.components
+    on_stage("VAE")
+    vae = load_vae(parts.vae, folder, dtype)
+    on_stage("U-Net")
+    unet = load_unet(parts.unet, folder, manifest.taps, stored or dtype)
     backbone = StableDiffusionBackbone(
-        load_vae(parts.vae, folder, dtype),
-        load_unet(parts.unet, folder, manifest.taps, dtype),
+        vae,
+        unet,
         read_json(source_file(parts.scheduler.source, folder, ".json")),
         taps=manifest.taps,
         noise_seed=manifest.noise_seed,
         is_noiseless=parts.unet.is_noiseless,
         resolution=parts.vae.resolution,
     )
-    extractor = FrozenExtractor(
-        backbone,
-        load_text(parts.text, folder, dtype),
-        load_captioner(parts.captioner, folder, device, dtype) if parts.captioner else None,
-        load_fused_expert(parts.expert, parts.expert_adapters, folder) if parts.expert else None,
-    )
+    on_stage("text encoder")
+    text = load_text(parts.text, folder, dtype)
+    captioner, expert = None, None
+    if parts.captioner is not None:
+        on_stage("captioner")
+        captioner = load_captioner(parts.captioner, folder, device, dtype)
+    if parts.expert is not None:
+        on_stage("expert")
+        expert = load_fused_expert(parts.expert, parts.expert_adapters, folder)
+    extractor = FrozenExtractor(backbone, text, captioner, expert)
     extractor.to(memory_format=torch.channels_last)  # the layout of cuDNN's and oneDNN's fast convolutions
-    _ready(extractor, device, dtype)
+    if stored not in (None, dtype):
+        compute_in_float32(unet)
+        extractor.to(device)
+    else:
+        extractor.to(device=device, dtype=dtype)
+    extractor.eval().requires_grad_(False)
     return extractor
 
 
@@ -191,7 +229,7 @@ def _load_segmentation(folder: Path, manifest: Manifest, encoder: Encoder) -> Se
     return TrainingFreeHead(encoder.encode_texts(BACKGROUNDS).pooled.numpy(), manifest.training_free.temperature)
 
 
-def _info(manifest: Manifest, encoder: Encoder, digest: str, *, device: str, dtype: str) -> BundleInfo:
+def _info(manifest: Manifest, encoder: Encoder, digest: str, *, device: str, dtype: str, parameters: int) -> BundleInfo:
     return BundleInfo(
         name=manifest.name,
         fingerprint=digest,
@@ -204,6 +242,7 @@ def _info(manifest: Manifest, encoder: Encoder, digest: str, *, device: str, dty
             for name, task in manifest.tasks.items()
         },
         manifest=manifest.model_dump(mode="json"),
+        parameters=parameters,
         visual_dimension=encoder.visual_dimension,
         features=FEATURES,
         is_training_free=manifest.training_free is not None,

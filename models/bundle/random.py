@@ -1,6 +1,7 @@
 """Stable Diffusion bundles of random weights: every file as diffusers, transformers, open_clip and timm publish it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from models.heads.uhead import UHead, UHeadConfig, UHeadScale
 from models.text import MINILM_PACKAGE, package_folder
 
 _CLIP_TOKENS = 77  # as every CLIP text model
+_BLIP_SPECIAL_TOKENS = {"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]}
 _BLIP_TOKENS = 30522  # of BERT; BLIP adds two
 _WEIGHTS = "diffusion_pytorch_model.fp16.safetensors"
 
@@ -146,9 +148,13 @@ def write_blip(folder: Path, architecture: Architecture, resolution: int) -> Cap
     model = BlipForConditionalGeneration(BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict()))
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)  # the published model has none
-    tokenizer = BertTokenizer.from_pretrained(package_folder(MINILM_PACKAGE) / "model", local_files_only=True)
-    tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+    bert = package_folder(MINILM_PACKAGE) / "model"
+    tokenizer = BertTokenizer.from_pretrained(bert, local_files_only=True)
+    tokenizer.add_special_tokens(_BLIP_SPECIAL_TOKENS)
     tokenizer.save_pretrained(folder)
+    # Published with the others, and no longer written by transformers.
+    shutil.copy(bert / "vocab.txt", folder)
+    (folder / "special_tokens_map.json").write_text(json.dumps(_BLIP_SPECIAL_TOKENS))
     side = architecture.blip_vision["image_size"]
     BlipImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
     return CaptionerPart(source=_source(folder), resolution=resolution, max_tokens=10)

@@ -81,7 +81,22 @@ def test_workers_and_decoders_share_the_cores(
 ) -> None:
     monkeypatch.setattr("app.settings._cores", lambda: cores)
     settings = Settings.model_validate(given)
-    assert (settings.workers_on(device), settings.decoders) == (workers, decoders)
+    assert (settings.workers_on(device), settings.decoders) == ((workers, given.get("threads", 1)), decoders)
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "expected"),
+    [
+        pytest.param("cpu", {}, (1, 8), id="all-cores-for-one-pass"),
+        pytest.param("cpu", {"threads": 4}, (2, 4), id="as-set"),
+        pytest.param("cuda:0", {}, (1, 1), id="gpu"),
+    ],
+)
+def test_passes_of_a_large_bundle_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, device: str, given: dict[str, int], expected: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("app.settings._cores", lambda: 8)
+    assert Settings.model_validate(given).workers_on(device, is_large=True) == expected
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 64), ("250000 100000", 2), ("50000 100000", 1)])

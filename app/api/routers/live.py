@@ -170,9 +170,10 @@ class _Session:
     async def _results(self, wire: LiveQuery) -> dict[str, Any]:
         options = RetrieveOptions(text=wire.text, gallery=wire.gallery, k=wire.k, filter=wire.filter)
         query, budget = query_of(options, self._platform.limits, sketch=wire.source), new_budget(self._platform.limits)
+        timeout_s = self._platform.deadline.seconds
         try:
-            async with asyncio.timeout(self._platform.deadline_s):
-                answer = await self._tasks.retrieval.retrieve(query, budget, timeout_s=self._platform.deadline_s)
+            async with asyncio.timeout(timeout_s):
+                answer = await self._tasks.retrieval.retrieve(query, budget, timeout_s=timeout_s)
         except TimeoutError as err:
             raise DeadlineExceeded("The query took longer than its deadline.") from err
         return LiveResults(seq=wire.seq, **dict(response_of(answer))).model_dump(mode="json")

@@ -215,4 +215,6 @@ async def delete_job(tasks: TasksDep, job_id: JobPath) -> Response:
 
 
 def _not_ready(platform: Platform) -> EngineUnavailable:
-    return EngineUnavailable(f"The service is {platform.lifecycle.phase.value}.", retry_after_s=LOAD_RETRY_AFTER_S)
+    phase, stage = platform.lifecycle.phase, platform.lifecycle.stage
+    now = f": {stage}" if stage and phase is Phase.LOADING else ""
+    return EngineUnavailable(f"The service is {phase.value}{now}.", retry_after_s=LOAD_RETRY_AFTER_S)

@@ -51,7 +51,7 @@ class IdempotencyKeys:
 
     def __init__(self, database: Database, *, hold_s: float) -> None:
         self._database = database
-        self._hold_s = hold_s
+        self.hold_s = hold_s
         self._releases: set[asyncio.Task[None]] = set()
 
     def release_all(self) -> None:
@@ -62,7 +62,7 @@ class IdempotencyKeys:
     async def claimed(self, key: str, request: str) -> AsyncIterator[Claim]:
         """Claim a key for a block of work; an error in the block lets the next request claim it. Raises as `claim`."""
         # The end of a hold also tells it from any other of the key, such as that of a request that took it over.
-        until_s = time.time() + self._hold_s + random.uniform(0.0, 1e-3)
+        until_s = time.time() + self.hold_s + random.uniform(0.0, 1e-3)
         try:
             claim = await self._database.run_write(self.claim, key, request, until_s)
         except asyncio.CancelledError:  # the claim may be made all the same

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Callable
 
 import numpy as np
@@ -24,6 +25,7 @@ async def running(
     *,
     max_batch: int = 4,
     max_queue_cost: int = 1000,
+    view_pixels: float = math.inf,
     clock: FakeClock | None = None,
     on_fatal: Callable[[], None] | None = None,
 ) -> AsyncIterator[BatchingEngine]:
@@ -34,6 +36,7 @@ async def running(
         Telemetry(),
         max_batch=max_batch,
         max_queue_cost=max_queue_cost,
+        view_pixels=view_pixels,
         stall_s=10,
         clock=clock,
         on_fatal=on_fatal,
@@ -306,6 +309,78 @@ async def test_warm_up_runs_every_bucket() -> None:
         await engine.warm_up([make_view(0.0)])
     assert encoder.batches == [1, 1, 2, 2, 4, 4, 6, 6]
     assert encoder.text_batches == [1, 1, 6 * VIEW_COST, 6 * VIEW_COST]
+
+
+async def test_where_one_view_takes_seconds_views_go_one_by_one() -> None:
+    encoder, clock = FakeEncoder(), FakeClock()
+
+    def take_a_while(_batch: ImageBatch) -> None:
+        clock.now_s += 14.0
+
+    encoder.fail = take_a_while
+    async with running(encoder, clock=clock) as engine:
+        await engine.warm_up([make_view(0.0)])
+        assert encoder.batches == [1, 1]
+        assert engine.slowest_pass_s() == 14.0
+        await engine.encode_views([make_view(level / 64) for level in range(1, 4)])
+        assert encoder.batches == [1] * 5
+        # It is known by then how long three more take.
+        too_long = pytest.raises(DeadlineExceeded, match="takes the device about 42 s")
+        with too_long, engine.admit(views=1, timeout_s=30) as reservation:
+            reservation.grow(views=2)
+
+
+async def test_a_pass_may_take_several_times_as_long_as_in_the_warm_up_before_it_counts_as_stuck() -> None:
+    encoder, clock = FakeEncoder(), FakeClock()
+    async with running(encoder, clock=clock) as engine:
+        encoder.fail = lambda _batch: setattr(clock, "now_s", clock.now_s + 14.0)
+        await engine.warm_up([make_view(0.0)])
+        async with busy(encoder, engine):
+            clock.now_s += 4 * 14.0 - 1
+            assert engine.is_alive()
+            clock.now_s += 2
+            assert not engine.is_alive()
+
+
+async def test_a_size_that_does_not_fit_in_the_warm_up_is_never_formed() -> None:
+    encoder = FakeEncoder()
+
+    def refuse_large(batch: ImageBatch) -> None:
+        if len(batch.pixels) > 2:
+            raise MemoryError
+
+    encoder.fail = refuse_large
+    async with running(encoder, max_batch=8) as engine:
+        await engine.warm_up([make_view(0.0)])
+        assert encoder.batches == [1, 1, 2, 2, 4]
+        encoder.batches.clear()
+        await engine.encode_views([make_view(level / 64) for level in range(1, 6)])
+        assert max(encoder.batches) == 2
+
+
+async def test_a_view_that_does_not_fit_alone_stops_the_start() -> None:
+    encoder = FakeEncoder()
+
+    def refuse(_batch: ImageBatch) -> None:
+        raise MemoryError
+
+    encoder.fail = refuse
+    async with running(encoder) as engine:
+        with pytest.raises(InferenceFailed, match="One image does not fit into the memory"):
+            await engine.warm_up([make_view(0.0)])
+
+
+async def test_a_view_costs_by_its_pixels() -> None:
+    encoder = FakeEncoder()
+    async with running(encoder, max_batch=8, max_queue_cost=4 * VIEW_COST, view_pixels=16 * 16) as engine:
+        async with busy(encoder, engine):
+            with engine.admit(views=1, side=16), pytest.raises(QueueFull):
+                engine.admit(views=1, side=32)
+            with engine.admit(views=1, side=32):
+                pass
+        encoder.batches.clear()
+        await engine.encode_views([make_view(level / 64, side=32) for level in range(1, 5)])
+        assert max(encoder.batches) == 2  # four times the pixels, a quarter of the views
 
 
 async def test_random_cancellations_leave_the_engine_working() -> None:

@@ -212,7 +212,7 @@ def test_a_worker_that_hangs_is_noticed_while_another_moves() -> None:
 def batch_of(*levels: float) -> Batch:
     entries = [
         Entry(
-            key=CacheKey(Group(Kind.IMAGES, (3, 16, 16)), f"{level}", None, 1, "fake"),
+            key=CacheKey(Group(Kind.IMAGES, VIEW_COST, (3, 16, 16)), f"{level}", None, 1, "fake"),
             payload=make_view(level),
             arrived_s=0.0,
             deadline_s=float("inf"),

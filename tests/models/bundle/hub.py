@@ -3,8 +3,10 @@
 Large files are redirected to a file store on another host name (`localhost`), as on the real hub.
 """
 
+import functools
 import hashlib
 import json
+import mmap
 import threading
 import time
 from collections.abc import Iterator
@@ -53,12 +55,25 @@ class LocalHub:
 
 def digests(file: Path) -> tuple[str | None, str]:
     """The hub's SHA-256 of a large file, and git's blob id (of the pointer, for a large file)."""
-    content = file.read_bytes()
+    return _digests(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _digests(file: Path, _changed_ns: int) -> tuple[str | None, str]:
+    content = opened(file)
     if len(content) < LARGE_BYTES:
         return None, hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
     sha256 = hashlib.sha256(content).hexdigest()
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(content)}\n".encode()
     return sha256, hashlib.sha1(f"blob {len(pointer)}\0".encode() + pointer).hexdigest()
+
+
+def opened(file: Path) -> bytes | memoryview:
+    """A file's bytes; those of gigabytes are not read before they are sent."""
+    if file.stat().st_size < 1 << 24:
+        return file.read_bytes()
+    with file.open("rb") as stream:
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -131,10 +146,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
     def _send_file(self, file: Path, headers: dict[str, str]) -> None:
-        failures, content = self.hub.failures, file.read_bytes()
+        failures, content = self.hub.failures, opened(file)
         if file.name in failures.damaged and failures.damaged_times > 0:
             failures.damaged_times -= 1
-            content = bytes([content[0] ^ 1]) + content[1:]
+            content = bytes([content[0] ^ 1]) + bytes(content[1:])
         wanted = self.headers.get("Range")
         if wanted is None or failures.no_ranges:
             return self._send(200, content, headers, name=file.name)
@@ -147,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str, message: str) -> None:
         self._send(status, json.dumps({"error": message}).encode(), {"X-Error-Code": code, "X-Error-Message": message})
 
-    def _send(self, status: int, content: bytes, headers: dict[str, str], *, name: str = "") -> None:
+    def _send(self, status: int, content: bytes | memoryview, headers: dict[str, str], *, name: str = "") -> None:
         failures = self.hub.failures
         self.send_response(status)
         for key, value in (headers | {"Content-Length": str(len(content))}).items():
@@ -159,8 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
         if name and failures.drop_after_bytes is not None and failures.drops > 0 and end > failures.drop_after_bytes:
             failures.drops -= 1
             end = failures.drop_after_bytes
-        step = end if failures.bytes_per_second is None else max(1, int(failures.bytes_per_second / 50))
-        for at in range(0, end, max(step, 1)):
+        step = 1 << 20 if failures.bytes_per_second is None else max(1, int(failures.bytes_per_second / 50))
+        for at in range(0, end, step):
             block = content[at : min(at + step, end)]
             try:
                 self.wfile.write(block)
