@@ -188,7 +188,7 @@ def train_photographs_command(
     steps: Annotated[int, typer.Option(help="Steps of the pooled stage in all; 0 for the recipe's own.")] = 0,
     dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all; 0 for none.")] = 1200,
     scenes: Annotated[int, typer.Option(help="Composed scenes of the dense stage.")] = 4000,
-    shares: Annotated[int, typer.Option(min=1, max=64, help="Of 64 shares of the data set, for a quicker run.")] = 64,
+    shares: Annotated[int, typer.Option(min=1, max=64, help="Of 64 shares of everything, for a quicker run.")] = 64,
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
     device: DeviceOption = "cpu",

@@ -139,7 +139,7 @@ def photograph_features(
         dataset, photographs, sketches: shown to heads.
         prior, folder, device, progress: as for `frozen_features`.
         side: of a view, px.
-        shares: of the data set's views, of `SHARES`; fewer for a quicker run.
+        shares: of every part's views, of `SHARES`; fewer for a quicker run.
         with_taps: False leaves the U-Net's cells out, for heads on the expert alone.
     """
     caches = FrozenCaches(prior, folder, side=side, device=device, progress=progress)
@@ -147,8 +147,7 @@ def photograph_features(
     unseen = {image.name for files in (photographs, sketches) for image in files.images if image.is_unseen}
     views, stores = [], []
     for part in training_parts(photographs, sketches, side):
-        count = SHARES if part.is_of_files else shares
-        pixels, shown = build_views(dataset, part, folder, seed=0, progress=progress, shares=count)
+        pixels, shown = build_views(dataset, part, folder, seed=0, progress=progress, shares=shares)
         stores.append(caches.cells(part.name, pixels, with_taps=with_taps, room=part.most(dataset)))
         views.append(named(shown, known, unseen))
     store = DeviceStore.joined(stores, device)

@@ -66,7 +66,6 @@ class ViewPart:
     most: Callable[[DataSet], int]  # upper bound on their number
     round: int = 0  # further rounds show the same things in other ways
     side: int = SIDE  # of a view, px
-    is_of_files: bool = False  # of photographs or sketches, not of the data set
 
 
 def view_parts(rounds: int = 1, side: int = SIDE) -> tuple[ViewPart, ...]:
@@ -89,7 +88,7 @@ def photograph_parts(photographs: ImageFiles, sketches: ImageFiles, side: int) -
             return file_views(files.archive, chosen, kind, share, side=side)
 
         most = len(chosen)
-        return ViewPart(name=f"{kind}s-at-{side}", views=views, most=lambda _: most, side=side, is_of_files=True)
+        return ViewPart(name=f"{kind}s-at-{side}", views=views, most=lambda _: most, side=side)
 
     return part("photograph", photographs), part("sketch", sketches)
 
