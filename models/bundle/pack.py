@@ -31,6 +31,7 @@ from models.bundle.random import write_stable_diffusion
 from models.bundle.tensors import read_tensors
 from models.errors import BundleError
 from models.expert import adapter_tensors
+from models.heads.posteriors import PosteriorsConfig
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead, UHeadConfig, UHeadScale
 from models.text import MINILM_PACKAGE, package_folder
@@ -54,6 +55,11 @@ PHOTOGRAPH_SIDE = 224  # of the views of heads with class posteriors, px
 def mini_uhead_shape(side: int = MINI_SIDE) -> UHeadConfig:
     """Returns the shape of the mini bundle's U-head for views of a side; its dense map has 32 × 32 cells."""
     return UHeadConfig(scales=_uhead_scales((32, 64, 96, 128), finest_stride=side // 32), pooling="places")
+
+
+def mini_posteriors_shape() -> PosteriorsConfig:
+    """Returns the shape of the mini bundle's class posteriors; a softer softmax finds training photographs better."""
+    return PosteriorsConfig(temperature=2.0)
 
 
 def lite0_part() -> ExpertPart:
@@ -207,10 +213,14 @@ def _manifest(
             expert=lite0_part(),
             expert_adapters=Part(source=head(ADAPTERS)) if ADAPTERS in heads.files else None,
             uhead=UHeadPart(source=head(HEAD_FILES[0]), **mini_uhead_shape(side).model_dump()),
-            posteriors=PosteriorsPart(source=head(POSTERIORS)) if POSTERIORS in heads.files else None,
+            posteriors=_posteriors(head(POSTERIORS)) if POSTERIORS in heads.files else None,
             segmentation=Part(source=head(HEAD_FILES[1])),
         ),
     )
+
+
+def _posteriors(source: PathSource) -> PosteriorsPart:
+    return PosteriorsPart(source=source, **mini_posteriors_shape().model_dump())
 
 
 def _files(bundle: Path, path: str, *names: str) -> PathSource:

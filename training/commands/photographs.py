@@ -1,5 +1,6 @@
 """`vermouth eval photographs`: the protocols on photographs."""
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.bundle.build import LoadedBundle, load_bundle
 from models.text import load_minilm
+from models.transforms import PREPROCESSING_VERSION
 from training.commands.reports import Row, report
 from training.commands.train import MINI, SharedOption, ThreadsOption
 from training.data.clothing import load_clothing
@@ -32,7 +34,7 @@ def photographs_command(
     """By name, by sketch, from a few examples, named and segmented: bundles beside the expert without training."""
     torch.set_num_threads(threads)
     loaded = [load_bundle(one, device="cpu") for one in bundle]
-    protocols = _Protocols(data, EvaluationCache(cache.expanduser(), "photographs"), episodes)
+    protocols = _Protocols(data, cache.expanduser(), episodes)
     contenders = [photographs.untrained_expert(load_minilm().embeddings), *map(photographs.served, loaded)]
     text: list[Row] = []
     sketch: list[Row] = []
@@ -50,12 +52,13 @@ def photographs_command(
 class _Protocols:
     """The protocols' images and the cache of their features."""
 
-    def __init__(self, data: Path, cache: EvaluationCache, episodes: int) -> None:
+    def __init__(self, data: Path, cache: Path, episodes: int) -> None:
         splits = load_splits(data)
         self._gallery = photographs.gallery_of(load_photographs(data))
         drawings = list(load_drawings(data, splits))
         self._queries = photographs.sketch_queries(self._gallery, load_sketches(data), drawings)
-        self._cache, self._episodes = cache, episodes
+        index = hashlib.sha256((data / "photographs.jsonl.gz").read_bytes()).hexdigest()[:12]
+        self._cache, self._episodes = EvaluationCache(cache, f"{index}-v{PREPROCESSING_VERSION}"), episodes
         self._clothing = load_clothing(data, is_validation=True)
         self._pixels: dict[int, list[NDArray[np.uint8]]] = {}
 
@@ -89,5 +92,6 @@ class _Protocols:
     def _drawn(self, side: int) -> list[NDArray[np.uint8]]:
         """Photographs, then sketches of each data set, at a side."""
         if side not in self._pixels:
-            self._pixels[side] = [self._gallery.pixels(side), *(queries.draw(side) for queries in self._queries)]
+            drawn = {"photographs": self._gallery.pixels} | {queries.name: queries.draw for queries in self._queries}
+            self._pixels[side] = [self._cache.drawn(name, side, draw) for name, draw in drawn.items()]
         return self._pixels[side]

@@ -72,6 +72,10 @@ class EvaluationCache:
             lambda: np.stack([canonical_image(raster, side) for raster in rasters()]),
         )
 
+    def drawn(self, name: str, side: int, draw: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """What `draw` returns for a side, [N, side, side, 3] uint8; `name` distinguishes it from all others."""
+        return self._array(f"{_digest(name)}-{self._form}-{side}", lambda: draw(side))
+
     def features(self, model: str, embed: Embed, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """[N, D] float32 features of [N, H, W, 3] uint8 images, computed a batch at a time.
 

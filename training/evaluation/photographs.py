@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from models.bundle.build import LoadedBundle
-from models.bundle.pack import PHOTOGRAPH_SIDE, lite0_part
+from models.bundle.pack import PHOTOGRAPH_SIDE, lite0_part, mini_posteriors_shape
 from models.bundle.parts import load_classifier, load_expert
 from models.encoder import FrozenMaps, TrainedNetwork
-from models.heads.posteriors import ClassPosteriors, ExpertClassifier, PosteriorsConfig
+from models.heads.posteriors import ClassPosteriors, ExpertClassifier
 from models.heads.uhead import UHead
 from models.transforms import canonical_image, canonical_strokes
 from training.data.dataset import DrawingRecord
@@ -167,7 +167,7 @@ def untrained_expert(embed: Callable[[Sequence[str]], torch.Tensor]) -> Contende
     """The expert without training at `PHOTOGRAPH_SIDE`: its posteriors, and its features, centred."""
     expert, classifier = load_expert(lite0_part(), _NOWHERE).eval(), load_classifier(lite0_part(), _NOWHERE)
     names = embed(imagenet_names())
-    posteriors = ClassPosteriors(PosteriorsConfig(), names.shape[1]).eval()
+    posteriors = ClassPosteriors(mini_posteriors_shape(), names.shape[1]).eval()
     posteriors.embeddings.copy_(names)
 
     @torch.inference_mode()
@@ -178,7 +178,7 @@ def untrained_expert(embed: Callable[[Sequence[str]], torch.Tensor]) -> Contende
 
     return Contender(
         name=f"expert, no training, {PHOTOGRAPH_SIDE} px",
-        model=f"{lite0_part()!r}, posteriors",
+        model=f"{lite0_part()!r}, {mini_posteriors_shape()!r}",
         side=PHOTOGRAPH_SIDE,
         encode=encode,
         embed=embed,

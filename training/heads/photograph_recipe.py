@@ -12,13 +12,14 @@ from models.bundle.pack import (
     MINI_DIMENSION,
     PHOTOGRAPH_SIDE,
     lite0_part,
+    mini_posteriors_shape,
     mini_uhead_shape,
     save_heads,
     save_posteriors,
 )
 from models.bundle.parts import load_classifier
 from models.bundle.tensors import read_tensors
-from models.heads.posteriors import ClassPosteriors, PosteriorsConfig
+from models.heads.posteriors import ClassPosteriors
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
 from models.text import load_minilm
@@ -87,7 +88,7 @@ def _posteriors(data: ViewData, rows: NDArray[np.int64], embeddings: torch.Tenso
     classifier = load_classifier(lite0_part(), Path()).to(data.device).requires_grad_(False)
     photographs = [row for row in rows if data.views.kinds[row] == "photograph"]
     chosen = np.random.default_rng(0).permutation(photographs)[:_MEASURED]
-    posteriors = ClassPosteriors(PosteriorsConfig(), MINI_DIMENSION).to(data.device)
+    posteriors = ClassPosteriors(mini_posteriors_shape(), MINI_DIMENSION).to(data.device)
     posteriors.measure(_features(data.store, chosen), embeddings.to(data.device))
     return posteriors, classifier
 
