@@ -167,7 +167,7 @@ def test_recorded_passes_give_the_networks_features(free: LoadedBundle, monkeypa
 
 @pytest.mark.parametrize("most", [0, 10**9], ids=["large", "small"])
 def test_large_networks_are_not_recorded_on_a_cpu(folder: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.bundle.build._MAX_RECORDED_PARAMETERS", most)
+    monkeypatch.setattr("models.bundle.build.LARGE_PARAMETERS", most)
     encoder: Encoder = load_bundle(folder, device="cpu").encoder
     assert encoder._is_recorded == (most > 0)
     names = {type(module).__name__ for module in encoder.extractor.backbone.modules()}
