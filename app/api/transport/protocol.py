@@ -29,6 +29,7 @@ MAX_TARGET_BYTES = 32 << 10  # filters are long
 MAX_UPGRADE_LINE_BYTES = 8000  # the WebSocket library parses the handshake again and takes 8192
 MAX_PIPELINED = 16  # requests that wait for one connection's responses; nearly no client pipelines
 MAX_DROPPED_BYTES = 64 << 20  # of a body whose response is complete
+MAX_DROPPED_HEAD_BYTES = 2 << 20  # of headers that were refused: no client sends more by mistake
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -237,7 +238,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _drop(self, n_bytes: int) -> None:
         self._dropped_bytes += n_bytes
-        if self._dropped_bytes > MAX_DROPPED_BYTES:
+        if self._dropped_bytes > (MAX_DROPPED_BYTES if self._newest.has_headers else MAX_DROPPED_HEAD_BYTES):
             self.abort()
 
     def _time_out(self, detail: str) -> None:

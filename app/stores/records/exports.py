@@ -16,7 +16,7 @@ from app.stores.sql.checksums import sound_vector
 from app.stores.sql.database import Database
 from app.stores.sql.tables import IS_LIVE, galleries, items, select_vectors
 
-EXPORTED_AT_ONCE = 64  # half a megabyte of text at 512 numbers an item; other readers wait for a part
+EXPORTED_AT_ONCE = 16  # up to half a megabyte of text: other readers wait for a part, and slow clients hold one each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
