@@ -179,7 +179,9 @@ def train_photographs_command(
     features: Annotated[
         Literal["fused", "expert"], typer.Option(help="Frozen maps that heads see; `expert` leaves the U-Net out.")
     ] = "fused",
-    dense_from: Annotated[Path | None, typer.Option(help="Bundle whose dense path training starts from.")] = None,
+    dense_from: Annotated[
+        Path | None, typer.Option(help="Bundle whose dense path training starts from, zero-shot as these heads.")
+    ] = None,
     prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = MINI,
     data: SharedOption = Path("../shared/data"),
     data_set: DataSetOption = DEFAULT_FOLDER,
@@ -198,6 +200,7 @@ def train_photographs_command(
     from training.data.clothing import load_clothing
     from training.data.dataset import load_splits
     from training.data.photographs import load_photographs, load_sketches, unseen_of
+    from training.heads.caches import FrozenCaches
     from training.heads.clothing_views import clothing_views
     from training.heads.frozen import photograph_features, with_scenes
     from training.heads.photograph_recipe import PHOTOGRAPHS, train_photograph_heads
@@ -207,23 +210,12 @@ def train_photographs_command(
     unseen = unseen_of(load_splits(data), images)
     photographs = load_photographs(data, unseen)
     with _stage("frozen maps", 0, threads) as progress:
-        found = photograph_features(
-            images,
-            photographs,
-            load_sketches(data),
-            prior,
-            root,
-            side=PHOTOGRAPH_SIDE,
-            shares=shares,
-            with_taps=features == "fused",
-            device=device_named(device),
-            progress=progress,
-        )
+        caches = FrozenCaches(prior, root, side=PHOTOGRAPH_SIDE, device=device_named(device), progress=progress)
+        sketches = load_sketches(data)
+        found = photograph_features(images, photographs, sketches, caches, shares=shares, with_taps=features == "fused")
         if dense_steps:
             clothes = clothing_views(load_clothing(data, is_validation=False), PHOTOGRAPH_SIDE, unseen)
-            found = with_scenes(
-                found, images, photographs, clothes, prior, root, side=PHOTOGRAPH_SIDE, scenes=scenes, progress=progress
-            )
+            found = with_scenes(found, images, caches, photographs=photographs, clothing=clothes, scenes=scenes)
     plan = HeadPlan(
         release=release, features=features, steps=steps, dense_steps=dense_steps, minutes=minutes, seed=seed
     )

@@ -42,13 +42,13 @@ class FrozenCaches:
     def __init__(
         self, prior: Path, folder: Path, *, side: int = MINI_SIDE, device: torch.device = CPU, progress: Progress
     ) -> None:
-        self._prior, self._folder, self._side = prior, folder, side
-        self._device, self._progress = device, progress
+        self._prior, self.folder, self.side = prior, folder, side
+        self.device, self.progress = device, progress
         self._manifest = prior_manifest(prior, side)
 
     def cells(self, name: str, pixels: NDArray[np.uint8], *, with_taps: bool = True, room: int = 0) -> Arrays:
         """The cells of some views' maps that a pool reads, and at more than `MINI_SIDE` their `CLASS_FEATURES`."""
-        shape = mini_uhead_shape(self._side)
+        shape = mini_uhead_shape(self.side)
         # The taps' networks are not even loaded where their rows are all here.
         expert = self._stored(f"{name}-expert", pixels, lambda: self._expert(shape), room)
         if not with_taps:
@@ -75,30 +75,30 @@ class FrozenCaches:
         return self._stored(key, latents[: len(pixels)], lambda: self._tapped(form), room)
 
     def _stored(self, name: str, inputs: NDArray[Any], encoder: Callable[[], _Encode], room: int = 0) -> Arrays:
-        size = batch_size(self._device, cpu=8, gpu=1024)  # on a CPU twice as fast as 32
+        size = batch_size(self.device, cpu=8, gpu=1024)  # on a CPU twice as fast as 32
         encode = functools.cache(encoder)
         found = build_store(
-            self._folder / name,
+            self.folder / name,
             inputs,
             size=size,
             extract=lambda batch: encode()(batch),
-            progress=self._progress,
+            progress=self.progress,
             room=room,
         )
         return {name: array[: len(inputs)] for name, array in found.items()}
 
     def _expert(self, cells: UHeadConfig | None) -> _Encode:
         """[B, side, side, 3] uint8 → the expert's levels, or their cells and `CLASS_FEATURES`."""
-        expert = load_expert(lite0_part(), self._prior).eval().to(self._device).to(memory_format=torch.channels_last)
-        classifier = load_classifier(lite0_part(), self._prior).to(self._device)
+        expert = load_expert(lite0_part(), self._prior).eval().to(self.device).to(memory_format=torch.channels_last)
+        classifier = load_classifier(lite0_part(), self._prior).to(self.device)
 
         @torch.inference_mode()
         def encode(pixels: NDArray[Any]) -> Maps:
-            levels = expert(to_input(torch.from_numpy(np.array(pixels)).to(self._device)))
+            levels = expert(to_input(torch.from_numpy(np.array(pixels)).to(self.device)))
             if cells is None:
                 return {f"expert.{level}": values for level, values in enumerate(levels)}
             found = {EXPERT_CELLS: cells.expert_cells(levels)}
-            if self._side != MINI_SIDE:
+            if self.side != MINI_SIDE:
                 found[CLASS_FEATURES] = classifier.features(levels[-1]).mean(dim=(2, 3), keepdim=True)
             return found
 
@@ -110,7 +110,7 @@ class FrozenCaches:
 
         @torch.inference_mode()
         def encode(pixels: NDArray[Any]) -> Maps:
-            return {LATENTS: backbone.latents(to_input(torch.from_numpy(np.array(pixels)).to(self._device)))}
+            return {LATENTS: backbone.latents(to_input(torch.from_numpy(np.array(pixels)).to(self.device)))}
 
         return encode
 
@@ -121,8 +121,8 @@ class FrozenCaches:
 
         @torch.inference_mode()
         def tap(latents: NDArray[Any]) -> Maps:
-            batch = torch.from_numpy(latents.astype(np.float32)).to(self._device)
-            timesteps = torch.full((len(batch),), MINI_TIMESTEP, device=self._device)
+            batch = torch.from_numpy(latents.astype(np.float32)).to(self.device)
+            timesteps = torch.full((len(batch),), MINI_TIMESTEP, device=self.device)
             taps = extractor.backbone.taps_of(batch, timesteps, empty.expand(len(batch), -1, -1))
             return form({f"sd.{name}": values for name, values in taps.items()})
 
@@ -130,7 +130,7 @@ class FrozenCaches:
 
     @functools.cached_property
     def _extractor(self) -> FrozenExtractor:
-        return load_extractor(self._prior, self._manifest, device=self._device, dtype=torch.float32)
+        return load_extractor(self._prior, self._manifest, device=self.device, dtype=torch.float32)
 
 
 def _digest(part: Part) -> str:

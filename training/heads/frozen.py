@@ -22,7 +22,7 @@ from training.devices import CPU
 from training.heads.caches import FrozenCaches
 from training.heads.dense import SceneViews, build_scene_views
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore, joined
-from training.heads.views import SHARES, ViewPart, ViewSet, build_views, photograph_parts, view_parts
+from training.heads.views import SHARES, ViewSet, build_views, photograph_parts, view_parts
 from training.loop import Progress
 
 SEEN_SCENES, UNSEEN_SCENES = 8000, 2000  # unseen ones are for release heads alone
@@ -124,36 +124,30 @@ def photograph_features(
     dataset: DataSet,
     photographs: ImageFiles,
     sketches: ImageFiles,
-    prior: Path,
-    folder: Path,
+    caches: FrozenCaches,
     *,
-    side: int,
     shares: int = SHARES,
     with_taps: bool = True,
-    device: torch.device = CPU,
-    progress: Progress,
 ) -> ViewData:
-    """Compute, or open, the views of photographs, sketches and the data set at `side` px, validation left out.
+    """Compute, or open, the views of photographs, sketches and the data set, validation left out.
 
     Args:
         dataset, photographs, sketches: shown to heads.
-        prior, folder, device, progress: as for `frozen_features`.
-        side: of a view, px.
+        caches: of their maps; they say how large a view is.
         shares: of every part's views, of `SHARES`; fewer for a quicker run.
         with_taps: False leaves the U-Net's cells out, for heads on the expert alone.
     """
-    caches = FrozenCaches(prior, folder, side=side, device=device, progress=progress)
     known = concepts_by_thing(dataset)
     unseen = {image.name for files in (photographs, sketches) for image in files.images if image.is_unseen}
     views, stores = [], []
-    for part in training_parts(photographs, sketches, side):
-        pixels, shown = build_views(dataset, part, folder, seed=0, progress=progress, shares=shares)
+    for part in (*photograph_parts(photographs, sketches, caches.side), view_parts(1, caches.side)[0]):
+        pixels, shown = build_views(dataset, part, caches.folder, seed=0, progress=caches.progress, shares=shares)
         stores.append(caches.cells(part.name, pixels, with_taps=with_taps, room=part.most(dataset)))
         views.append(named(shown, known, unseen))
-    store = DeviceStore.joined(stores, device)
+    store = DeviceStore.joined(stores, caches.device)
     if not with_taps:
-        channels = sum(shape.cell_channels for shape in mini_uhead_shape(side).tap_shapes.values())
-        blank = torch.zeros((1, channels, *store.shape(EXPERT_CELLS)[2:]), dtype=torch.float16, device=device)
+        channels = sum(shape.cell_channels for shape in mini_uhead_shape(caches.side).tap_shapes.values())
+        blank = torch.zeros((1, channels, *store.shape(EXPERT_CELLS)[2:]), dtype=torch.float16, device=caches.device)
         store = store.replaced({TAP_CELLS: blank.expand(len(store), -1, -1, -1)})  # takes no memory
     return ViewData(views=relabelled(functools.reduce(operator.add, views), dataset), store=store, pixels=None)
 
@@ -161,36 +155,35 @@ def photograph_features(
 def with_scenes(
     data: ViewData,
     dataset: DataSet,
+    caches: FrozenCaches,
+    *,
     photographs: ImageFiles,
     clothing: tuple[NDArray[np.uint8], SceneViews],
-    prior: Path,
-    folder: Path,
-    *,
-    side: int,
     scenes: int,
-    progress: Progress,
 ) -> HeadData:
-    """Adds scenes at `side` px: composed ones, half of them on photographs, and street photographs.
+    """Adds scenes: composed ones, half of them on photographs, and street photographs.
 
     Args:
-        data, dataset, photographs, prior, folder, side, progress: as for `photograph_features`.
+        data: of `photograph_features`.
+        dataset: whose emoji are composed.
+        caches: of the maps; they say how large a view is.
+        photographs: whose backgrounds scenes are composed on.
         clothing: `training.heads.clothing_views.clothing_views` of the same side.
         scenes: composed, four of five of seen classes.
     """
     unseen, background = scenes // 5, photographed_background(photographs, is_validation=False)
     families = (*TRAINING_FAMILIES, *[background] * len(TRAINING_FAMILIES))
-    name = f"scenes-{scenes - unseen}-{unseen}-on-photographs-at-{side}"
+    name = f"scenes-{scenes - unseen}-{unseen}-on-photographs-at-{caches.side}"
     composed, shown = build_scene_views(
         dataset,
-        folder / name,
+        caches.folder / name,
         seen=scenes - unseen,
         unseen=unseen,
-        side=side,
+        side=caches.side,
         layout=dataclasses.replace(TRAINING_LAYOUT, families=families),
-        progress=progress,
+        progress=caches.progress,
     )
-    caches = FrozenCaches(prior, folder, side=side, device=data.device, progress=progress)
-    stores = [caches.maps(name, composed), caches.maps(f"clothing-at-{side}", clothing[0])]
+    stores = [caches.maps(name, composed), caches.maps(f"clothing-at-{caches.side}", clothing[0])]
     every = shown + clothing[1]
     names = every.prompts()
     return HeadData(
@@ -202,11 +195,6 @@ def with_scenes(
         scene_pixels=np.concatenate([composed, clothing[0]]),
         scene_names=dict(zip(names, load_minilm().embeddings(names), strict=True)),
     )
-
-
-def training_parts(photographs: ImageFiles, sketches: ImageFiles, side: int) -> tuple[ViewPart, ...]:
-    """Parts of the views of photographs, sketches and the data set."""
-    return (*photograph_parts(photographs, sketches, side), view_parts(1, side)[0])
 
 
 def head_images(

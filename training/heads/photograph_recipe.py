@@ -19,6 +19,7 @@ from models.bundle.pack import (
 )
 from models.bundle.parts import load_classifier
 from models.bundle.tensors import read_tensors
+from models.errors import DataError
 from models.heads.posteriors import ClassPosteriors
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
@@ -27,7 +28,7 @@ from training.data.photographs import imagenet_names
 from training.heads.feature_store import CLASS_FEATURES, DeviceStore
 from training.heads.frozen import HeadData, ViewData
 from training.heads.pooled import trained_rows
-from training.heads.recipe import Course, HeadPlan, HeadRecord, Joined, Run, train_dense, train_pooled
+from training.heads.recipe import Course, HeadPlan, HeadRecord, Joined, Run, read_record, train_dense, train_pooled
 from training.heads.standards import measure_dense, measure_pool
 from training.loop import Progress, Schedule
 
@@ -53,7 +54,12 @@ def train_photograph_heads(
         runs: folder of checkpoints and curves, one below it for each plan.
         progress: called with (step, loss), the steps of both stages counted together.
         dense_from: folder of heads whose dense path and segmentation head training starts from.
+
+    Raises:
+        DataError: zero-shot heads would start from release heads.
     """
+    if dense_from is not None and read_record(dense_from).release and not plan.with_unseen:
+        raise DataError(f"the heads in {dense_from} saw the unseen: start zero-shot heads from zero-shot heads")
     data = data.only(plan.features)
     torch.manual_seed(plan.seed)
     uhead, segmentation = UHead(mini_uhead_shape(PHOTOGRAPH_SIDE), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)

@@ -81,16 +81,16 @@ def view_parts(rounds: int = 1, side: int = SIDE) -> tuple[ViewPart, ...]:
 def photograph_parts(photographs: ImageFiles, sketches: ImageFiles, side: int) -> tuple[ViewPart, ...]:
     """Parts of the photographs and of the sketches of TU-Berlin, those of validation left out."""
 
-    def part(kind: Literal["photograph", "sketch"], files: ImageFiles) -> ViewPart:
+    def part(name: str, kind: Literal["photograph", "sketch"], files: ImageFiles) -> ViewPart:
         chosen = [image for image in files.images if not image.is_validation]
 
         def views(_dataset: DataSet, _seed: int, share: int | None, side: int) -> Iterator[TrainingView]:
             return file_views(files.archive, chosen, kind, share, side=side)
 
         most = len(chosen)
-        return ViewPart(name=f"{kind}s-at-{side}", views=views, most=lambda _: most, side=side)
+        return ViewPart(name=f"{name}-at-{side}", views=views, most=lambda _: most, side=side)
 
-    return part("photograph", photographs), part("sketch", sketches)
+    return part("photographs", "photograph", photographs), part("sketches", "sketch", sketches)
 
 
 def build_views(

@@ -14,6 +14,7 @@ from models.bundle.pack import mini_uhead_shape, prior_manifest
 from models.transforms import to_unit
 from training.data.dataset import DataSet, ImageRecord
 from training.data.photographs import BACKGROUNDS, Archive, ImageFiles, NamedImage
+from training.heads.caches import FrozenCaches
 from training.heads.dense import SceneViews
 from training.heads.feature_store import CLASS_FEATURES, EXPERT_CELLS, TAP_CELLS
 from training.heads.frozen import photograph_features, with_scenes
@@ -64,10 +65,8 @@ def files(folder: Path, shown: list[tuple[str, str]], is_validation: bool = Fals
 def test_views_and_scenes_have_the_maps_that_serving_has(images: DataSet, tmp_path: Path) -> None:
     photographs = files(tmp_path / "photographs", [("a", "thinga"), ("a", "lamp"), (BACKGROUNDS, "")])
     sketches = files(tmp_path / "sketches", [("t", "lamps")])
-    steps: list[int] = []
-    data = photograph_features(
-        images, photographs, sketches, PRIOR, tmp_path / "cache", side=SIDE, progress=lambda done, _: steps.append(done)
-    )
+    caches = FrozenCaches(PRIOR, tmp_path / "cache", side=SIDE, progress=lambda _done, _: None)
+    data = photograph_features(images, photographs, sketches, caches)
     assert data.views.kinds[:4] == ("photograph", "photograph", "photograph", "sketch")
     assert set(data.views.kinds[4:]) == {"picture"}
     lamp, other = data.views.concepts[1], data.views.concepts[3]
@@ -86,17 +85,7 @@ def test_views_and_scenes_have_the_maps_that_serving_has(images: DataSet, tmp_pa
             is_unseen=np.array([True, False]),
         ),
     )
-    whole = with_scenes(
-        data,
-        images,
-        photographs,
-        clothing,
-        PRIOR,
-        tmp_path / "cache",
-        side=SIDE,
-        scenes=5,
-        progress=lambda _done, _: None,
-    )
+    whole = with_scenes(data, images, caches, photographs=photographs, clothing=clothing, scenes=5)
     assert len(whole.scene_store) == len(whole.scene_pixels) == len(whole.scenes.labels) == 2 * 5 + 2
     assert {"hat", "coat", "tie", "dress"} < set(whole.scene_names)
     assert whole.scenes.is_unseen.tolist() == [False] * 8 + [True] * 3 + [False]
@@ -121,17 +110,9 @@ def _check_maps(maps: dict[str, torch.Tensor], pixels: NDArray[np.uint8]) -> Non
 
 def test_heads_on_the_expert_alone_need_no_taps(images: DataSet, tmp_path: Path) -> None:
     photographs = files(tmp_path / "photographs", [("a", "lamp")])
-    data = photograph_features(
-        images,
-        photographs,
-        files(tmp_path / "sketches", [("t", "lamps")]),
-        PRIOR,
-        tmp_path / "cache",
-        side=SIDE,
-        shares=2,
-        with_taps=False,
-        progress=lambda _done, _: None,
-    )
+    sketches = files(tmp_path / "sketches", [("t", "lamps")])
+    caches = FrozenCaches(PRIOR, tmp_path / "cache", side=SIDE, progress=lambda _done, _: None)
+    data = photograph_features(images, photographs, sketches, caches, shares=2, with_taps=False)
     maps = data.store.read(torch.arange(len(data.store)))
     assert not maps[TAP_CELLS].any()
     assert maps[TAP_CELLS].shape[1] + maps[EXPERT_CELLS].shape[1] == 1312

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from models.bundle.build import LoadedBundle, load_bundle
 from models.bundle.pack import PHOTOGRAPH_SIDE, mini_uhead_shape, write_manifest
 from models.encoder import TrainedNetwork
+from models.errors import DataError
 from training.devices import to_input
 from training.evaluation.features import plain_batch
 from training.evaluation.photographs import served
@@ -126,6 +127,13 @@ def test_heads_on_the_expert_alone_do_not_read_the_backbone(data: ViewData, tmp_
     taps = sum(shape.cell_channels for shape in mini_uhead_shape().tap_shapes.values())
     assert not rates[:taps].any()
     assert rates[taps:].all()
+
+
+def test_zero_shot_heads_do_not_start_from_release_heads(data: ViewData, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="saw the unseen"):
+        train_photograph_heads(
+            tmp_path, data, HeadPlan(), tmp_path / "runs", lambda _step, _loss: None, dense_from=HEADS
+        )
 
 
 def test_photographs_are_drawn_evenly_and_partners_are_of_both_kinds() -> None:
