@@ -160,7 +160,7 @@ def endpoints(proof: Proof, client: httpx.Client, side: int) -> None:
         "a photograph": ask(
             client,
             "/retrieve",
-            files={"sketch": ("image.jpg", image_of(0, side, side), "image/jpeg")},
+            files={"image": ("image.jpg", image_of(0, side, side), "image/jpeg")},
             data={"gallery": "images", "k": "3"},
         ),
         "masks": segment(client, image_of(5, side, side)),
