@@ -32,9 +32,9 @@ from app.runtime.telemetry import Telemetry, get_logger
 
 SLOW_PASS_S = 2.0
 """Where one view takes longer, batches gain nothing: views go one by one, and no other size is warmed up."""
-_STALL_PASSES = 4
 REPRODUCIBLE_BATCH = 4
 """Samples of every pass of reproducible views, whatever the load: another size changes the last bits."""
+_STALL_PASSES = 2 * REPRODUCIBLE_BATCH  # such a pass takes as long as four of the warm-up's where views go one by one
 _RESTART_RETRY_AFTER_S = 5.0
 
 Sample = tuple[CacheKey, View | str]
@@ -171,11 +171,8 @@ class BatchingEngine:
             largest, size, known = max(1, self._max_batch * VIEW_COST // key.group.cost), 1, 0
             while known < largest:
                 pass_s = await self._warm_up_size((key, view), size)
-                if pass_s is None:  # out of memory
-                    self._scheduler.caps[key.group] = known
-                    break
-                known = size
-                if pass_s > SLOW_PASS_S:
+                known = known if pass_s is None else size
+                if pass_s is None or (size == 1 and pass_s > SLOW_PASS_S):
                     self._scheduler.caps[key.group] = known
                     break
                 size = min(2 * size, largest)

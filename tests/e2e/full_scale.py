@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.report import ROOT, arguments, header, table, write
-from benchmarks.server import VERMOUTH, Running, running
+from benchmarks.server import VERMOUTH, Running, polled, running
 from tests.models.bundle.hub import LocalHub, local_hub
 
 KILLS = 5
@@ -214,23 +213,14 @@ def at_once(proof: Proof, client: httpx.Client, count: int, side: int, deadline_
 def stages(service: Running) -> Iterator[dict[str, float]]:
     """Yield when `/startupz` first named each stage, s since the start."""
     found: dict[str, float] = {}
-    has_ended = threading.Event()
 
-    def poll() -> None:
-        with service.client() as client:
-            while not has_ended.wait(0.2):
-                with contextlib.suppress(httpx.TransportError):
-                    answer = client.get("/startupz")
-                    stage = answer.json().get("detail", answer.json().get("status", ""))
-                    found.setdefault(stage, time.perf_counter() - service.started_s)
+    def note() -> None:
+        with contextlib.suppress(httpx.TransportError):  # it does not listen yet
+            state = client.get("/startupz").json()
+            found.setdefault(state.get("detail", state.get("status")), time.perf_counter() - service.started_s)
 
-    thread = threading.Thread(target=poll)
-    thread.start()
-    try:
+    with service.client() as client, polled(note, 0.2):
         yield found
-    finally:
-        has_ended.set()
-        thread.join()
 
 
 def serve(proof: Proof, bundle: Path, home: Path, dtype: str, sides: Sequence[int], counts: Sequence[int]) -> None:

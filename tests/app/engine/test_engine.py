@@ -336,7 +336,7 @@ async def test_a_pass_may_take_several_times_as_long_as_in_the_warm_up_before_it
         encoder.fail = lambda _batch: setattr(clock, "now_s", clock.now_s + 14.0)
         await engine.warm_up([make_view(0.0)])
         async with busy(encoder, engine):
-            clock.now_s += 4 * 14.0 - 1
+            clock.now_s += 8 * 14.0 - 1
             assert engine.is_alive()
             clock.now_s += 2
             assert not engine.is_alive()
