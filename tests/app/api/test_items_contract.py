@@ -13,6 +13,7 @@ import pytest
 from app.api.deps import Tasks
 from app.errors import Conflict
 from app.stores.sql import metadata
+from app.tasks.items import MAX_WAITING_EXPORTS
 from tests.app.api.images import BAR, CROSS, SQUARE, png
 
 pytestmark = pytest.mark.anyio
@@ -145,6 +146,18 @@ async def test_an_export_holds_every_item_with_its_vector(client: httpx.AsyncCli
         ("cross", {}, 16),
     ]
     assert (await client.get("/galleries/gone/export")).status_code == 404
+
+
+async def test_exports_that_wait_for_their_next_part_are_bounded(client: httpx.AsyncClient, tasks: Tasks) -> None:
+    await add(client, square={})
+    async with tasks.items._exporting:  # nobody gets a part
+        waiting = [asyncio.create_task(client.get("/galleries/default/export")) for _ in range(MAX_WAITING_EXPORTS)]
+        while tasks.items._waiting_exports < MAX_WAITING_EXPORTS:
+            await asyncio.sleep(0)
+        refused = await client.get("/galleries/default/export")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
+    assert (await client.get("/galleries/default/export")).status_code == 200
 
 
 async def test_a_write_that_is_not_waited_for_is_seen_with_min_seq(client: httpx.AsyncClient) -> None:
