@@ -91,10 +91,11 @@ class FrozenExtractor(nn.Module):
     def _captioned(self, pixels: torch.Tensor) -> list[str]:
         """The captions of B images; those that are not cached are computed in one batch."""
         keys = [hashlib.sha256(image).digest() for image in pixels.float().cpu().contiguous().numpy()]
-        new = [slot for slot, key in enumerate(keys) if key not in self._captions]
+        new = {
+            key: slot for slot, key in enumerate(keys) if key not in self._captions
+        }  # an image twice is captioned once
         if new and self.captioner is not None:
-            found = self.captioner.captions(pixels[new])
-            self._captions.update(zip((keys[slot] for slot in new), found, strict=True))
+            self._captions.update(zip(new, self.captioner.captions(pixels[list(new.values())]), strict=True))
         captions = [self._captions[key] for key in keys]
         for key in keys:
             self._captions.move_to_end(key)
