@@ -32,12 +32,13 @@ FROM base AS cuda
 RUN pip install --constraint requirements.lock --editable '.[gpu]'
 COPY weights ./weights
 COPY docker/entrypoint.sh /usr/local/bin/vermouth-entrypoint
+COPY docker/health.py /usr/local/lib/vermouth/health.py
 ENV VERMOUTH_DEVICE=cuda
 USER vermouth
 VOLUME /data /cache
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"VERMOUTH_PORT\"]}/livez', timeout=2)"]
+    CMD ["python", "/usr/local/lib/vermouth/health.py"]
 ENTRYPOINT ["vermouth-entrypoint"]
 CMD ["serve"]
 
@@ -45,11 +46,12 @@ FROM base AS cpu
 RUN pip install --constraint requirements.lock --editable '.[cpu]'
 COPY weights ./weights
 COPY docker/entrypoint.sh /usr/local/bin/vermouth-entrypoint
+COPY docker/health.py /usr/local/lib/vermouth/health.py
 ENV VERMOUTH_DEVICE=cpu
 USER vermouth
 VOLUME /data /cache
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"VERMOUTH_PORT\"]}/livez', timeout=2)"]
+    CMD ["python", "/usr/local/lib/vermouth/health.py"]
 ENTRYPOINT ["vermouth-entrypoint"]
 CMD ["serve"]

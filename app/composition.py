@@ -69,7 +69,7 @@ def build_platform(settings: Settings) -> Platform:
         lifecycle=Lifecycle(),
         telemetry=telemetry,
         limits=settings.limits,
-        keys=ApiKeys(_read_keys(settings)),
+        keys=ApiKeys(_read_keys(settings), settings.allowed_origins),
         images=ImageDecoder(
             limits=settings.limits,
             telemetry=telemetry,
@@ -138,6 +138,7 @@ def assemble_services(
     tasks = _open_tasks(
         settings, bundle=bundle, engine=engine, images=platform.images, segmentation_head=segmentation_head
     )
+    platform.keys.sessions.secret = tasks.stores.galleries.session_secret
 
     probe = None if settings.database_url is None else Probe(settings.database_url.get_secret_value())
 

@@ -95,6 +95,10 @@ class UnsupportedMedia(ServiceError):
     status, code, title = 415, "unsupported-media", "Format or content type outside the allow-list"
 
 
+class UnsupportedCoding(ServiceError):
+    status, code, title = 415, "unsupported-coding", "The content coding is not supported"
+
+
 class Invalid(ServiceError):
     status, code, title = 422, "invalid", "A value is out of bounds or not in the schema"
 

@@ -9,13 +9,15 @@ from functools import partial
 from fastapi import FastAPI
 from fastapi.routing import APIWebSocketRoute, iter_route_contexts
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from app.api import openapi as contract
 from app.api import problems
 from app.api.auth import ScopedRoute, declared_scope
+from app.api.bodies import BodyLimit
 from app.api.deps import Platform, Services
 from app.api.in_flight import InFlightLimit
-from app.api.middleware import BodyLimit, DisconnectWatch, PathGuard, RequestContext, RequestDeadline
+from app.api.middleware import DisconnectWatch, HeadersOnly, PathGuard, RequestContext, RequestDeadline
 from app.api.routers import fewshot, galleries, items, live, operation, playground, retrieval, segmentation
 from app.composition import build_platform
 from app.composition import build_services as build_default_services
@@ -23,6 +25,8 @@ from app.runtime.process import EXIT_START_FAILED, Phase
 from app.runtime.telemetry import get_logger
 from app.settings import Settings
 
+EXPOSED_HEADERS = ("X-Seq", "ETag", "Location", "Retry-After", "X-Request-ID", "Server-Timing")
+"""Of responses, to scripts of pages of other origins."""
 BuildServices = Callable[[Settings, Platform], Services]
 ROUTERS = (
     retrieval.router,
@@ -66,7 +70,9 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
         responses=contract.PROBLEM_RESPONSE,
         lifespan=supervisor.lifespan,
         middleware=[
+            *_cors(platform.keys.sessions.allowed_origins),
             Middleware(RequestContext, telemetry=platform.telemetry),
+            Middleware(HeadersOnly),
             Middleware(PathGuard),
             Middleware(BodyLimit, max_body_bytes=settings.limits.max_body_bytes),
             Middleware(
@@ -84,6 +90,25 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
     check_scopes(app)
     contract.install(app)
     return app
+
+
+def _cors(allowed_origins: frozenset[str]) -> list[Middleware]:
+    """The layer that lets pages of these origins read answers, errors among them; outermost, as errors are made inside.
+
+    A preflight passes without a key. Pages may use a session's cookie, unless all origins are allowed.
+    """
+    if not allowed_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=allowed_origins,
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            allow_credentials="*" not in allowed_origins,
+            expose_headers=EXPOSED_HEADERS,
+        )
+    ]
 
 
 def check_scopes(app: FastAPI) -> None:

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from app.api.deps import Platform
 from app.api.transport.connections import Config, ConnectionLimits, Connections, connection_limit
+from app.api.transport.forwarded import ForwardedHeaders
 from app.api.transport.protocol import HttpProtocol
 from app.api.transport.websocket import WebSocketProtocol
 from app.composition import build_services as build_default_services
@@ -74,7 +75,8 @@ def configured(app: FastAPI, settings: Settings, limits: ConnectionLimits | None
         max_connections=connection_limit(settings.max_connections), keep_alive_s=settings.keep_alive_s
     )
     return Config(
-        app,
+        ForwardedHeaders(app, root_path=settings.root_path, trusted_proxies=settings.trusted_proxies),
+        proxy_headers=False,  # read by the app that is given here
         connections=Connections(chosen, app.state.platform.telemetry),
         http=HttpProtocol,
         ws=WebSocketProtocol,

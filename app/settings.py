@@ -5,10 +5,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain import MIB, Limits
 
@@ -17,6 +17,15 @@ MAX_DECODE_WORKERS = 8  # of those chosen: each holds an image of 64 megapixels
 MAX_WORKERS = 16  # of those chosen: one event loop serves about ten, and each has its own activations
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of control groups v2
 OTHER_VARIABLES = frozenset({"VERMOUTH_DATA_SET"})  # of other commands
+Origin = Annotated[
+    str, Field(pattern=r"^(\*|[A-Za-z][A-Za-z0-9+.-]*://([^/?#@:\[\]\s]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?)$")
+]
+"""Such as `https://app.example` or `http://localhost:3000`; `*` is all."""
+
+
+def _entries(value: object) -> object:
+    """The entries of a comma-separated text."""
+    return [entry.strip() for entry in value.split(",") if entry.strip()] if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -45,6 +54,9 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     metrics_token: SecretStr | None = Field(None, min_length=16)
     insecure: bool = False
+    allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_entries)] = ()
+    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$", max_length=255)
+    trusted_proxies: str = Field("127.0.0.1,::1", max_length=2000)
     playground: bool = True
 
     max_batch: int = Field(0, ge=0, le=256)

@@ -23,6 +23,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from app.api.middleware import QUIET_ROUTES
+from app.api.sessions import Sessions
 from app.errors import FieldError, Forbidden, Invalid, Malformed, Unauthenticated
 
 
@@ -42,6 +43,7 @@ _GRANTS: dict[Scope, frozenset[Scope]] = {
     Scope.ADMIN: frozenset({Scope.READ, Scope.WRITE, Scope.ADMIN, Scope.METRICS}),
     Scope.METRICS: frozenset({Scope.METRICS}),
 }
+NO_KEY = "Send a known API key as `Authorization: Bearer …` or `X-API-Key: …`."
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,64}):(?P<scopes>[a-z+]+):(?P<sha256>[0-9a-f]{64})")
 _ATTRIBUTE = "__vermouth_scope__"
 # Probes and scrapers may add parameters, against caches; the page at `/` reads its own in the browser.
@@ -66,7 +68,10 @@ def declared_scope(route: BaseRoute) -> Scope | None:
 
 
 class ScopedRoute(APIRoute):
-    """A route that checks the caller's key, then the names in the query."""
+    """A route that checks the caller's key, then the names in the query.
+
+    One with a parameter `signature` is also open to a signed address.
+    """
 
     @cached_property
     def _query_names(self) -> frozenset[str]:
@@ -76,7 +81,14 @@ class ScopedRoute(APIRoute):
         needed = declared_scope(self)
         if needed is None:
             raise Forbidden("This route declares no scope and is closed.")
-        scope["app"].state.platform.keys.authorise(HTTPConnection(scope), needed)  # the body stays unread
+        keys: ApiKeys = scope["app"].state.platform.keys
+        connection = HTTPConnection(scope)  # the body stays unread
+        try:
+            keys.authorise(connection, needed)
+        except Unauthenticated:
+            if b"signature=" not in scope["query_string"] or "signature" not in self._query_names:
+                raise
+            keys.sessions.check_signature(connection)
         if scope["query_string"] and scope["method"] in (self.methods or ()) and self.path not in _ANY_QUERY:
             check_query(scope["query_string"], self._query_names)
         await super().handle(scope, receive, send)
@@ -98,39 +110,66 @@ class ApiKeys:
 
     Attributes:
         are_on: whether callers need a key.
+        sessions: of browsers, which send a cookie or a signed address instead.
     """
 
-    def __init__(self, keys: Iterable[ApiKey]) -> None:
+    def __init__(self, keys: Iterable[ApiKey], allowed_origins: Iterable[str] = ()) -> None:
         self._keys = tuple(keys)
         self._names = {key.sha256: key.name for key in self._keys}
+        self.sessions = Sessions(self._names, allowed_origins)
         self.are_on = any(key.scopes - {Scope.METRICS} for key in self._keys)
 
     def authorise(self, connection: HTTPConnection, needed: Scope) -> None:
-        """Check the key in a connection's headers.
+        """Check the key in a connection's headers, or the session in its cookie.
 
         Raises:
             Unauthenticated: a key is required, and none or an unknown one was sent.
-            Forbidden: the key lacks the scope.
+            Forbidden: the key lacks the scope, or a page of another site used the cookie.
         """
         # Metrics stay closed where only a metrics token is set.
         if needed is Scope.OPEN or not self._keys or (needed is not Scope.METRICS and not self.are_on):
             return
-        self.authorise_key(_presented(connection), needed)
+        presented = _presented(connection)
+        digest = self.sessions.digest_of(connection) if presented is None else None
+        if digest is None:
+            self.authorise_key(presented, needed)
+        else:
+            self.sessions.check_origin(connection)
+            self._check(digest, needed)
 
     def name_of(self, connection: HTTPConnection) -> str | None:
-        """The name of the known key in a connection's headers; None without one."""
+        """The name of the known key in a connection's headers, or of its session; None without one."""
         presented = _presented(connection)
-        return None if presented is None else self._names.get(sha256_hex(presented))
+        digest = self.sessions.digest_of(connection) if presented is None else sha256_hex(presented)
+        return self._names.get(digest or "")
 
-    def authorise_key(self, presented: str | None, needed: Scope) -> None:
-        """Check a key that was sent outside of the headers. Raises as `authorise`."""
-        digest = sha256_hex(presented or "")
+    def new_session(self, connection: HTTPConnection) -> str | None:
+        """The cookie for the key in a connection's headers; None where keys are off.
+
+        Raises:
+            Unauthenticated: the caller has a session only, which does not prolong itself.
+        """
+        presented = _presented(connection)
+        if not self.are_on:
+            return None
+        if presented is None:
+            raise Unauthenticated("Send the key: a session does not prolong itself.")
+        return self.sessions.issue(sha256_hex(presented))
+
+    def authorise_key(self, presented: str | None, needed: Scope) -> str:
+        """Check a key that was sent outside of the headers, and return its name. Raises as `authorise`."""
+        if presented is None:
+            raise Unauthenticated(NO_KEY)
+        return self._check(sha256_hex(presented), needed)
+
+    def _check(self, digest: str, needed: Scope) -> str:
         # No early exit: the time must not depend on which key matches.
         found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
-        if not found or presented is None:
-            raise Unauthenticated("Send a known API key as `Authorization: Bearer …` or `X-API-Key: …`.")
+        if not found:
+            raise Unauthenticated(NO_KEY)
         if needed not in found[-1].scopes:
             raise Forbidden(f"The API key lacks the scope {needed.value!r}.")
+        return found[-1].name
 
 
 def check_query(query: bytes, known: Set[str]) -> None:

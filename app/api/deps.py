@@ -263,6 +263,18 @@ def remaining_s_of(request: Request) -> float:
     return max(0.0, deadline_at_s - asyncio.get_running_loop().time())
 
 
+def link(connection: HTTPConnection, path: str) -> str:
+    """The address of a path as clients reach it: below the prefix of a proxy."""
+    prefix: str = getattr(connection.state, "prefix", "")
+    return prefix + path
+
+
+def image_link(connection: HTTPConnection, path: str) -> str:
+    """As `link`, for an image: signed where keys are on, since an `<img>` sends none."""
+    keys: ApiKeys = connection.app.state.platform.keys
+    return link(connection, path + keys.sessions.signature(path) if keys.are_on else path)
+
+
 def set_version(response: Response, version: int, *, seq: int | None = None, is_new: bool = False) -> None:
     """Add the headers of a versioned resource, `ETag` and, after a write, `X-Seq`; a new one is answered by 201."""
     response.headers["ETag"] = f'"{version}"'

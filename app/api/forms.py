@@ -2,8 +2,9 @@
 
 import asyncio
 import codecs
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
@@ -16,6 +17,8 @@ from app.errors import FieldError, Invalid, Malformed, UnsupportedMedia
 from app.imaging.sources import EncodedImage
 
 _SLICE_BYTES, _PARTS_AT_ONCE = 16 * 1024, 64
+Names = Mapping[str, Collection[str]]
+"""Text fields of a form, each with the members of its JSON, where it is an object or a list of them."""
 _CHARSETS = frozenset({"utf-8", "ascii"})  # as Python names them; ASCII is part of UTF-8
 
 
@@ -58,8 +61,10 @@ class Form:
         return [value for name, value in self.texts if name == field]
 
 
-async def read_form(request: Request, limits: Limits, files: Collection[str]) -> Form:
+async def read_form(request: Request, limits: Limits, files: Collection[str], texts: Names) -> Form:
     """The form of a request of the type `multipart/form-data`.
+
+    An empty text, and an empty file without a name, count as absent: HTML forms send them for fields left empty.
 
     Args:
         files: names of fields that must be files; a name that ends in `:` stands for all that start with it.
@@ -67,11 +72,11 @@ async def read_form(request: Request, limits: Limits, files: Collection[str]) ->
     Raises:
         Malformed: it is no such form, is over the limits of its parts, or holds text that is not UTF-8.
         UnsupportedMedia: its text is in another character set.
-        Invalid: a file under another name, text in place of a file, or NUL.
+        Invalid: an unknown name, a file in place of text or text in place of a file, or NUL.
     """
     _, options = parse_options_header(request.headers.get("content-type"))
     _check_charset(options)
-    parts = _Parts(limits, files)
+    parts = _Parts(limits, files, texts)
     try:
         parser = MultipartParser(options[b"boundary"], parts.callbacks())
         async for chunk in request.stream():
@@ -95,6 +100,8 @@ class _Part:
     headers: list[tuple[str, str]] = field(default_factory=list)
     name: str = ""
     is_file: bool = False
+    is_nameless: bool = True
+    fault: str = ""  # unless it turns out to be empty
     chunks: list[bytes] = field(default_factory=list)
     size_bytes: int = 0
 
@@ -102,12 +109,13 @@ class _Part:
 class _Parts:
     """Collects the parts of a form from the parser's events."""
 
-    def __init__(self, limits: Limits, file_names: Collection[str]) -> None:
+    def __init__(self, limits: Limits, file_names: Collection[str], text_names: Names) -> None:
         self.files: list[tuple[str, EncodedImage]] = []
         self.texts: list[tuple[str, str]] = []
         self.is_complete = False
         self._limits = limits
         self._file_names = file_names
+        self._text_names = text_names
         self._part = _Part()
         self._header = [b"", b""]  # name and value, which may come in pieces
 
@@ -143,20 +151,24 @@ class _Parts:
         part.name = _text(options[b"name"], "The name of a part")
         # A part with a file name is a file, whatever its field is called.
         part.is_file = b"filename" in options
-        _text(options.get(b"filename", b""), "The file name of a part")
+        part.is_nameless = not _text(options.get(b"filename", b""), "The file name of a part")
         if not part.is_file:
             _check_charset(parse_options_header(headers.get("content-type"))[1])
         should_be_file = any(
             part.name == name or (name.endswith(":") and part.name.startswith(name)) for name in self._file_names
         )
+        if not should_be_file and part.name not in self._text_names:
+            raise _invalid(part.name, f"is no field of this form{self._hint(part.name)}")
         if part.is_file != should_be_file:
-            raise _invalid(part.name, "must be a file" if should_be_file else "is not a file field of this form")
+            part.fault = "must be a file, sent with a file name" if should_be_file else "is text, not a file"
         if len(self.files if part.is_file else self.texts) >= self._limits.max_form_parts:
             raise Malformed(f"A form may hold {self._limits.max_form_parts} files and as many text fields.")
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         part, most = self._part, self._limits.max_form_field_bytes
         part.size_bytes += end - start
+        if part.fault:
+            raise _invalid(part.name, part.fault)
         if not part.is_file and part.size_bytes > most:
             raise Malformed(f"A text field of a form may hold {most} bytes.")
         part.chunks.append(data[start:end])
@@ -164,6 +176,10 @@ class _Parts:
     def _part_end(self) -> None:
         data = b"".join(self._part.chunks)
         name = self._part.name
+        if not data and self._part.is_nameless:
+            return
+        if self._part.fault:
+            raise _invalid(name, self._part.fault)
         if self._part.is_file:
             self.files.append((name, EncodedImage(data=data)))
         else:
@@ -171,6 +187,16 @@ class _Parts:
 
     def _end(self) -> None:
         self.is_complete = True
+
+    def _hint(self, name: str) -> str:
+        """What the sender of an unknown field may have meant, and the fields that there are."""
+        for owner, members in self._text_names.items():
+            if name in members:
+                return f": it belongs into the JSON of the field {owner!r}"
+        files = [f"{one}<label>" if one.endswith(":") else one for one in sorted(self._file_names)]
+        known = f"{' and '.join(files)} as files, {', '.join(sorted(self._text_names))} as text"
+        meant = get_close_matches(name.lower()[:100], [*files, *self._text_names], 1)
+        return f"{f', did you mean {meant[0]!r}' if meant else ''}: it takes {known}"
 
 
 def _text(data: bytes, what: str) -> str:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from app.api.auth import Scope, ScopedRoute, declared_scope
 from app.api.deps import Tasks, get_platform
+from app.api.sessions import COOKIE, ID_LENGTH
 from app.errors import Malformed
 from app.stores.records.idempotency import Answer
 
@@ -58,7 +59,8 @@ async def _handle_once(request: Request, handle: Handler, tasks: Tasks, key: str
 
 def _caller_key(request: Request, key: str) -> str:
     """Digest of the key and its caller's credentials: two callers may choose the same key."""
-    caller = request.headers.get("authorization", ""), request.headers.get("x-api-key", "")
+    session = request.cookies.get(COOKIE, "")[:ID_LENGTH]  # of one key, whichever of its sessions
+    caller = request.headers.get("authorization", ""), request.headers.get("x-api-key", ""), session
     return hashlib.sha256("\0".join([*caller, key]).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -1,6 +1,6 @@
 """Stored images as responses."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -10,13 +10,21 @@ from app.stores.blobs import OpenBlob
 ReadPart = Callable[[OpenBlob], Awaitable[bytes]]
 
 
-def image_response(blob: OpenBlob, read_part: ReadPart, *, media_type: str, tag: str) -> Response:
+REVALIDATED = {"Cache-Control": "private, no-cache"}
+"""Headers of an image that another may replace under its address: browsers ask each time, and get a 304."""
+UNCHANGING = {"Cache-Control": "private, max-age=31536000, immutable"}
+
+
+def image_response(
+    blob: OpenBlob, read_part: ReadPart, *, media_type: str, tag: str, caching: Mapping[str, str]
+) -> Response:
     """The response of a stored image, which closes it.
 
     Args:
         tag: the content names its own version: images never change under a digest.
+        caching: `REVALIDATED` or `UNCHANGING`.
     """
-    headers = {"ETag": f'"{tag}"', "Content-Length": str(blob.size)}
+    headers = {"ETag": f'"{tag}"', "Content-Length": str(blob.size), **caching}
     if not blob.is_whole:
         return _ImageStream(blob, read_part, media_type, headers)
     data = blob.read()

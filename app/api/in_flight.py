@@ -76,6 +76,7 @@ class InFlightLimit(HttpLayer):
     def _client(self, scope: Scope) -> str:
         # An unknown key says nothing about who sends it: anyone could have thousands.
         name = self._keys.name_of(HTTPConnection(scope)) if self._keys.are_on else None
+        scope.setdefault("state", {})["key"] = name  # for the log
         address = scope.get("client")
         return f"key {name}" if name is not None else str(address and address[0])
 

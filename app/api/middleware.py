@@ -1,34 +1,34 @@
 """The layers around all routes.
 
-A request passes `RequestContext`, `PathGuard`, `BodyLimit`, `InFlightLimit` (app/api/in_flight.py), `RequestDeadline`
-and `DisconnectWatch`.
+A request passes `RequestContext`, `HeadersOnly`, `PathGuard`, `BodyLimit` (app/api/bodies.py), `InFlightLimit`
+(app/api/in_flight.py), `RequestDeadline` and `DisconnectWatch`; starlette's `CORSMiddleware` lies around them where
+origins are allowed.
 
 All are plain ASGI: `BaseHTTPMiddleware` hides disconnects.
 """
 
 import asyncio
-import contextlib
 import re
 import time
 import uuid
 from abc import ABC, abstractmethod
 from urllib.parse import unquote
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response, service_error
-from app.errors import BodyTooLarge, DeadlineExceeded, Malformed, ServiceError
+from app.errors import DeadlineExceeded, Malformed, ServiceError
 from app.runtime.process import Deadline
 from app.runtime.telemetry import Telemetry, bind_request, get_logger
 
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/healthz", "/health", "/metrics"})
 """Routes that probes call every few seconds: neither logged nor limited."""
-LINGER_S = 2.0
-"""How long the rest of a refused body is read and dropped before the connection closes."""
 LATE = "The request took longer than its deadline."
 CLIENT_CLOSED = 499  # nginx's status for a client that closed the connection before the response began
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_TRACE = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})(?P<id>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _ENCODED_SEPARATOR = re.compile(rb"%(?:2f|5c|00)", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 _MAX_TIMINGS = 16
@@ -64,7 +64,7 @@ class RequestContext(HttpLayer):
         request_id = _request_id(scope)
         state = scope.setdefault("state", {})
         state["request_id"], state["timings"] = request_id, []
-        bind_request(request_id)
+        bind_request(request_id, _trace_id(scope))
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -101,7 +101,48 @@ class RequestContext(HttpLayer):
         self._telemetry.http_request_duration.labels(scope["method"], route).observe(duration_s)
         if route not in QUIET_ROUTES:
             duration_ms = round(duration_s * 1000, 2)
-            get_logger().info("request", method=scope["method"], route=route, status=status, duration_ms=duration_ms)
+            client = scope.get("client")
+            get_logger().info(
+                "request",
+                method=scope["method"],
+                route=route,
+                status=status,
+                duration_ms=duration_ms,
+                client=client and client[0],
+                key=scope["state"].get("key"),
+            )
+
+
+class HeadersOnly(HttpLayer):
+    """Answers HEAD as GET without its body, and with 304 where `If-None-Match` names the version that GET returns."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_head, known = scope["method"] == "HEAD", HTTPConnection(scope).headers.get("if-none-match")
+        if not is_head and (known is None or scope["method"] != "GET"):
+            await self.app(scope, receive, send)
+            return
+        is_bare = has_ended = False
+
+        async def send_headers(message: Message) -> None:
+            nonlocal is_bare, has_ended
+            if message["type"] == "http.response.start":
+                is_bare = is_same = message["status"] == 200 and _is_current(known, message)
+                if is_same:
+                    message["status"] = 304
+                is_bare = is_head or is_same
+            elif is_bare and has_ended:
+                raise _NoBodyWanted  # ends a stream, such as an export
+            elif is_bare:
+                has_ended, message = True, {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        inner = {**scope, "method": "GET"}  # the server must see HEAD still, which has no body
+        try:
+            await self.app(inner, receive, send_headers)
+        except _NoBodyWanted:
+            pass
+        finally:
+            scope["route"] = inner.get("route")
 
 
 class PathGuard(HttpLayer):
@@ -111,52 +152,6 @@ class PathGuard(HttpLayer):
         if not is_plain_path(scope.get("raw_path") or scope["path"].encode()):
             raise Malformed("The path holds dot segments, empty segments, encoded separators or controls.")
         await self.app(scope, receive, send)
-
-
-class BodyLimit(HttpLayer):
-    """Counts the body while it streams in, so that a chunked one is bounded too."""
-
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
-        super().__init__(app)
-        self._max_body_bytes = max_body_bytes
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        declared = HTTPConnection(scope).headers.get("content-length", "0")
-        if not declared.isdigit() or int(declared) > self._max_body_bytes:
-            await self._refuse_and_close(scope, receive, send)
-            return
-        received = 0
-
-        async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
-                raise self._too_large()
-            return message
-
-        await self.app(scope, receive_counted, send)
-
-    async def _refuse_and_close(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 413 while the body still arrives, then read on for `LINGER_S` and close the connection.
-
-        A client that is still sending when the connection closes sees a reset instead of the response (RFC 9112, 9.6).
-        """
-
-        async def send_open(message: Message) -> None:
-            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
-
-        response = problem_response(self._too_large(), HTTPConnection(scope))
-        response.headers["Connection"] = "close"
-        await response(scope, receive, send_open)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                while (await receive()).get("more_body", False):
-                    pass
-        await send({"type": "http.response.body", "body": b""})
-
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"A request body may hold {self._max_body_bytes} bytes.")
 
 
 class RequestDeadline(HttpLayer):
@@ -260,3 +255,32 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value.decode())
     return uuid.uuid4().hex
+
+
+def _trace_id(scope: Scope) -> str | None:
+    """The trace of a `traceparent` header (W3C Trace Context); None where there is no valid one."""
+    for name, value in scope["headers"]:
+        if name == b"traceparent" and (match := _TRACE.fullmatch(value)):
+            return str(match["id"].decode())
+    return None
+
+
+class _NoBodyWanted(OSError):
+    """Ends a response whose body nobody reads; starlette's streams take it for a client that disconnected."""
+
+
+def is_current(known: str | None, tag: str) -> bool:
+    """Whether an `If-None-Match` header names an entity tag (RFC 9110, 13.1.2: weak comparison)."""
+    tags = {one.strip().removeprefix("W/") for one in (known or "").split(",")}
+    return tag.removeprefix("W/") in tags or tags == {"*"}
+
+
+def _is_current(known: str | None, message: Message) -> bool:
+    """As `is_current`; the start of a response that is current loses the headers of its body."""
+    headers = MutableHeaders(raw=message["headers"])
+    if known is None or "etag" not in headers or not is_current(known, headers["etag"]):
+        return False
+    for name in ("content-length", "content-type"):
+        del headers[name]
+    message["headers"] = headers.raw
+    return True

@@ -16,11 +16,12 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from app import errors
-from app.api.schemas.wire import OVER_LIMIT, OVER_WORK
+from app.api.schemas.wire import FORM, OVER_LIMIT, OVER_WORK
 from app.errors import FieldError, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
 _OVER: Mapping[str, type[ServiceError]] = {OVER_LIMIT: errors.Invalid, OVER_WORK: errors.TooMuchWork}
+_NO_OBJECT = frozenset({"model_type", "model_attributes_type", "dict_type", "dataclass_type"})
 _MAX_FIELD_ERRORS = 32  # a body of a thousand wrong items would echo megabytes
 
 
@@ -42,12 +43,13 @@ def service_error(error: Exception) -> ServiceError:
 
 def problem_body(error: ServiceError, connection: HTTPConnection) -> dict[str, object]:
     """The members of a problem document about a connection's request."""
+    prefix: str = getattr(connection.state, "prefix", "")
     body: dict[str, object] = {
-        "type": f"/errors/{error.code}",
+        "type": f"{prefix}/errors/{error.code}",
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
-        "instance": connection.url.path,
+        "instance": prefix + connection.url.path,
         "code": error.code,
         "request_id": getattr(connection.state, "request_id", ""),
     }
@@ -61,6 +63,8 @@ def problem_response(error: ServiceError, connection: HTTPConnection) -> Respons
     headers: dict[str, str] = {}
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="vermouth"'
+    if isinstance(error, errors.UnsupportedCoding):
+        headers["Accept-Encoding"] = "gzip, deflate"
     if error.retry_after_s is not None:
         # The nearest second: rounded up, a wait of 1.1 s would be reported as nearly twice as long.
         headers["Retry-After"] = str(max(1, math.floor(error.retry_after_s + 0.5)))
@@ -93,7 +97,8 @@ def _methods_at(app: FastAPI, path: str) -> Sequence[str]:
     """The methods of all routes at a path."""
     routes = [context for context in iter_route_contexts(app.routes) if isinstance(context.original_route, APIRoute)]
     found = [context.methods or () for context in routes if context.path_regex.match(path)]
-    return sorted(set(chain.from_iterable(found)))
+    methods = set(chain.from_iterable(found))
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 def _invalid(found: Sequence[Any]) -> ServiceError:
@@ -102,14 +107,20 @@ def _invalid(found: Sequence[Any]) -> ServiceError:
         path = _path(over["loc"])
         named = [FieldError(field=path, message=over["msg"])] if path else []  # none where the body is a list
         return _OVER[over["type"]](over["msg"], errors=named)
-    fields = [FieldError(field=_path(entry["loc"]), message=str(entry["msg"])) for entry in found[:_MAX_FIELD_ERRORS]]
+    fields = [FieldError(field=_path(entry["loc"]), message=_message(entry)) for entry in found[:_MAX_FIELD_ERRORS]]
     names = ", ".join(dict.fromkeys(field.field or "the body" for field in fields))
     return errors.Invalid(f"Out of bounds or not in the schema: {names[:500]}.", errors=fields)
+
+
+def _message(entry: Mapping[str, Any]) -> str:
+    """A validation error's own sentence, unless it names a class of this program."""
+    return "Input should be an object" if entry["type"] in _NO_OBJECT else str(entry["msg"])
 
 
 def _path(location: Sequence[int | str]) -> str:
     path = ""
     # Names are the client's and may be of any length.
     for part in location[1:] if location and location[0] == "body" else location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part[:100]}"
+        if isinstance(part, int) or not part.startswith(FORM):  # which form of a union was tried is no part of the body
+            path += f"[{part}]" if isinstance(part, int) else f".{part[:100]}"
     return path.removeprefix(".")

@@ -64,7 +64,8 @@ def get_logger() -> structlog.stdlib.BoundLogger:
     return logger
 
 
-def bind_request(request_id: str) -> None:
-    """Add the request id to every log line of the current task."""
+def bind_request(request_id: str, trace_id: str | None = None) -> None:
+    """Add the request id, and the trace that the request is part of, to every log line of the current task."""
     structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(request_id=request_id)
+    traced = {} if trace_id is None else {"trace_id": trace_id}
+    structlog.contextvars.bind_contextvars(request_id=request_id, **traced)

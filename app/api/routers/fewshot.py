@@ -1,6 +1,7 @@
 """Few-shot episodes: create, classify, read, delete."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, TypeVar
 from urllib.parse import unquote
 
@@ -8,12 +9,24 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from app.api.auth import Scope, requires
 from app.api.bodies import out_of_bounds, read_body
-from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, RequiredIfMatchDep, TasksDep, set_version, written
+from app.api.deps import (
+    MIN_SEQ,
+    CallDep,
+    IfMatchDep,
+    LimitsDep,
+    RequiredIfMatchDep,
+    TasksDep,
+    image_link,
+    link,
+    set_version,
+    written,
+)
 from app.api.forms import Form
 from app.api.idempotency import IdempotentRoute
-from app.api.images import image_response
+from app.api.images import UNCHANGING, image_response
 from app.api.openapi import request_body
 from app.api.schemas import fewshot as schemas
+from app.api.schemas.galleries import SignedQuery
 from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
 from app.api.strict_json import json_response
 from app.domain import Limits
@@ -27,22 +40,26 @@ SupportPath = Annotated[str, Path(pattern=SUPPORT_PATTERN, description="Id of a 
 QueriesInput = tuple[schemas.ClassifyOptions, Sequence[Source]]
 Options = TypeVar("Options", bound=schemas.SupportForm)
 SUPPORT = "support"
+SUPPORT_NAMES = frozenset({SUPPORT, f"{SUPPORT}:"})
 SUPPORT_FILES = {SUPPORT: True, "support:<label>": True}
 
 
 async def read_episode(request: Request, limits: LimitsDep) -> EpisodeRequest:
     """The new episode, of a JSON body or a form."""
-    return await read_body(request, schemas.EpisodeRequest, _episode, limits, files={SUPPORT, f"{SUPPORT}:", "query"})
+    files, texts = {*SUPPORT_NAMES, "query"}, {"options": schemas.EpisodeForm.model_fields.keys()}
+    return await read_body(request, schemas.EpisodeRequest, _episode, limits, files=files, texts=texts)
 
 
 async def read_support(request: Request, limits: LimitsDep) -> Sequence[WayRequest]:
     """The ways and support images to add, of a JSON body or a form."""
-    return await read_body(request, schemas.SupportRequest, _support, limits, files={SUPPORT, f"{SUPPORT}:"})
+    texts = {"options": schemas.SupportForm.model_fields.keys()}
+    return await read_body(request, schemas.SupportRequest, _support, limits, files=SUPPORT_NAMES, texts=texts)
 
 
 async def read_queries(request: Request, limits: LimitsDep) -> QueriesInput:
     """The options and the images to classify, of a JSON body or a form."""
-    return await read_body(request, schemas.ClassifyRequest, _queries, limits, files={"query"})
+    texts = dict.fromkeys(schemas.ClassifyOptions.model_fields, ())
+    return await read_body(request, schemas.ClassifyRequest, _queries, limits, files={"query", "image"}, texts=texts)
 
 
 @router.post(
@@ -61,9 +78,9 @@ async def create_episode(
     """Needs two ways or more; the response has `predictions` where the request has `queries`."""
     created = await call.tasks.fewshot.create(episode, call.budget, token=call.token, timeout_s=call.timeout_s)
     call.add_timings(created.timings_ms)
-    response.headers["Location"] = f"/fewshot/episodes/{created.episode.id}"
+    response.headers["Location"] = link(call.request, f"/fewshot/episodes/{created.episode.id}")
     set_version(response, created.episode.version, seq=created.seq)
-    return schemas.created_report(created)
+    return schemas.created_report(created, partial(image_link, call.request))
 
 
 @router.post(
@@ -117,11 +134,13 @@ async def list_episodes(
 
 @router.get("/fewshot/episodes/{episode_id}", summary="One episode")
 @requires(Scope.READ)
-async def get_episode(response: Response, tasks: TasksDep, episode_id: EpisodePath) -> schemas.EpisodeReport:
+async def get_episode(
+    request: Request, response: Response, tasks: TasksDep, episode_id: EpisodePath
+) -> schemas.EpisodeReport:
     """The ways of an episode and their support images."""
     episode, left_out = await tasks.fewshot.get(episode_id)
     set_version(response, episode.version)
-    return schemas.episode_report(episode, left_out)
+    return schemas.episode_report(episode, partial(image_link, request), left_out)
 
 
 @router.post(
@@ -142,18 +161,18 @@ async def add_support(
         episode_id, ways, call.budget, if_match=if_match, token=call.token, timeout_s=call.timeout_s
     )
     set_version(response, episode.version, seq=seq)
-    return schemas.episode_report(episode, left_out)
+    return schemas.episode_report(episode, partial(image_link, call.request), left_out)
 
 
 @router.delete("/fewshot/episodes/{episode_id}/support/{support_id}", summary="Remove a support image")
 @requires(Scope.WRITE)
 async def remove_support(
-    response: Response, tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath, if_match: RequiredIfMatchDep
+    response: Response, call: CallDep, episode_id: EpisodePath, support_id: SupportPath, if_match: RequiredIfMatchDep
 ) -> schemas.EpisodeReport:
     """The last support image of a way stays. Needs `If-Match`; returns the episode at its new version."""
-    seq, episode, left_out = await tasks.fewshot.remove_support(episode_id, support_id, if_match=if_match)
+    seq, episode, left_out = await call.tasks.fewshot.remove_support(episode_id, support_id, if_match=if_match)
     set_version(response, episode.version, seq=seq)
-    return schemas.episode_report(episode, left_out)
+    return schemas.episode_report(episode, partial(image_link, call.request), left_out)
 
 
 @router.get(
@@ -163,10 +182,14 @@ async def remove_support(
     responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 @requires(Scope.READ)
-async def get_support_image(tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath) -> Response:
+async def get_support_image(
+    tasks: TasksDep, episode_id: EpisodePath, support_id: SupportPath, query: Annotated[SignedQuery, Query()]
+) -> Response:
     """The image as it was stored."""
+    del query  # read by `ScopedRoute`
     image = await tasks.fewshot.support_image(episode_id, support_id)
-    return image_response(image.blob, tasks.fewshot.read_part, media_type=image.media_type, tag=image.sha256)
+    read = tasks.fewshot.read_part
+    return image_response(image.blob, read, media_type=image.media_type, tag=image.sha256, caching=UNCHANGING)
 
 
 @router.delete("/fewshot/episodes/{episode_id}", status_code=204, summary="Delete an episode")
@@ -211,7 +234,9 @@ def _queries(body: schemas.ClassifyRequest | Form, limits: Limits) -> QueriesInp
     wire: schemas.ClassifyOptions
     queries: Sequence[Source]
     if isinstance(body, Form):
-        wire, queries = schemas.ClassifyOptions.model_validate(body.fields(), context=limits), body.images("query")
+        # Whoever sends one image calls it so.
+        queries = [image for _, image in body.files]
+        wire = schemas.ClassifyOptions.model_validate(body.fields(), context=limits)
     else:
         wire, queries = body, [image.source for image in body.queries]
     if not 1 <= len(queries) <= limits.max_queries:

@@ -10,10 +10,11 @@ from starlette.responses import StreamingResponse
 
 from app.api.auth import Scope, requires
 from app.api.bodies import read_body, read_filter, read_json
-from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, Tasks, TasksDep, set_version, written
+from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, Tasks, TasksDep, image_link, set_version, written
 from app.api.forms import Form
 from app.api.idempotency import IdempotentRoute
-from app.api.images import image_response
+from app.api.images import REVALIDATED, image_response
+from app.api.middleware import is_current
 from app.api.openapi import request_body
 from app.api.problems import problem_body
 from app.api.routers.galleries import GalleryPath
@@ -42,12 +43,14 @@ ItemPath = Annotated[str, Path(pattern=ITEM_PATTERN, description="The caller's i
 
 async def read_items(request: Request, limits: LimitsDep) -> list[ItemRequest]:
     """The items, in order, of a JSON body or a form."""
-    return await read_body(request, schemas.NewItems, _items, limits, files={"image"})
+    texts = {"items": schemas.ItemFields.model_fields.keys()}
+    return await read_body(request, schemas.NewItems, _items, limits, files={"image"}, texts=texts)
 
 
 async def read_put(request: Request, limits: LimitsDep) -> PutInput:
     """The fields and the image, if any, of a JSON body or a form."""
-    return await read_body(request, schemas.ItemPut, _put, limits, files={"image"})
+    texts = dict.fromkeys(schemas.ItemPutOptions.model_fields, ())
+    return await read_body(request, schemas.ItemPut, _put, limits, files={"image"}, texts=texts)
 
 
 @router.post(
@@ -105,7 +108,7 @@ async def put_item(
         timeout_s=call.timeout_s,
     )
     set_version(response, item.seq, seq=seq, is_new=is_new)
-    return _report(call.tasks, name, item)
+    return _report(call.request, call.tasks, name, item)
 
 
 @router.patch(
@@ -129,7 +132,7 @@ async def patch_item(
         name, item_id, wire.metadata, check=lambda merged: check_metadata(merged, "metadata", limits), if_match=if_match
     )
     set_version(response, item.seq, seq=seq)
-    return _report(tasks, name, item)
+    return _report(request, tasks, name, item)
 
 
 @router.post(
@@ -161,7 +164,9 @@ async def delete_items(
     },
 )
 @requires(Scope.READ)
-async def export_items(tasks: TasksDep, name: GalleryPath, query: Annotated[schemas.ExportQuery, Query()]) -> Response:
+async def export_items(
+    request: Request, tasks: TasksDep, name: GalleryPath, query: Annotated[schemas.ExportQuery, Query()]
+) -> Response:
     """One JSON object a line with id, metadata, caption, image_url and vector: a snapshot at the `seq` of `X-Seq`.
 
     `vector` is the one that sketches and texts are compared with; `visual_vector` comes beside it if images
@@ -173,7 +178,7 @@ async def export_items(tasks: TasksDep, name: GalleryPath, query: Annotated[sche
         seq, images = await tasks.items.export_images(name)
         headers = {"X-Seq": str(seq), "Content-Disposition": f'attachment; filename="{name}.tar"'}
         return StreamingResponse(webdataset(images), media_type=TAR, headers=headers)
-    seq, lines = await tasks.items.export(name, partial(_lines, name, tasks.items.layout))
+    seq, lines = await tasks.items.export(name, partial(_lines, request, name, tasks.items.layout))
     return StreamingResponse(lines, media_type=NDJSON, headers={"X-Seq": str(seq)})
 
 
@@ -185,18 +190,20 @@ async def list_items(request: Request, tasks: TasksDep, name: GalleryPath, query
     page, next_cursor = await tasks.items.page(name, after=query.cursor, limit=query.limit, where=where)
 
     def build() -> schemas.ItemPage:
-        return schemas.ItemPage(items=[_report(tasks, name, item) for item in page], next_cursor=next_cursor)
+        return schemas.ItemPage(items=[_report(request, tasks, name, item) for item in page], next_cursor=next_cursor)
 
     return await json_response(request, len(page), build)
 
 
 @router.get("/galleries/{name}/items/{item_id}", summary="One item")
 @requires(Scope.READ)
-async def get_item(response: Response, tasks: TasksDep, name: GalleryPath, item_id: ItemPath) -> schemas.ItemReport:
+async def get_item(
+    request: Request, response: Response, tasks: TasksDep, name: GalleryPath, item_id: ItemPath
+) -> schemas.ItemReport:
     """The metadata of an item and the properties of its image."""
     item = await tasks.items.get(name, item_id)
     set_version(response, item.seq)
-    return _report(tasks, name, item)
+    return _report(request, tasks, name, item)
 
 
 @router.get(
@@ -207,15 +214,25 @@ async def get_item(response: Response, tasks: TasksDep, name: GalleryPath, item_
 )
 @requires(Scope.READ)
 async def get_item_image(
-    tasks: TasksDep, name: GalleryPath, item_id: ItemPath, query: Annotated[schemas.ImageQuery, Query()]
+    request: Request,
+    tasks: TasksDep,
+    name: GalleryPath,
+    item_id: ItemPath,
+    query: Annotated[schemas.ImageQuery, Query()],
 ) -> Response:
     """The stored image, or a WebP thumbnail whose longest side is `size`."""
     if query.size is None:
         item, blob = await tasks.items.open_image(name, item_id)
-        return image_response(blob, tasks.items.read_part, media_type=item.media_type, tag=item.sha256)
+        return image_response(
+            blob, tasks.items.read_part, media_type=item.media_type, tag=item.sha256, caching=REVALIDATED
+        )
+    # Thumbnails are derived from the image: its digest and the size name their version. A known one is not made again.
+    if known := request.headers.get("if-none-match"):
+        headers = _thumbnail_headers(await tasks.items.get(name, item_id), query.size)
+        if is_current(known, headers["ETag"]):
+            return Response(status_code=304, headers=headers)
     item, data = await tasks.items.thumbnail(name, item_id, query.size)
-    # Thumbnails are derived from the image: its digest and the size name their version.
-    return Response(data, media_type="image/webp", headers={"ETag": f'"{item.sha256}-{query.size}"'})
+    return Response(data, media_type="image/webp", headers=_thumbnail_headers(item, query.size))
 
 
 @router.delete("/galleries/{name}/items/{item_id}", status_code=204, summary="Delete one item")
@@ -266,13 +283,17 @@ def _outcome(outcome: Outcome, request: Request) -> schemas.ItemOutcome:
     return schemas.ItemOutcome.model_validate({"id": outcome.id, "status": outcome.status, "problem": problem})
 
 
-def _lines(gallery: str, layout: VectorLayout, part: Sequence[Exported]) -> bytes:
+def _thumbnail_headers(item: Item, size: int) -> dict[str, str]:
+    return {"ETag": f'"{item.sha256}-{size}"', **REVALIDATED}
+
+
+def _lines(request: Request, gallery: str, layout: VectorLayout, part: Sequence[Exported]) -> bytes:
     rows = (
         {
             "id": one.id,
             "metadata": dict(one.metadata),
             "caption": one.caption,
-            "image_url": f"/galleries/{gallery}/items/{one.id}/image",
+            "image_url": image_link(request, f"/galleries/{gallery}/items/{one.id}/image"),
             **{_EXPORTED[name]: one.vector[at].tolist() for name, at in layout.slices.items()},
         }
         for one in part
@@ -280,10 +301,10 @@ def _lines(gallery: str, layout: VectorLayout, part: Sequence[Exported]) -> byte
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def _report(tasks: Tasks, gallery: str, item: Item) -> schemas.ItemReport:
+def _report(request: Request, tasks: Tasks, gallery: str, item: Item) -> schemas.ItemReport:
     # Not validated again: a page of metadata would take a second.
     return schemas.ItemReport.model_construct(
         **{name: getattr(item, name) for name in _STORED},
         fingerprint=tasks.items.active_fingerprint,
-        image_url=f"/galleries/{gallery}/items/{item.id}/image",
+        image_url=image_link(request, f"/galleries/{gallery}/items/{item.id}/image"),
     )

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
+import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter
 from pydantic import ValidationError
@@ -18,7 +18,7 @@ from app.api.problems import problem_body, service_error
 from app.api.routers.retrieval import query_of, response_of
 from app.api.schemas.retrieval import LiveAuth, LiveQuery, LiveResults, RetrieveOptions
 from app.api.strict_json import parse_json
-from app.errors import DeadlineExceeded, Forbidden, Invalid, Malformed, QueueFull, ServiceError, Unauthenticated
+from app.errors import DeadlineExceeded, Invalid, Malformed, QueueFull, ServiceError, Unauthenticated
 from app.runtime.telemetry import bind_request, get_logger
 
 router = APIRouter(tags=["retrieval"])
@@ -44,13 +44,13 @@ async def live(socket: WebSocket) -> None:
         await socket.accept()  # close codes reach the client only after the handshake
         try:
             check_query(socket.scope["query_string"], known=frozenset())
-            _check_origin(socket)
+            platform.keys.sessions.check_origin(socket)
             # Separate slots: clients that never authenticate must not exclude those with a key.
             async with _slot(platform.live_greetings):
-                await _authorise(socket, platform)
+                key = await _authorise(socket, platform)
             tasks = await get_tasks(socket)
             async with _slot(platform.live_slots):
-                with platform.telemetry.live_connections.track_inprogress():
+                with platform.telemetry.live_connections.track_inprogress(), _logged(socket, key):
                     await _Session(socket, platform, tasks).run()
         except ServiceError as err:
             reason = err.detail.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
@@ -66,17 +66,23 @@ async def _slot(slots: asyncio.Semaphore) -> AsyncIterator[None]:
         yield
 
 
-def _check_origin(socket: WebSocket) -> None:
-    """Refuse pages of other sites, which could connect with their visitor's rights; browsers send the origin."""
-    origin = socket.headers.get("origin")  # absent outside of browsers
-    if origin is not None and urlsplit(origin).netloc.lower() != socket.headers.get("host", "").lower():
-        raise Forbidden("The page has another origin than the service.")
+@contextlib.contextmanager
+def _logged(socket: WebSocket, key: str | None) -> Iterator[None]:
+    """Log a connection when it ends, as the middleware does requests."""
+    started_s = time.perf_counter()
+    try:
+        yield
+    finally:
+        duration_s = round(time.perf_counter() - started_s, 2)
+        client = socket.client and socket.client.host
+        get_logger().info("live", route="/retrieve/live", duration_s=duration_s, client=client, key=key)
 
 
-async def _authorise(socket: WebSocket, platform: Platform) -> None:
-    """Check the key of the handshake's headers or, without one, of the first message."""
+async def _authorise(socket: WebSocket, platform: Platform) -> str | None:
+    """Check the key of the handshake's headers, its session or, without one, the first message; returns its name."""
     try:
         platform.keys.authorise(socket, Scope.READ)
+        return platform.keys.name_of(socket)
     except Unauthenticated:
         try:
             async with asyncio.timeout(AUTH_LIMIT_S):
@@ -84,7 +90,7 @@ async def _authorise(socket: WebSocket, platform: Platform) -> None:
                 auth = LiveAuth.model_validate(parse_json(text[:_MAX_AUTH_CHARACTERS]), strict=True)
         except (TimeoutError, ValidationError, ServiceError) as err:
             raise Unauthenticated('Send {"type": "auth", "key": …} first.') from err
-        platform.keys.authorise_key(auth.key, Scope.READ)
+        return platform.keys.authorise_key(auth.key, Scope.READ)
 
 
 class _Session:
@@ -176,7 +182,7 @@ class _Session:
                 answer = await self._tasks.retrieval.retrieve(query, budget, timeout_s=timeout_s)
         except TimeoutError as err:
             raise DeadlineExceeded("The query took longer than its deadline.") from err
-        return LiveResults(seq=wire.seq, **dict(response_of(answer))).model_dump(mode="json")
+        return LiveResults(seq=wire.seq, **dict(response_of(answer, self._socket))).model_dump(mode="json")
 
 
 async def _text_of(socket: WebSocket) -> str | None:

@@ -11,9 +11,10 @@ from pydantic import BaseModel, Field, JsonValue
 from starlette.responses import HTMLResponse, JSONResponse
 
 from app.api.auth import Scope, ScopedRoute, requires
-from app.api.deps import LOAD_RETRY_AFTER_S, BundleDep, Platform, PlatformDep, TasksDep, written
+from app.api.deps import LOAD_RETRY_AFTER_S, BundleDep, Platform, PlatformDep, TasksDep, link, written
 from app.api.problems import catalogue
 from app.api.schemas.wire import JOB_PATTERN
+from app.api.sessions import COOKIE, SESSION_S
 from app.errors import EngineUnavailable, NotFound
 from app.runtime.process import Phase
 from app.stores.records.jobs import JobState
@@ -155,6 +156,27 @@ async def bundle(found: BundleDep) -> BundleView:
     return BundleView.model_validate(found, from_attributes=True)
 
 
+@router.post("/session", status_code=204, summary="Exchange a key for a cookie")
+@requires(Scope.READ)
+async def open_session(request: Request, platform: PlatformDep) -> Response:
+    """Set a cookie, for eight hours, that pages of the service and of allowed origins use in place of the key.
+
+    Scripts cannot read it, and pages of other sites cannot use it. Where keys are off there is nothing to set.
+    """
+    response = Response(status_code=204, headers={"Cache-Control": "no-store"})
+    if (session := platform.keys.new_session(request)) is not None:
+        response.set_cookie(
+            COOKIE,
+            session,
+            max_age=SESSION_S,
+            path=link(request, "/"),
+            secure=request.url.scheme == "https",
+            httponly=True,
+            samesite="strict",
+        )
+    return response
+
+
 @router.get("/errors/{code}")
 @requires(Scope.OPEN)
 async def error_kind(code: str) -> ErrorKind:
@@ -189,7 +211,10 @@ async def openapi(request: Request) -> Response:
     state = request.app.state
     if not hasattr(state, "openapi_json"):  # written once: it takes milliseconds, and anyone may ask
         state.openapi_json = JSONResponse(request.app.openapi()).body
-    return Response(state.openapi_json, media_type="application/json")
+    prefix, body = link(request, ""), bytes(state.openapi_json)
+    if prefix:
+        body = b'{"servers":[{"url":"%b"}],%b' % (prefix.encode(), body[1:])  # a prefix holds nothing to escape
+    return Response(body, media_type="application/json")
 
 
 @router.get("/docs", include_in_schema=False)

@@ -3,10 +3,11 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.requests import HTTPConnection
 
 from app.api.auth import Scope, ScopedRoute, requires
 from app.api.bodies import out_of_bounds, read_body, read_filter
-from app.api.deps import MIN_SEQ, CallDep, LimitsDep
+from app.api.deps import MIN_SEQ, CallDep, LimitsDep, image_link
 from app.api.forms import Form
 from app.api.openapi import request_body
 from app.api.schemas import retrieval as schemas
@@ -22,12 +23,14 @@ EmbedInput = tuple[list[Source], schemas.EmbedRequest]
 
 async def read_query(request: Request, limits: LimitsDep) -> RetrieveQuery:
     """The search, of a JSON body or a form."""
-    return await read_body(request, schemas.RetrieveRequest, _query, limits, files={"sketch", "image"})
+    files, texts = {"sketch", "image"}, dict.fromkeys(schemas.RetrieveOptions.model_fields, ())
+    return await read_body(request, schemas.RetrieveRequest, _query, limits, files=files, texts=texts)
 
 
 async def read_embed(request: Request, limits: LimitsDep) -> EmbedInput:
     """The images, texts and options, of a JSON body or a form."""
-    return await read_body(request, schemas.EmbedRequest, _embed, limits, files={"image"})
+    texts = {"texts": (), "reproducible": ()}
+    return await read_body(request, schemas.EmbedRequest, _embed, limits, files={"image"}, texts=texts)
 
 
 @router.post(
@@ -43,7 +46,7 @@ async def retrieve(call: CallDep, query: Annotated[RetrieveQuery, Depends(read_q
     """The k nearest items, best first."""
     answer = await call.tasks.retrieval.retrieve(query, call.budget, timeout_s=call.timeout_s)
     call.add_timings(answer.timings_ms)
-    return await json_response(call.request, len(answer.results), lambda: response_of(answer))
+    return await json_response(call.request, len(answer.results), lambda: response_of(answer, call.request))
 
 
 @router.post(
@@ -122,8 +125,8 @@ def _embed(body: schemas.EmbedRequest | Form, limits: Limits) -> EmbedInput:
     return sources, wire
 
 
-def response_of(answer: RetrieveAnswer) -> schemas.RetrieveResponse:
-    """The wire form of an answer."""
+def response_of(answer: RetrieveAnswer, connection: HTTPConnection) -> schemas.RetrieveResponse:
+    """The wire form of an answer to a connection."""
     return schemas.RetrieveResponse(
         gallery=answer.gallery,
         index_seq=answer.index_seq,
@@ -133,7 +136,7 @@ def response_of(answer: RetrieveAnswer) -> schemas.RetrieveResponse:
                 id=found.external_id,
                 score=found.score,
                 metadata=dict(found.metadata),
-                image_url=f"/galleries/{answer.gallery}/items/{found.external_id}/image",
+                image_url=image_link(connection, f"/galleries/{answer.gallery}/items/{found.external_id}/image"),
             )
             for found in answer.results
         ],

@@ -34,7 +34,8 @@ ClassSetPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of
 
 async def read_segment(request: Request, limits: LimitsDep) -> SegmentInput:
     """The options and the image, of a JSON body or a form."""
-    return await read_body(request, schemas.SegmentRequest, _segment, limits, files={"image"})
+    texts = dict.fromkeys(schemas.SegmentOptions.model_fields, ())
+    return await read_body(request, schemas.SegmentRequest, _segment, limits, files={"image"}, texts=texts)
 
 
 async def wanted_type(request: Request) -> str:

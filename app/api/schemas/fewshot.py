@@ -1,5 +1,6 @@
 """Wire format of few-shot episodes; ways, examples and queries are bounded by `app.domain.Limits`."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field
@@ -217,15 +218,18 @@ class EpisodePageQuery(Input):
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
-def episode_report(episode: Episode, left_out: LeaveOneOut | None = None) -> EpisodeReport:
-    """The wire form of a stored episode."""
+def episode_report(
+    episode: Episode, image_link: Callable[[str], str], left_out: LeaveOneOut | None = None
+) -> EpisodeReport:
+    """The wire form of a stored episode; `image_link` makes the address of an image's path."""
     url = f"/fewshot/episodes/{episode.id}/support"
     ways = [
         {
             "label": way.label,
             "shots": len(way.support),
             "support": [
-                {"id": one.id, "sha256": one.sha256, "image_url": f"{url}/{one.id}/image"} for one in way.support
+                {"id": one.id, "sha256": one.sha256, "image_url": image_link(f"{url}/{one.id}/image")}
+                for one in way.support
             ],
         }
         for way in episode.ways
@@ -239,9 +243,10 @@ def episode_entry(episode: Episode) -> EpisodeEntry:
     return EpisodeEntry.model_validate({**_fields(episode), "ways": list(episode.ways)})
 
 
-def created_report(created: Created) -> EpisodeCreated:
-    """The wire form of a new episode; `predictions` is unset where the request had no queries."""
-    report = {**dict(episode_report(created.episode, created.leave_one_out)), "timings_ms": created.timings_ms}
+def created_report(created: Created, image_link: Callable[[str], str]) -> EpisodeCreated:
+    """As `episode_report`, of a new episode; `predictions` is unset where the request had no queries."""
+    report = dict(episode_report(created.episode, image_link, created.leave_one_out))
+    report["timings_ms"] = created.timings_ms
     if created.predictions is not None:
         report["predictions"] = created.predictions
     return EpisodeCreated.model_validate(report)

@@ -186,7 +186,14 @@ class ItemPageQuery(Input):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
-class ImageQuery(Input):
+class SignedQuery(Input):
+    """What an `image_url` carries where keys are on: it opens the image for everyone who has it, until `expires`."""
+
+    expires: Annotated[str, Field(pattern=r"^\d{1,12}$", description="Seconds since 1970.")] | None = None
+    signature: Annotated[str, Field(max_length=100)] | None = None
+
+
+class ImageQuery(SignedQuery):
     """`size`: the longest side of a thumbnail, px; absent for the stored image."""
 
     size: Annotated[int, Field(ge=16, le=2048)] | None = None

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from app.api.schemas.wire import (
     FIRST_ERROR,
+    FORM,
     Caption,
     GalleryName,
     ImageInput,
@@ -29,8 +30,15 @@ class ClassObject(Input):
     templates: Annotated[list[Template], FIRST_ERROR, Field(max_length=64)] = Field(default_factory=list)
 
 
+def _form(value: object) -> str:
+    return FORM + ("object" if isinstance(value, dict | ClassObject) else "name")
+
+
+ClassInput = Annotated[
+    Annotated[Label, Tag(f"{FORM}name")] | Annotated[ClassObject, Tag(f"{FORM}object")], Discriminator(_form)
+]
 # A label map has 8 bits, and 0 is the background.
-Classes = Annotated[list[Label | ClassObject], FIRST_ERROR, Field(min_length=1, max_length=255)]
+Classes = Annotated[list[ClassInput], FIRST_ERROR, Field(min_length=1, max_length=255)]
 
 
 class SegmentOptions(Input):

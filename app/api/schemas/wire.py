@@ -37,6 +37,10 @@ OVER_LIMIT, OVER_WORK = "over_limit", "over_work"
 """Kinds of validation errors whose message is the answer's detail, with 422 and 413."""
 
 
+FORM = "form of "
+"""Begins the tags of unions, which are left out of the paths of errors."""
+
+
 class Wire(BaseModel):
     """Base of requests and responses: no unknown fields, no NaN or infinity. Responses are read from records too."""
 
@@ -110,7 +114,7 @@ def examples(*bodies: JsonDict) -> ConfigDict:
 # Labels and names go into logs and terminals.
 def _printable(text: str) -> str:
     if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in text):
-        raise ValueError("holds control characters")
+        raise PydanticCustomError("control_characters", "holds control characters")
     return text
 
 
@@ -196,15 +200,15 @@ class ItemInput(Input):
 # The discriminator names the form in errors; a plain union would report the errors of all four.
 def _form(value: object) -> str | None:
     if isinstance(value, dict):
-        return next((form for form in ("base64", "strokes", "svg", "item") if form in value), None)
+        return next((FORM + form for form in ("base64", "strokes", "svg", "item") if form in value), None)
     return None
 
 
 ImageInput = Annotated[
-    Annotated[Base64Input, Tag("base64")]
-    | Annotated[StrokesInput, Tag("strokes")]
-    | Annotated[SvgInput, Tag("svg")]
-    | Annotated[ItemInput, Tag("item")],
+    Annotated[Base64Input, Tag(f"{FORM}base64")]
+    | Annotated[StrokesInput, Tag(f"{FORM}strokes")]
+    | Annotated[SvgInput, Tag(f"{FORM}svg")]
+    | Annotated[ItemInput, Tag(f"{FORM}item")],
     Discriminator(
         _form,
         custom_error_type="image_input",

@@ -10,6 +10,7 @@ from app.stores.sql.tables import database_metadata as table
 DATABASE_ID = "database_id"
 FINGERPRINT = "fingerprint"
 PREVIOUS_FINGERPRINT = "previous_fingerprint"  # of the bundle to roll back to
+SESSION_SECRET = "session_secret"  # 32 random bytes as hex
 IMAGES_HELD_UNTIL = "pictures_held_until"  # seconds since 1970, while a backup copies images
 
 
@@ -34,6 +35,14 @@ def write(connection: sa.Connection, name: str, value: str) -> None:
 def renew_identity(connection: sa.Connection) -> None:
     """Give the database a new identity, so that snapshots of another history are not used."""
     write(connection, DATABASE_ID, secrets.token_hex(16))
+
+
+def session_secret(connection: sa.Connection) -> bytes:
+    """Return the secret under which sessions are signed; the first process makes it."""
+    if (found := read(connection, SESSION_SECRET)) is None:
+        found = secrets.token_hex(32)
+        write(connection, SESSION_SECRET, found)
+    return bytes.fromhex(found)
 
 
 def require_fingerprint(connection: sa.Connection, fingerprint: str) -> None:

@@ -69,7 +69,7 @@ def test_only_health_and_the_contract_are_open() -> None:
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES, ids=IDS)
 def test_writes_need_more_than_read(method: str, path: str, scope: Scope) -> None:
-    inference = path in ("/retrieve", "/embed", "/segment", "/fewshot/episodes/{episode_id}/classify")
+    inference = path in ("/session", "/retrieve", "/embed", "/segment", "/fewshot/episodes/{episode_id}/classify")
     is_classify = path.endswith("/classify")
     if method in ("PUT", "PATCH", "DELETE") or (method == "POST" and not inference and not is_classify):
         assert scope in (Scope.WRITE, Scope.ADMIN)
@@ -210,10 +210,10 @@ async def test_an_unknown_query_parameter_is_422_and_named_except_where_probes_a
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("POST", "/galleries/default/items/a", "DELETE, GET, PATCH, PUT"),
-        ("PATCH", "/galleries/default", "DELETE, GET, PUT"),
+        ("POST", "/galleries/default/items/a", "DELETE, GET, HEAD, PATCH, PUT"),
+        ("PATCH", "/galleries/default", "DELETE, GET, HEAD, PUT"),
         ("GET", "/retrieve", "POST"),
-        ("POST", "/livez", "GET"),
+        ("POST", "/livez", "GET, HEAD"),
     ],
 )
 async def test_a_405_names_every_method_of_the_path(method: str, path: str, allowed: str) -> None:
