@@ -18,7 +18,7 @@ from app.api.bodies import BodyLimit
 from app.api.deps import Platform, Services
 from app.api.in_flight import InFlightLimit
 from app.api.middleware import DisconnectWatch, HeadersOnly, PathGuard, RequestContext, RequestDeadline
-from app.api.routers import fewshot, galleries, items, live, operation, playground, retrieval, segmentation
+from app.api.routers import class_sets, fewshot, galleries, items, live, operation, playground, retrieval, segmentation
 from app.composition import build_platform
 from app.composition import build_services as build_default_services
 from app.runtime.process import EXIT_START_FAILED, Phase
@@ -35,7 +35,7 @@ ROUTERS = (
     live.router,
     galleries.router,
     items.router,
-    segmentation.class_sets,
+    class_sets.router,
     operation.jobs,
     operation.router,
     operation.health,
@@ -67,7 +67,7 @@ def create_app(settings: Settings, build_services: BuildServices = build_default
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # every resource has one path
-        responses=contract.PROBLEM_RESPONSE,
+        generate_unique_id_function=lambda route: route.name,  # names of functions in generated clients
         lifespan=supervisor.lifespan,
         middleware=[
             *_cors(platform.keys.sessions.allowed_origins),

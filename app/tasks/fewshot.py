@@ -11,7 +11,7 @@ from app.errors import Damaged, FingerprintMismatch, Invalid
 from app.imaging.decoding import PixelBudget
 from app.imaging.raster import DecodedImage
 from app.stores.blobs import OpenBlob
-from app.stores.records.episode_rows import Episode
+from app.stores.records.episode_rows import Episode, EpisodeChange
 from app.stores.records.episodes import Episodes, NewSupport, NewWay
 from app.stores.sql.database import Database
 from app.tasks.features import RequestEncoders, Source, Timings
@@ -174,15 +174,30 @@ class FewShot:
         seq, episode = await self._database.run_write(self._episodes.remove, episode_id, support_id, if_match=if_match)
         return seq, episode, await self._report(episode)
 
+    async def remove_way(
+        self, episode_id: str, label: str, *, if_match: Sequence[int] | None
+    ) -> tuple[int, Episode, LeaveOneOut | None]:
+        """Remove a way. Returns as `add_support`, raises as `Episodes.remove_way`."""
+        seq, episode = await self._database.run_write(self._episodes.remove_way, episode_id, label, if_match=if_match)
+        return seq, episode, await self._report(episode)
+
+    async def change(
+        self, episode_id: str, changed: EpisodeChange, *, if_match: Sequence[int] | None
+    ) -> tuple[int, Episode, LeaveOneOut | None]:
+        """Change fields and labels. Returns as `add_support`, raises as `Episodes.change`."""
+        seq, episode = await self._database.run_write(self._episodes.change, episode_id, changed, if_match=if_match)
+        return seq, episode, await self._report(episode)
+
     async def get(self, episode_id: str) -> tuple[Episode, LeaveOneOut | None]:
         """One episode and its leave-one-out report. Raises NotFound."""
         episode = await self._database.run(self._episodes.get, episode_id)
         return episode, await self._report(episode)
 
-    async def page(self, *, after: str | None, limit: int) -> tuple[Sequence[Episode], str | None]:
-        """Up to `limit` episodes sorted by id that follow `after`, and the cursor of the next page."""
+    async def page(self, *, after: str | None, limit: int) -> tuple[Sequence[Episode], str | None, int]:
+        """Up to `limit` episodes by id that follow `after`, the cursor of the next page, and how many there are."""
         found = await self._database.run(self._episodes.all, after=after, limit=limit + 1)
-        return found[:limit], found[limit - 1].id if len(found) > limit else None
+        total = await self._database.run(self._episodes.count)
+        return found[:limit], found[limit - 1].id if len(found) > limit else None, total
 
     async def _report(self, episode: Episode) -> LeaveOneOut | None:
         """The leave-one-out report of one version; None where no way has two examples or the bundle is another."""

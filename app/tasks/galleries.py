@@ -26,7 +26,7 @@ class GalleryState:
 class GalleryTask:
     """Lists, creates, describes and deletes galleries.
 
-    `all`, `get`, `delete` and `vector_counts` have the arguments and errors of the function that they run.
+    `all`, `get`, `facets`, `delete` and `vector_counts` have the arguments and errors of the function that they run.
 
     Args:
         max_waiting: reads that may wait for a write at once.
@@ -39,6 +39,7 @@ class GalleryTask:
         self._free_waits = max_waiting
         self.all = database.reads(galleries.all)
         self.get = database.reads(self._state)
+        self.facets = database.reads(galleries.facets)
         self.delete = database.writes(galleries.delete)
         self.vector_counts = indexes.counts
 

@@ -204,10 +204,14 @@ class ItemTask:
 
     async def page(
         self, gallery: str, *, after: str | None, limit: int, where: Filter | None = None
-    ) -> tuple[Sequence[Item], str | None]:
-        """Up to `limit` items sorted by id that follow `after`, and the cursor of the next page. Raises NotFound."""
+    ) -> tuple[Sequence[Item], str | None, int]:
+        """Up to `limit` items sorted by id that follow `after`, the cursor of the next page, and how many there are.
+
+        Raises NotFound.
+        """
         found, has_more = await self._database.run(self._items.page, gallery, after=after, limit=limit, where=where)
-        return found, found[-1].id if has_more else None
+        total = await self._database.run(self._galleries.matching, gallery, where)
+        return found, found[-1].id if has_more else None, total
 
     async def thumbnail(self, gallery: str, item_id: str, size: int) -> tuple[Item, bytes]:
         """One item and a WebP thumbnail of its image whose longest side is `size` px. Raises NotFound."""

@@ -30,17 +30,19 @@ class RetrieveQuery:
     like: Sequence[str] = ()
     unlike: Sequence[str] = ()
     where: Filter | None = None
+    offset: int = 0
     is_reproducible: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieveAnswer:
-    """Results, best first, as of `index_seq`."""
+    """Results, best first, as of `index_seq`; `total` items pass the filter."""
 
     gallery: str
     index_seq: int
     fingerprint: str
     results: Sequence[Hit]
+    total: int
     timings_ms: Mapping[str, float]
 
 
@@ -102,14 +104,21 @@ class Retrieval:
         parts += [(query.text_weight if sources else 1.0, text) for text in layout.spread("semantic", vectors)]
         vector = self._combined(parts)  # one query vector: the index is searched once
         with timings.phase("search"):
-            seq, found = await self._database.run(
-                self._galleries.search, query.gallery, vector, k=query.k, min_score=query.min_score, where=query.where
+            seq, found, total = await self._database.run(
+                self._galleries.search,
+                query.gallery,
+                vector,
+                k=query.k,
+                min_score=query.min_score,
+                where=query.where,
+                offset=query.offset,
             )
         return RetrieveAnswer(
             gallery=query.gallery,
             index_seq=seq,
             fingerprint=self._encoders.bundle.fingerprint,
             results=found,
+            total=total,
             timings_ms=timings.totals_ms(),
         )
 

@@ -17,9 +17,9 @@ from app.imaging.raster import TiledImage
 from app.stores.records.class_sets import ClassPrompt, ClassSet, ClassSets
 from app.stores.sql.database import Database
 from app.tasks.features import RequestEncoder, RequestEncoders, Source, Timings
-from app.tasks.masks import Region, regions
+from app.tasks.masks import Region, regions, without_islands
 from app.tasks.workers import Workers
-from models.heads.stitching import MAX_CELLS, ViewProbabilities, stitch
+from models.heads.stitching import MAX_CELLS, UNLABELLED, ViewProbabilities, stitch
 
 T = TypeVar("T")
 
@@ -43,6 +43,7 @@ class SegmentQuery:
     caption: str | None
     class_set: str | None = None
     is_reproducible: bool = False
+    min_area: int = 0  # px; smaller islands become background
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +58,12 @@ class ClassAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentAnswer:
-    """The masks of one image; `labels` is [H, W] uint8."""
+    """The masks of one image; `labels` is [H, W] uint8, `image` what was encoded."""
 
     labels: NDArray[np.uint8]
     fingerprint: str
     classes: Sequence[ClassAnswer]
+    image: TiledImage
     timings_ms: Mapping[str, float]
 
 
@@ -211,16 +213,20 @@ class Segmentation:
             threshold=query.threshold,
             max_bytes=self._limits.max_stitch_bytes,
         )
-        found = regions(stitched.labels, len(texts))
+        labels = stitched.labels
+        if query.min_area > 1:
+            labels = without_islands(labels, query.min_area, 0 if query.has_background else UNLABELLED)
+        found = regions(labels, len(texts))
         timings.add("head", (time.perf_counter() - asked_s) * 1e3)
         rows = zip(query.classes, stitched.scores, found, strict=True)
         return SegmentAnswer(
-            labels=stitched.labels,
+            labels=labels,
             fingerprint=self._encoders.bundle.fingerprint,
             classes=[
-                ClassAnswer(index=index, name=prompt.name, score=float(score), region=region)
+                ClassAnswer(index=index, name=prompt.name, score=float(score) if region else 0.0, region=region)
                 for index, (prompt, score, region) in enumerate(rows, start=1)
             ],
+            image=image,
             timings_ms=timings.totals_ms(),
         )
 

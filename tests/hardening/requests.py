@@ -74,6 +74,8 @@ class Generator:
         headers: dict[str, str] = {}
         params: list[tuple[str, str]] = []
         for parameter in operation.get("parameters", []):
+            if "$ref" in parameter:
+                continue  # a header: they follow
             value = str(choose.choice(NAMES) if parameter["in"] == "path" else self.value(parameter["schema"]))
             if parameter["in"] == "path":
                 path = path.replace("{" + parameter["name"] + "}", value)
@@ -164,6 +166,7 @@ class Generator:
 
     def _form(self, schema: dict[str, Any]) -> dict[str, Any]:
         choose, files, data = self._random, [], {}
+        schema = self._document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
         for name, inner in schema.get("properties", {}).items():
             is_file = "binary" in json.dumps(inner)
             if is_file and choose.random() < 0.8:

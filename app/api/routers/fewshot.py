@@ -1,14 +1,13 @@
-"""Few-shot episodes: create, classify, read, delete."""
+"""Few-shot episodes: create, classify, read, change, delete."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, TypeVar
-from urllib.parse import unquote
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from app.api.auth import Scope, requires
-from app.api.bodies import out_of_bounds, read_body
+from app.api.bodies import read_json
 from app.api.deps import (
     MIN_SEQ,
     CallDep,
@@ -21,45 +20,22 @@ from app.api.deps import (
     set_version,
     written,
 )
-from app.api.forms import Form
 from app.api.idempotency import IdempotentRoute
 from app.api.images import UNCHANGING, image_response
 from app.api.openapi import request_body
+from app.api.routers.fewshot_bodies import SUPPORT_FILES, QueriesInput, read_episode, read_queries, read_support
 from app.api.schemas import fewshot as schemas
 from app.api.schemas.galleries import SignedQuery
 from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
 from app.api.strict_json import json_response
-from app.domain import Limits
-from app.errors import Invalid, Malformed
-from app.tasks.features import Source
+from app.errors import Invalid
+from app.stores.records.episode_rows import EpisodeChange
 from app.tasks.fewshot import EpisodeRequest, WayRequest
 
 router = APIRouter(tags=["fewshot"], route_class=IdempotentRoute, dependencies=MIN_SEQ)
 EpisodePath = Annotated[str, Path(pattern=EPISODE_PATTERN, description="Id of an episode.")]
+LabelPath = Annotated[str, Path(min_length=1, max_length=128, description="Label of a way.")]
 SupportPath = Annotated[str, Path(pattern=SUPPORT_PATTERN, description="Id of a support image.")]
-QueriesInput = tuple[schemas.ClassifyOptions, Sequence[Source]]
-Options = TypeVar("Options", bound=schemas.SupportForm)
-SUPPORT = "support"
-SUPPORT_NAMES = frozenset({SUPPORT, f"{SUPPORT}:"})
-SUPPORT_FILES = {SUPPORT: True, "support:<label>": True}
-
-
-async def read_episode(request: Request, limits: LimitsDep) -> EpisodeRequest:
-    """The new episode, of a JSON body or a form."""
-    files, texts = {*SUPPORT_NAMES, "query"}, {"options": schemas.EpisodeForm.model_fields.keys()}
-    return await read_body(request, schemas.EpisodeRequest, _episode, limits, files=files, texts=texts)
-
-
-async def read_support(request: Request, limits: LimitsDep) -> Sequence[WayRequest]:
-    """The ways and support images to add, of a JSON body or a form."""
-    texts = {"options": schemas.SupportForm.model_fields.keys()}
-    return await read_body(request, schemas.SupportRequest, _support, limits, files=SUPPORT_NAMES, texts=texts)
-
-
-async def read_queries(request: Request, limits: LimitsDep) -> QueriesInput:
-    """The options and the images to classify, of a JSON body or a form."""
-    texts = dict.fromkeys(schemas.ClassifyOptions.model_fields, ())
-    return await read_body(request, schemas.ClassifyRequest, _queries, limits, files={"query", "image"}, texts=texts)
 
 
 @router.post(
@@ -123,11 +99,11 @@ async def list_episodes(
     request: Request, tasks: TasksDep, query: Annotated[schemas.EpisodePageQuery, Query()]
 ) -> Response:
     """One page; pass `next_cursor` as `cursor` for the next."""
-    page, next_cursor = await tasks.fewshot.page(after=query.cursor, limit=query.limit)
+    page, next_cursor, total = await tasks.fewshot.page(after=query.cursor, limit=query.limit)
 
     def build() -> schemas.EpisodePage:
         entries = [schemas.episode_entry(episode) for episode in page]
-        return schemas.EpisodePage(episodes=entries, next_cursor=next_cursor)
+        return schemas.EpisodePage(episodes=entries, next_cursor=next_cursor, total=total)
 
     return await json_response(request, sum(len(episode.ways) for episode in page) // 64, build)
 
@@ -175,6 +151,41 @@ async def remove_support(
     return schemas.episode_report(episode, partial(image_link, call.request), left_out)
 
 
+@router.delete("/fewshot/episodes/{episode_id}/ways/{label}", summary="Remove a way")
+@requires(Scope.WRITE)
+async def remove_way(
+    response: Response, call: CallDep, episode_id: EpisodePath, label: LabelPath, if_match: RequiredIfMatchDep
+) -> schemas.EpisodeReport:
+    """The way goes with its support images; two ways stay. Needs `If-Match`; returns the episode at its new version.
+
+    A label with a slash is no path: rename it first.
+    """
+    seq, episode, left_out = await call.tasks.fewshot.remove_way(episode_id, label, if_match=if_match)
+    set_version(response, episode.version, seq=seq)
+    return schemas.episode_report(episode, partial(image_link, call.request), left_out)
+
+
+@router.patch(
+    "/fewshot/episodes/{episode_id}",
+    summary="Change an episode's name, method or labels",
+    openapi_extra=request_body(json=schemas.EpisodePatch),
+)
+@requires(Scope.WRITE)
+async def patch_episode(
+    response: Response, call: CallDep, episode_id: EpisodePath, limits: LimitsDep, if_match: RequiredIfMatchDep
+) -> schemas.EpisodeReport:
+    """Nothing is encoded again. Needs `If-Match`; returns the episode at its new version."""
+    wire = await read_json(call.request, schemas.EpisodePatch, limits)
+    given = wire.model_fields_set
+    fields: dict[str, str | None] = {name: getattr(wire, name) for name in ("name", "method") if name in given}
+    if fields.get("method", "") is None or not (fields or wire.labels):
+        raise Invalid("Send at least one of name, method and labels.")
+    changed = EpisodeChange(fields=fields, labels=wire.labels or {})
+    seq, episode, left_out = await call.tasks.fewshot.change(episode_id, changed, if_match=if_match)
+    set_version(response, episode.version, seq=seq)
+    return schemas.episode_report(episode, partial(image_link, call.request), left_out)
+
+
 @router.get(
     "/fewshot/episodes/{episode_id}/support/{support_id}/image",
     summary="A support image",
@@ -197,103 +208,3 @@ async def get_support_image(
 async def delete_episode(tasks: TasksDep, episode_id: EpisodePath, if_match: IfMatchDep) -> Response:
     """The episode goes together with its support images; with `If-Match`, at that version only."""
     return written(await tasks.fewshot.delete(episode_id, if_match=if_match))
-
-
-def _episode(body: schemas.EpisodeRequest | Form, limits: Limits) -> EpisodeRequest:
-    wire: schemas.EpisodeOptions
-    queries: Sequence[Source]
-    if isinstance(body, Form):
-        wire, ways = _options_and_ways(body, schemas.EpisodeForm, limits)
-        queries = body.images("query")
-    else:
-        wire, ways, queries = body, _ways(body), [image.source for image in body.queries]
-    if not 2 <= len(ways) <= limits.max_ways:
-        raise out_of_bounds("ways", f"An episode has 2 to {limits.max_ways} ways.")
-    _check_ways(ways, limits)
-    if len(queries) > limits.max_queries:
-        raise out_of_bounds("queries", f"At most {limits.max_queries} queries a request.")
-    _check_top_k(wire.top_k, limits)
-    return EpisodeRequest(
-        name=wire.name,
-        method=wire.method,
-        ways=ways,
-        queries=queries,
-        top_k=wire.top_k,
-        abstain_below=wire.abstain_below,
-        ttl_s=wire.ttl_seconds,
-    )
-
-
-def _support(body: schemas.SupportRequest | Form, limits: Limits) -> Sequence[WayRequest]:
-    ways = _options_and_ways(body, schemas.SupportForm, limits)[1] if isinstance(body, Form) else _ways(body)
-    _check_ways(ways, limits)
-    return ways
-
-
-def _queries(body: schemas.ClassifyRequest | Form, limits: Limits) -> QueriesInput:
-    wire: schemas.ClassifyOptions
-    queries: Sequence[Source]
-    if isinstance(body, Form):
-        # Whoever sends one image calls it so.
-        queries = [image for _, image in body.files]
-        wire = schemas.ClassifyOptions.model_validate(body.fields(), context=limits)
-    else:
-        wire, queries = body, [image.source for image in body.queries]
-    if not 1 <= len(queries) <= limits.max_queries:
-        raise out_of_bounds("queries", f"Send 1 to {limits.max_queries} queries.")
-    _check_top_k(wire.top_k, limits)
-    return wire, queries
-
-
-def _ways(wire: schemas.EpisodeRequest | schemas.SupportRequest) -> list[WayRequest]:
-    return [WayRequest(label=way.label, support=[image.source for image in way.support]) for way in wire.ways]
-
-
-def _options_and_ways(form: Form, shape: type[Options], limits: Limits) -> tuple[Options, list[WayRequest]]:
-    """The part `options` of a form, and its ways, ordered by the first part of each label."""
-    fields = form.fields(json=["options"])
-    options = shape.model_validate(fields.pop("options", {}), context=limits)
-    schemas.OptionsForm.model_validate(fields)
-    support: dict[str, list[Source]] = {}
-    labels, count = options.labels or [], 0
-    for name, image in form.files:
-        if name == "query":
-            continue
-        # Either all labels are in the parts' names, or they follow the parts in `options.labels`.
-        if name == SUPPORT:
-            if count == len(labels):
-                raise Invalid("options.labels needs a label for each part 'support'.")
-            label = labels[count]
-            count += 1
-        else:
-            label = _label(name.removeprefix(f"{SUPPORT}:"))
-        support.setdefault(label, []).append(image)
-    if count != len(labels):
-        raise Invalid(f"options.labels has {len(labels)} entries for {count} parts 'support'.")
-    return options, [WayRequest(label=label, support=images) for label, images in support.items()]
-
-
-def _label(text: str) -> str:
-    try:
-        return schemas.WayLabel(label=unquote(text, errors="strict")).label
-    except UnicodeDecodeError as err:
-        raise Malformed("A label is not percent-encoded UTF-8.") from err
-
-
-def _check_ways(ways: Sequence[WayRequest], limits: Limits) -> None:
-    if not ways:
-        raise Invalid("Send at least one support image.")
-    if len(ways) > limits.max_ways:
-        raise out_of_bounds("ways", f"An episode has at most {limits.max_ways} ways.")
-    # Equal labels in a form are one way already; in JSON they are a mistake.
-    if len({way.label for way in ways}) < len(ways):
-        raise Invalid("Labels must be unique.")
-    for position, way in enumerate(ways):
-        if len(way.support) > limits.max_support_per_way:
-            detail = f"A way has 1 to {limits.max_support_per_way} support images."
-            raise out_of_bounds(f"ways[{position}].support", detail)
-
-
-def _check_top_k(top_k: int | None, limits: Limits) -> None:
-    if top_k is not None and top_k > limits.max_ways:
-        raise out_of_bounds("top_k", f"top_k is at most {limits.max_ways}.")

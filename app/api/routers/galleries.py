@@ -9,7 +9,14 @@ from app.api.auth import Scope, ScopedRoute, requires
 from app.api.bodies import read_json
 from app.api.deps import MIN_SEQ, BundleDep, LimitsDep, TasksDep, written
 from app.api.openapi import request_body
-from app.api.schemas.galleries import GalleryDeleteQuery, GalleryFields, GalleryList, GalleryReport
+from app.api.schemas.galleries import (
+    FacetList,
+    FacetQuery,
+    GalleryDeleteQuery,
+    GalleryFields,
+    GalleryList,
+    GalleryReport,
+)
 from app.api.schemas.wire import GALLERY_PATTERN
 from app.domain import BundleInfo
 from app.tasks.galleries import GalleryState
@@ -22,7 +29,8 @@ GalleryPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of 
 @requires(Scope.READ)
 async def list_galleries(tasks: TasksDep) -> GalleryList:
     """All galleries, ordered by name, with the number of their items."""
-    return GalleryList.model_validate({"galleries": await tasks.galleries.all()})
+    found = await tasks.galleries.all()
+    return GalleryList.model_validate({"galleries": found, "total": len(found)})
 
 
 @router.put(
@@ -49,6 +57,14 @@ async def put_gallery(
 async def get_gallery(tasks: TasksDep, bundle: BundleDep, name: GalleryPath) -> GalleryReport:
     """The number of items, and the state of the index."""
     return _report(await tasks.galleries.get(name), bundle)
+
+
+@router.get("/galleries/{name}/facets", summary="Values of a metadata field, with counts")
+@requires(Scope.READ)
+async def get_facets(tasks: TasksDep, name: GalleryPath, query: Annotated[FacetQuery, Query()]) -> FacetList:
+    """The most frequent first. Each request scans the gallery's metadata."""
+    found = await tasks.galleries.facets(name, query.field, query.limit)
+    return FacetList.model_validate({"gallery": name, "field": query.field, **asdict(found)})
 
 
 @router.delete("/galleries/{name}", status_code=204, summary="Delete a gallery")

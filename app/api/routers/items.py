@@ -187,10 +187,11 @@ async def export_items(
 async def list_items(request: Request, tasks: TasksDep, name: GalleryPath, query: PageQuery) -> Response:
     """One page, of at most 2 MiB of metadata; pass `next_cursor` as `cursor` for the next."""
     where = read_filter(None if query.filter is None else parse_json(query.filter))
-    page, next_cursor = await tasks.items.page(name, after=query.cursor, limit=query.limit, where=where)
+    page, next_cursor, total = await tasks.items.page(name, after=query.cursor, limit=query.limit, where=where)
 
     def build() -> schemas.ItemPage:
-        return schemas.ItemPage(items=[_report(request, tasks, name, item) for item in page], next_cursor=next_cursor)
+        reports = [_report(request, tasks, name, item) for item in page]
+        return schemas.ItemPage(items=reports, next_cursor=next_cursor, total=total)
 
     return await json_response(request, len(page), build)
 

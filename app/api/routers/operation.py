@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version as package_version
+from importlib.util import find_spec
+from pathlib import Path as FilePath
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field, JsonValue
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse
 
 from app.api.auth import Scope, ScopedRoute, requires
 from app.api.deps import LOAD_RETRY_AFTER_S, BundleDep, Platform, PlatformDep, TasksDep, link, written
@@ -22,6 +24,14 @@ from app.stores.records.jobs import JobState
 router = APIRouter(tags=["operation"], route_class=ScopedRoute)
 health = APIRouter(tags=["health"], route_class=ScopedRoute)
 jobs = APIRouter(tags=["jobs"], route_class=ScopedRoute)
+_SWAGGER = find_spec("fastapi_swagger")  # only its files are used
+DOCS_FOLDER = FilePath(_SWAGGER.origin if _SWAGGER is not None and _SWAGGER.origin else "").parent / "resources"
+DOCS_FILES = {file.name: file for file in DOCS_FOLDER.glob("*.*") if file.suffix in (".js", ".css", ".png")}
+# FastAPI's page has an inline script; nothing comes from elsewhere.
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 JobPath = Annotated[str, Path(pattern=JOB_PATTERN, description="Id of a job.")]
 
 
@@ -221,8 +231,25 @@ async def openapi(request: Request) -> Response:
 @requires(Scope.OPEN)
 async def docs() -> HTMLResponse:
     """The OpenAPI document as a page."""
-    # A relative address works behind a proxy that adds a prefix.
-    return get_swagger_ui_html(openapi_url="openapi.json", title="Vermouth")
+    # Relative addresses work behind a proxy that adds a prefix.
+    page = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="Vermouth",
+        swagger_js_url="docs/swagger-ui-bundle.js",
+        swagger_css_url="docs/swagger-ui.css",
+        swagger_favicon_url="docs/favicon-32x32.png",
+    )
+    page.headers["Content-Security-Policy"] = DOCS_POLICY
+    return page
+
+
+@router.get("/docs/{name}", include_in_schema=False)
+@requires(Scope.OPEN)
+async def docs_asset(name: Annotated[str, Path(max_length=100)]) -> FileResponse:
+    """A file of Swagger UI, from the package `fastapi-swagger`. Raises NotFound."""
+    if name not in DOCS_FILES:
+        raise NotFound("The reference has no such file.")
+    return FileResponse(DOCS_FILES[name], headers={"Cache-Control": "no-cache"})
 
 
 @jobs.get("/jobs/{job_id}", summary="Progress of a job")

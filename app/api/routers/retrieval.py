@@ -93,6 +93,7 @@ def query_of(
         text_weight=wire.text_weight,
         gallery=wire.gallery,
         k=wire.k,
+        offset=wire.offset,
         min_score=wire.min_score,
         like=like.positive,
         unlike=like.negative,
@@ -140,5 +141,6 @@ def response_of(answer: RetrieveAnswer, connection: HTTPConnection) -> schemas.R
             )
             for found in answer.results
         ],
+        total=answer.total,
         timings_ms=dict(answer.timings_ms),
     )

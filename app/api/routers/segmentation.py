@@ -1,35 +1,34 @@
-"""`POST /segment`, and class sets: `GET /class-sets`, `PUT|GET|DELETE /class-sets/{name}`."""
+"""`POST /segment`."""
 
 import base64
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.auth import Scope, ScopedRoute, requires
-from app.api.bodies import read_body, read_json
-from app.api.deps import MIN_SEQ, CallDep, IfMatchDep, LimitsDep, TasksDep, set_version, written
+from app.api.bodies import read_body
+from app.api.deps import MIN_SEQ, CallDep, LimitsDep
 from app.api.forms import Form
 from app.api.openapi import request_body
 from app.api.schemas import segmentation as schemas
-from app.api.schemas.wire import GALLERY_PATTERN
-from app.api.strict_json import JSON, json_response, parse_json
+from app.api.strict_json import JSON, parse_json
 from app.domain import Limits
 from app.errors import Invalid, NotAcceptable, TooMuchWork
 from app.stores.records.class_sets import ClassPrompt
 from app.tasks.features import Source
-from app.tasks.masks import bit_png, palette_png
+from app.tasks.masks import bit_png, outlines, overlay_png, palette_png
 from app.tasks.segmentation import ClassAnswer, SegmentAnswer, SegmentQuery
 
 router = APIRouter(tags=["segmentation"], route_class=ScopedRoute, dependencies=MIN_SEQ)
-class_sets = APIRouter(tags=["class sets"], route_class=ScopedRoute, dependencies=MIN_SEQ)
 PNG = "image/png"
-MAX_PNG_CELLS = 512_000_000
-"""Most pixels that the 1-bit masks of one response may have together."""
+MAX_MASK_CELLS = 512_000_000
+"""Most pixels that the 1-bit masks, or the boxes of the polygons, of one response may have together."""
+_QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 SegmentInput = tuple[schemas.SegmentOptions, Source]
-ClassSetPath = Annotated[str, Path(pattern=GALLERY_PATTERN, description="Name of a class set.")]
 
 
 async def read_segment(request: Request, limits: LimitsDep) -> SegmentInput:
@@ -44,14 +43,24 @@ async def wanted_type(request: Request) -> str:
     Raises:
         NotAcceptable: `Accept` allows neither.
     """
-    accept = request.headers.get("accept", "*/*").lower()
-    kinds = {entry.partition(";")[0].strip() for entry in accept.split(",")}
-    # A client that names both gets JSON.
-    if PNG in kinds and JSON not in kinds:
-        return PNG
-    if kinds & {JSON, "application/*", "*/*"}:
-        return JSON
-    raise NotAcceptable("Accept must allow application/json or image/png.")
+    return negotiated(request.headers.get("accept", "*/*"), JSON, PNG)
+
+
+def negotiated(accept: str, *offers: str) -> str:
+    """The offer that an `Accept` header prefers, the first of equal ones (RFC 9110, 12.5.1).
+
+    Raises:
+        NotAcceptable: it allows none.
+    """
+    quality = dict[str, float]()
+    for entry in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in entry.split(";"))
+        given = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        quality[kind] = float(given) if _QUALITY.fullmatch(given) else 0.0
+    found = [next((quality[r] for r in (o, f"{o.partition('/')[0]}/*", "*/*") if r in quality), 0.0) for o in offers]
+    if max(found) <= 0:
+        raise NotAcceptable(f"Accept must allow {' or '.join(offers)}.")
+    return offers[found.index(max(found))]
 
 
 @router.post(
@@ -67,73 +76,30 @@ async def segment(
     media_type: Annotated[str, Depends(wanted_type)],
     inputs: Annotated[SegmentInput, Depends(read_segment)],
 ) -> Response:
-    """Disjoint masks at the input's size; `Accept: image/png` returns the label map as a palette PNG."""
+    """Disjoint masks at the input's size; `Accept: image/png` returns the label map as a palette PNG.
+
+    `format=coco` returns a COCO document instead, and `format=overlay` a PNG of the image under coloured masks.
+    """
     options, source = inputs
     if (options.classes is None) == (options.class_set is None):
         raise Invalid("Send exactly one of classes and class_set.")
     query = SegmentQuery(
         source=source,
-        classes=[_prompt_of(entry) for entry in options.classes or ()],
+        classes=[prompt_of(entry) for entry in options.classes or ()],
         class_set=options.class_set,
         has_background=options.background,
         threshold=options.threshold,
         caption=options.caption,
         is_reproducible=options.reproducible,
+        min_area=options.min_area,
     )
-    # The task renders in its worker pool: encoding large masks takes milliseconds.
     render: Callable[[SegmentAnswer], bytes] = _png if media_type == PNG else partial(_body, form=options.format)
+    if options.format == "overlay":
+        media_type, render = negotiated(call.request.headers.get("accept", "*/*"), PNG), _overlay
+    # The task renders in its worker pool: encoding large masks takes milliseconds.
     answer, body = await call.tasks.segmentation.segment(query, call.budget, render, timeout_s=call.timeout_s)
     call.add_timings(answer.timings_ms)
     return Response(body, media_type=media_type)
-
-
-@class_sets.get("/class-sets", summary="All class sets")
-@requires(Scope.READ)
-async def list_class_sets(tasks: TasksDep) -> schemas.ClassSetList:
-    """All class sets, ordered by name."""
-    found = await tasks.segmentation.class_sets()
-    return schemas.ClassSetList(
-        class_sets=[
-            schemas.ClassSetSummary(name=one.name, version=one.version, count=len(one.classes)) for one in found
-        ]
-    )
-
-
-@class_sets.put(
-    "/class-sets/{name}",
-    summary="Create or replace a class set",
-    responses={201: {"model": schemas.ClassSetReport}},
-    openapi_extra=request_body(json=schemas.ClassSetFields),
-)
-@requires(Scope.WRITE)
-async def put_class_set(
-    request: Request, response: Response, call: CallDep, limits: LimitsDep, name: ClassSetPath, if_match: IfMatchDep
-) -> schemas.ClassSetReport:
-    """Its strings are embedded once, now; `/segment` takes the set by name. 201 where it is new."""
-    wire = await read_json(request, schemas.ClassSetFields, limits)
-    prompts = [_prompt_of(entry) for entry in wire.classes]
-    seq, stored, is_new = await call.tasks.segmentation.put_class_set(
-        name, prompts, if_match=if_match, timeout_s=call.timeout_s
-    )
-    set_version(response, stored.version, seq=seq, is_new=is_new)
-    return schemas.ClassSetReport.model_validate(stored)
-
-
-@class_sets.get("/class-sets/{name}", response_model=schemas.ClassSetReport, summary="One class set")
-@requires(Scope.READ)
-async def get_class_set(request: Request, tasks: TasksDep, name: ClassSetPath) -> Response:
-    """The classes of a set, in order."""
-    stored = await tasks.segmentation.class_set(name)
-    response = await json_response(request, len(stored.classes), lambda: schemas.ClassSetReport.model_validate(stored))
-    set_version(response, stored.version)
-    return response
-
-
-@class_sets.delete("/class-sets/{name}", status_code=204, summary="Delete a class set")
-@requires(Scope.WRITE)
-async def delete_class_set(tasks: TasksDep, name: ClassSetPath, if_match: IfMatchDep) -> Response:
-    """The set goes together with its embeddings."""
-    return written(await tasks.segmentation.delete_class_set(name, if_match=if_match))
 
 
 def _segment(body: schemas.SegmentRequest | Form, limits: Limits) -> SegmentInput:
@@ -142,18 +108,27 @@ def _segment(body: schemas.SegmentRequest | Form, limits: Limits) -> SegmentInpu
     image = body.one_image("image")
     if image is None:
         raise Invalid("The form needs a part 'image'.")
-    texts = body.repeated("classes")
-    if len(texts) > limits.max_classes:
-        raise Invalid(f"At most {limits.max_classes} classes a request.")
-    # A class of a form is a name, or a JSON object with synonyms and templates; all objects share one limit.
-    are_json = [text.lstrip().startswith("{") for text in texts]
-    most = limits.max_json_values // max(1, sum(are_json))
-    classes = [parse_json(text, most) if is_json else text for text, is_json in zip(texts, are_json, strict=True)]
+    classes = _classes(body.repeated("classes"), limits)
     fields = body.fields(repeated="classes") | ({"classes": classes} if classes else {})
     return schemas.SegmentOptions.model_validate(fields, context=limits), image
 
 
-def _prompt_of(entry: str | schemas.ClassObject) -> ClassPrompt:
+def _classes(texts: Sequence[str], limits: Limits) -> Sequence[object]:
+    """The classes of a form's fields: names and JSON objects, or one field with a JSON array or with commas."""
+    if len(texts) == 1 and texts[0].lstrip().startswith("["):
+        found = parse_json(texts[0], limits.max_json_values)
+        return found if isinstance(found, list) else []
+    if len(texts) == 1 and not texts[0].lstrip().startswith("{"):
+        return [name.strip() for name in texts[0].split(",")]
+    if len(texts) > limits.max_classes:
+        raise Invalid(f"At most {limits.max_classes} classes a request.")
+    # All objects share one limit.
+    are_json = [text.lstrip().startswith("{") for text in texts]
+    most = limits.max_json_values // max(1, sum(are_json))
+    return [parse_json(text, most) if is_json else text for text, is_json in zip(texts, are_json, strict=True)]
+
+
+def prompt_of(entry: str | schemas.ClassObject) -> ClassPrompt:
     """The class that a name, or an object with synonyms and templates, describes."""
     if isinstance(entry, str):
         return ClassPrompt(name=entry)
@@ -164,12 +139,19 @@ def _png(answer: SegmentAnswer) -> bytes:
     return palette_png(answer.labels, [entry.name for entry in answer.classes])
 
 
+def _overlay(answer: SegmentAnswer) -> bytes:
+    return overlay_png(answer.labels, [entry.name for entry in answer.classes], answer.image)
+
+
 def _body(answer: SegmentAnswer, form: str) -> bytes:
+    if form == "coco":
+        return schemas.CocoDocument.model_validate(_coco(answer)).model_dump_json().encode()
     height, width = answer.labels.shape
-    found = sum(entry.region is not None for entry in answer.classes)
-    # One bit a pixel and class: checked before any mask is encoded.
-    if form == "png" and found * height * width > MAX_PNG_CELLS:
-        raise TooMuchWork("PNG masks of so many classes are too large: request rle or label_map.")
+    found = [entry.region for entry in answer.classes if entry.region is not None]
+    # One bit a pixel and class, or a pass over the pixels of its box: checked before any mask is encoded.
+    cells = len(found) * height * width if form == "png" else sum(one.bbox[2] * one.bbox[3] for one in found)
+    if form in ("png", "polygons") and cells > MAX_MASK_CELLS:
+        raise TooMuchWork(f"Masks of so many classes are too large as {form}: request rle or label_map.")
     label_map = base64.b64encode(_png(answer)).decode() if form == "label_map" else None
     response = schemas.SegmentResponse(
         width=width,
@@ -186,9 +168,12 @@ def _body(answer: SegmentAnswer, form: str) -> bytes:
 def _class(entry: ClassAnswer, answer: SegmentAnswer, form: str) -> schemas.SegmentedClass:
     height, width = answer.labels.shape
     region = entry.region
-    mask: schemas.RleMask | str | None = None
+    mask: schemas.Mask | None = None
     if region is not None and form == "rle":
         mask = schemas.RleMask(size=(height, width), counts=region.rle_counts)
+    elif region is not None and form == "polygons":
+        x, y, w, h = region.bbox
+        mask = outlines(answer.labels[y : y + h, x : x + w] == entry.index, x, y)
     elif region is not None and form == "png":
         mask = bit_png(answer.labels == entry.index)
     area = region.area if region else 0
@@ -201,3 +186,27 @@ def _class(entry: ClassAnswer, answer: SegmentAnswer, form: str) -> schemas.Segm
         bbox=region.bbox if region else None,
         mask=mask,
     )
+
+
+def _coco(answer: SegmentAnswer) -> dict[str, object]:
+    height, width = answer.labels.shape
+    annotations = [
+        {
+            "id": entry.index,
+            "image_id": 1,
+            "category_id": entry.index,
+            "segmentation": {"size": (height, width), "counts": entry.region.rle_counts},
+            "area": entry.region.area,
+            "bbox": entry.region.bbox,
+            "iscrowd": 0,
+            "score": entry.score,
+        }
+        for entry in answer.classes
+        if entry.region is not None
+    ]
+    return {
+        "info": {"description": "Vermouth", "version": answer.fingerprint},
+        "images": [{"id": 1, "width": width, "height": height, "file_name": ""}],
+        "annotations": annotations,
+        "categories": [{"id": entry.index, "name": entry.name} for entry in answer.classes],
+    }

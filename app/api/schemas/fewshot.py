@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field
+from pydantic.config import JsonDict
 
 from app.api.schemas.wire import (
     EPISODE_PATTERN,
+    FINGERPRINT,
     FIRST_ERROR,
     LIMIT,
     LINE,
@@ -118,6 +120,22 @@ class ClassifyRequest(ClassifyOptions):
     ]
 
 
+class EpisodePatch(Input):
+    """What changes of an episode; what is absent stays. `labels` maps old labels to new ones."""
+
+    model_config = examples({"name": "towns", "labels": {"house": "town house"}}, {"method": "ridge"})
+
+    name: Label | None = None  # null takes it away
+    method: Method | None = None
+    labels: Annotated[dict[str, Label], Field(min_length=1, max_length=512)] | None = None
+
+
+_EXAMPLE: JsonDict = {"id": "s_0123456789abcdef", "sha256": "9f86d081884c", "image_url": "/fewshot/episodes/…/image"}
+
+
+_SCORE: JsonDict = {"label": "house", "probability": 0.9}
+
+
 class SupportReport(Wire):
     """One stored example."""
 
@@ -177,6 +195,19 @@ class EpisodeFields(Wire):
 class EpisodeReport(EpisodeFields):
     """A stored episode with its support images."""
 
+    model_config = examples(
+        {
+            "id": "ep_0123456789abcdef01234567",
+            "name": "buildings",
+            "version": 1,
+            "method": "prototype",
+            "fingerprint": FINGERPRINT,
+            "expires_at": None,
+            "ways": [{"label": "house", "shots": 1, "support": [_EXAMPLE]}],
+            "leave_one_out": None,
+        }
+    )
+
     method: Method
     ways: list[WayReport]
     leave_one_out: LeaveOneOutReport | None = None
@@ -191,12 +222,23 @@ class EpisodeEntry(EpisodeFields):
 class EpisodeCreated(EpisodeReport):
     """A new episode, and predictions where the request had queries."""
 
+    model_config = examples()
+
     predictions: list[PredictionReport] | None = None
     timings_ms: Timings
 
 
 class ClassifyResponse(Wire):
     """Predictions, in the queries' order."""
+
+    model_config = examples(
+        {
+            "episode": "ep_0123456789abcdef01234567",
+            "version": 1,
+            "predictions": [{"label": "house", "probability": 0.9, "abstained": False, "scores": [_SCORE]}],
+            "timings_ms": {"decode": 1.2, "inference": 20.1, "head": 0.3, "total": 22.0},
+        }
+    )
 
     episode: str
     version: int
@@ -205,10 +247,11 @@ class ClassifyResponse(Wire):
 
 
 class EpisodePage(Wire):
-    """Episodes, ordered by id; `next_cursor` is null on the last page."""
+    """Episodes, ordered by id; `next_cursor` is null on the last page, and `total` counts those of all pages."""
 
     episodes: list[EpisodeEntry]
     next_cursor: str | None
+    total: int
 
 
 class EpisodePageQuery(Input):

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, RootModel
+from pydantic import Field, RootModel
 
 from app.api.schemas.wire import (
+    FINGERPRINT,
     FIRST_ERROR,
     Caption,
     FilterInput,
@@ -14,6 +15,7 @@ from app.api.schemas.wire import (
     ItemId,
     Limited,
     Metadata,
+    Problem,
     Wire,
     examples,
 )
@@ -42,6 +44,34 @@ class GalleryList(Wire):
     """All galleries, ordered by name."""
 
     galleries: list[GallerySummary]
+    total: int
+
+
+class FacetReport(Wire):
+    """A value of a metadata field, and how many items have it, alone or in a list."""
+
+    value: str | int | float | bool | None
+    count: int
+
+
+class FacetList(Wire):
+    """The most frequent values of a field; `total` is the number of its different values."""
+
+    model_config = examples(
+        {"gallery": "default", "field": "kind", "facets": [{"value": "icon", "count": 12}], "total": 1}
+    )
+
+    gallery: str
+    field: str
+    facets: list[FacetReport]
+    total: int
+
+
+class FacetQuery(Input):
+    """`field`: a member of the metadata; objects in it have no value, and the elements of a list count singly."""
+
+    field: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")]
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
 class IndexReport(Wire):
@@ -61,6 +91,23 @@ class IndexReport(Wire):
 
 class GalleryReport(GallerySummary):
     """One gallery and its index."""
+
+    model_config = examples(
+        {
+            "name": "default",
+            "description": "Icons of our shop.",
+            "count": 1651,
+            "index": {
+                "kind": "flat",
+                "vectors": 1651,
+                "applied_seq": 1652,
+                "head_seq": 1652,
+                "fingerprint": FINGERPRINT,
+                "digest": "9f2b",
+                "recall": None,
+            },
+        }
+    )
 
     index: IndexReport
 
@@ -144,11 +191,13 @@ class ItemOutcome(Wire):
 
     id: str | None
     status: Literal["created", "replaced", "rejected"]
-    problem: dict[str, JsonValue] | None = None
+    problem: Problem | None = None
 
 
 class ItemsWritten(Wire):
     """The write's `seq` in the change log, and an outcome for each item, in order."""
+
+    model_config = examples({"seq": 12, "results": [{"id": "house", "status": "created"}]})
 
     seq: int
     results: list[ItemOutcome]
@@ -156,6 +205,22 @@ class ItemsWritten(Wire):
 
 class ItemReport(Wire):
     """One stored item."""
+
+    model_config = examples(
+        {
+            "id": "house",
+            "metadata": {"name": "house"},
+            "caption": None,
+            "sha256": "9f86d081884c",
+            "media_type": "image/png",
+            "width": 256,
+            "height": 256,
+            "fingerprint": FINGERPRINT,
+            "created_at": 1764360000.0,
+            "seq": 12,
+            "image_url": "/galleries/default/items/house/image",
+        }
+    )
 
     id: str
     metadata: Metadata
@@ -171,10 +236,11 @@ class ItemReport(Wire):
 
 
 class ItemPage(Wire):
-    """Items, ordered by id; `next_cursor` is null on the last page."""
+    """Items, ordered by id; `next_cursor` is null on the last page, and `total` counts those of all pages."""
 
     items: list[ItemReport]
     next_cursor: str | None
+    total: int
 
 
 class ItemPageQuery(Input):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from app.api.schemas.wire import (
+    FINGERPRINT,
     FIRST_ERROR,
     LIMIT,
     Caption,
@@ -15,6 +16,7 @@ from app.api.schemas.wire import (
     ItemId,
     Limited,
     Metadata,
+    Problem,
     Reproducible,
     StrokesInput,
     Timings,
@@ -43,6 +45,7 @@ class RetrieveOptions(Input):
     filter: FilterInput | None = None
     gallery: GalleryName = "default"
     k: K = 10
+    offset: Annotated[int, Field(ge=0, le=10_000)] = 0  # results before the first that is returned
     min_score: float | None = None  # results below it are left out
     caption: Caption | None = None
     reproducible: Reproducible = False
@@ -67,12 +70,31 @@ class RetrieveResult(Wire):
 
 
 class RetrieveResponse(Wire):
-    """Results, best first; ties by id."""
+    """Results, best first; ties by id. `total` counts the items that pass the filter, whatever their score."""
+
+    model_config = examples(
+        {
+            "gallery": "default",
+            "index_seq": 1234,
+            "fingerprint": FINGERPRINT,
+            "results": [
+                {
+                    "id": "1f436",
+                    "score": 0.83,
+                    "metadata": {"name": "dog face"},
+                    "image_url": "/galleries/default/items/1f436/image",
+                }
+            ],
+            "total": 1651,
+            "timings_ms": {"decode": 1.2, "queue": 0.4, "inference": 20.1, "search": 0.9, "total": 23.0},
+        }
+    )
 
     gallery: str
     index_seq: int  # the last write that the searched index contains
     fingerprint: str
     results: list[RetrieveResult]
+    total: int
     timings_ms: Timings
 
 
@@ -90,6 +112,8 @@ class EmbedRequest(Input):
 
 class EmbedResponse(Wire):
     """Unit vectors in the space that `/retrieve` searches by sketch and text, in the request's order."""
+
+    model_config = examples({"fingerprint": FINGERPRINT, "dimension": 2, "images": [], "texts": [[0.6, 0.8]]})
 
     fingerprint: str
     dimension: int
@@ -115,8 +139,24 @@ class LiveQuery(StrokesInput):
     filter: FilterInput | None = None
 
 
+class LiveProblem(Problem):
+    """A problem, with the wait where the queue is full."""
+
+    retry_after_s: float | None = None
+
+
+class LiveError(Wire):
+    """What was wrong with the message of this `seq`; null where it has none."""
+
+    type: Literal["error"] = "error"
+    seq: int | None
+    problem: LiveProblem
+
+
 class LiveResults(RetrieveResponse):
     """The results of the query of this `seq`."""
+
+    model_config = examples()
 
     type: Literal["results"] = "results"
     seq: int

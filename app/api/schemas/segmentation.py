@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from app.api.schemas.wire import (
+    FINGERPRINT,
     FIRST_ERROR,
     FORM,
     Caption,
@@ -47,8 +48,9 @@ class SegmentOptions(Input):
     classes: Classes | None = None
     class_set: GalleryName | None = None
     background: bool = True  # False: every pixel gets one of the classes
-    format: Literal["rle", "label_map", "png"] = "rle"
+    format: Literal["rle", "label_map", "polygons", "png", "coco", "overlay"] = "rle"
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_area: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0  # px; smaller islands become background
     caption: Caption | None = None
     reproducible: Reproducible = False
 
@@ -68,10 +70,15 @@ class RleMask(Wire):
     counts: str
 
 
+Mask = RleMask | str | list[list[int]]
+
+
 class SegmentedClass(Wire):
     """One class, in the request's order; a class that was not found has area 0 and no box or mask.
 
-    `score` is the mean probability over its mask; `mask` is an RLE object or a base64 1-bit PNG.
+    `score` is the mean probability over its mask, before islands under `min_area` are dropped. `mask` is an RLE object,
+    a base64 1-bit PNG, or polygons: the outer ring `[x, y, x, y, …]` of each island, along the edges of its pixels.
+    A ring rasterises to exactly the pixels of its island and of the holes in it.
     """
 
     index: int
@@ -80,11 +87,32 @@ class SegmentedClass(Wire):
     fraction: float  # of the image's area
     score: float
     bbox: tuple[int, int, int, int] | None  # x, y, width, height in px, as in COCO
-    mask: RleMask | str | None
+    mask: Mask | None
 
 
 class SegmentResponse(Wire):
     """Disjoint masks at the input's size."""
+
+    model_config = examples(
+        {
+            "width": 4,
+            "height": 2,
+            "fingerprint": FINGERPRINT,
+            "classes": [
+                {
+                    "index": 1,
+                    "name": "house",
+                    "area": 4,
+                    "fraction": 0.5,
+                    "score": 0.9,
+                    "bbox": [0, 0, 2, 2],
+                    "mask": {"size": [2, 4], "counts": "044"},
+                },
+                {"index": 2, "name": "tree", "area": 0, "fraction": 0, "score": 0, "bbox": None, "mask": None},
+            ],
+            "timings_ms": {"decode": 2.0, "inference": 20.1, "head": 3.3, "total": 26.0},
+        }
+    )
 
     width: int
     height: int
@@ -92,6 +120,44 @@ class SegmentResponse(Wire):
     classes: list[SegmentedClass]
     label_map: str | None = None  # a base64 palette PNG
     timings_ms: Timings
+
+
+class CocoImage(Wire):
+    """The image of a COCO document."""
+
+    id: int
+    width: int
+    height: int
+    file_name: str
+
+
+class CocoAnnotation(Wire):
+    """The mask of one class that was found, as in COCO's results."""
+
+    id: int
+    image_id: int
+    category_id: int  # the class's index
+    segmentation: RleMask
+    area: int
+    bbox: tuple[int, int, int, int]
+    iscrowd: int
+    score: float
+
+
+class CocoCategory(Wire):
+    """A class, found or not."""
+
+    id: int
+    name: str
+
+
+class CocoDocument(Wire):
+    """A COCO document that pycocotools loads; `info.version` is the bundle's fingerprint."""
+
+    info: dict[str, str]
+    images: list[CocoImage]
+    annotations: list[CocoAnnotation]
+    categories: list[CocoCategory]
 
 
 class ClassSetFields(Input):
@@ -132,3 +198,4 @@ class ClassSetList(Wire):
     """All class sets, by name."""
 
     class_sets: list[ClassSetSummary]
+    total: int

@@ -47,6 +47,26 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, from_attributes=True)
 
 
+class ProblemField(Wire):
+    """One offending field: a path such as `items[3].metadata` and a sentence."""
+
+    field: str
+    message: str
+
+
+class Problem(Wire):
+    """Every error of this service (RFC 9457); `GET /errors/{code}` describes its code."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    errors: list[ProblemField] = []
+
+
 class Input(Wire):
     """Base of what clients send."""
 
@@ -216,5 +236,7 @@ ImageInput = Annotated[
     ),
 ]
 
+FINGERPRINT = "5a3c0e9b7d14"
+"""Of examples; a real one has 64 digits."""
 LINE: JsonDict = {"strokes": [[[10, 240], [20, 230]]], "width": 256, "height": 256}
 """A slanted line drawn as one stroke, for examples."""

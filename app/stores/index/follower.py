@@ -173,6 +173,10 @@ class Indexes:
         with self._lock:
             return self._index(name).state(self.applied_seq)
 
+    def count(self, name: str) -> int:
+        """Return the number of searchable vectors of a gallery; reads memory only. Raises NotFound."""
+        return len(self._index(name))
+
     def counts(self) -> Mapping[str, int]:
         """Return the number of searchable vectors per gallery; reads memory only."""
         return {followed.name: len(followed.index) for followed in list(self._by_id.values())}

@@ -1,7 +1,7 @@
 """What the rows of an episode hold: its ways and their examples."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,14 @@ class Episode:
     ways: Sequence[Way]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeChange:
+    """New values of `name` and `method`, and labels from old to new ones; what is absent stays."""
+
+    fields: Mapping[str, str | None]
+    labels: Mapping[str, str]
+
+
 def read_episode(connection: sa.Connection, episode_id: str, fingerprint: str) -> Episode:
     """Return an episode that has not expired, with its examples. Raises NotFound."""
     query = sa.select(episodes).where(episodes.c.id == episode_id, unexpired())
@@ -108,6 +116,14 @@ def episode_of(row: _Row, ways: Sequence[Way], active: str) -> Episode:
 def unexpired() -> sa.ColumnElement[bool]:
     """Return the condition for episodes that have not expired."""
     return sa.or_(episodes.c.expires_at.is_(None), episodes.c.expires_at > time.time())
+
+
+def way_number(episode: Episode, label: str) -> int:
+    """Return which way of an episode has a label. Raises NotFound."""
+    labels = [way.label for way in episode.ways]
+    if label not in labels:
+        raise NotFound(f"There is no way {label!r} in this episode.")
+    return labels.index(label)
 
 
 def no_episode(episode_id: str) -> NotFound:

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import numpy as np
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from app.runtime.lru import ByteLru
 from app.stores.blobs import Blobs, collect_garbage_later, stored_images
 from app.stores.records.episode_rows import (
     Episode,
+    EpisodeChange,
     StoredImage,
     Way,
     episode_of,
@@ -23,6 +25,7 @@ from app.stores.records.episode_rows import (
     no_support,
     read_episode,
     unexpired,
+    way_number,
 )
 from app.stores.records.idempotency import note_done, require_undone
 from app.stores.sql import change_log, metadata
@@ -32,6 +35,7 @@ from app.stores.sql.tables import episodes, support_vectors, supports
 
 EXPIRED_AT_ONCE = 100  # most expired episodes that a new one removes, so that no caller pays for all of them
 CACHE_BYTES = 128 << 20  # bound on cached episodes; the largest possible one takes 83 MB (512 ways of 64)
+MIN_WAYS = 2
 _ROW_BYTES = 1024  # a cached example besides its vector
 
 
@@ -148,7 +152,7 @@ class Episodes:
         Raises:
             NotFound: no such episode or example.
             PreconditionFailed: the episode has another version.
-            Conflict: it is the last of its way.
+            Conflict: it is the last of its way; names the route that removes the way.
         """
         with self._database.write() as connection:
             episode = read_episode(connection, episode_id, self._fingerprint)
@@ -158,12 +162,54 @@ class Episodes:
             ((way, support),) = found
             _check_version(episode, if_match)
             if way.shots == 1:
-                raise Conflict(f"It is the last support of the way {way.label!r}.")
+                route = f"DELETE /fewshot/episodes/{episode_id}/ways/{quote(way.label, safe='')}"
+                raise Conflict(f"It is the last support of the way {way.label!r}: {route} removes the way.")
             connection.execute(sa.delete(supports).where(supports.c.id == support_id))
             seq = self._bump(connection, episode, [one.label for one in episode.ways])
             changed = read_episode(connection, episode_id, self._fingerprint)
         collect_garbage_later(self._database, self._blobs, {support.sha256})
         return seq, changed
+
+    def remove_way(self, episode_id: str, label: str, *, if_match: Sequence[int] | None) -> tuple[int, Episode]:
+        """Remove a way with its examples. Increments the episode's version.
+
+        Raises:
+            NotFound, PreconditionFailed: as `remove`.
+            Conflict: only two ways are left.
+        """
+        with self._database.write() as connection:
+            episode = read_episode(connection, episode_id, self._fingerprint)
+            at = way_number(episode, label)
+            _check_version(episode, if_match)
+            if len(episode.ways) <= MIN_WAYS:
+                raise Conflict(f"An episode has at least {MIN_WAYS} ways: delete the episode instead.")
+            own = supports.c.episode_id == episode_id
+            connection.execute(sa.delete(supports).where(own, supports.c.way == at))
+            connection.execute(sa.update(supports).where(own, supports.c.way > at).values(way=supports.c.way - 1))
+            seq = self._bump(connection, episode, [way.label for way in episode.ways if way.label != label])
+            changed = read_episode(connection, episode_id, self._fingerprint)
+        collect_garbage_later(self._database, self._blobs, {one.sha256 for one in episode.ways[at].support})
+        return seq, changed
+
+    def change(self, episode_id: str, changed: EpisodeChange, *, if_match: Sequence[int] | None) -> tuple[int, Episode]:
+        """Change fields and labels of an episode. Increments its version.
+
+        Raises:
+            NotFound, PreconditionFailed: as `remove`; a label to rename counts as a part of the episode.
+            Conflict: two ways would have one label.
+        """
+        with self._database.write() as connection:
+            episode = read_episode(connection, episode_id, self._fingerprint)
+            for label in changed.labels:
+                way_number(episode, label)
+            _check_version(episode, if_match)
+            labels = [changed.labels.get(way.label, way.label) for way in episode.ways]
+            if len(set(labels)) < len(labels):
+                raise Conflict("Two ways would have one label.")
+            if changed.fields:
+                connection.execute(sa.update(episodes).where(episodes.c.id == episode_id).values(**changed.fields))
+            seq = self._bump(connection, episode, labels)
+            return seq, read_episode(connection, episode_id, self._fingerprint)
 
     def get(self, episode_id: str) -> Episode:
         """Return one episode that has not expired; its examples are read once per version. Raises NotFound, Damaged."""
@@ -206,6 +252,12 @@ class Episodes:
             )
             for row in rows
         ]
+
+    def count(self) -> int:
+        """Return how many episodes have not expired."""
+        with self._database.read() as connection:
+            query = sa.select(sa.func.count()).select_from(episodes).where(unexpired())
+            return int(connection.execute(query).scalar_one())
 
     def delete(self, episode_id: str, *, if_match: Sequence[int] | None = None) -> int:
         """Delete an episode and its images. Returns the write's `seq`. Raises NotFound, PreconditionFailed."""

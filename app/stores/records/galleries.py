@@ -13,6 +13,7 @@ from app.stores.blobs import Blobs, collect_garbage_later
 from app.stores.filters import Filter, matches
 from app.stores.index.delta import TIE, IndexState
 from app.stores.index.follower import Indexes
+from app.stores.records.facets import Facets, count_facets
 from app.stores.records.filtered_rows import FilteredRows
 from app.stores.sql import change_log, metadata
 from app.stores.sql.checksums import sound_vector, verified
@@ -140,9 +141,16 @@ class Galleries:
         return seq
 
     def search(
-        self, name: str, query: NDArray[np.float32], *, k: int, min_score: float | None, where: Filter | None = None
-    ) -> tuple[int, Sequence[Hit]]:
-        """Return the k nearest items, best first, equal scores by id.
+        self,
+        name: str,
+        query: NDArray[np.float32],
+        *,
+        k: int,
+        min_score: float | None,
+        where: Filter | None = None,
+        offset: int = 0,
+    ) -> tuple[int, Sequence[Hit], int]:
+        """Return the k nearest items after the first `offset`, best first, equal scores by id.
 
         Args:
             query: [D] float32, of weighted slices whose lengths sum to one (`VectorLayout`).
@@ -150,13 +158,14 @@ class Galleries:
             where: only items whose metadata passes.
 
         Returns:
-            A `seq` that the answer is not older than, and the hits; fewer than k only where fewer exist.
+            A `seq` that the answer is not older than, the hits (fewer than k only where fewer exist), and how many
+            items pass `where`.
 
         Raises:
             NotFound: there is no such gallery.
             FingerprintMismatch: another bundle's vectors are active.
         """
-        wanted = k
+        wanted = first = offset + k
         for _ in range(ATTEMPTS):
             seq = self._indexes.applied_seq  # before the search: the answer may be newer, never older
             allowed = None if where is None else self._filtered.passing(self._key(name), where)
@@ -168,9 +177,23 @@ class Galleries:
             if len(found) == len(ids):
                 break
             # Some rows were deleted or changed since the index chose them: catch up, and ask for spare ones.
-            wanted = min(k + 2 * (len(ids) - len(found)), MAX_SPARE + k)
+            wanted = min(first + 2 * (len(ids) - len(found)), MAX_SPARE + first)
             self._indexes.catch_up()
-        return seq, _best(found, k, min_score)
+        total = self._indexes.count(name) if allowed is None else len(allowed)
+        return seq, _best(found, first, min_score)[offset:], total
+
+    def matching(self, name: str, where: Filter | None) -> int:
+        """Return how many items pass a filter. Raises NotFound."""
+        if where is not None:
+            return len(self._filtered.passing(self._key(name), where))
+        with self._database.read() as connection:
+            own = items.c.gallery_id == gallery_id(connection, name)
+            return int(connection.execute(sa.select(sa.func.count()).where(own, IS_LIVE)).scalar_one())
+
+    def facets(self, name: str, field: str, limit: int) -> Facets:
+        """Return the values of a metadata field with their counts. Raises NotFound, DeadlineExceeded."""
+        with self._database.read() as connection:
+            return count_facets(connection, gallery_id(connection, name), field, limit)
 
     def vectors(self, name: str, item_ids: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:
         """Return vectors [D] float32 of items by id.

@@ -42,6 +42,57 @@ async def test_support_is_added_and_taken_away_under_if_match(client: httpx.Asyn
     assert (await client.delete(support, headers={"If-Match": '"3"'})).status_code == 404
 
 
+async def test_a_way_is_removed_and_the_others_keep_their_support(client: httpx.AsyncClient) -> None:
+    url = f"/fewshot/episodes/{(await create(client))['id']}"
+    before = (await client.post(f"{url}/support", json=MORE, headers={"If-Match": '"1"'})).json()["ways"]
+    only = before[2]["support"][0]["id"]
+    refused = await client.delete(f"{url}/support/{only}", headers={"If-Match": '"2"'})
+    assert (refused.status_code, f"DELETE {url}/ways/bar" in refused.json()["detail"]) == (409, True)
+    assert (await client.delete(f"{url}/ways/none", headers={"If-Match": '"2"'})).status_code == 404
+    assert (await client.delete(f"{url}/ways/square", headers={"If-Match": '"1"'})).status_code == 412
+    assert (await client.delete(f"{url}/ways/square")).status_code == 428
+    removed = await client.delete(f"{url}/ways/square", headers={"If-Match": '"2"'})
+    assert (removed.status_code, removed.headers["etag"], removed.json()["ways"]) == (200, '"3"', before[1:])
+    assert "x-seq" in removed.headers
+    found = (await client.post(f"{url}/classify", json={"queries": [BAR, CROSS]})).json()["predictions"]
+    assert [one["label"] for one in found] == ["bar", "cross"]
+    last = await client.delete(f"{url}/ways/bar", headers={"If-Match": '"3"'})
+    assert (last.status_code, "two" in last.json()["detail"] or "2" in last.json()["detail"]) == (409, True)
+    # Support that is added afterwards goes to the way of its label.
+    more = await client.post(f"{url}/support", json=MORE, headers={"If-Match": '"3"'})
+    assert [(way["label"], way["shots"]) for way in more.json()["ways"]] == [("cross", 3), ("bar", 2)]
+
+
+async def test_name_method_and_labels_change_and_nothing_is_encoded(client: httpx.AsyncClient) -> None:
+    url = f"/fewshot/episodes/{(await create(client, name='old'))['id']}"
+    swapped = {"labels": {"square": "cross", "cross": "square"}, "name": "new", "method": "ridge"}
+    answer = await client.patch(url, json=swapped, headers={"If-Match": '"1"'})
+    assert (answer.status_code, answer.headers["etag"]) == (200, '"2"')
+    body = answer.json()
+    assert (body["name"], body["method"], [way["label"] for way in body["ways"]]) == (
+        "new",
+        "ridge",
+        ["cross", "square"],
+    )
+    found = (await client.post(f"{url}/classify", json={"queries": [CROSS]})).json()["predictions"]
+    assert found[0]["label"] == "square"
+    answer = await client.patch(url, json={"name": None}, headers={"If-Match": '"2"'})
+    assert (answer.json()["name"], answer.json()["method"]) == (None, "ridge")
+    for change, status in (
+        ({"labels": {"square": "cross"}}, 409),
+        ({"labels": {"none": "a"}}, 404),
+        ({"labels": {"square": "a\n"}}, 422),
+        ({"labels": {}}, 422),
+        ({"method": None}, 422),
+        ({"method": "magic"}, 422),
+        ({}, 422),
+    ):
+        answer = await client.patch(url, json=change, headers={"If-Match": '"3"'})
+        assert answer.status_code == status, (change, answer.text)
+    assert (await client.patch(url, json={"name": "a"}, headers={"If-Match": '"2"'})).status_code == 412
+    assert (await client.patch(url, json={"name": "a"})).status_code == 428
+
+
 async def test_an_episode_is_deleted_at_the_version_of_if_match(client: httpx.AsyncClient) -> None:
     url = f"/fewshot/episodes/{(await create(client))['id']}"
     assert (await client.post(f"{url}/support", json=MORE, headers={"If-Match": '"1"'})).status_code == 200

@@ -18,7 +18,7 @@ from app.settings import Settings
 
 pytestmark = pytest.mark.anyio
 OPEN = {"/livez", "/readyz", "/startupz", "/healthz", "/health", "/errors/{code}", "/openapi.json", "/docs"}
-OPEN |= {"/", "/playground/{name}"}
+OPEN |= {"/", "/playground/{name}", "/docs/{name}"}
 PLACEHOLDER = re.compile(r"\{[^}]+\}")
 
 

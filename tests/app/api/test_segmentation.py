@@ -10,7 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
+from pycocotools.coco import COCO
 
+from app.api.routers.segmentation import negotiated
+from app.errors import NotAcceptable
 from tests.app.api.images import SQUARE, base64_image, encoded
 
 pytestmark = [
@@ -120,3 +123,94 @@ async def test_values_out_of_bounds_are_422(client: httpx.AsyncClient, fields: d
 async def test_an_accept_that_fits_nothing_is_406(client: httpx.AsyncClient) -> None:
     answer = await client.post("/segment", json=request(), headers={"accept": "text/html"})
     assert answer.status_code == 406
+
+
+async def test_a_coco_document_is_loaded_by_pycocotools(client: httpx.AsyncClient) -> None:
+    rle = (await client.post("/segment", json=request())).json()["classes"][0]
+    answer = await client.post("/segment", json=request(format="coco"))
+    assert answer.headers["content-type"] == "application/json"
+    document = COCO()
+    document.dataset = answer.json()
+    document.createIndex()
+    assert [one["name"] for one in document.loadCats(document.getCatIds())] == ["house", "tree"]
+    (annotation,) = document.loadAnns(document.getAnnIds(imgIds=[1]))
+    assert (annotation["area"], annotation["bbox"], annotation["score"]) == (rle["area"], rle["bbox"], rle["score"])
+    assert int(document.annToMask(annotation).sum()) == rle["area"]
+
+
+async def test_polygons_and_the_overlay_show_the_same_mask(client: httpx.AsyncClient) -> None:
+    house = (await client.post("/segment", json=request())).json()["classes"][0]
+    house_polygons, tree = (await client.post("/segment", json=request(format="polygons"))).json()["classes"]
+    merged = coco.merge(coco.frPyObjects(house_polygons["mask"], HEIGHT, WIDTH))
+    assert int(coco.area(merged)) == house["area"]
+    assert tree["mask"] is None
+    for accept in ("*/*", "image/png", "image/*;q=0.1", "application/json, */*"):
+        overlay = await client.post("/segment", json=request(format="overlay"), headers={"accept": accept})
+        assert overlay.headers["content-type"] == "image/png", overlay.text
+        assert Image.open(io.BytesIO(overlay.content)).size == (200, HEIGHT + 22)
+    refused = await client.post("/segment", json=request(format="overlay"), headers={"accept": "application/json"})
+    assert refused.status_code == 406
+
+
+async def test_islands_under_min_area_are_dropped(client: httpx.AsyncClient) -> None:
+    area = (await client.post("/segment", json=request())).json()["classes"][0]["area"]
+    same = (await client.post("/segment", json=request(min_area=area))).json()["classes"][0]
+    none = (await client.post("/segment", json=request(min_area=area + 1))).json()["classes"][0]
+    assert same["area"] == area
+    assert (none["area"], none["score"], none["bbox"], none["mask"]) == (0, 0.0, None, None)
+    bare = await client.post("/segment", json=request(min_area=10**6, background=False, format="label_map"))
+    labels = np.asarray(Image.open(io.BytesIO(base64.b64decode(bare.json()["label_map"]))))
+    assert (labels == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (["house", "tree"], ["house", "tree"]),
+        (["house, tree ,a big cat"], ["house", "tree", "a big cat"]),
+        (['["house", "tree, or bush"]'], ["house", "tree, or bush"]),
+        (['[{"name": "house", "synonyms": ["hut"]}, "tree"]'], ["house", "tree"]),
+        (['{"name": "house, or hut"}'], ["house, or hut"]),
+        (["a, b", "c"], ["a, b", "c"]),
+        (["house"], ["house"]),
+    ],
+)
+async def test_classes_of_a_form_come_repeated_with_commas_or_as_json(
+    client: httpx.AsyncClient, classes: list[str], names: list[str]
+) -> None:
+    files = {"image": encoded(half_dark())}
+    answer = await client.post("/segment", files=files, data={"classes": classes})
+    assert [one["name"] for one in answer.json()["classes"]] == names, answer.text
+
+
+@pytest.mark.parametrize("classes", ["house,,tree", "[", "[3]", "house,house", "[]"])
+async def test_lists_with_a_fault_are_refused(client: httpx.AsyncClient, classes: str) -> None:
+    answer = await client.post("/segment", files={"image": encoded(half_dark())}, data={"classes": classes})
+    assert answer.status_code in (400, 422)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "application/json"),
+        ("image/png", "image/png"),
+        ("image/*", "image/png"),
+        ("text/html, */*;q=0.8", "application/json"),
+        ("image/avif,image/webp,image/*,*/*;q=0.8", "image/png"),
+        ("application/json;q=0.5, image/png;q=0.6", "image/png"),
+        ("image/png, application/json", "application/json"),
+        ("*/*;q=0.5, application/json;q=0", "image/png"),
+        ("APPLICATION/JSON", "application/json"),
+        ("application/*;q=0.001", "application/json"),
+        ("text/html", None),
+        ("application/json;q=0", None),
+        ("image/png;q=2", None),
+        ("", None),
+    ],
+)
+def test_accept_is_negotiated(accept: str, kind: str | None) -> None:
+    if kind is not None:
+        assert negotiated(accept, "application/json", "image/png") == kind
+        return
+    with pytest.raises(NotAcceptable):
+        negotiated(accept, "application/json", "image/png")

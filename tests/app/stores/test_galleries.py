@@ -53,7 +53,7 @@ def test_written_items_are_found_best_first_with_ties_by_id(stores: Stores) -> N
     done = stores.items.upsert("default", written)
     assert (done.seq, done.replaced) == (4, [False, False, False])
     assert [(item.id, item.seq) for item in done.items] == [("b", 2), ("a", 3), ("c", 4)]
-    searched_at, found = stores.galleries.search("default", unit(1), k=10, min_score=None)
+    searched_at, found, _ = stores.galleries.search("default", unit(1), k=10, min_score=None)
     assert searched_at == done.seq
     assert [f.external_id for f in found] == ["a", "b", "c"]
     assert found[2].score == pytest.approx(2**-0.5)
