@@ -3,35 +3,34 @@
 import contextlib
 import hashlib
 import io
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from app.domain import MEGAPIXEL, Limits
 from app.errors import ImageTooLarge, ServiceError, TooMuchWork, UndecodableImage, UnsupportedMedia
+from app.imaging.formats import (
+    ALLOWED,
+    FORMATS,
+    MAX_SCANS,
+    JpegScans,
+    ended_jpegs,
+    is_foreign_format,
+    is_jpeg,
+    is_png,
+    jpeg_scans,
+    media_type,
+    reduced_png,
+)
+from app.imaging.pixels import read_pixels
 from models.errors import InputError
 from models.transforms import ViewBox, canonical_sketch, cut_view, fit_square, plan_views
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # by Pillow's names; its other decoders never see untrusted bytes
-_MEDIA_TYPES = (
-    (b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"), (b"RIFF", "image/webp"), (b"GIF8", "image/gif"),
-    (b"BM", "image/bmp"),
-)  # fmt: skip
-_FOREIGN_FORMATS: tuple[tuple[int, bytes], ...] = (  # (offset, magic) of formats that get an error of their own
-    (0, b"II*\x00"), (0, b"MM\x00*"), (0, b"8BPS"), (0, b"\x00\x00\x01\x00"), (0, b"\x00\x00\x02\x00"),
-    (4, b"ftyp"), (0, b"\x00\x00\x00\x0cjP  "), (0, b"\xff\x4f\xff\x51"), (0, b"\xff\x0a"), (0, b"DDS "),
-    (0, b"%PDF"), (0, b"%!PS"), (0, b"icns"), (0, b"P5\n"), (0, b"P6\n"), (0, b"P4\n"), (0, b"qoif"),
-    (0, b"gimp xcf"), (0, b"<svg"), (0, b"<?xml"), (0, b"\x76\x2f\x31\x01"), (0, b"\x00\x00\x00\x0cJXL "),
-)  # fmt: skip
+_PLUGINS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)  # imported once, not in each process that is forked
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-# Each scan is a pass over all pixels, of a few bytes; encoders write ten.
-_MAX_SCANS, _JPEG_SCAN, _JPEG_END = 100, 0xDA, 0xD9
-_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # with a length behind it, or the end
-_EXIF_ORIENTATION = 0x0112  # its values 1 to 8 are the symmetries of a rectangle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,7 @@ class DecodedImage:
     @property
     def media_type(self) -> str:
         """Media type of `data`."""
-        return next((kind for magic, kind in _MEDIA_TYPES if self.data.startswith(magic)), "application/octet-stream")
+        return media_type(self.data)
 
     @property
     def size_bytes(self) -> int:
@@ -93,19 +92,35 @@ def open_file(data: bytes, limits: Limits) -> OpenedImage:
     """
     # WebP and GIF allocate a canvas when they are opened, so Pillow itself must know the limit.
     Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # an image has one process
     with damage_refused("The image is damaged.", limits):
+        profile: bytes | None = None
+        readable, scans = data, None
+        if is_png(data):
+            readable, profile = reduced_png(data)
+        elif is_jpeg(data):
+            scans = jpeg_scans(data)
+            if scans.count > MAX_SCANS:
+                raise TooMuchWork(f"A JPEG may hold {MAX_SCANS} scans.")
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(readable), formats=FORMATS)
         except UnidentifiedImageError as err:
-            if _is_foreign_format(data):
-                raise UnsupportedMedia("Images must be PNG, JPEG, WebP, GIF or BMP.") from err
+            if is_foreign_format(data):
+                raise UnsupportedMedia(f"Images must be {ALLOWED}.") from err
             raise UndecodableImage("The bytes are not an image.") from err
-        if image.format == "JPEG" and _scan_count(data) > _MAX_SCANS:
-            raise TooMuchWork(f"A JPEG may hold {_MAX_SCANS} scans.")
     width, height = image.size
     if width * height > limits.max_image_pixels:
         raise _too_large(limits)
-    return OpenedImage(width=width, height=height, read=lambda: _read(image, limits))
+
+    def read() -> NDArray[np.uint8]:
+        # Without closing, Pillow's decoded copy would live as long as the `OpenedImage`.
+        with damage_refused("The image is truncated or damaged.", limits), contextlib.closing(image):
+            found = profile or image.info.get("icc_profile")
+            if scans is None or scans.is_ended:
+                return read_pixels(image, found)
+            return _read_unended(data, scans, found)
+
+    return OpenedImage(width=width, height=height, read=read)
 
 
 @contextlib.contextmanager
@@ -174,51 +189,12 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
-def _read(image: Image.Image, limits: Limits) -> NDArray[np.uint8]:
-    # Without closing, Pillow's decoded copy would live as long as the `OpenedImage`.
-    with damage_refused("The image is truncated or damaged.", limits), contextlib.closing(image):
-        image.load()
-        pixels = _on_white(image)
-        with contextlib.suppress(Exception):  # unreadable metadata does not spoil an image
-            pixels = _oriented(pixels, image.getexif().get(_EXIF_ORIENTATION))
-        return np.ascontiguousarray(pixels)
-
-
-def _on_white(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion would clip 16-bit tones to 255.
-        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        background = Image.new("RGB", image.size, (255, 255, 255))
-        background.paste(layer, mask=layer.getchannel("A"))
-        return np.asarray(background, dtype=np.uint8)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
-
-
-def _oriented(pixels: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
-    if orientation in (5, 6, 7, 8):  # views of the array: nothing is copied until the end
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels
-
-
-def _scan_count(data: bytes) -> int:
-    """Scans of a JPEG up to its end; a few more than the most allowed are enough."""
-    at, count = 2, 0
-    while count <= _MAX_SCANS and (marker := _JPEG_MARKER.search(data, at)) is not None and marker[0][-1] != _JPEG_END:
-        count += marker[0][-1] == _JPEG_SCAN
-        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    return count
-
-
-def _is_foreign_format(data: bytes) -> bool:
-    head = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n") if data[:64].lstrip()[:1] == b"<" else data[:64]
-    return any(head[offset : offset + len(magic)] == magic for offset, magic in _FOREIGN_FORMATS)
+def _read_unended(data: bytes, scans: JpegScans, profile: bytes | None) -> NDArray[np.uint8]:
+    """Decode a JPEG without an end marker, as cheap cameras write it. Raises UndecodableImage if pixels are missing."""
+    one, other = (read_pixels(Image.open(io.BytesIO(file), formats=("JPEG",)), profile) for file in ended_jpegs(data))
+    if not (scans.is_complete and np.array_equal(one, other)):
+        raise UndecodableImage("The image is truncated: the JPEG ends before its last line.")
+    return one
 
 
 def _too_large(limits: Limits) -> ImageTooLarge:

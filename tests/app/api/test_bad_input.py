@@ -42,7 +42,8 @@ BAD_FILES = {
     "text-named-png": (b"I am no image.\n" * 10, 400),
     "truncated": (png(200, 200)[:20_000], 400),
     "empty": (b"", 400),
-    "tiff": (b"II*\x00" + b"\x00" * 100, 415),
+    "damaged-tiff": (b"II*\x00" + b"\x00" * 100, 400),
+    "icon": (b"\x00\x00\x01\x00" + b"\x00" * 100, 415),
     "svg-as-file": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415),
     "81-megapixels": (bomb(9000), 413),
 }

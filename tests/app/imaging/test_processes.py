@@ -126,7 +126,7 @@ async def test_tiles_and_thumbnails_have_the_same_bits_in_a_process(processes: D
     ("data", "limits", "error"),
     [
         (FILES["photograph"][:-400], Limits(), UndecodableImage),
-        (b"II*\x00 a TIFF", Limits(), UnsupportedMedia),
+        (b"\x00\x00\x01\x00 an icon", Limits(), UnsupportedMedia),
         (FILES["photograph"], Limits(max_image_pixels=1000), ImageTooLarge),
     ],
     ids=["damaged", "foreign", "large"],
