@@ -5,7 +5,7 @@ is checked against an allow-list, and the rendered document is built from those 
 """
 
 import re
-from xml.etree.ElementTree import Element, ParseError, SubElement, tostring
+from xml.etree.ElementTree import Element, ParseError, tostring
 
 import numpy as np
 import resvg_py
@@ -18,27 +18,19 @@ from app.domain import Limits
 from app.errors import ImageTooLarge, Invalid, TooMuchWork, UndecodableImage
 from app.imaging.raster import OpenedImage, damage_refused, open_file
 from app.imaging.sources import StrokesImage
+from app.imaging.svg_subset import HINT, MAX_NUMBER, NAMESPACE, NUMBER, copy_svg, declarations, local_name
 from models.errors import InputError
 from models.transforms import SKETCH_LINE_WIDTH, canonical_strokes
 
-_NAMESPACE = "http://www.w3.org/2000/svg"
-_SHAPES = {"g", "path", "rect", "circle", "ellipse", "line", "polyline", "polygon"}
-_NOT_DRAWN = {"title", "desc", "metadata"}
-_GEOMETRY = {
-    "d", "points", "x", "y", "width", "height", "rx", "ry", "cx", "cy", "r", "x1", "y1", "x2", "y2", "transform",
+_LENGTH = re.compile(r"\s*\+?(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<unit>[a-z]*)\s*", re.IGNORECASE)
+_PX = {
+    "": 1.0, "px": 1.0, "in": 96.0, "cm": 96 / 2.54, "mm": 96 / 25.4, "q": 96 / 101.6, "pt": 96 / 72, "pc": 16.0,
+    "em": 16.0, "rem": 16.0, "ex": 8.0, "ch": 8.0,
 }  # fmt: skip
-# No dashes: one of a millionth of a pixel on a long path takes the renderer minutes.
-_PAINT = {
-    "fill", "fill-rule", "fill-opacity", "stroke", "stroke-width", "stroke-linecap", "stroke-linejoin",
-    "stroke-miterlimit", "stroke-opacity", "opacity", "color",
-}  # fmt: skip
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
-_COLOUR = re.compile(r"#[0-9a-fA-F]+")  # `#1e9999` is no number
-_LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:px)?\s*")
-_PLAIN_VALUE = re.compile(r"[^\\<>&;:{}@\"']*")
+_ASPECT = re.compile(r"\s*(?:none|xM(?:in|id|ax)YM(?:in|id|ax)(?:\s+(?:meet|slice))?)\s*")
+_LEAST_SIDE, _SCALED_SIDE = 16, 256  # px; a drawing in units of one is scaled to what an encoder sees
 _MAX_DEPTH = 32  # for the renderer, which recurses
 _MAX_ELEMENTS = 20_000
-_MAX_NUMBER = 1e6  # the renderer computes in float32; it panics or never ends on numbers near the largest
 
 
 def open_strokes(source: StrokesImage, size: int, limits: Limits) -> OpenedImage:
@@ -81,25 +73,29 @@ def open_svg(text: str, limits: Limits) -> OpenedImage:
 
     Raises:
         UndecodableImage: not XML.
-        Invalid: an element or value outside the subset.
+        Invalid: an element or property outside the subset, which the message names, or nothing is drawn.
         ImageTooLarge, TooMuchWork: the canvas is too large, or there are too many points.
     """
+    if "<?xml-stylesheet" in text:
+        raise Invalid(f"The SVG refers to a style sheet (xml-stylesheet), which is not read: {HINT}.")
+    text = text.lstrip("\N{ZERO WIDTH NO-BREAK SPACE} \t\r\n")  # before the XML declaration
     try:
         root: Element = fromstring(text, forbid_dtd=True, forbid_entities=True, forbid_external=True)
     except DefusedXmlException as err:
-        raise Invalid("The SVG holds a document type or entities, which are not allowed.") from err
+        raise Invalid(f"The SVG holds a document type or entities, which are not allowed: {HINT}.") from err
     except (ParseError, ValueError) as err:
         raise UndecodableImage("The SVG is not well-formed XML.") from err
-    if _local_name(root) != "svg":
+    if local_name(root) != "svg":
         raise UndecodableImage("The root element is not <svg>.")
     work = _work(root, limits)
     view_box = _view_box(root)
     width, height = _canvas(root, view_box, limits)
-    safe = Element("svg", {"xmlns": _NAMESPACE, "width": str(width), "height": str(height)})
+    safe = Element("svg", {"xmlns": NAMESPACE, "width": str(width), "height": str(height)})
     if view_box is not None:
         safe.set("viewBox", " ".join(map(repr, view_box)))
-    _copy_paint(root, safe)
-    _copy_children(root, safe)
+    if _ASPECT.fullmatch(root.get("preserveAspectRatio", "")):
+        safe.set("preserveAspectRatio", root.get("preserveAspectRatio", "").strip())
+    copy_svg(root, safe)
 
     def read() -> NDArray[np.uint8]:
         with damage_refused("The SVG cannot be drawn.", limits):
@@ -119,7 +115,7 @@ def _work(root: Element, limits: Limits) -> int:
         if depth > _MAX_DEPTH or elements > _MAX_ELEMENTS:
             raise TooMuchWork("The SVG has too many or too deeply nested elements.")
         for name in ("d", "points", "transform"):
-            points += (sum(1 for _ in _NUMBER.finditer(element.get(name, ""))) + 1) // 2  # two numbers are a point
+            points += (sum(1 for _ in NUMBER.finditer(element.get(name, ""))) + 1) // 2  # two numbers are a point
         if points > limits.max_points:
             raise TooMuchWork(f"The SVG holds more than {limits.max_points} points.")
         stack.extend((child, depth + 1) for child in element)
@@ -130,67 +126,36 @@ def _view_box(root: Element) -> list[float] | None:
     text = root.get("viewBox")
     if text is None:
         return None
-    numbers = [float(match) for match in _NUMBER.findall(text)]
-    if len(numbers) != 4 or min(numbers[2:]) <= 0 or max(map(abs, numbers)) > _MAX_NUMBER:
+    numbers = [float(match) for match in NUMBER.findall(text)]
+    if len(numbers) != 4 or min(numbers[2:]) <= 0 or max(map(abs, numbers)) > MAX_NUMBER:
         raise Invalid("The SVG's viewBox must be four numbers with a width and height above zero.")
     return numbers
 
 
 def _canvas(root: Element, view_box: list[float] | None, limits: Limits) -> tuple[int, int]:
-    sides: list[float] = []
-    for index, name in enumerate(("width", "height")):
-        match = _LENGTH.fullmatch(root.get(name, ""))
-        if match:
-            sides.append(float(match[1]))
-        elif view_box is not None:
-            sides.append(view_box[2 + index])
-        else:
-            raise Invalid("The SVG needs a width and a height in pixels, or a viewBox.")
-    if max(sides) > limits.max_canvas_side:
+    """Width and height in px as a browser lays the document out; a side that is not stated follows the viewBox."""
+    style = declarations(root)
+    width, height = (_px(style.get(name, "")) or _px(root.get(name, "")) for name in ("width", "height"))
+    if view_box is not None:
+        ratio = view_box[2] / view_box[3]
+        if width is None and height is None:
+            width, height = view_box[2:]
+            if max(width, height) < _LEAST_SIDE:
+                scale = _SCALED_SIDE / max(width, height)
+                width, height = width * scale, height * scale
+        width = height * ratio if width is None and height is not None else width
+        height = width / ratio if height is None and width is not None else height
+    if width is None or height is None:
+        raise Invalid("The SVG needs a width and a height in units such as px, or a viewBox.")
+    if max(width, height) > limits.max_canvas_side:
         raise ImageTooLarge(f"A canvas side is over {limits.max_canvas_side} pixels.")
-    if min(sides) <= 0:
+    if min(width, height) <= 0:
         raise Invalid("The SVG's width and height must be above zero.")
-    return max(1, round(sides[0])), max(1, round(sides[1]))
+    return max(1, round(width)), max(1, round(height))
 
 
-def _copy_children(source: Element, target: Element) -> None:
-    stack = [(source, target)]
-    while stack:
-        original, copy = stack.pop()
-        for child in original:
-            name = _local_name(child)
-            if name in _NOT_DRAWN:
-                continue
-            if name not in _SHAPES:
-                raise Invalid("The SVG may hold paths and basic shapes only.")
-            twin = SubElement(copy, name)
-            for key in _GEOMETRY & child.attrib.keys():
-                twin.set(key, _plain(child.attrib[key]))
-            _copy_paint(child, twin)
-            stack.append((child, twin))
-
-
-def _copy_paint(source: Element, target: Element) -> None:
-    if any(key.rpartition("}")[2] == "href" for key in source.attrib):  # xlink:href too
-        raise Invalid("The SVG may not hold references.")
-    pairs = {key: value for key, value in source.attrib.items() if key in _PAINT}
-    for declaration in source.get("style", "").split(";"):  # CSS wins over attributes, as in browsers
-        key, _, value = declaration.partition(":")
-        if key.strip() in _PAINT:
-            pairs[key.strip()] = value.strip()
-    for key, value in pairs.items():
-        target.set(key, _plain(value))
-
-
-def _plain(value: str) -> str:
-    if "url(" in value.lower().replace(" ", "") or not _PLAIN_VALUE.fullmatch(value):
-        raise Invalid("The SVG holds a value that is not plain numbers, colours or keywords.")
-    if any(abs(float(number)) > _MAX_NUMBER for number in _NUMBER.findall(_COLOUR.sub("", value))):
-        raise Invalid("The SVG holds a number over a million.")
-    return value
-
-
-def _local_name(element: Element) -> str:
-    tag = element.tag if isinstance(element.tag, str) else ""  # comments have a function as their tag
-    namespace, _, name = tag.rpartition("}")
-    return name if namespace in ("", "{" + _NAMESPACE) else ""
+def _px(length: str) -> float | None:
+    """A length in px; None for a share of the page, such as 100 %, and for what is no length."""
+    match = _LENGTH.fullmatch(length)
+    unit = _PX.get(match["unit"].lower()) if match else None
+    return None if match is None or unit is None else float(match["number"]) * unit
