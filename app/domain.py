@@ -1,6 +1,6 @@
 """The nouns of the service, free of web, SQL, FAISS and torch kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -15,6 +15,9 @@ MEGAPIXEL = 1_000_000
 MIB = 1 << 20
 MAX_JSON_VALUES = 250_000
 """By default: parsing so many holds Python's interpreter lock, and with it all other requests, for up to 20 ms."""
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
+"""Of metadata and filters: exact in both databases."""
+_EXACT_FLOAT = 2**53  # a float from here on is an integer, which its shortest decimal form may not be
 HOUSE: dict[str, Any] = {
     "strokes": [
         [[40, 40, 210, 210, 40], [120, 230, 230, 120, 120]],
@@ -108,3 +111,25 @@ class Limits:
     max_queries: Annotated[int, Field(ge=1, le=10_000)] = 256
     max_items_per_call: Annotated[int, Field(ge=1, le=10_000)] = 256
     max_metadata_bytes: Annotated[int, Field(ge=2, le=16 * MIB)] = 16 * 1024
+
+
+def exact_number(value: float) -> int | float:
+    """Return a float that is an integer of 64 bits, and too large for its decimal form to be exact, as an integer.
+
+    SQLite compares a float by its binary value, PostgreSQL by its decimal form.
+    """
+    is_integer = abs(value) >= _EXACT_FLOAT and MIN_INTEGER <= value < MAX_INTEGER
+    return int(value) if is_integer else value
+
+
+def exact_metadata(metadata: Mapping[str, object]) -> dict[str, object]:
+    """Return metadata as it is stored: each float as `exact_number`."""
+    return {name: _exact(value) for name, value in metadata.items()}
+
+
+def _exact(value: object) -> object:
+    if isinstance(value, float):
+        return exact_number(value)
+    if isinstance(value, Mapping):
+        return exact_metadata(value)
+    return [_exact(one) for one in value] if isinstance(value, (list, tuple)) else value

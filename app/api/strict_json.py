@@ -1,6 +1,7 @@
 """JSON, parsed strictly: bounded before it becomes objects, without NaN, infinity and NUL; and written off the loop."""
 
 import asyncio
+import codecs
 import contextlib
 import gc
 import json
@@ -13,9 +14,8 @@ from pydantic_core import from_json, to_json
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from app.domain import MAX_JSON_VALUES, Limits
+from app.domain import MAX_INTEGER, MAX_JSON_VALUES, MIN_INTEGER, Limits
 from app.errors import FieldError, Invalid, Malformed, TooMuchWork
-from app.stores.filters import MAX_INTEGER
 
 JSON = "application/json"
 _FEW_ROWS = 16  # of an answer, of 16 KiB of metadata each: a millisecond
@@ -37,6 +37,7 @@ def parse_json(text: str | bytes, max_values: int = MAX_JSON_VALUES) -> Any:
         Invalid: it holds NaN, infinity or NUL.
     """
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    data = data.removeprefix(codecs.BOM_UTF8)  # as some editors and Windows tools write it
     _check_cost(data, max_values)
     try:
         with _no_collections():
@@ -60,7 +61,7 @@ def nul_in(field: str) -> Invalid:
 
 
 def check_metadata(metadata: Mapping[str, object] | None, field: str, limits: Limits) -> None:
-    """Refuse metadata over the limits, and integers that some JSON parsers round.
+    """Refuse metadata over the limits, and integers that no database stores exactly.
 
     Raises:
         Invalid: names the field.
@@ -171,9 +172,8 @@ def _check_value(value: object, field: str, depth: int) -> None:
     # A command checks its files' metadata, which no `parse_json` has seen.
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
         raise _invalid(field, "holds a NUL or half a surrogate pair")
-    # JavaScript rounds larger integers.
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise _invalid(field, "holds an integer beyond 2^53 - 1: send it as a string")
+    if isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
+        raise _invalid(field, "holds an integer beyond 64 bits: send it as a string")
     if isinstance(value, Mapping):
         for name, inner in value.items():
             _check_value(name, field, depth)

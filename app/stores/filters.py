@@ -1,8 +1,8 @@
 """Filters over metadata: a small tree, checked when it is parsed, its meaning, and the same in SQL.
 
-Types are strict: `true`, `1` and `"1"` are three values, while `1` and `1.0` are one number. A missing field
-matches only `exists: false` and `ne`. `lt lte gt gte` compare numbers with numbers and strings with strings, by
-code points. `any` and `all` test the elements of a list.
+Types are strict: `true`, `1` and `"1"` are three values, while `1` and `1.0` are one number, exact to 64 bits. A
+missing field matches only `exists: false` and `ne`. `lt lte gt gte` compare numbers with numbers and strings with
+strings, by code points. `any` and `all` test the elements of a list.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
+from app.domain import MAX_INTEGER, MIN_INTEGER, exact_number
 from app.errors import FieldError, Invalid
 
 Condition = sa.ColumnElement[bool]
@@ -26,7 +27,6 @@ MAX_LEAVES = 64
 MAX_VALUES = 256
 MAX_ALL_VALUES = 2048  # over all lists of a filter: SQLite takes 32,766 parameters per statement
 MAX_TEXT = 1024
-MAX_INTEGER = 2**53 - 1  # a greater integer is not the same number in every JSON parser
 OPS: tuple[Op, ...] = get_args(Op)
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "lt": operator.lt,
@@ -196,11 +196,11 @@ def _scalar(value: object, where: str) -> Scalar:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        if abs(value) > MAX_INTEGER:  # not the same number in every database
-            raise _invalid(where, "holds an integer beyond 2^53 - 1")
+        if not MIN_INTEGER <= value <= MAX_INTEGER:
+            raise _invalid(where, "holds an integer beyond 64 bits")
         return value
     if isinstance(value, float) and abs(value) < float("inf"):  # false for NaN too
-        return value
+        return exact_number(value)
     raise _invalid(where, "must be a string, a number, true, false or null")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from app.domain import exact_metadata
 from app.errors import NotFound, PreconditionFailed
 from app.stores.blobs import Blobs, OpenBlob, collect_garbage_later, stored_images
 from app.stores.filters import Filter, filter_condition
@@ -153,7 +154,7 @@ class Items:
             seq = change_log.append(connection, "item.patch", name, row.id)
             values: dict[str, object] = {"seq": seq}  # `added_seq` stays: the vector did not change
             if change is not None:
-                values["metadata"] = dict(change(row.metadata))
+                values["metadata"] = exact_metadata(change(row.metadata))
             updated = sa.update(items).where(items.c.id == row.id).values(values).returning(items)
             item = _item(connection.execute(updated).one())
             failpoint("rows.written")
@@ -293,7 +294,7 @@ class Items:
                 "media_type": item.media_type,
                 "width": item.width,
                 "height": item.height,
-                "metadata": dict(item.metadata),
+                "metadata": exact_metadata(item.metadata),
                 "caption": item.caption,
                 "created_at": now,
                 "seq": seq,

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.domain import MAX_INTEGER, MIN_INTEGER, exact_metadata
 from app.errors import Invalid
-from app.stores.filters import MAX_INTEGER, filter_condition, matches, parse_filter
+from app.stores.filters import filter_condition, matches, parse_filter
 from app.stores.sql.database import Database, open_database
 from tests.app.postgres import PostgresServer
 
@@ -22,13 +23,34 @@ FIELDS = st.sampled_from(["a", "b", "and", "not", "field", "op", "", 'q"uo\\te',
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
 NUMBERS = st.one_of(
     st.integers(-5, 5),
-    st.integers(-MAX_INTEGER, MAX_INTEGER),
+    st.integers(MIN_INTEGER, MAX_INTEGER),
+    st.integers(-(2**53), 2**53),
+    st.floats(2**53, 2**63),
     st.floats(allow_nan=False, allow_infinity=False),
-    st.sampled_from([0.0, -0.0, 1.0, 0.1, 1e23, 1e-7, 5e-324, 1.7976931348623157e308, 9007199254740992.0]),
+    st.sampled_from(
+        [
+            0.0,
+            -0.0,
+            1.0,
+            0.1,
+            1e23,
+            1e-7,
+            5e-324,
+            1.7976931348623157e308,
+            9007199254740992.0,
+            1.2345678901234567e18,
+            1234567890123456768,
+            1234567890123456700,
+            2.0**63,
+            MAX_INTEGER,
+            MIN_INTEGER,
+            2**53 + 1,
+        ]
+    ),
 )
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS, st.sampled_from(["1", "true", "a", "B", "é"]))
 VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(FIELDS, SCALARS, max_size=2))
-METADATA = st.dictionaries(FIELDS, VALUES, max_size=5)
+METADATA = st.dictionaries(FIELDS, VALUES, max_size=5).map(exact_metadata)
 ORDERED = st.one_of(NUMBERS, TEXTS)
 
 
@@ -140,7 +162,8 @@ def test_a_filter_of_a_megabyte_is_refused_before_all_of_it_is_read() -> None:
         None, [], {}, "x", {"a": {}}, {"a": {"like": 1}}, {"a": {"lt": True}}, {"a": {"lt": None}}, {"a": {"in": []}},
         {"a": {"in": "x"}}, {"a": {"exists": 1}}, {"and": []}, {"or": {"a": 1}}, {"not": []}, {"a": [1]},
         {"or": [{"a": {"in": list(range(256))}}] * 9},
-        {"a": 2**53}, {"a": float("nan")}, {"a": float("inf")}, {"a": "\0"}, {"a": "x" * 1025}, {"a\0": 1}, DEEP,
+        {"a": 2**63}, {"a": -(2**63) - 1}, {"a": float("nan")}, {"a": float("inf")}, {"a": "\0"}, {"a": "x" * 1025},
+        {"a\0": 1}, DEEP,
         {"and": [{"a": n} for n in range(65)]}, {"field": "a", "op": "eq"}, {"field": 1, "op": "eq", "value": 1},
         {"field": "a", "op": "eq", "value": 1, "more": 1}, {"a": {"eq": {"b": 1}}}, {"a": "\ud800"},
     ],
