@@ -2,10 +2,12 @@
 
 import asyncio
 import codecs
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -20,6 +22,8 @@ _SLICE_BYTES, _PARTS_AT_ONCE = 16 * 1024, 64
 Names = Mapping[str, Collection[str]]
 """Text fields of a form, each with the members of its JSON, where it is an object or a list of them."""
 _CHARSETS = frozenset({"utf-8", "ascii"})  # as Python names them; ASCII is part of UTF-8
+_PARAMETER = re.compile(r';\s*([^\s;=*"]+)(\*?)\s*=\s*(?:"((?:[^"\\]|\\.)*)"(?=\s*(?:;|$))|([^;]*))', re.DOTALL)
+_EXTENDED = re.compile(r"(utf-8|us-ascii)'[^']*'(.*)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,13 +149,13 @@ class _Parts:
 
     def _headers_finished(self) -> None:
         part, headers = self._part, dict(self._part.headers)
-        _, options = parse_options_header(headers.get("content-disposition"))
-        if b"name" not in options:
+        options = _disposition(headers.get("content-disposition", ""))
+        if "name" not in options:
             raise Malformed("Each part of the form needs a Content-Disposition with a name.")
-        part.name = _text(options[b"name"], "The name of a part")
+        part.name = _text(options["name"], "The name of a part")
         # A part with a file name is a file, whatever its field is called.
-        part.is_file = b"filename" in options
-        part.is_nameless = not _text(options.get(b"filename", b""), "The file name of a part")
+        part.is_file = "filename" in options
+        part.is_nameless = not _text(options.get("filename", b""), "The file name of a part")
         if not part.is_file:
             _check_charset(parse_options_header(headers.get("content-type"))[1])
         should_be_file = any(
@@ -197,6 +201,36 @@ class _Parts:
         known = f"{' and '.join(files)} as files, {', '.join(sorted(self._text_names))} as text"
         meant = get_close_matches(name.lower()[:100], [*files, *self._text_names], 1)
         return f"{f', did you mean {meant[0]!r}' if meant else ''}: it takes {known}"
+
+
+def _disposition(header: str) -> dict[str, bytes]:
+    """The parameters of a Content-Disposition, as browsers, curl and Python's clients write them.
+
+    The extended form `name*=utf-8''…` counts where there is no plain one: aiohttp and old clients send it alone. Its
+    percent signs are escaped again, since labels in names are percent-decoded.
+
+    Raises Malformed where a value cannot be read with certainty.
+    """
+    plain: dict[str, bytes] = {}
+    extended: dict[str, bytes] = {}
+    for key, star, quoted, token in _PARAMETER.findall(header):
+        if star:
+            found = _EXTENDED.fullmatch(token or quoted)
+            if found is None:
+                raise Malformed(f"The part's Content-Disposition has {key}* in another character set than UTF-8.")
+            value = unquote_to_bytes(found[2])
+            extended[key.lower()] = value.replace(b"%", b"%25") if key.lower() == "name" else value
+        elif token.startswith('"') and key.lower() == "name":
+            raise Malformed(f"The part's Content-Disposition has a quote in {key} that is not closed or not escaped.")
+        else:
+            plain[key.lower()] = (_unquoted(quoted) if quoted else token.strip()).encode("latin-1")
+    return extended | plain
+
+
+def _unquoted(text: str) -> str:
+    """A quoted value without its escapes. Clients escape `"` and `\\`; aiohttp does so with every space, too."""
+    escaped = r'\\(["\\])' if re.search(r"(?<!\\) ", text) else r'\\(["\\ ])'
+    return re.sub(escaped, r"\1", text)
 
 
 def _text(data: bytes, what: str) -> str:
