@@ -1,6 +1,8 @@
 """The segmentation task: open-vocabulary masks, and the class sets whose embeddings are stored."""
 
 import asyncio
+import itertools
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +24,13 @@ from app.tasks.workers import Workers
 from models.heads.stitching import MAX_CELLS, UNLABELLED, ViewProbabilities, stitch
 
 T = TypeVar("T")
+# Characters without a shape of their own (Unicode's default ignorables), the tags of flags, and the blank of Braille.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e01ef]"
+)
+_JOINER, _FLAG = "\u200d", "\U0001f3f4"
+_LONG_NAME, _EQUAL_COSINE = 24, 1 - 1e-6  # letters from which on a text encoder may not read a name to its end
 
 
 class SegmentationHead(Protocol):
@@ -137,6 +146,8 @@ class Segmentation:
             # Room in the worker pool is taken before the device spends anything on the request.
             with self._workers.room(min(MAX_CELLS, image.height * image.width * (len(query.classes) + 1))):
                 features, texts = await _encoded(encoder, image, query.caption, prompts, stored)
+                if stored is None:
+                    _check_read_apart(query.classes, texts)
                 asked_s = time.perf_counter()  # the wait for a worker counts as the head's time
 
                 def answer_in_worker() -> tuple[SegmentAnswer, T]:
@@ -172,7 +183,9 @@ class Segmentation:
         self._check(classes, prompts)
         strings = [string for prompt in prompts for string in prompt]
         with self._encoders.admitted("segmentation", texts=strings, timeout_s=timeout_s) as encoder:
-            return await _class_embeddings(encoder, prompts)
+            texts = await _class_embeddings(encoder, prompts)
+        _check_read_apart(classes, texts)
+        return texts
 
     def _strings(self, prompt: ClassPrompt) -> list[str]:
         templates = prompt.templates or self._encoders.bundle.tasks["segmentation"].templates or ("{}",)
@@ -265,6 +278,26 @@ async def _class_embeddings(encoder: RequestEncoder, prompts: Sequence[Sequence[
     return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.float32)
 
 
+def _check_read_apart(classes: Sequence[ClassPrompt], texts: NDArray[np.float32]) -> None:
+    """Raise Invalid where long names have one embedding: they differ beyond what the text encoder reads."""
+    long = [at for at, prompt in enumerate(classes) if len(prompt.name) > _LONG_NAME]
+    alike = np.argwhere(np.triu(texts[long] @ texts[long].T, 1) > _EQUAL_COSINE)
+    if len(alike):
+        one, other = (classes[long[at]].name[:40] for at in alike[0])
+        raise Invalid(
+            f"The class names {one!r}… and {other!r}… differ beyond what the text encoder reads: shorten them."
+        )
+
+
 def normalised_name(name: str) -> str:
-    """The name with case, character width and spacing made uniform."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """The name with case, character width and spacing made uniform, and without invisible characters."""
+    letters = unicodedata.normalize("NFKC", name)
+    # A joiner before a symbol is part of an emoji, tags are part of a flag.
+    visible = "".join(
+        letter
+        for letter, following in itertools.zip_longest(letters, letters[1:], fillvalue=" ")
+        if not _INVISIBLE.match(letter)
+        or (letter == _JOINER and unicodedata.category(following) == "So")
+        or (letter >= "\U000e0020" and _FLAG in letters)
+    )
+    return " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
