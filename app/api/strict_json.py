@@ -7,6 +7,7 @@ import gc
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 from pydantic import BaseModel
@@ -172,6 +173,8 @@ def _check_value(value: object, field: str, depth: int) -> None:
     # A command checks its files' metadata, which no `parse_json` has seen.
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
         raise _invalid(field, "holds a NUL or half a surrogate pair")
+    if isinstance(value, float) and not isfinite(value):  # 1e400 is JSON
+        raise _invalid(field, "holds a number that is not finite")
     if isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
         raise _invalid(field, "holds an integer beyond 64 bits: send it as a string")
     if isinstance(value, Mapping):

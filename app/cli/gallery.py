@@ -197,8 +197,6 @@ def _metadata_fault(metadata: dict[str, object]) -> str | None:
         check_metadata(metadata, "metadata", Limits())
     except ServiceError as err:
         return err.detail
-    except ValueError:  # JSON files may hold NaN
-        return "metadata holds a number that is not finite"
     return None
 
 

@@ -114,7 +114,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     share, z2 = right / count, Z95**2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z95 * sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))  # but for rounding, share is inside
 
 
 def _prototype_scores(rows: Matrix, ways: NDArray[np.int64], count: int) -> Matrix:

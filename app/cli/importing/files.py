@@ -14,7 +14,8 @@ SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .avif .gif .bm
 SIDECARS = frozenset({".json", ".txt", ".id"})  # metadata, caption, item id of the image of that name
 MAX_FILE_BYTES = 32 << 20  # the service's default body limit
 _SYSTEM = frozenset(
-    {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "@recycle"}
+    "__macosx|icon\r|@eadir|@tmp|#snapshot|#recycle|@recycle|$recycle.bin|recycler|system volume information|lost+found"
+    "|thumbs.db|ehthumbs.db|ehthumbs_vista.db|desktop.ini".split("|")
 )
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")  # as the API's
 _ODD = re.compile(r"[^A-Za-z0-9._:-]+")

@@ -1,7 +1,5 @@
 """Items of an `.ndjson` file: one JSON object a line, as the service exports and lists them."""
 
-import base64
-import binascii
 import hashlib
 import json
 import re
@@ -22,6 +20,7 @@ from app.cli.importing.files import (
     read_beside,
     too_large,
 )
+from app.errors import Malformed
 
 _READ = frozenset({"id", "metadata", "caption", "image", "path", "image_url"})
 # Of an item as the service exports or lists it; a new gallery gives it new ones.
@@ -102,11 +101,12 @@ def _image(line: dict[str, object], path: Path, options: SourceOptions) -> bytes
 
 
 def _decoded(text: str) -> bytes:
-    data = text.partition(",")[2] if text[:5].lower() == "data:" else text
+    from app.imaging.sources import decode_base64  # here: help must not import the decoders
+
     try:
-        decoded = base64.b64decode("".join(data.split()), validate=True)
-    except (binascii.Error, ValueError) as err:
-        raise UnreadableFile("its image is not valid base64") from err
+        decoded = decode_base64(text)
+    except Malformed as err:
+        raise UnreadableFile(f"its image is not valid base64: {err.detail}") from err
     if fault := too_large(len(decoded)):
         raise UnreadableFile(f"its image {fault}")
     return decoded

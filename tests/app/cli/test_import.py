@@ -249,7 +249,7 @@ async def test_a_dry_run_checks_everything_and_needs_no_service(tmp_path: Path) 
     (folder / os.fsdecode(b"\xff.\xff")).write_bytes(b"")
     code, output, _ = await command(folder, "http://127.0.0.1:9", "--dry-run")
     assert code == 1
-    assert "rejected a.png: metadata holds a number that is not finite" in output
+    assert "rejected a.png: Field 'metadata' holds a number that is not finite" in output
     assert "rejected broken.png: its first bytes" in output
     found = numbers(output)
     assert "rejected b/c.png: Field 'metadata' holds a NUL or half a surrogate pair" in output
