@@ -1,7 +1,6 @@
 """The segmentation task: open-vocabulary masks, and the class sets whose embeddings are stored."""
 
 import asyncio
-import itertools
 import re
 import time
 import unicodedata
@@ -284,9 +283,7 @@ def _check_read_apart(classes: Sequence[ClassPrompt], texts: NDArray[np.float32]
     alike = np.argwhere(np.triu(texts[long] @ texts[long].T, 1) > _EQUAL_COSINE)
     if len(alike):
         one, other = (classes[long[at]].name[:40] for at in alike[0])
-        raise Invalid(
-            f"The class names {one!r}… and {other!r}… differ beyond what the text encoder reads: shorten them."
-        )
+        raise Invalid(f"The text encoder reads {one!r}… and {other!r}… as one class name: shorten them.")
 
 
 def normalised_name(name: str) -> str:
@@ -295,7 +292,7 @@ def normalised_name(name: str) -> str:
     # A joiner before a symbol is part of an emoji, tags are part of a flag.
     visible = "".join(
         letter
-        for letter, following in itertools.zip_longest(letters, letters[1:], fillvalue=" ")
+        for letter, following in zip(letters, f"{letters[1:]} ", strict=False)
         if not _INVISIBLE.match(letter)
         or (letter == _JOINER and unicodedata.category(following) == "So")
         or (letter >= "\U000e0020" and _FLAG in letters)

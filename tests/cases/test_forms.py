@@ -9,7 +9,7 @@ import pytest
 from starlette.requests import Request
 
 from app.api.forms import Form, read_form
-from app.api.routers.fewshot import _label
+from app.api.routers.fewshot_bodies import _label
 from app.api.strict_json import parse_json
 from app.domain import Limits
 from app.errors import Invalid, Malformed, ServiceError

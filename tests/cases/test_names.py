@@ -71,7 +71,7 @@ def test_35_names_of_invisible_letters_are_blank(random: Random) -> None:
     assert normalised_name("".join(letters) + "x") == "x"
 
 
-def test_35_long_names_that_the_encoder_cuts_are_told(random: Random) -> None:
+def test_35_long_names_that_the_encoder_cuts_are_refused(random: Random) -> None:
     start = "".join(chr(int(code)) for code in random.integers(0x4E00, 0x9000, 127))
     vectors = random.standard_normal((3, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
