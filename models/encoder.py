@@ -172,7 +172,7 @@ def _with_posteriors(
     mean = features.mean(dim=(2, 3))
     of_cells = classifier.logits(features.permute(0, 2, 3, 1).flatten(0, 2))
     semantic = posteriors.semantic(pooled, mean, classifier.logits(mean))
-    return semantic, posteriors.visual(mean), posteriors.dense(dense, features, of_cells)
+    return semantic, posteriors.visual(mean), posteriors.dense(dense, features, of_cells, semantic)
 
 
 class Encoder:

@@ -75,6 +75,7 @@ class ClassPosteriors(nn.Module):
         self.projection = nn.Linear(config.features, dimension, bias=False)
         self.gate = nn.Linear(config.features + 2, 1)
         self.dense_weight = nn.Parameter(torch.zeros(1))
+        self.image_weight = nn.Parameter(torch.zeros(1))
         nn.init.zeros_(self.projection.weight)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
@@ -128,20 +129,24 @@ class ClassPosteriors(nn.Module):
         own: torch.Tensor = pooled + self.projection(self._standard(features)).float()
         return own
 
-    def dense(self, dense: torch.Tensor, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Returns the dense map, [B, D, H, W].
+    def dense(
+        self, dense: torch.Tensor, features: torch.Tensor, logits: torch.Tensor, semantic: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the dense map, [B, D, H, W]: each cell also knows what the whole image shows.
 
         Args:
             dense: [B, D, H, W], of the U-head.
             features: [B, F, h, w] of the expert's last map.
             logits: [B · h · w, N] of its cells, row by row.
+            semantic: [B, D] of the image.
         """
         count, _, height, width = features.shape
         cells = features.permute(0, 2, 3, 1).flatten(0, 2)
         vectors = self.dense_weight * self.trust(cells, logits) * self.vectors(logits)
         maps = vectors.view(count, height, width, -1).permute(0, 3, 1, 2).to(dense.dtype)
         size = (int(dense.shape[2]), int(dense.shape[3]))
-        return dense + F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        whole = (self.image_weight * semantic).to(dense.dtype)[:, :, None, None]
+        return dense + whole + F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
     def _standard(self, features: torch.Tensor) -> torch.Tensor:
         standard: torch.Tensor = self.standard(features[:, :, None, None])

@@ -25,6 +25,7 @@ train_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train 
 
 RUNS = Path("~/.cache/vermouth/runs")
 MINI = Path("weights/mini")
+SINGLE = 10  # photographs of a name whose cells the dense stage does not know
 
 DataSetOption = Annotated[Path, typer.Option("--data-set", help="Folder written by `vermouth data build`.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints, curves and caches.")]
@@ -197,13 +198,14 @@ def train_photographs_command(
 ) -> None:
     """Train heads on photographs, sketches and emoji together, at 224 px and with class posteriors."""
     from models.bundle.pack import PHOTOGRAPH_SIDE
+    from models.text import load_minilm
     from training.data.clothing import load_clothing
     from training.data.dataset import load_splits
     from training.data.photographs import load_photographs, load_sketches, unseen_of
     from training.heads.caches import FrozenCaches
-    from training.heads.clothing_views import clothing_views
     from training.heads.frozen import photograph_features, with_scenes
     from training.heads.photograph_recipe import PHOTOGRAPHS, train_photograph_heads
+    from training.heads.photograph_scenes import clothing_views, named_views
     from training.heads.recipe import HeadPlan
 
     root, images = runs.expanduser() / "heads", load_dataset(data_set)
@@ -214,8 +216,12 @@ def train_photographs_command(
         sketches = load_sketches(data)
         found = photograph_features(images, photographs, sketches, caches, shares=shares, with_taps=features == "fused")
         if dense_steps:
-            clothes = clothing_views(load_clothing(data, is_validation=False), PHOTOGRAPH_SIDE, unseen)
-            found = with_scenes(found, images, caches, photographs=photographs, clothing=clothes, scenes=scenes)
+            embed = load_minilm().embeddings
+            others = {
+                "clothing": clothing_views(load_clothing(data, is_validation=False), PHOTOGRAPH_SIDE, unseen),
+                f"single-{SINGLE}": named_views(photographs, PHOTOGRAPH_SIDE, embed, each=SINGLE),
+            }
+            found = with_scenes(found, images, caches, photographs=photographs, others=others, scenes=scenes)
     plan = HeadPlan(
         release=release, features=features, steps=steps, dense_steps=dense_steps, minutes=minutes, seed=seed
     )

@@ -20,8 +20,8 @@ from training.data.photographs import ImageFiles, concepts_by_thing, concepts_of
 from training.data.scenes import TRAINING_LAYOUT
 from training.devices import CPU
 from training.heads.caches import FrozenCaches
-from training.heads.dense import SceneViews, build_scene_views
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore, joined
+from training.heads.scene_views import SceneViews, build_scene_views
 from training.heads.views import SHARES, ViewSet, build_views, photograph_parts, view_parts
 from training.loop import Progress
 
@@ -158,17 +158,17 @@ def with_scenes(
     caches: FrozenCaches,
     *,
     photographs: ImageFiles,
-    clothing: tuple[NDArray[np.uint8], SceneViews],
+    others: Mapping[str, tuple[NDArray[np.uint8], SceneViews]],
     scenes: int,
 ) -> HeadData:
-    """Adds scenes: composed ones, half of them on photographs, and street photographs.
+    """Adds scenes: composed ones, half of them on photographs, and others.
 
     Args:
         data: of `photograph_features`.
         dataset: whose emoji are composed.
         caches: of the maps; they say how large a view is.
         photographs: whose backgrounds scenes are composed on.
-        clothing: `training.heads.clothing_views.clothing_views` of the same side.
+        others: views of the same side by the name of their cache, see `training.heads.photograph_scenes`.
         scenes: composed, four of five of seen classes.
     """
     unseen, background = scenes // 5, photographed_background(photographs, is_validation=False)
@@ -183,8 +183,9 @@ def with_scenes(
         layout=dataclasses.replace(TRAINING_LAYOUT, families=families),
         progress=caches.progress,
     )
-    stores = [caches.maps(name, composed), caches.maps(f"clothing-at-{caches.side}", clothing[0])]
-    every = shown + clothing[1]
+    stores = [caches.maps(name, composed)]
+    stores += [caches.maps(f"{other}-at-{caches.side}", pixels) for other, (pixels, _) in others.items()]
+    every = functools.reduce(operator.add, (views for _, views in others.values()), shown)
     names = every.prompts()
     return HeadData(
         views=data.views,
@@ -192,7 +193,7 @@ def with_scenes(
         pixels=None,
         scenes=every,
         scene_store=DeviceStore.joined(stores, data.device),
-        scene_pixels=np.concatenate([composed, clothing[0]]),
+        scene_pixels=np.concatenate([composed, *(pixels for pixels, _ in others.values())]),
         scene_names=dict(zip(names, load_minilm().embeddings(names), strict=True)),
     )
 

@@ -60,14 +60,18 @@ def test_the_gate_weighs_the_posterior_beside_the_heads_own_vector(posteriors: C
 
 def test_a_dense_map_changes_only_once_its_weight_is_trained(posteriors: ClassPosteriors) -> None:
     dense, features = torch.randn((2, 8, 6, 6), generator=generator()), torch.rand((2, 12, 3, 3), generator=generator())
-    logits = torch.randn((18, 6), generator=generator(5))
-    assert torch.equal(posteriors.dense(dense, features, logits), dense)
+    logits, semantic = torch.randn((18, 6), generator=generator(5)), torch.randn((2, 8), generator=generator(6))
+    assert torch.equal(posteriors.dense(dense, features, logits, semantic), dense)
     with torch.no_grad():
         posteriors.dense_weight.fill_(1)
-    added = posteriors.dense(dense, features, logits) - dense
+    added = posteriors.dense(dense, features, logits, semantic) - dense
     cells = features.permute(0, 2, 3, 1).flatten(0, 2)
     corner = posteriors.trust(cells, logits)[0] * posteriors.vectors(logits)[0]
     assert torch.allclose(added[0, :, 0, 0], corner, atol=1e-5)  # corners are outside all other cells
+    with torch.no_grad():
+        posteriors.image_weight.fill_(2)
+    whole = posteriors.dense(dense, features, logits, semantic) - dense - added
+    assert torch.allclose(whole, 2 * semantic[:, :, None, None].expand_as(whole), atol=1e-5)
 
 
 def test_visual_features_are_principal_components_of_centred_features(posteriors: ClassPosteriors) -> None:

@@ -15,9 +15,9 @@ from models.transforms import to_unit
 from training.data.dataset import DataSet, ImageRecord
 from training.data.photographs import BACKGROUNDS, Archive, ImageFiles, NamedImage
 from training.heads.caches import FrozenCaches
-from training.heads.dense import SceneViews
 from training.heads.feature_store import CLASS_FEATURES, EXPERT_CELLS, TAP_CELLS
 from training.heads.frozen import photograph_features, with_scenes
+from training.heads.scene_views import SceneViews
 
 PRIOR = Path(__file__).parents[3] / "weights" / "mini"
 SIDE = 224
@@ -85,7 +85,7 @@ def test_views_and_scenes_have_the_maps_that_serving_has(images: DataSet, tmp_pa
             is_unseen=np.array([True, False]),
         ),
     )
-    whole = with_scenes(data, images, caches, photographs=photographs, clothing=clothing, scenes=5)
+    whole = with_scenes(data, images, caches, photographs=photographs, others={"clothing": clothing}, scenes=5)
     assert len(whole.scene_store) == len(whole.scene_pixels) == len(whole.scenes.labels) == 2 * 5 + 2
     assert {"hat", "coat", "tie", "dress"} < set(whole.scene_names)
     assert whole.scenes.is_unseen.tolist() == [False] * 8 + [True] * 3 + [False]

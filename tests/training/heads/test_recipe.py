@@ -1,6 +1,7 @@
 """Both heads learn from frozen maps, and zero-shot heads never draw unseen views."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import GridPool, UHead
 from training.data.dataset import DataSet
 from training.heads import dense, pooled
-from training.heads.dense import DenseLoss, DenseStage, SceneViews, split_maps
+from training.heads.dense import DenseLoss, DenseStage, split_maps
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore
 from training.heads.frozen import FEATURES, Features, HeadData, visible
 from training.heads.pooled import NONE, PairSampler, all_cells, collect_names, concept_numbers, sharing
@@ -29,6 +30,7 @@ from training.heads.recipe import (
     train_heads,
     train_pooled,
 )
+from training.heads.scene_views import UNKNOWN, SceneViews
 from training.heads.standards import measure_dense, measure_pool
 from training.heads.views import TrainingView, ViewSet, training_views
 from training.loop import Schedule
@@ -210,6 +212,28 @@ def test_a_withheld_name_is_background_and_one_name_is_always_asked_for() -> Non
         ([0.0, 0.0], wanted(without_bed, labels * (labels == 1))),  # the first stays
     ):
         assert loss.losses(row, torch.tensor([chances]))["dense"].item() == pytest.approx(value, rel=1e-5)
+
+
+def test_where_cells_are_unknown_the_name_learns_to_fill_most() -> None:
+    torch.manual_seed(0)
+    stage = DenseStage(UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION))
+    views = scene_views()
+    labels = np.full_like(views.labels, UNKNOWN)
+    labels[1] = views.labels[1]
+    loss = DenseLoss(
+        stage, dataclasses.replace(views, labels=labels), random_store(4, 1), scene_names(), with_unseen=False
+    )
+    rows, chances = torch.tensor([0, 1]), torch.ones((2, 2))
+    before = {name: value.item() for name, value in loss.losses(rows, chances).items()}
+    known = {name: value.item() for name, value in loss.losses(torch.tensor([1]), torch.ones((1, 2))).items()}
+    assert before["dense"] == pytest.approx(known["dense"], rel=1e-5), "unknown cells do not count"
+    assert known["whole"] == 0
+    optimizer = torch.optim.Adam(stage.parameters(), lr=3e-3)
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss.losses(rows, chances)["whole"].backward()
+        optimizer.step()
+    assert loss.losses(rows, chances)["whole"].item() < 0.5 * before["whole"]
 
 
 def test_adapters_learn_with_the_pool_from_pixels(

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from training.data.clothing import ClothingMasks, load_clothing
 from training.data.dataset import tokens
 from training.data.photographs import BACKGROUNDS, Archive, ImageFiles, NamedImage, photographed_background
-from training.heads.clothing_views import clothing_views
+from training.heads.photograph_scenes import clothing_views, named_views
+from training.heads.scene_views import UNKNOWN
 
 HEIGHT, WIDTH = 96, 64
 
@@ -79,3 +81,25 @@ def test_backgrounds_are_parts_of_photographs_of_the_asked_split(tmp_path: Path)
         background = photographed_background(files, is_validation=is_validation)
         assert background(np.random.default_rng(0), 32).shape == (32, 32, 3)
         assert (background(np.random.default_rng(0), 32) == shade).all()
+
+
+def test_of_photographs_of_one_thing_only_the_name_is_known(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    shown = [("dog", False), ("dog", False), ("cat", False), ("", False), ("hawk", False), ("dog", True)]
+    images = []
+    for number, (name, is_validation) in enumerate(shown):
+        (tmp_path / "photographs" / f"{number}.png").write_bytes(png(np.full((40, 60), 40 * number, np.uint8)))
+        images.append(
+            NamedImage(
+                file=f"{number}.png", source="animals", name=name, is_validation=is_validation, is_unseen=name == "hawk"
+            )
+        )
+    files = ImageFiles(archive=Archive(tmp_path / "photographs.zip"), images=tuple(images))
+    pixels, views = named_views(files, 224, lambda names: torch.eye(len(names)), each=1)
+    assert pixels.shape == (3, 224, 224, 3)
+    assert views.present == (("cat",), ("dog",), ("hawk",))
+    assert (views.labels == UNKNOWN).all()
+    assert views.is_unseen.tolist() == [False, False, True]
+    assert views.absent[:2] == (("dog",), ("cat",))  # never an unseen name beside a seen one
+    assert set(views.absent[2]) == {"cat", "dog"}
+    assert set(pixels[1, 112].ravel()) < {0, 40}, "one of the two training photographs of a dog"
