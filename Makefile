@@ -119,6 +119,9 @@ VAE_SIZES := --batch 64 --crop 128
 UNET_SIZES := --batch 1024 --variants 4
 endif
 HEADS = $(BIN)/vermouth train heads --prior weights/mini --minutes $(HEAD_MINUTES) --device $(DEVICE)
+# torch's large buffers go back to the system after each operation otherwise: a third of the time.
+weights: export MALLOC_MMAP_THRESHOLD_ := 1073741824
+weights: export MALLOC_TRIM_THRESHOLD_ := 4294967296
 weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot again: packages, data set, five stages
 	$(BIN)/vermouth data build
 	$(BIN)/vermouth train views --workers $(WORKERS)

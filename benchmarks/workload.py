@@ -12,12 +12,14 @@ from PIL import Image
 
 from benchmarks.report import ROOT
 from models.bundle.build import load_bundle
+from models.bundle.files import read_manifest
 from models.encoder import Encoder
 from models.transforms import canonical_image, to_unit
 from models.types import ImageBatch
 
 BUNDLE = Path(os.environ.get("BENCH_BUNDLE") or ROOT / "weights" / "mini")
-SIZE, TIMESTEP = 128, 50  # the bundle's own
+_TASK = read_manifest(BUNDLE).tasks["retrieval"]
+SIZE, TIMESTEP = _TASK.resolution, _TASK.timestep
 MAX_BATCH = 8
 
 
@@ -31,7 +33,7 @@ def load_encoder(threads: int) -> Encoder:
 
 
 def prepare(data: bytes) -> NDArray[np.float32]:
-    """Return the encoder's input of a JPEG, [3, 128, 128] float32 in [-1, 1], RGB."""
+    """Return the encoder's input of a JPEG, [3, SIZE, SIZE] float32 in [-1, 1], RGB."""
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         return to_unit(canonical_image(np.asarray(image.convert("RGB"), np.uint8), SIZE))
 

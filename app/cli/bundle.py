@@ -82,12 +82,20 @@ def _size(count: int) -> str:
 def pack(
     folder: Annotated[Path, typer.Argument(help="Holds heads/; and vae/, unet/, scheduler/ without --shared.")],
     name: Annotated[str, typer.Option(help="The bundle's name.")] = "mini",
+    good_for: Annotated[str, typer.Option(help="What users may expect of its answers, and what not.")] = "",
     shared: Annotated[str, typer.Option(help="Folder of vae/, unet/ and scheduler/, relative to FOLDER.")] = ".",
 ) -> None:
     """Write bundle.json with the SHA-256 of every file."""
     from models.bundle.pack import write_manifest
 
-    write_manifest(folder, name=name, licence="CC-BY-SA-4.0", attribution="see ATTRIBUTION.md", shared=shared)
+    write_manifest(
+        folder,
+        name=name,
+        licence="CC-BY-SA-4.0",
+        attribution="see ATTRIBUTION.md",
+        good_for=good_for,
+        shared=shared,
+    )
     _console.print(f"wrote {folder / 'bundle.json'}", markup=False)
 
 
@@ -172,6 +180,7 @@ def show(
         "size": _size(summary.size_bytes),
         "licence": summary.licence,
         "attribution": summary.attribution,
+        "good for": summary.good_for or "–",
         "features": f"{', '.join(summary.features)} ({summary.heads})",
         "taps": ", ".join(summary.taps),
         "profiles": ", ".join(profiles) or "none",

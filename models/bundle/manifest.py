@@ -245,6 +245,7 @@ class Manifest(_Model):
     name: str
     licence: str
     attribution: str
+    good_for: str = ""  # what users may expect of its answers, and what not
     dimension: int = Field(ge=1)
     noise_seed: int = Field(ge=0)  # every image gets this noise (docs/adr/0001)
     taps: tuple[Tap, ...] = Field(min_length=1)

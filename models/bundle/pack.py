@@ -82,14 +82,16 @@ def prior_manifest(folder: Path, side: int = MINI_SIDE) -> Manifest:
     return _manifest(folder, heads=PathSource(path="heads", files={}), shared=".", name="prior", side=side)
 
 
-def write_manifest(folder: Path, *, name: str, licence: str, attribution: str, shared: str = ".") -> Manifest:
+def write_manifest(
+    folder: Path, *, name: str, licence: str, attribution: str, good_for: str = "", shared: str = "."
+) -> Manifest:
     """Writes `bundle.json` for a folder that holds trained vae/, unet/, scheduler/ and heads/.
 
     Heads with class posteriors were trained on views of `PHOTOGRAPH_SIDE`, others on views of `MINI_SIDE`.
 
     Args:
         folder: the bundle.
-        name, licence, attribution: shown by `GET /bundle`.
+        name, licence, attribution, good_for: shown by `GET /bundle`.
         shared: folder of vae/, unet/ and scheduler/, relative to the bundle's.
 
     Raises:
@@ -101,7 +103,7 @@ def write_manifest(folder: Path, *, name: str, licence: str, attribution: str, s
     manifest = _manifest(
         folder, heads=heads, shared=shared, name=name, licence=licence, attribution=attribution, side=side
     )
-    return _written(manifest, folder)
+    return _written(manifest.model_copy(update={"good_for": good_for}), folder)
 
 
 def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:

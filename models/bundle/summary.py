@@ -46,6 +46,7 @@ class BundleSummary:
     folder: Path
     licence: str
     attribution: str
+    good_for: str
     is_complete: bool
     size_bytes: int
     heads: str
@@ -67,6 +68,7 @@ def summarize(folder: Path, profile: str | None = None) -> BundleSummary:
         folder=folder,
         licence=manifest.licence,
         attribution=manifest.attribution,
+        good_for=manifest.good_for,
         is_complete=is_complete,
         size_bytes=sum(part.size_bytes for part in parts),
         heads="trained" if manifest.training_free is None else "training-free",

@@ -19,6 +19,7 @@ PAIRS = 512  # pairs a step: with 128, twice the steps reach half as far (docs/a
 TEXT_WEIGHT = 0.5
 DISTILLATION_WEIGHT = 0.5
 _IMAGES = ("picture", "photograph")
+_FILES = ("photograph", "sketch")  # kinds that are encoded as they are
 NONE = -1  # fills up a row of `concept_numbers`
 
 Embed = Callable[[list[str]], torch.Tensor]  # names → [G, D] unit embeddings, as served
@@ -72,15 +73,16 @@ class PairLoss:
         self._cells = cells
         self._classifier = classifier
         self._is_photograph = torch.tensor([kind == "photograph" for kind in views.kinds], device=device)
-        self._has_photographs = "photograph" in views.kinds
+        self._is_file = torch.tensor([kind in _FILES for kind in views.kinds], device=device)
         self._sampler = PairSampler(views, rows, shares)
 
     def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """[2 `PAIRS`] rows: sketches, then their partners; and which of them are mirrored."""
         rows = torch.from_numpy(np.concatenate(self._sampler.draw(PAIRS, generator))).to(self._shown.device)
-        if not self._has_photographs:  # other kinds were mirrored when they were drawn
-            return rows, self._is_photograph[rows]
-        return rows, self._is_photograph[rows] & (torch.rand(len(rows), generator=generator) < 0.5).to(rows.device)
+        is_file = self._is_file[rows]  # other kinds were mirrored when they were drawn
+        if not is_file.any():
+            return rows, is_file
+        return rows, is_file & (torch.rand(len(rows), generator=generator) < 0.5).to(rows.device)
 
     def losses(self, both: torch.Tensor, is_mirrored: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns two or three scalars.
@@ -90,7 +92,7 @@ class PairLoss:
         """
         shown, maps = self._shown[both], self._cells.read(both)
         cells = all_cells(maps)
-        # The cells of a mirrored photograph are nearly the mirrored cells.
+        # The cells of a mirrored file are nearly the mirrored cells.
         own = self._stage.pool(torch.where(is_mirrored[:, None, None, None], cells.flip(3), cells))
         pooled, distilled = self._joined(own, maps, self._is_photograph[both])
         # Scales are clamped at 100 as CLIP's (Radford et al. 2021, section 2.5).
