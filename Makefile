@@ -29,8 +29,8 @@ serve: $(VENV)/serve.stamp ## start on 127.0.0.1:$(PORT) and fill the demo galle
 
 # Tests download nothing; `vermouth serve` sets this itself, and `vermouth bundle pull` needs the network.
 test prove-engine prove-state: export HF_HUB_OFFLINE := 1
-test: $(VENV)/test.stamp ## the whole suite, on the real mini bundle
-	$(BIN)/python -m pytest
+test: $(VENV)/test.stamp ## the whole suite, on the real mini bundle, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 SCHEDULES ?= 10000
 prove-engine: $(VENV)/test.stamp ## ten thousand random schedules of arrivals, departures and faults
