@@ -15,7 +15,7 @@ from models.errors import InputError
 from models.sketch.linework import trace_linework
 from models.types import to_unit_batch
 
-PREPROCESSING_VERSION = "3"
+PREPROCESSING_VERSION = "4"
 
 Strokes = Sequence[Sequence[Sequence[float]]]
 """Strokes `[[x…], [y…]]`, as in Quick, Draw!; a third list (times) is ignored."""

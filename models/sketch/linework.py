@@ -36,6 +36,8 @@ _MAX_COVERAGE = 0.45  # of the box around the lines; more is no line drawing but
 _MAX_LINE_WIDTH = 0.13  # of the longer side
 _MAX_COLOURED_LINE_WIDTH = 0.06  # the limit from a chroma of 40
 _MAX_TINTED_BACKGROUND = 0.06
+_MAX_TEXTURE = 0.15  # contrast of the background, as a share of the strongest line's …
+_MAX_TEXTURED = 0.01  # … that at most this share of it exceeds: paper in uneven light stays under half of it
 _MAX_FOREIGN_COLOUR = 0.02
 _FOREIGN_DISTANCE = 22.0
 _PEN_DISTANCE = 40.0
@@ -78,7 +80,13 @@ def trace_linework(pixels: Pixels) -> list[Polyline] | None:
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     if foreground[box].mean() > _MAX_COVERAGE and min(foreground[box].shape) > 0.1 * max(foreground[box].shape):
         return None
-    if _tinted_share(contrast[box], foreground[box], threshold, noise) > _MAX_TINTED_BACKGROUND:
+    soft = _grown(_grown(_grown(foreground)))  # with three pixels of soft edge
+    textured = (contrast > _MAX_TEXTURE * peak) & ~soft
+    if int(textured.sum()) > _MAX_TEXTURED * int((~soft).sum()):
+        return None
+    # Of the box: neither background nor foreground nor its soft edge.
+    tinted = (contrast[box] > max(14.0, FOREGROUND_NOISE * noise, 0.35 * threshold)) & ~soft[box]
+    if float(tinted.mean()) > _MAX_TINTED_BACKGROUND:
         return None
     if _has_other_colours(low, high, foreground, box):
         return None
@@ -128,13 +136,6 @@ def _without_specks(foreground: Mask) -> Mask:
     large = foreground.copy()
     large[foreground] = keep[labelled]
     return large
-
-
-def _tinted_share(contrast: Map, foreground: Mask, threshold: float, noise: float) -> float:
-    """Returns the share of the box that is neither background nor foreground nor its soft edge."""
-    near = _grown(_grown(_grown(foreground)))  # three pixels of soft edge
-    tinted = (contrast > max(14.0, 4 * noise, 0.35 * threshold)) & ~near
-    return float(tinted.mean())
 
 
 def _grown(foreground: Mask) -> Mask:
