@@ -89,12 +89,7 @@ def pack(
     from models.bundle.pack import write_manifest
 
     write_manifest(
-        folder,
-        name=name,
-        licence="CC-BY-SA-4.0",
-        attribution="see ATTRIBUTION.md",
-        good_for=good_for,
-        shared=shared,
+        folder, name=name, licence="CC-BY-SA-4.0", attribution="see ATTRIBUTION.md", good_for=good_for, shared=shared
     )
     _console.print(f"wrote {folder / 'bundle.json'}", markup=False)
 

@@ -231,7 +231,7 @@ def test_where_cells_are_unknown_the_name_learns_to_fill_most() -> None:
     optimizer = torch.optim.Adam(stage.parameters(), lr=3e-3)
     for _ in range(25):
         optimizer.zero_grad()
-        loss.losses(rows, chances)["whole"].backward()
+        loss.losses(rows, chances)["whole"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert loss.losses(rows, chances)["whole"].item() < 0.5 * before["whole"]
 
