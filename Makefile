@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export VERMOUTH_PORT := $(PORT)
 
-.PHONY: serve test prove-engine prove-state prove-hardening prove-sd15 verify-sd15 bench-serve bench-encoder bench-gpu bench-soak bench-maxima bench-index lint format lock clean weights
+.PHONY: serve test prove-engine prove-state prove-hardening prove-client prove-sd15 verify-sd15 bench-serve bench-encoder bench-gpu bench-soak bench-maxima bench-index lint format lock clean weights
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -18,8 +18,8 @@ $(VENV)/serve.stamp: pyproject.toml requirements.lock | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[cpu]'
 	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml requirements.lock | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[cpu,postgres,train,dev]'
+$(VENV)/test.stamp: pyproject.toml client/pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[cpu,postgres,train,dev]' --editable client
 	@touch $@ $(VENV)/serve.stamp
 
 serve: $(VENV)/serve.stamp ## start on 127.0.0.1:$(PORT) and fill the demo gallery while it answers
@@ -44,6 +44,11 @@ prove-state: $(VENV)/test.stamp ## hundreds of kills on both databases, 10,000 c
 	ORDER_CHANGES=$(CHANGES) CRASHES_SQLITE=$(KILLS_SQLITE) CRASHES_POSTGRESQL=$(KILLS_POSTGRESQL) \
 		FLIPS=$(FLIPS) STORE_EXAMPLES=150 STORE_STEPS=50 REPLICA_WRITES=2000 FILTER_EXAMPLES=3000 \
 		STATE_REPORT=docs/results/state.md $(BIN)/python -m pytest tests/app/stores --durations=10
+
+CALLS ?= 10000
+prove-client: export HF_HUB_OFFLINE := 1
+prove-client: $(VENV)/test.stamp ## the Python client: ten thousand writes through kills and overload, none lost, none done twice
+	CLIENT_CALLS=$(CALLS) $(BIN)/python -m pytest tests/client/test_restarts.py --durations=1
 
 FAULTS ?= 1000
 REQUESTS ?= 5000

@@ -66,6 +66,11 @@ class Conflict(ServiceError):
     status, code, title = 409, "conflict", "Conflict with the present state"
 
 
+# The caller reads what was written, or writes again under another key.
+class ResponseLost(ServiceError):
+    status, code, title = 409, "response-lost", "The write is done, but its response was lost"
+
+
 # Vectors of two models are not comparable, though they may have one length.
 class FingerprintMismatch(ServiceError):
     status, code, title = 409, "fingerprint-mismatch", "Features were made by another model"

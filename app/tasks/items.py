@@ -110,7 +110,7 @@ class ItemTask:
 
         Raises:
             NotFound: there is no such gallery.
-            Conflict: the token's write is committed already.
+            ResponseLost: the token's write is committed already.
             As `ImageInputs.prepare` and `BatchingEngine`; nothing is written then.
         """
         await self._database.run(self._galleries.require, gallery)  # 404 before anything is decoded

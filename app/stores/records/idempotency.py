@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from app.errors import Conflict, ServiceError
+from app.errors import Conflict, ResponseLost, ServiceError
 from app.stores.sql.database import Database
 from app.stores.sql.tables import idempotency_keys
 
@@ -149,14 +149,14 @@ def require_undone(connection: sa.Connection, token: str | None) -> None:
     """Check, in a write's transaction and before anything is written, that a token's write is not done yet.
 
     Raises:
-        Conflict: the write was committed before, and only its response was lost.
+        ResponseLost: the write was committed before.
     """
     if token is None:
         return
     known = sa.select(idempotency_keys.c.done_seq).where(idempotency_keys.c.token == token)
     done = connection.execute(known).scalar_one_or_none()
     if done is not None:
-        raise Conflict(f"The write of this Idempotency-Key was committed at seq {done}; its response was lost.")
+        raise ResponseLost(f"The write of this Idempotency-Key was committed at seq {done}; its response was lost.")
 
 
 def note_done(connection: sa.Connection, token: str | None, seq: int) -> None:

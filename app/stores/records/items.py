@@ -111,7 +111,7 @@ class Items:
 
         Raises:
             NotFound: there is no such gallery.
-            Conflict: the token's write was done before.
+            ResponseLost: the token's write was done before.
             FingerprintMismatch: another bundle's vectors are active.
             PreconditionFailed: `if_match` does not hold.
             DiskFull: nothing was written.
@@ -183,7 +183,7 @@ class Items:
 
         Raises:
             NotFound: there is no such gallery; missing ids are reported in the result.
-            Conflict: the token's write was done before.
+            ResponseLost: the token's write was done before.
         """
         with self._database.write() as connection:
             require_undone(connection, token)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from app.api.deps import Tasks
-from app.errors import Conflict
+from app.errors import ResponseLost
 from app.stores.sql import metadata
 from app.tasks.items import MAX_WAITING_EXPORTS
 from tests.app.api.images import BAR, CROSS, SQUARE, png
@@ -230,7 +230,7 @@ async def test_a_repeat_after_a_crash_overwrites_nothing_newer(client: httpx.Asy
     lose_answers(tasks)
     for _ in range(2):
         again = await client.post(ITEMS, json=body, headers=headers)
-        assert (again.status_code, again.json()["code"]) == (409, "conflict")
+        assert (again.status_code, again.json()["code"]) == (409, "response-lost")
         assert f"seq {first.json()['seq']}" in again.json()["detail"]
     assert (await client.get(f"{ITEMS}/a")).json() == newer.json()
     assert tasks.stores.galleries.get("default").count == 2
@@ -253,7 +253,7 @@ async def test_a_write_that_lost_its_hold_is_not_done_twice(client: httpx.AsyncC
     token = tasks.stores.idempotency_keys.claim("key", "request", time.time() + 60).token
     await add(client, bar={})
     assert tasks.stores.items.remove_many("default", ids=["bar"], token=token).count == 1
-    with pytest.raises(Conflict, match="was committed at seq"):
+    with pytest.raises(ResponseLost, match="was committed at seq"):
         tasks.stores.items.remove_many("default", ids=["bar"], token=token)
 
 

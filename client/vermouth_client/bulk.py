@@ -1,0 +1,140 @@
+"""Imports of any number of items: what to send next, and what became of it; the clients send."""
+
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vermouth_client.errors import (
+    BodyTooLarge,
+    ImageTooLarge,
+    Invalid,
+    Malformed,
+    ResponseLost,
+    TooMuchWork,
+    VermouthError,
+)
+from vermouth_client.images import ImageLike, wire
+from vermouth_client.models import ItemsWritten
+
+MAX_BATCH_BYTES = 16 << 20  # of encoded images; the service takes 32 MiB a request
+_OF_ONE_ITEM = (BodyTooLarge, ImageTooLarge, Invalid, Malformed, TooMuchWork)
+"""Refusals of a whole request that one item may cause; halves find it."""
+Batch = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """An image for a gallery; without an id, one is made up."""
+
+    image: ImageLike
+    id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    caption: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An item that was not added, and why: `code` is the service's, or `unreadable` for what could not be sent."""
+
+    id: str
+    code: str
+    detail: str
+
+
+@dataclass(slots=True)
+class ImportReport:
+    """What an import did: every item that it took from its source is in one of the four."""
+
+    created: int = 0
+    replaced: int = 0
+    skipped: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+
+    @property
+    def added(self) -> int:
+        """Items that the gallery has now."""
+        return self.created + self.replaced
+
+
+class ImportStopped(VermouthError):
+    """A request failed for good; `report` says what was done, and the cause why. A second import can skip that."""
+
+    def __init__(self, report: ImportReport) -> None:
+        super().__init__(f"The import stopped after {report.added} items.")
+        self.report = report
+
+
+def item_wire(item: NewItem) -> dict[str, Any]:
+    """The JSON of an item. Raises as `wire`."""
+    fields = {"id": item.id, "metadata": dict(item.metadata), "caption": item.caption}
+    return {"image": wire(item.image), **{name: value for name, value in fields.items() if value is not None}}
+
+
+class Bulk:
+    """The state of one import: holds a batch of its source at a time, and those that come back.
+
+    Args:
+        skip: ids that are not sent.
+        size: items a batch.
+    """
+
+    def __init__(self, items: Iterable[NewItem], *, skip: Collection[str], size: int) -> None:
+        self.report = ImportReport()
+        self._items = iter(items)
+        self._skip = skip
+        self._size = size
+        self._again: list[Batch] = []
+        self._next: dict[str, Any] | None = None  # read, and too large for the batch before
+
+    def next(self) -> Batch:
+        """The next batch to send; empty at the end of the source. Raises what the source raises."""
+        if self._again:
+            return self._again.pop()
+        batch: Batch = []
+        n_bytes = 0
+        for item in self._read():
+            size_bytes = len(str(item["image"].get("base64", "")))
+            if batch and n_bytes + size_bytes > MAX_BATCH_BYTES:
+                self._next = item
+                break
+            batch.append(item)
+            n_bytes += size_bytes
+            if len(batch) == self._size:
+                break
+        return batch
+
+    def settle(self, batch: Batch, outcome: ItemsWritten | BaseException) -> None:
+        """Take the outcome of a batch into the report. Raises ImportStopped where it ends the import."""
+        if isinstance(outcome, ItemsWritten):
+            for one in outcome.results:
+                if one.problem is not None:
+                    self.report.rejected.append(Rejected(one.id or "", one.problem.code, one.problem.detail))
+                elif one.status == "created":
+                    self.report.created += 1
+                else:
+                    self.report.replaced += 1
+        elif isinstance(outcome, ResponseLost):
+            self._again.append(batch)  # every item has its id: sent again, it says what became of each
+        elif isinstance(outcome, _OF_ONE_ITEM) and len(batch) > 1:
+            middle = len(batch) // 2
+            self._again += [batch[:middle], batch[middle:]]
+        elif isinstance(outcome, _OF_ONE_ITEM):
+            self.report.rejected.append(Rejected(batch[0]["id"], outcome.code, outcome.detail))
+        else:
+            raise ImportStopped(self.report) from outcome
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        """The items to send, each with an id; counts the others."""
+        if self._next is not None:
+            item, self._next = self._next, None
+            yield item
+        for one in self._items:
+            name = one.id or uuid.uuid4().hex
+            if name in self._skip:
+                self.report.skipped += 1
+                continue
+            try:
+                yield {**item_wire(one), "id": name}
+            except (OSError, TypeError, ValueError) as err:
+                self.report.rejected.append(Rejected(name, "unreadable", str(err)))

@@ -1,0 +1,69 @@
+"""Images in, masks out: against Pillow's and COCO's own code."""
+
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco
+
+from vermouth_client.images import file_bytes, wire
+from vermouth_client.masks import decode_rle, overlay
+from vermouth_client.models import SegmentResponse
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 1), (3, 5, 3), (3, 5, 4)])
+def test_arrays_become_png_without_loss(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    decoded = np.asarray(Image.open(io.BytesIO(file_bytes(array))))
+    assert np.array_equal(decoded.reshape(shape), array)
+    assert np.array_equal(decoded, np.asarray(Image.open(io.BytesIO(file_bytes(array[:, ::1])))))
+
+
+@pytest.mark.parametrize("array", [np.zeros((3, 5)), np.zeros((3, 5, 2), np.uint8), np.zeros((0, 5), np.uint8)])
+def test_other_arrays_are_refused_with_what_is_wanted(array: NDArray[np.uint8]) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        wire(array)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
+def test_pil_images_of_every_mode_are_sent(mode: str) -> None:
+    assert Image.open(io.BytesIO(file_bytes(Image.new(mode, (4, 3))))).size == (4, 3)
+
+
+def test_svg_is_known_by_its_first_letter_and_no_image_is_a_sentence() -> None:
+    assert wire(b" <svg/>") == {"svg": " <svg/>"}
+    with pytest.raises(TypeError, match="int is no image: give a path"):
+        wire(3)  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(FileNotFoundError):
+        wire("no such file.png")
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (90, 61)])
+def test_masks_are_those_of_pycocotools(size: tuple[int, int], density: float) -> None:
+    mask = np.random.default_rng(2).random(size) < density
+    counts = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()
+    assert np.array_equal(decode_rle(size, counts), mask)
+
+
+def test_labels_and_overlay_of_a_response() -> None:
+    found = SegmentResponse.model_validate(
+        {
+            "width": 4, "height": 2, "fingerprint": "f", "timings_ms": {},
+            "classes": [
+                {"index": 1, "name": "a", "area": 4, "fraction": 0.5, "score": 1, "bbox": [0, 0, 2, 2],
+                 "mask": {"size": [2, 4], "counts": "044"}},
+                {"index": 2, "name": "b", "area": 0, "fraction": 0, "score": 0, "bbox": None, "mask": None},
+            ],
+        }
+    )  # fmt: skip
+    assert found.labels.tolist() == [[1, 1, 0, 0]] * 2
+    assert found.classes[1].mask.shape == (2, 4)
+    assert found.overlay().getpixel((3, 0)) == (255, 255, 255)
+    black = overlay(file_bytes(np.zeros((4, 8), np.uint8)), found.labels)
+    assert black.getpixel((3, 0)) == (0, 0, 0)
+    assert black.getpixel((0, 0)) != (0, 0, 0)
+    with pytest.raises(ValueError, match="frozen"):
+        found.width = 3  # type: ignore[misc]  # the mistake
