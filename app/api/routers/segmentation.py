@@ -65,7 +65,7 @@ def negotiated(accept: str, *offers: str) -> str:
 
 @router.post(
     "/segment",
-    response_model=schemas.SegmentResponse,
+    response_model=schemas.SegmentResponse | schemas.CocoDocument,
     summary="Masks of named classes",
     responses={200: {"content": {PNG: {"schema": {"type": "string", "format": "binary"}}}}},
     openapi_extra=request_body(json=schemas.SegmentRequest, form=schemas.SegmentOptions, files={"image": False}),

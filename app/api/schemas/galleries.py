@@ -123,7 +123,7 @@ class ItemFields(Input):
 class ItemsForm(Input):
     """The text fields of a form: `items` is JSON, one entry for each part `image`, in order."""
 
-    items: Annotated[list[ItemFields], FIRST_ERROR, ITEMS_A_CALL]
+    items: Annotated[list[ItemFields], FIRST_ERROR, ITEMS_A_CALL] = Field(default_factory=list)
 
 
 class NewItem(ItemFields):
