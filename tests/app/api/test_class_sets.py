@@ -19,7 +19,7 @@ async def test_a_class_set_is_stored_and_segments_as_its_classes_do(client: http
     by_list = (await client.post("/segment", json={"image": SQUARE, "classes": CLASSES})).json()
     assert by_name["classes"] == by_list["classes"]
     listed = (await client.get("/class-sets")).json()
-    assert listed == {"class_sets": [{"name": "scene", "version": 1, "count": 2}]}
+    assert listed == {"class_sets": [{"name": "scene", "version": 1, "count": 2}], "total": 1}
 
 
 async def test_it_is_replaced_under_if_match_and_deleted(client: httpx.AsyncClient) -> None:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_default_is_there_and_stays(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/galleries")).json()
-    assert listed == {"galleries": [{"name": "default", "description": "", "count": 0}]}
+    assert listed == {"galleries": [{"name": "default", "description": "", "count": 0}], "total": 1}
     refused = await client.delete("/galleries/default")
     assert refused.status_code == 409
     assert refused.headers["content-type"] == "application/problem+json"
