@@ -140,7 +140,7 @@ def photograph_features(
     known = concepts_by_thing(dataset)
     unseen = {image.name for files in (photographs, sketches) for image in files.images if image.is_unseen}
     views, stores = [], []
-    for part in (*photograph_parts(photographs, sketches, caches.side), view_parts(1, caches.side)[0]):
+    for part in (*photograph_parts(photographs, sketches, caches.side), *view_parts(1, caches.side)):
         pixels, shown = build_views(dataset, part, caches.folder, seed=0, progress=caches.progress, shares=shares)
         stores.append(caches.cells(part.name, pixels, with_taps=with_taps, room=part.most(dataset)))
         views.append(named(shown, known, unseen))

@@ -37,7 +37,8 @@ PHOTOGRAPHS = Course(
     rate=1.5e-3,
     cell_dropout=0.1,
     fused_dropout=0.2,
-    shares={"photograph": 0.35, "sketch": 0.25, "drawing": 0.2, "outline": 0.12, "edges": 0.05, "icon": 0.03},
+    shares={"photograph": 0.25, "sketch": 0.2, "drawing": 0.3, "outline": 0.13, "edges": 0.08, "icon": 0.04},
+    memory=8,
 )
 _MEASURED = 16_384  # photographs that means and principal components are measured on
 

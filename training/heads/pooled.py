@@ -50,6 +50,7 @@ class PairLoss:
         with_unseen: release heads (True) or zero-shot heads (False).
         shares: of every kind of sketch among pairs.
         classifier: the expert's, for a stage with posteriors.
+        memory: batches before the present one that pairs are also compared with.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class PairLoss:
         with_unseen: bool,
         shares: Mapping[str, float],
         classifier: ExpertClassifier | None = None,
+        memory: int = 0,
     ) -> None:
         rows = trained_rows(views, with_unseen)
         codes = sorted({code for row in rows for code in views.concepts[row]})
@@ -75,6 +77,8 @@ class PairLoss:
         self._is_photograph = torch.tensor([kind == "photograph" for kind in views.kinds], device=device)
         self._is_file = torch.tensor([kind in _FILES for kind in views.kinds], device=device)
         self._sampler = PairSampler(views, rows, shares)
+        size = (self._shown.shape[1], self._names.embeddings.shape[1])
+        self._memory = _Memory(memory, *size, device=device) if memory else None
 
     def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """[2 `PAIRS`] rows: sketches, then their partners; and which of them are mirrored."""
@@ -95,14 +99,30 @@ class PairLoss:
         # The cells of a mirrored file are nearly the mirrored cells.
         own = self._stage.pool(torch.where(is_mirrored[:, None, None, None], cells.flip(3), cells))
         pooled, distilled = self._joined(own, maps, self._is_photograph[both])
-        # Scales are clamped at 100 as CLIP's (Radford et al. 2021, section 2.5).
-        pair_logits = self._stage.log_pair_scale.exp().clamp(max=100) * pooled[:PAIRS] @ pooled[PAIRS:].T
-        name_logits = self._stage.log_name_scale.exp().clamp(max=100) * pooled @ self._names.embeddings.T
+        name_logits = _bounded(self._stage.log_name_scale) * pooled @ self._names.embeddings.T
         return {
-            "pairs": symmetric_contrastive_loss(pair_logits, sharing(shown[:PAIRS], shown[PAIRS:])),
+            "pairs": self._pairs(pooled, shown),
             "names": TEXT_WEIGHT * contrastive_loss(name_logits, self._names.of(shown)),
             **distilled,
         }
+
+    def _pairs(self, pooled: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+        scale, (sketches, images), (drawn, imaged) = (
+            _bounded(self._stage.log_pair_scale),
+            pooled.split(PAIRS),
+            shown.split(PAIRS),
+        )
+        if self._memory is None:
+            return symmetric_contrastive_loss(scale * sketches @ images.T, sharing(drawn, imaged))
+        (old_sketches, old_drawn), (old_images, old_imaged) = self._memory.halves()
+        self._memory.write(pooled, shown)
+        found = contrastive_loss(
+            scale * sketches @ torch.cat([images, old_images]).T, sharing(drawn, torch.cat([imaged, old_imaged]))
+        )
+        back = contrastive_loss(
+            scale * images @ torch.cat([sketches, old_sketches]).T, sharing(imaged, torch.cat([drawn, old_drawn]))
+        )
+        return 0.5 * (found + back)
 
     def _joined(
         self, own: torch.Tensor, maps: Mapping[str, torch.Tensor], is_photograph: torch.Tensor
@@ -117,6 +137,35 @@ class PairLoss:
         distance = 1 - (without * posteriors.vectors(logits)).sum(dim=1)
         mean = (distance * is_photograph).sum() / is_photograph.sum().clamp(min=1)
         return posteriors.semantic(own, features, logits), {"posteriors": DISTILLATION_WEIGHT * mean}
+
+
+class _Memory:
+    """Vectors of the last batches and what they show (cross-batch memory, Wang et al. 2020, arXiv 1912.06798).
+
+    Written in place, so that a GPU can record it. Until it is full it holds vectors of zeros, no one's positives.
+    """
+
+    def __init__(self, batches: int, concepts: int, dimension: int, *, device: torch.device) -> None:
+        self._vectors = torch.zeros((batches, 2 * PAIRS, dimension), device=device)
+        self._shown = torch.full((batches, 2 * PAIRS, concepts), NONE, device=device)
+        self._next = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def halves(self) -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
+        """Returns vectors [N, D] and concepts [N, C] of sketches, and of their partners."""
+        # Copies: a gradient needs the vectors as they were.
+        pieces = zip(self._vectors.split(PAIRS, dim=1), self._shown.split(PAIRS, dim=1), strict=True)
+        return [(vectors.flatten(0, 1).clone(), shown.flatten(0, 1).clone()) for vectors, shown in pieces]
+
+    def write(self, vectors: torch.Tensor, shown: torch.Tensor) -> None:
+        """Replaces the oldest batch."""
+        self._vectors.index_copy_(0, self._next, vectors.detach()[None])
+        self._shown.index_copy_(0, self._next, shown[None])
+        self._next.add_(1).remainder_(len(self._vectors))
+
+
+def _bounded(log_scale: torch.Tensor) -> torch.Tensor:
+    """Returns the scale, at most 100, as CLIP's (Radford et al. 2021, section 2.5)."""
+    return log_scale.exp().clamp(max=100)
 
 
 def trained_rows(views: ViewSet, with_unseen: bool) -> NDArray[np.int64]:

@@ -55,6 +55,7 @@ class Course:
     cell_dropout: float  # share of cells that are dropped
     fused_dropout: float  # share of fused features that are dropped
     shares: Mapping[str, float]  # of every kind of sketch among pairs
+    memory: int = 0  # batches before the present one that pairs are also compared with
 
 
 _EVERY_KIND = {"drawing": 0.46, "outline": 0.26, "edges": 0.22, "icon": 0.06}
@@ -247,7 +248,14 @@ def train_pooled(
             raise ValueError("an expert learns from the views' pixels: pass with_pixels=True")
         cells = AdaptedCells(expert, data.store, data.pixels)
     loss = PairLoss(
-        stage, data.views, cells, embed, with_unseen=run.with_unseen, shares=course.shares, classifier=classifier
+        stage,
+        data.views,
+        cells,
+        embed,
+        with_unseen=run.with_unseen,
+        shares=course.shares,
+        classifier=classifier,
+        memory=course.memory,
     )
     if isinstance(uhead.pool, GridPool):
         uhead.pool.cell_dropout, uhead.pool.dropout.p = course.cell_dropout, course.fused_dropout

@@ -68,12 +68,12 @@ def test_views_and_scenes_have_the_maps_that_serving_has(images: DataSet, tmp_pa
     caches = FrozenCaches(PRIOR, tmp_path / "cache", side=SIDE, progress=lambda _done, _: None)
     data = photograph_features(images, photographs, sketches, caches)
     assert data.views.kinds[:4] == ("photograph", "photograph", "photograph", "sketch")
-    assert set(data.views.kinds[4:]) == {"picture"}
+    assert set(data.views.kinds[4:]) == {"picture", "edges"}  # of both parts of the data set
     lamp, other = data.views.concepts[1], data.views.concepts[3]
     assert lamp == other == ("thing:lamp",)
     assert data.views.concepts[0] == ("0",)  # the emoji of the same name
     assert data.views.concepts[2] == ()
-    assert data.views.is_unseen.sum() == 10
+    assert data.views.is_unseen.sum() == 20
     _check_maps(data.store.read(torch.arange(len(data.store))), np.load(tmp_path / "cache" / "photographs-at-224.npy"))
 
     clothing = (

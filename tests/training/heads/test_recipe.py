@@ -18,7 +18,17 @@ from training.heads import dense, pooled
 from training.heads.dense import DenseLoss, DenseStage, split_maps
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore
 from training.heads.frozen import FEATURES, Features, HeadData, visible
-from training.heads.pooled import NONE, PairSampler, all_cells, collect_names, concept_numbers, sharing
+from training.heads.pooled import (
+    NONE,
+    PairLoss,
+    PairSampler,
+    PooledStage,
+    all_cells,
+    collect_names,
+    concept_numbers,
+    contrastive_loss,
+    sharing,
+)
 from training.heads.recipe import (
     ZEROSHOT,
     HeadPlan,
@@ -146,6 +156,25 @@ def test_pairs_show_the_same_thing_and_partners_are_images_where_there_are_any(v
         assert set(views.concepts[sketch]) & set(views.concepts[partner])
         if views.names[sketch] == "cat":
             assert views.kinds[partner] == "picture"
+
+
+def test_pairs_are_also_compared_with_the_last_batches(views: ViewSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooled, "PAIRS", 4)
+    torch.manual_seed(0)
+    stage = PooledStage(UHead(mini_uhead_shape(), MINI_DIMENSION)).eval()
+    cells = random_cells(len(views.kinds), 0)
+    plain = PairLoss(stage, views, cells, embed, with_unseen=True, shares=ZEROSHOT.shares)
+    loss = PairLoss(stage, views, cells, embed, with_unseen=True, shares=ZEROSHOT.shares, memory=2)
+    batches = [plain.draw(torch.Generator().manual_seed(seed)) for seed in range(3)]
+    found = [loss.losses(*batch)["pairs"].item() for batch in batches]
+    rows = torch.cat([batch[0].view(2, 4) for batch in (batches[2], *batches[:2])], dim=1)  # those before, once more
+    vectors, shown = stage.pool(all_cells(cells.read(rows.flatten()))).view(2, 12, -1), plain._shown[rows]
+    scale = stage.log_pair_scale.exp()
+    sides = [
+        contrastive_loss(scale * vectors[own, :4] @ vectors[1 - own].T, sharing(shown[own, :4], shown[1 - own]))
+        for own in (0, 1)
+    ]
+    assert found[2] == pytest.approx(torch.stack(sides).mean().item(), rel=1e-4)
 
 
 def test_a_name_stands_for_all_the_concepts_it_is_used_for(views: ViewSet) -> None:
