@@ -107,14 +107,11 @@ class PairLoss:
         }
 
     def _pairs(self, pooled: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-        scale, (sketches, images), (drawn, imaged) = (
-            _bounded(self._stage.log_pair_scale),
-            pooled.split(PAIRS),
-            shown.split(PAIRS),
-        )
+        scale = _bounded(self._stage.log_pair_scale)
+        sketches, images, drawn, imaged = pooled[:PAIRS], pooled[PAIRS:], shown[:PAIRS], shown[PAIRS:]
         if self._memory is None:
             return symmetric_contrastive_loss(scale * sketches @ images.T, sharing(drawn, imaged))
-        (old_sketches, old_drawn), (old_images, old_imaged) = self._memory.halves()
+        old_sketches, old_drawn, old_images, old_imaged = self._memory.halves()
         self._memory.write(pooled, shown)
         found = contrastive_loss(
             scale * sketches @ torch.cat([images, old_images]).T, sharing(drawn, torch.cat([imaged, old_imaged]))
@@ -150,11 +147,13 @@ class _Memory:
         self._shown = torch.full((batches, 2 * PAIRS, concepts), NONE, device=device)
         self._next = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def halves(self) -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
-        """Returns vectors [N, D] and concepts [N, C] of sketches, and of their partners."""
+    def halves(self) -> tuple[torch.Tensor, ...]:
+        """Returns vectors [N, D] and concepts [N, C] of sketches, then those of their partners."""
         # Copies: a gradient needs the vectors as they were.
-        pieces = zip(self._vectors.split(PAIRS, dim=1), self._shown.split(PAIRS, dim=1), strict=True)
-        return [(vectors.flatten(0, 1).clone(), shown.flatten(0, 1).clone()) for vectors, shown in pieces]
+        first, second = slice(PAIRS), slice(PAIRS, None)
+        return tuple(
+            values[:, half].flatten(0, 1).clone() for half in (first, second) for values in (self._vectors, self._shown)
+        )
 
     def write(self, vectors: torch.Tensor, shown: torch.Tensor) -> None:
         """Replaces the oldest batch."""
