@@ -8,6 +8,7 @@ import pytest
 END_TO_END = Path(__file__).parent / "e2e"
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Name each test's group, for `--dist loadgroup`."""
     for item in items:

@@ -121,7 +121,13 @@ async def test_version_and_contract(client: httpx.AsyncClient) -> None:
     assert {"/retrieve", "/segment", "/fewshot/episodes", "/bundle"} <= contract["paths"].keys()
     assert "HTTPValidationError" not in contract["components"]["schemas"]
     retrieve, livez = contract["paths"]["/retrieve"]["post"], contract["paths"]["/livez"]["get"]
-    assert "application/problem+json" in retrieve["responses"]["default"]["content"]
+    problems = {status for status in retrieve["responses"] if status >= "400"}
+    assert {"400", "401", "413", "422", "429", "503", "504"} <= problems
+    assert {retrieve["responses"][status]["$ref"] for status in problems} <= {
+        f"#/components/responses/{name}"
+        for name, response in contract["components"]["responses"].items()
+        if "application/problem+json" in response["content"]
+    }
     assert retrieve["security"]
     assert "security" not in livez
     assert contract == (await client.get("/openapi.json")).json()

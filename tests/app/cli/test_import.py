@@ -341,6 +341,12 @@ async def test_a_wrong_url_fails_at_once(url: str, tmp_path: Path) -> None:
 
 
 MANY = 1500
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
+from app.cli.main import app
+app()
+"""
 """More than are added before the signal on a machine that is busy with others."""
 
 
@@ -352,7 +358,7 @@ async def test_ctrl_c_prints_what_was_done_and_a_second_run_continues(tmp_path: 
     async with served(create_app(Settings(data_dir=tmp_path / "data"), build_services)) as port:
         url = f"http://127.0.0.1:{port}"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", "from app.cli.main import app; app()", "gallery", "import", str(folder)),
+            *(sys.executable, "-c", INTERRUPTIBLE, "gallery", "import", str(folder)),
             *("--url", url, "--batch", "1", "--workers", "1"),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
