@@ -40,6 +40,7 @@ async def in_bytes(data: bytes) -> AsyncIterator[bytes]:
         ("identity", QUERY),
         ("", QUERY),
     ],
+    ids=["gzip", "GZIP", "x-gzip", "deflate", "identity", "none"],  # a name made of the bytes would hold the time
 )
 async def test_a_compressed_search_is_the_same_search(client: httpx.AsyncClient, coding: str, data: bytes) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": coding}
