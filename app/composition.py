@@ -34,6 +34,7 @@ from app.stores.records.idempotency import IdempotencyKeys
 from app.stores.records.items import Items
 from app.stores.records.jobs import Jobs
 from app.stores.sql.database import open_database
+from app.stores.sql.metadata import session_secret
 from app.stores.sql.probe import Probe
 from app.tasks.features import ImageInputs, RequestEncoders
 from app.tasks.fewshot import FewShot
@@ -138,7 +139,8 @@ def assemble_services(
     tasks = _open_tasks(
         settings, bundle=bundle, engine=engine, images=platform.images, segmentation_head=segmentation_head
     )
-    platform.keys.sessions.secret = tasks.stores.galleries.session_secret
+    with tasks.stores.database.write() as connection:
+        platform.keys.sessions.secret = session_secret(connection)
 
     probe = None if settings.database_url is None else Probe(settings.database_url.get_secret_value())
 
@@ -298,7 +300,7 @@ async def _fit_to_device(
         tasks.idempotency.hold_s = _hold_s(platform.deadline.seconds)
     if pass_s > SLOW_PASS_S:
         # All tiles and the whole image within half the deadline: others wait too.
-        platform.images.limit_tiles(max(0, int(platform.deadline.seconds / (2 * pass_s)) - 1))
+        platform.images.limit_tiles(max(0, int(platform.deadline.seconds / (2 * engine.slowest_view_s())) - 1))
         get_logger().info("slow_device", pass_s=round(pass_s, 1), deadline_s=round(platform.deadline.seconds))
 
 

@@ -133,6 +133,9 @@ class NotImplementedInHttp(ServiceError):
     status, code, title = 501, "not-implemented", "The method or transfer coding is not implemented"
 
 
+LOAD_RETRY_AFTER_S = 5.0  # a load takes seconds on a small bundle, minutes on a large one
+
+
 class EngineUnavailable(ServiceError):
     status, code, title = 503, "unavailable", "Loading, draining or failed"
 

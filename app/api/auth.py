@@ -23,7 +23,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from app.api.middleware import QUIET_ROUTES
-from app.api.sessions import Sessions
+from app.api.sessions import COOKIE, Sessions
 from app.errors import FieldError, Forbidden, Invalid, Malformed, Unauthenticated
 
 
@@ -125,16 +125,19 @@ class ApiKeys:
         Raises:
             Unauthenticated: a key is required, and none or an unknown one was sent.
             Forbidden: the key lacks the scope, or a page of another site used the cookie.
+            EngineUnavailable: a cookie cannot be checked yet.
         """
         # Metrics stay closed where only a metrics token is set.
         if needed is Scope.OPEN or not self._keys or (needed is not Scope.METRICS and not self.are_on):
             return
         presented = _presented(connection)
+        if presented is None and COOKIE in connection.cookies:
+            self.sessions.require_secret()
         digest = self.sessions.digest_of(connection) if presented is None else None
         if digest is None:
             self.authorise_key(presented, needed)
         else:
-            self.sessions.check_origin(connection)
+            self.sessions.check_origin(connection, has_cookie=True)
             self._check(digest, needed)
 
     def name_of(self, connection: HTTPConnection) -> str | None:

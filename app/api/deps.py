@@ -12,8 +12,9 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from app.api.auth import ApiKeys
+from app.api.problems import link
 from app.domain import BundleInfo, Limits
-from app.errors import EngineUnavailable, Malformed, PreconditionRequired
+from app.errors import LOAD_RETRY_AFTER_S, EngineUnavailable, Malformed, PreconditionRequired
 from app.imaging.decoding import ImageDecoder, PixelBudget
 from app.runtime.process import Deadline, Lifecycle, Phase
 from app.runtime.telemetry import Telemetry
@@ -34,7 +35,6 @@ from app.tasks.reembed import Reembed
 from app.tasks.retrieval import Retrieval
 from app.tasks.segmentation import Segmentation
 
-LOAD_RETRY_AFTER_S = 5.0  # a load takes seconds on a small bundle, minutes on a large one
 ANY_VERSION = range(1 << 62)
 """`If-Match: *`: any version, but the resource must exist."""
 _TAG = re.compile(r'(?:W/)?"(?:(\d{1,18})|[^"]*)"')
@@ -261,12 +261,6 @@ def remaining_s_of(request: Request) -> float:
     """Seconds left until this request's deadline, which the middleware set."""
     deadline_at_s: float = request.state.deadline_at_s  # of the loop's clock
     return max(0.0, deadline_at_s - asyncio.get_running_loop().time())
-
-
-def link(connection: HTTPConnection, path: str) -> str:
-    """The address of a path as clients reach it: below the prefix of a proxy."""
-    prefix: str = getattr(connection.state, "prefix", "")
-    return prefix + path
 
 
 def image_link(connection: HTTPConnection, path: str) -> str:

@@ -116,17 +116,13 @@ class _Parts:
     def __init__(self, limits: Limits, file_names: Collection[str], text_names: Names) -> None:
         self.files: list[tuple[str, EncodedImage]] = []
         self.texts: list[tuple[str, str]] = []
+        self.count = 0  # parts that began, those that count as absent too
         self.is_complete = False
         self._limits = limits
         self._file_names = file_names
         self._text_names = text_names
         self._part = _Part()
         self._header = [b"", b""]  # name and value, which may come in pieces
-
-    @property
-    def count(self) -> int:
-        """How many parts are complete."""
-        return len(self.files) + len(self.texts)
 
     def callbacks(self) -> Any:
         """The parser's callbacks, by the name of their event."""
@@ -135,6 +131,7 @@ class _Parts:
 
     def _part_begin(self) -> None:
         self._part = _Part()
+        self.count += 1
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
         self._header[0] += data[start:end]
@@ -165,8 +162,9 @@ class _Parts:
             raise _invalid(part.name, f"is no field of this form{self._hint(part.name)}")
         if part.is_file != should_be_file:
             part.fault = "must be a file, sent with a file name" if should_be_file else "is text, not a file"
-        if len(self.files if part.is_file else self.texts) >= self._limits.max_form_parts:
-            raise Malformed(f"A form may hold {self._limits.max_form_parts} files and as many text fields.")
+        most = self._limits.max_form_parts
+        if self.count > 2 * most or len(self.files if part.is_file else self.texts) >= most:
+            raise Malformed(f"A form may hold {most} files and as many text fields.")
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         part, most = self._part, self._limits.max_form_field_bytes

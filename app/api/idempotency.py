@@ -9,9 +9,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.auth import Scope, ScopedRoute, declared_scope
+from app.api.auth import ApiKeys, Scope, ScopedRoute, declared_scope
 from app.api.deps import Tasks, get_platform
-from app.api.sessions import COOKIE, ID_LENGTH
 from app.errors import Malformed
 from app.stores.records.idempotency import Answer
 
@@ -58,9 +57,13 @@ async def _handle_once(request: Request, handle: Handler, tasks: Tasks, key: str
 
 
 def _caller_key(request: Request, key: str) -> str:
-    """Digest of the key and its caller's credentials: two callers may choose the same key."""
-    session = request.cookies.get(COOKIE, "")[:ID_LENGTH]  # of one key, whichever of its sessions
-    caller = request.headers.get("authorization", ""), request.headers.get("x-api-key", ""), session
+    """Digest of the key and its caller: two callers may choose the same key.
+
+    A caller is the name of an API key, sent or of a session. Where keys are off a proxy may tell callers apart.
+    """
+    keys: ApiKeys = request.app.state.platform.keys
+    name = keys.name_of(request)
+    caller = [name] if name else [request.headers.get("authorization", ""), request.headers.get("x-api-key", "")]
     return hashlib.sha256("\0".join([*caller, key]).encode("utf-8", "surrogatepass")).hexdigest()
 
 

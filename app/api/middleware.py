@@ -126,7 +126,7 @@ class HeadersOnly(HttpLayer):
         async def send_headers(message: Message) -> None:
             nonlocal is_bare, has_ended
             if message["type"] == "http.response.start":
-                is_bare = is_same = message["status"] == 200 and _is_current(known, message)
+                is_same = message["status"] == 200 and _stripped_if_current(known, message)
                 if is_same:
                     message["status"] = 304
                 is_bare = is_head or is_same
@@ -275,10 +275,14 @@ def is_current(known: str | None, tag: str) -> bool:
     return tag.removeprefix("W/") in tags or tags == {"*"}
 
 
-def _is_current(known: str | None, message: Message) -> bool:
-    """As `is_current`; the start of a response that is current loses the headers of its body."""
+def _stripped_if_current(known: str | None, message: Message) -> bool:
+    """As `is_current`; the start of a response that is current loses the headers of its body.
+
+    Only what says how it may be cached: the version of an item or an episode is for `If-Match`, and its signed
+    addresses and its fingerprint change without one.
+    """
     headers = MutableHeaders(raw=message["headers"])
-    if known is None or "etag" not in headers or not is_current(known, headers["etag"]):
+    if known is None or not {"etag", "cache-control"} <= set(headers) or not is_current(known, headers["etag"]):
         return False
     for name in ("content-length", "content-type"):
         del headers[name]

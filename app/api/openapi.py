@@ -16,23 +16,24 @@ from app.api.middleware import QUIET_ROUTES
 from app.api.problems import MEDIA_TYPE, catalogue
 from app.api.schemas.retrieval import LiveAuth, LiveError, LiveQuery, LiveResults
 from app.api.schemas.wire import LIMIT, Problem
+from app.api.sessions import COOKIE
 from app.domain import Limits
 
 REF = "#/components/schemas/{model}"
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-    "session": {"type": "apiKey", "in": "cookie", "name": "vermouth_session"},
+    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
 }
 _TEXT, _NUMBER = {"type": "string"}, {"type": "integer", "minimum": 1, "maximum": 999_999_999}
-_SENT: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "X-Request-ID": ("Id of the request in the log and in problems; made up where absent.", _TEXT, False),
-    "X-Request-Timeout-Ms": ("Deadline of this request, if that is before the service's own.", _NUMBER, False),
-    "X-Min-Seq": ("Read no state older than the write of this `X-Seq`.", {**_NUMBER, "minimum": 0}, False),
-    "Idempotency-Key": ("A write that is sent again with it is answered from its first response.", _TEXT, False),
-    "If-Match": ("Only this version, an `ETag`; `*` for any.", _TEXT, False),
+_SENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "X-Request-ID": ("Id of the request in the log and in problems; made up where absent.", _TEXT),
+    "X-Request-Timeout-Ms": ("Deadline of this request, if that is before the service's own.", _NUMBER),
+    "X-Min-Seq": ("Read no state older than the write of this `X-Seq`.", {**_NUMBER, "minimum": 0}),
+    "Idempotency-Key": ("A write that is sent again with it is answered from its first response.", _TEXT),
+    "If-Match": ("Only this version, an `ETag`; `*` for any.", _TEXT),
 }
-"""Request headers: description, schema, and whether each is required."""
+"""Request headers: description and schema."""
 _RECEIVED: dict[str, tuple[str, dict[str, Any]]] = {
     "X-Request-ID": ("Id of the request.", _TEXT),
     "Server-Timing": ("Milliseconds of the request's phases.", _TEXT),
@@ -111,8 +112,8 @@ def _complete(document: dict[str, Any], app: FastAPI) -> None:
     components["responses"] = _problems()
     components["headers"] = {name: {"description": text, "schema": kind} for name, (text, kind) in _RECEIVED.items()}
     components["parameters"] = {
-        name: {"name": name, "in": "header", "description": text, "schema": kind, "required": is_required}
-        for name, (text, kind, is_required) in _SENT.items()
+        name: {"name": name, "in": "header", "description": text, "schema": kind, "required": False}
+        for name, (text, kind) in _SENT.items()
     }
     required = {**components["parameters"]["If-Match"], "required": True}
     components["parameters"]["Required-If-Match"] = required

@@ -184,6 +184,11 @@ class PassTimes:
         """How long the slowest pass of the warm-up took; 0 before."""
         return max((max(known_s.values()) for known_s in self._warm_up_s.values()), default=0.0)
 
+    def slowest_view_s(self) -> float:
+        """How long a view takes in the best size of the slowest group; 0 before the warm-up."""
+        groups = (min(pass_s / size for size, pass_s in known_s.items()) for known_s in self._warm_up_s.values())
+        return max(groups, default=0.0)
+
     def expected_s(self, batch: Batch) -> float | None:
         """Expected length of a pass of this group and size (to the next power of two); None for an unseen size."""
         return self._expected_s.get(_size_class(batch))

@@ -209,6 +209,10 @@ class BatchingEngine:
         """How long the slowest pass took when the engine was warmed up."""
         return self._scheduler.pass_times.slowest_warm_up_s()
 
+    def slowest_view_s(self) -> float:
+        """How long a view of the slowest kind took in its best batch size."""
+        return self._scheduler.pass_times.slowest_view_s()
+
     def is_alive(self) -> bool:
         """False after a fatal error, or when samples wait and any worker has made no progress for `stall_s`."""
         stall_s = max(self._stall_s, _STALL_PASSES * self._scheduler.pass_times.slowest_warm_up_s())

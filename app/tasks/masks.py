@@ -18,7 +18,7 @@ from app.imaging.raster import TiledImage
 from models.heads.stitching import UNLABELLED
 
 MAX_CORNERS = 1_000_000
-"""Of the polygons of one class: following them takes about a second."""
+"""Of the polygons of one response: following them takes about a second."""
 MAX_OVERLAY_SIDE = 2048  # px
 LEGEND_COLUMN, LEGEND_ROW = 200, 22  # px
 
@@ -89,7 +89,9 @@ def without_islands(labels: NDArray[np.uint8], min_area: int, rest: int) -> NDAr
     return np.ascontiguousarray(found.reshape(width, height).T)
 
 
-def outlines(mask: NDArray[np.bool_], left: int = 0, top: int = 0) -> list[list[int]]:
+def outlines(
+    mask: NDArray[np.bool_], left: int = 0, top: int = 0, *, max_corners: int = MAX_CORNERS
+) -> list[list[int]]:
     """The outer ring `[x, y, x, y, …]` of each island of [h, w] bool, clockwise along the edges of its pixels.
 
     Holes are filled. Islands that touch at a corner are two. A ring has the area of its island and its holes, and
@@ -99,7 +101,7 @@ def outlines(mask: NDArray[np.bool_], left: int = 0, top: int = 0) -> list[list[
         left, top: of the mask in its image, px.
 
     Raises:
-        TooMuchWork: the rings have over `MAX_CORNERS` corners.
+        TooMuchWork: the rings have over `max_corners` corners.
     """
     padded = np.pad(mask, 1)
     around = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
@@ -108,7 +110,7 @@ def outlines(mask: NDArray[np.bool_], left: int = 0, top: int = 0) -> list[list[
     n_corners = (around[0] ^ around[1] ^ around[2] ^ around[3]).astype(np.uint8) + 2 * is_pinch
     rows, columns = np.nonzero(n_corners)
     number = n_corners[rows, columns]
-    if int(number.sum()) > MAX_CORNERS:
+    if int(number.sum()) > max_corners:
         raise TooMuchWork(f"The polygons have over {MAX_CORNERS} corners: request rle, or a larger min_area.")
     ys, xs = np.repeat(rows, number), np.repeat(columns, number)
     is_second = np.append(False, (ys[1:] == ys[:-1]) & (xs[1:] == xs[:-1]))

@@ -100,10 +100,8 @@ def write_manifest(
     others = [file for file in (ADAPTERS, POSTERIORS) if (folder / "heads" / file).is_file()]
     heads = _files(folder, "heads", *HEAD_FILES, *others)
     side = PHOTOGRAPH_SIDE if POSTERIORS in others else MINI_SIDE
-    manifest = _manifest(
-        folder, heads=heads, shared=shared, name=name, licence=licence, attribution=attribution, side=side
-    )
-    return _written(manifest.model_copy(update={"good_for": good_for}), folder)
+    texts = {"name": name, "licence": licence, "attribution": attribution, "good_for": good_for}
+    return _written(_manifest(folder, heads=heads, shared=shared, side=side, **texts), folder)
 
 
 def write_random(folder: Path, *, arch: str, seed: int) -> Manifest:
@@ -189,7 +187,15 @@ def _written(manifest: Manifest, folder: Path) -> Manifest:
 
 
 def _manifest(
-    folder: Path, *, heads: PathSource, shared: str, name: str, side: int, licence: str = "", attribution: str = ""
+    folder: Path,
+    *,
+    heads: PathSource,
+    shared: str,
+    side: int,
+    name: str,
+    licence: str = "",
+    attribution: str = "",
+    good_for: str = "",
 ) -> Manifest:
     def head(file: str) -> PathSource:  # each part lists its own file alone, so that it has a digest of its own
         return PathSource(path=heads.path, files={key: value for key, value in heads.files.items() if key == file})
@@ -200,6 +206,7 @@ def _manifest(
         name=name,
         licence=licence,
         attribution=attribution,
+        good_for=good_for,
         dimension=MINI_DIMENSION,
         noise_seed=0,
         taps=TAPS,

@@ -181,7 +181,8 @@ def train_photographs_command(
         Literal["fused", "expert"], typer.Option(help="Frozen maps that heads see; `expert` leaves the U-Net out.")
     ] = "fused",
     dense_from: Annotated[
-        Path | None, typer.Option(help="Bundle whose dense path training starts from, zero-shot as these heads.")
+        Path | None,
+        typer.Option(help="Bundle whose dense path training starts from; zero-shot heads need a zero-shot one."),
     ] = None,
     prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = MINI,
     data: SharedOption = Path("../shared/data"),

@@ -19,7 +19,7 @@ from training.heads.pooled import NONE, concept_numbers
 from training.heads.scene_views import UNKNOWN, SceneViews
 
 SCENES = 24  # scene views a step
-DENSE_WEIGHT, REGION_WEIGHT, WHOLE_WEIGHT = 0.7, 0.5, 0.3
+DENSE_WEIGHT, REGION_WEIGHT, AREA_WEIGHT = 0.7, 0.5, 0.3
 WITHHELD_SHARE = 0.1  # share of present names that a scene is not asked for
 LEAST_CELLS = 8  # objects that fill fewer cells do not count as regions
 LEAST_SHARE = 0.2  # of a view whose cells are unknown that its name fills at least
@@ -111,7 +111,7 @@ class DenseLoss:
         """Returns two scalars, or three with views of `UNKNOWN` cells.
 
         `dense`: cross-entropy of every cell over background and prompts, with some present names withheld and absent
-        ones added. `regions`: cross-entropy of every object's mean cell over all names. `whole`: cross-entropy of the
+        ones added. `regions`: cross-entropy of every object's mean cell over all names. `areas`: cross-entropy of the
         areas that names fill, where cells are unknown, with more for a name that fills next to nothing.
         """
         dense = self._stage.dense(self._maps.read(rows))
@@ -133,7 +133,7 @@ class DenseLoss:
             "regions": REGION_WEIGHT * self._regions(dense, labels, present),
         }
         if self._has_unknown:
-            found["whole"] = WHOLE_WEIGHT * _whole(logits, is_unknown.flatten(1).all(dim=1))
+            found["areas"] = AREA_WEIGHT * _area_loss(logits, is_unknown.flatten(1).all(dim=1))
         return found
 
     def _regions(self, dense: torch.Tensor, labels: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -149,7 +149,7 @@ class DenseLoss:
         return total / (wanted != _NO_TARGET).sum().clamp(min=1)
 
 
-def _whole(logits: torch.Tensor, is_unknown: torch.Tensor) -> torch.Tensor:
+def _area_loss(logits: torch.Tensor, is_unknown: torch.Tensor) -> torch.Tensor:
     """Of maps [B, N + 1, h, w] whose first name is all that is known, where `is_unknown` [B] says so."""
     areas = logits.softmax(dim=1).mean(dim=(2, 3))[:, 1:]
     right = areas[:, 0].clamp(min=1e-6)

@@ -60,7 +60,7 @@ class HeadData(ViewData):
 
     scenes: SceneViews  # what M scene views show
     scene_store: DeviceStore  # their maps
-    scene_pixels: NDArray[np.uint8]  # [M, side, side, 3] uint8, on the CPU
+    scene_pixels: NDArray[np.uint8] | None  # [M, side, side, 3] uint8, on the CPU, for an expert that learns; else None
     scene_names: Mapping[str, torch.Tensor]  # name → [D] unit embedding of every name that a scene is asked for
 
     def only(self, features: Features) -> Self:
@@ -193,7 +193,7 @@ def with_scenes(
         pixels=None,
         scenes=every,
         scene_store=DeviceStore.joined(stores, data.device),
-        scene_pixels=np.concatenate([composed, *(pixels for pixels, _ in others.values())]),
+        scene_pixels=None,
         scene_names=dict(zip(names, load_minilm().embeddings(names), strict=True)),
     )
 

@@ -19,7 +19,7 @@ PAIRS = 512  # pairs a step: with 128, twice the steps reach half as far (docs/a
 TEXT_WEIGHT = 0.5
 DISTILLATION_WEIGHT = 0.5
 _IMAGES = ("picture", "photograph")
-_FILES = ("photograph", "sketch")  # kinds that are encoded as they are
+_FILES = ("photograph", "sketch")  # kinds that were not mirrored when their views were drawn
 NONE = -1  # fills up a row of `concept_numbers`
 
 Embed = Callable[[list[str]], torch.Tensor]  # names → [G, D] unit embeddings, as served
@@ -76,6 +76,7 @@ class PairLoss:
         self._classifier = classifier
         self._is_photograph = torch.tensor([kind == "photograph" for kind in views.kinds], device=device)
         self._is_file = torch.tensor([kind in _FILES for kind in views.kinds], device=device)
+        self._has_files = not set(_FILES).isdisjoint(views.kinds)
         self._sampler = PairSampler(views, rows, shares)
         size = (self._shown.shape[1], self._names.embeddings.shape[1])
         self._memory = _Memory(memory, *size, device=device) if memory else None
@@ -83,8 +84,8 @@ class PairLoss:
     def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """[2 `PAIRS`] rows: sketches, then their partners; and which of them are mirrored."""
         rows = torch.from_numpy(np.concatenate(self._sampler.draw(PAIRS, generator))).to(self._shown.device)
-        is_file = self._is_file[rows]  # other kinds were mirrored when they were drawn
-        if not is_file.any():
+        is_file = self._is_file[rows]
+        if not self._has_files:
             return rows, is_file
         return rows, is_file & (torch.rand(len(rows), generator=generator) < 0.5).to(rows.device)
 
@@ -139,7 +140,8 @@ class PairLoss:
 class _Memory:
     """Vectors of the last batches and what they show (cross-batch memory, Wang et al. 2020, arXiv 1912.06798).
 
-    Written in place, so that a GPU can record it. Until it is full it holds vectors of zeros, no one's positives.
+    Written in place, so that a GPU can record it. Until it is full it holds vectors of zeros, no one's positives; in no
+    checkpoint, so that a run that is continued fills it anew.
     """
 
     def __init__(self, batches: int, concepts: int, dimension: int, *, device: torch.device) -> None:

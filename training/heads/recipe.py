@@ -285,7 +285,13 @@ def _train(stage: nn.Module, loss: BatchLoss, run: Run, *, name: str, channel_dr
 
 
 def adapted_scenes(expert: nn.Module, data: HeadData) -> DeviceStore:
-    """The scenes' maps, with the frozen expert's levels replaced by those of an adapted one."""
+    """The scenes' maps, with the frozen expert's levels replaced by those of an adapted one.
+
+    Raises:
+        ValueError: the data hold no pixels of the scenes.
+    """
+    if data.scene_pixels is None:
+        raise ValueError("an expert learns from the scenes' pixels, too")
 
     @torch.inference_mode()
     def levels_of(pixels: NDArray[Any]) -> list[torch.Tensor]:

@@ -10,27 +10,29 @@ from app.api.auth import Scope, requires
 from app.api.bodies import read_json
 from app.api.deps import (
     MIN_SEQ,
+    Call,
     CallDep,
     IfMatchDep,
     LimitsDep,
     RequiredIfMatchDep,
     TasksDep,
     image_link,
-    link,
     set_version,
     written,
 )
 from app.api.idempotency import IdempotentRoute
 from app.api.images import UNCHANGING, image_response
 from app.api.openapi import request_body
+from app.api.problems import link
 from app.api.routers.fewshot_bodies import SUPPORT_FILES, QueriesInput, read_episode, read_queries, read_support
 from app.api.schemas import fewshot as schemas
 from app.api.schemas.galleries import SignedQuery
 from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
 from app.api.strict_json import json_response
 from app.errors import Invalid
-from app.stores.records.episode_rows import EpisodeChange
+from app.stores.records.episode_rows import Episode, EpisodeChange
 from app.tasks.fewshot import EpisodeRequest, WayRequest
+from models.heads.fewshot import LeaveOneOut
 
 router = APIRouter(tags=["fewshot"], route_class=IdempotentRoute, dependencies=MIN_SEQ)
 EpisodePath = Annotated[str, Path(pattern=EPISODE_PATTERN, description="Id of an episode.")]
@@ -133,11 +135,10 @@ async def add_support(
     if_match: RequiredIfMatchDep,
 ) -> schemas.EpisodeReport:
     """A new label adds a way. Needs `If-Match`; returns the episode at its new version."""
-    seq, episode, left_out = await call.tasks.fewshot.add_support(
+    added = await call.tasks.fewshot.add_support(
         episode_id, ways, call.budget, if_match=if_match, token=call.token, timeout_s=call.timeout_s
     )
-    set_version(response, episode.version, seq=seq)
-    return schemas.episode_report(episode, partial(image_link, call.request), left_out)
+    return _changed(call, response, added)
 
 
 @router.delete("/fewshot/episodes/{episode_id}/support/{support_id}", summary="Remove a support image")
@@ -146,9 +147,7 @@ async def remove_support(
     response: Response, call: CallDep, episode_id: EpisodePath, support_id: SupportPath, if_match: RequiredIfMatchDep
 ) -> schemas.EpisodeReport:
     """The last support image of a way stays. Needs `If-Match`; returns the episode at its new version."""
-    seq, episode, left_out = await call.tasks.fewshot.remove_support(episode_id, support_id, if_match=if_match)
-    set_version(response, episode.version, seq=seq)
-    return schemas.episode_report(episode, partial(image_link, call.request), left_out)
+    return _changed(call, response, await call.tasks.fewshot.remove_support(episode_id, support_id, if_match=if_match))
 
 
 @router.delete("/fewshot/episodes/{episode_id}/ways/{label}", summary="Remove a way")
@@ -160,9 +159,7 @@ async def remove_way(
 
     A label with a slash is no path: rename it first.
     """
-    seq, episode, left_out = await call.tasks.fewshot.remove_way(episode_id, label, if_match=if_match)
-    set_version(response, episode.version, seq=seq)
-    return schemas.episode_report(episode, partial(image_link, call.request), left_out)
+    return _changed(call, response, await call.tasks.fewshot.remove_way(episode_id, label, if_match=if_match))
 
 
 @router.patch(
@@ -176,14 +173,13 @@ async def patch_episode(
 ) -> schemas.EpisodeReport:
     """Nothing is encoded again. Needs `If-Match`; returns the episode at its new version."""
     wire = await read_json(call.request, schemas.EpisodePatch, limits)
-    given = wire.model_fields_set
-    fields: dict[str, str | None] = {name: getattr(wire, name) for name in ("name", "method") if name in given}
-    if fields.get("method", "") is None or not (fields or wire.labels):
+    fields = wire.model_dump(include={"name", "method"}, exclude_unset=True)
+    if fields.get("method", "") is None:
+        raise Invalid("An episode has a method: leave it out, or name one.")
+    if not (fields or wire.labels):
         raise Invalid("Send at least one of name, method and labels.")
-    changed = EpisodeChange(fields=fields, labels=wire.labels or {})
-    seq, episode, left_out = await call.tasks.fewshot.change(episode_id, changed, if_match=if_match)
-    set_version(response, episode.version, seq=seq)
-    return schemas.episode_report(episode, partial(image_link, call.request), left_out)
+    change = EpisodeChange(fields=fields, labels=wire.labels or {})
+    return _changed(call, response, await call.tasks.fewshot.change(episode_id, change, if_match=if_match))
 
 
 @router.get(
@@ -208,3 +204,10 @@ async def get_support_image(
 async def delete_episode(tasks: TasksDep, episode_id: EpisodePath, if_match: IfMatchDep) -> Response:
     """The episode goes together with its support images; with `If-Match`, at that version only."""
     return written(await tasks.fewshot.delete(episode_id, if_match=if_match))
+
+
+def _changed(call: Call, response: Response, changed: tuple[int, Episode, LeaveOneOut | None]) -> schemas.EpisodeReport:
+    """The episode after a write, at its new version."""
+    seq, episode, left_out = changed
+    set_version(response, episode.version, seq=seq)
+    return schemas.episode_report(episode, partial(image_link, call.request), left_out)

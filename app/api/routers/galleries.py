@@ -18,6 +18,7 @@ from app.api.schemas.galleries import (
     GalleryReport,
 )
 from app.api.schemas.wire import GALLERY_PATTERN
+from app.api.strict_json import json_response
 from app.domain import BundleInfo
 from app.tasks.galleries import GalleryState
 
@@ -59,12 +60,17 @@ async def get_gallery(tasks: TasksDep, bundle: BundleDep, name: GalleryPath) -> 
     return _report(await tasks.galleries.get(name), bundle)
 
 
-@router.get("/galleries/{name}/facets", summary="Values of a metadata field, with counts")
+@router.get("/galleries/{name}/facets", response_model=FacetList, summary="Values of a metadata field, with counts")
 @requires(Scope.READ)
-async def get_facets(tasks: TasksDep, name: GalleryPath, query: Annotated[FacetQuery, Query()]) -> FacetList:
+async def get_facets(
+    request: Request, tasks: TasksDep, name: GalleryPath, query: Annotated[FacetQuery, Query()]
+) -> Response:
     """The most frequent first. Each request scans the gallery's metadata."""
     found = await tasks.galleries.facets(name, query.field, query.limit)
-    return FacetList.model_validate({"gallery": name, "field": query.field, **asdict(found)})
+    fields = {"gallery": name, "field": query.field}
+    return await json_response(
+        request, len(found.facets), lambda: FacetList.model_validate({**fields, **asdict(found)})
+    )
 
 
 @router.delete("/galleries/{name}", status_code=204, summary="Delete a gallery")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version as package_version
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path as FilePath
 from typing import Annotated
 
@@ -13,19 +13,18 @@ from pydantic import BaseModel, Field, JsonValue
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse
 
 from app.api.auth import Scope, ScopedRoute, requires
-from app.api.deps import LOAD_RETRY_AFTER_S, BundleDep, Platform, PlatformDep, TasksDep, link, written
-from app.api.problems import catalogue
+from app.api.deps import BundleDep, Platform, PlatformDep, TasksDep, written
+from app.api.problems import catalogue, link
 from app.api.schemas.wire import JOB_PATTERN
 from app.api.sessions import COOKIE, SESSION_S
-from app.errors import EngineUnavailable, NotFound
+from app.errors import LOAD_RETRY_AFTER_S, EngineUnavailable, NotFound
 from app.runtime.process import Phase
 from app.stores.records.jobs import JobState
 
 router = APIRouter(tags=["operation"], route_class=ScopedRoute)
 health = APIRouter(tags=["health"], route_class=ScopedRoute)
 jobs = APIRouter(tags=["jobs"], route_class=ScopedRoute)
-_SWAGGER = find_spec("fastapi_swagger")  # only its files are used
-DOCS_FOLDER = FilePath(_SWAGGER.origin if _SWAGGER is not None and _SWAGGER.origin else "").parent / "resources"
+DOCS_FOLDER = FilePath(str(files("fastapi_swagger"))) / "resources"  # only its files are used
 DOCS_FILES = {file.name: file for file in DOCS_FOLDER.glob("*.*") if file.suffix in (".js", ".css", ".png")}
 # FastAPI's page has an inline script; nothing comes from elsewhere.
 DOCS_POLICY = (

@@ -19,7 +19,7 @@ from app.domain import Limits
 from app.errors import Invalid, NotAcceptable, TooMuchWork
 from app.stores.records.class_sets import ClassPrompt
 from app.tasks.features import Source
-from app.tasks.masks import bit_png, outlines, overlay_png, palette_png
+from app.tasks.masks import MAX_CORNERS, bit_png, outlines, overlay_png, palette_png
 from app.tasks.segmentation import ClassAnswer, SegmentAnswer, SegmentQuery
 
 router = APIRouter(tags=["segmentation"], route_class=ScopedRoute, dependencies=MIN_SEQ)
@@ -157,7 +157,7 @@ def _body(answer: SegmentAnswer, form: str) -> bytes:
         width=width,
         height=height,
         fingerprint=answer.fingerprint,
-        classes=[_class(entry, answer, form) for entry in answer.classes],
+        classes=_classes(answer, form),
         label_map=label_map,
         timings_ms=dict(answer.timings_ms),
     )
@@ -165,7 +165,15 @@ def _body(answer: SegmentAnswer, form: str) -> bytes:
     return response.model_dump_json(exclude=None if label_map else {"label_map"}).encode()
 
 
-def _class(entry: ClassAnswer, answer: SegmentAnswer, form: str) -> schemas.SegmentedClass:
+def _classes(answer: SegmentAnswer, form: str) -> list[schemas.SegmentedClass]:
+    found, corners = [], 0
+    for entry in answer.classes:
+        found.append(_class(entry, answer, form, max_corners=MAX_CORNERS - corners))
+        corners += sum(len(ring) for ring in found[-1].mask) // 2 if isinstance(found[-1].mask, list) else 0
+    return found
+
+
+def _class(entry: ClassAnswer, answer: SegmentAnswer, form: str, *, max_corners: int) -> schemas.SegmentedClass:
     height, width = answer.labels.shape
     region = entry.region
     mask: schemas.Mask | None = None
@@ -173,7 +181,7 @@ def _class(entry: ClassAnswer, answer: SegmentAnswer, form: str) -> schemas.Segm
         mask = schemas.RleMask(size=(height, width), counts=region.rle_counts)
     elif region is not None and form == "polygons":
         x, y, w, h = region.bbox
-        mask = outlines(answer.labels[y : y + h, x : x + w] == entry.index, x, y)
+        mask = outlines(answer.labels[y : y + h, x : x + w] == entry.index, x, y, max_corners=max_corners)
     elif region is not None and form == "png":
         mask = bit_png(answer.labels == entry.index)
     area = region.area if region else 0

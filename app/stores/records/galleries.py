@@ -58,7 +58,6 @@ class Galleries:
         self._indexes = indexes
         self._fingerprint = fingerprint
         self._filtered = FilteredRows(database)
-        self.session_secret = b""  # of the database, once it is loaded
         # Built once: building a query takes as long as running it.
         live = sa.and_(items.c.id.in_(sa.bindparam("ids", expanding=True)), IS_LIVE)
         self._rows = sa.select(items.c.id, items.c.external_id, items.c.metadata).where(live)
@@ -71,7 +70,6 @@ class Galleries:
                 metadata.write(connection, metadata.FINGERPRINT, self._fingerprint)
             if _gallery_id(connection, DEFAULT_GALLERY) is None:
                 _create(connection, DEFAULT_GALLERY, "")
-            self.session_secret = metadata.session_secret(connection)
         self._indexes.load()
 
     def put(self, name: str, description: str | None) -> tuple[int, bool]:

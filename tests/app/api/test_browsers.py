@@ -203,6 +203,48 @@ async def test_a_key_buys_a_cookie_that_scripts_cannot_read(guarded: tuple[FastA
         assert (await client.put("/galleries/g")).status_code == 201
 
 
+async def test_every_origin_is_allowed_but_none_with_a_cookie(tmp_path: Path) -> None:
+    key, line = new_key("writer", [Scope.WRITE])
+    app = create_app(Settings(data_dir=tmp_path, api_keys=line, allowed_origins="*"), build_services)  # type: ignore[arg-type]  # as in the environment
+    elsewhere = {"Origin": "http://elsewhere.example"}
+    async with app.router.lifespan_context(app), connected(app) as client:
+        await app.state.supervisor.settled()
+        assert (await client.get("/version", headers={**elsewhere, "X-API-Key": key})).status_code == 200
+        await client.post("/session", headers={"X-API-Key": key})
+        assert (await client.get("/version")).status_code == 200
+        assert (await client.get("/version", headers=elsewhere)).status_code == 403
+        files = {"image": ("a.png", png(), "image/png")}  # a form needs no preflight
+        assert (await client.post("/galleries/default/items", files=files, headers=elsewhere)).status_code == 403
+
+
+async def test_what_cannot_be_checked_yet_is_503(tmp_path: Path) -> None:
+    key, line = new_key("writer", [Scope.WRITE])
+    async with connected(make_app(data_dir=tmp_path, api_keys=line)) as client:
+        image = "/galleries/default/items/a/image?expires=9&signature=a"
+        cookie = {"Cookie": f"{sessions.COOKIE}=a.b.c"}
+        for answer in (
+            await client.post("/session", headers={"X-API-Key": key}),
+            await client.get("/galleries", headers=cookie),
+            await client.get(image),
+            await client.get("/galleries", headers={"X-API-Key": key}),
+        ):
+            assert (answer.status_code, "retry-after" in answer.headers) == (503, True), answer.text
+            assert "set-cookie" not in answer.headers
+        assert (await client.get("/galleries")).status_code == 401
+
+
+async def test_a_write_is_done_once_by_key_and_by_session(guarded: tuple[FastAPI, str]) -> None:
+    app, key = guarded
+    once = {"Idempotency-Key": "once"}
+    async with connected(app) as client:
+        files = {"image": ("a.png", png(), "image/png")}
+        first = await client.post("/galleries/default/items", files=files, headers={**once, "X-API-Key": key})
+        await client.post("/session", headers={"X-API-Key": key})
+        for headers in ({"X-API-Key": key}, {}, {"Authorization": f"Bearer {key}"}):
+            again = await client.post("/galleries/default/items", files=files, headers={**once, **headers})
+            assert (again.json(), again.headers["idempotency-replayed"]) == (first.json(), "true")
+
+
 async def test_a_cookie_ends_with_its_time_its_key_and_a_changed_letter(
     guarded: tuple[FastAPI, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,11 +306,10 @@ async def test_head_of_a_service_that_loads_is_503() -> None:
         assert (await client.head("/retrieve")).status_code == 405
 
 
-async def test_what_has_a_version_is_sent_once(client: httpx.AsyncClient) -> None:
+async def test_what_may_be_cached_is_sent_once(client: httpx.AsyncClient) -> None:
     await client.put("/galleries/default/items/a", files={"image": png()})
-    await client.put("/class-sets/c", json={"classes": ["a"]})
     item = "/galleries/default/items/a"
-    for path in (f"{item}/image", f"{item}/image?size=16", item, "/class-sets/c", "/playground/main.js"):
+    for path in (f"{item}/image", f"{item}/image?size=16", "/playground/main.js"):
         whole = await client.get(path)
         tag = whole.headers["etag"]
         if "image" in path:
@@ -282,6 +323,20 @@ async def test_what_has_a_version_is_sent_once(client: httpx.AsyncClient) -> Non
     await client.put(item, files={"image": png(colour=(9, 9, 9))})
     assert (await client.get(f"{item}/image", headers={"If-None-Match": tag})).status_code == 200
     assert (await client.get("/galleries/default/items/b", headers={"If-None-Match": "*"})).status_code == 404
+
+
+async def test_a_version_for_if_match_does_not_stand_for_the_body(guarded: tuple[FastAPI, str]) -> None:
+    """An item's signed address expires and its fingerprint may change, at one version."""
+    app, key = guarded
+    async with connected(app, headers={"X-API-Key": key}) as client:
+        await client.put("/galleries/default/items/a", files={"image": png()})
+        whole = await client.get("/galleries/default/items/a")
+        again = await client.get("/galleries/default/items/a", headers={"If-None-Match": whole.headers["etag"]})
+        assert (again.status_code, again.json()["id"]) == (200, "a")
+        kept = await client.put(
+            "/galleries/default/items/a", files={"image": png()}, headers={"If-Match": whole.headers["etag"]}
+        )
+        assert kept.status_code == 200
 
 
 # Behind a proxy

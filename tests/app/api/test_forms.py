@@ -76,3 +76,10 @@ async def test_nul_in_any_stored_text_is_422(client: httpx.AsyncClient) -> None:
         answer = await client.request(method, url, json=body)
         assert answer.status_code == 422, answer.text
         assert "NUL" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("empty", [b'name="text"', b'name="sketch"; filename=""'], ids=["text", "file"])
+async def test_parts_that_count_as_absent_are_bounded_too(client: httpx.AsyncClient, empty: bytes) -> None:
+    answer = await send(client, *[part(empty, b"")] * 4096, part(b'name="text"', b"a"))
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
+    assert "2048 files" in answer.json()["detail"]

@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from scipy import ndimage
 
+from app.errors import TooMuchWork
 from app.imaging.raster import tile_image
 from app.tasks.masks import bit_png, outlines, overlay_png, palette_png, regions, without_islands
 
@@ -151,3 +152,10 @@ def test_an_overlay_shows_the_image_under_its_masks_and_names_them(height: int, 
         shown = np.asarray(image)
         assert shown[round(height * scale * 3 / 4), 0].tolist() == pytest.approx([0, 0, 200], abs=3)
         assert shown[2, 0].tolist() == pytest.approx([64, 0, 100], abs=3)
+
+
+def test_the_corners_of_one_response_are_bounded_together() -> None:
+    mask = np.ones((4, 4), bool)
+    assert len(outlines(mask, max_corners=4)[0]) == 8
+    with pytest.raises(TooMuchWork, match="larger min_area"):
+        outlines(mask, max_corners=3)

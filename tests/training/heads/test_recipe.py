@@ -256,13 +256,13 @@ def test_where_cells_are_unknown_the_name_learns_to_fill_most() -> None:
     before = {name: value.item() for name, value in loss.losses(rows, chances).items()}
     known = {name: value.item() for name, value in loss.losses(torch.tensor([1]), torch.ones((1, 2))).items()}
     assert before["dense"] == pytest.approx(known["dense"], rel=1e-5), "unknown cells do not count"
-    assert known["whole"] == 0
+    assert known["areas"] == 0
     optimizer = torch.optim.Adam(stage.parameters(), lr=3e-3)
     for _ in range(25):
         optimizer.zero_grad()
-        loss.losses(rows, chances)["whole"].backward()  # type: ignore[no-untyped-call]
+        loss.losses(rows, chances)["areas"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert loss.losses(rows, chances)["whole"].item() < 0.5 * before["whole"]
+    assert loss.losses(rows, chances)["areas"].item() < 0.5 * before["areas"]
 
 
 def test_adapters_learn_with_the_pool_from_pixels(
