@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from models.heads.uhead import Standardize
 
+_GROUPS = 16  # of the hidden layer's GroupNorm
 _MOST_TRUST = 4.0  # bound of the gate: a posterior weighs at most this much beside the U-head's vector of length 1
 
 
@@ -24,6 +25,7 @@ class PosteriorsConfig(BaseModel, extra="forbid", frozen=True):
         top_k: classes that enter the vector.
         temperature: of the softmax over classes.
         visual: V, length of the compressed features.
+        hidden: channels between the features and what they add to the U-head's vector.
     """
 
     classes: int = Field(default=1000, ge=1)
@@ -31,6 +33,7 @@ class PosteriorsConfig(BaseModel, extra="forbid", frozen=True):
     top_k: int = Field(default=10, ge=1)
     temperature: float = Field(default=1.0, gt=0)
     visual: int = Field(default=256, ge=1)
+    hidden: int = Field(default=1024, ge=16, multiple_of=16)
 
 
 class ExpertClassifier(nn.Module):
@@ -72,11 +75,19 @@ class ClassPosteriors(nn.Module):
         self.register_buffer("embeddings", torch.zeros(config.classes, dimension))
         self.register_buffer("components", torch.zeros(config.visual, config.features))
         self.standard = Standardize(config.features)
-        self.projection = nn.Linear(config.features, dimension, bias=False)
+        self.linear = nn.Linear(config.features, dimension, bias=False)
+        self.mixed = nn.Sequential(
+            nn.Linear(config.features, config.hidden, bias=False),
+            nn.GroupNorm(_GROUPS, config.hidden),
+            nn.SiLU(),
+            nn.Dropout(0.0),
+            nn.Linear(config.hidden, dimension, bias=False),
+        )
         self.gate = nn.Linear(config.features + 2, 1)
         self.dense_weight = nn.Parameter(torch.zeros(1))
         self.image_weight = nn.Parameter(torch.zeros(1))
-        nn.init.zeros_(self.projection.weight)
+        for last in (self.linear, self.mixed[-1]):
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type]  # a layer's weight, typed as of any module
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
@@ -126,7 +137,8 @@ class ClassPosteriors(nn.Module):
 
     def own(self, pooled: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Returns what posteriors are added to, [B, D], not normalised; arguments as for `semantic`."""
-        own: torch.Tensor = pooled + self.projection(self._standard(features)).float()
+        known = self._standard(features)
+        own: torch.Tensor = pooled + (self.linear(known) + self.mixed(known)).float()
         return own
 
     def dense(

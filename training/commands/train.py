@@ -180,9 +180,8 @@ def train_photographs_command(
     features: Annotated[
         Literal["fused", "expert"], typer.Option(help="Frozen maps that heads see; `expert` leaves the U-Net out.")
     ] = "fused",
-    dense_from: Annotated[
-        Path | None,
-        typer.Option(help="Bundle whose dense path training starts from; zero-shot heads need a zero-shot one."),
+    start: Annotated[
+        Path | None, typer.Option(help="Bundle whose heads training starts from; zero-shot heads need a zero-shot one.")
     ] = None,
     prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = MINI,
     data: SharedOption = Path("../shared/data"),
@@ -226,9 +225,9 @@ def train_photographs_command(
     plan = HeadPlan(
         release=release, features=features, steps=steps, dense_steps=dense_steps, minutes=minutes, seed=seed
     )
-    start = None if dense_from is None else dense_from / "heads"
+    heads = None if start is None else start / "heads"
     with _stage("heads", (steps or PHOTOGRAPHS.steps) + dense_steps, threads) as progress:
-        train_photograph_heads(bundle, found, plan, root, progress, dense_from=start)
+        train_photograph_heads(bundle, found, plan, root, progress, start=heads)
 
 
 @train_app.command("heads")

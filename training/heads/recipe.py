@@ -259,6 +259,8 @@ def train_pooled(
     )
     if isinstance(uhead.pool, GridPool):
         uhead.pool.cell_dropout, uhead.pool.dropout.p = course.cell_dropout, course.fused_dropout
+    if posteriors is not None:
+        posteriors.mixed[3].p = course.fused_dropout  # type: ignore[assignment]  # a module's number
     _train(stage, BatchLoss(draw=loss.draw, losses=loss.losses), run, name="pooled", channel_dropout=CHANNEL_DROPOUT)
 
 

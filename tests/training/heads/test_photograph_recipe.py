@@ -89,7 +89,7 @@ def test_trained_heads_load_as_a_bundle(features: str, with_scenes: HeadData, tm
     plan = HeadPlan(release=True, features=features, steps=12, dense_steps=4)  # type: ignore[arg-type]  # of two
     steps: list[int] = []
     train_photograph_heads(
-        bundle, with_scenes, plan, tmp_path / "runs", lambda step, _: steps.append(step), dense_from=HEADS
+        bundle, with_scenes, plan, tmp_path / "runs", lambda step, _: steps.append(step), start=HEADS
     )
     for part in ("vae", "unet", "scheduler"):
         shutil.copytree(MINI / part, bundle / part)
@@ -101,7 +101,7 @@ def test_trained_heads_load_as_a_bundle(features: str, with_scenes: HeadData, tm
     posteriors = network.posteriors
     assert posteriors is not None
     assert posteriors.embeddings.norm(dim=1).mean().item() == pytest.approx(1, abs=1e-3)
-    assert posteriors.projection.weight.abs().sum() > 0
+    assert posteriors.linear.weight.abs().sum() > 0
     assert posteriors.dense_weight.item() != 0
     record = json.loads((bundle / "heads" / "training.json").read_text())
     assert (record["features"], record["release"]) == (features, True)
@@ -131,9 +131,7 @@ def test_heads_on_the_expert_alone_do_not_read_the_backbone(data: ViewData, tmp_
 
 def test_zero_shot_heads_do_not_start_from_release_heads(data: ViewData, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="saw the unseen"):
-        train_photograph_heads(
-            tmp_path, data, HeadPlan(), tmp_path / "runs", lambda _step, _loss: None, dense_from=HEADS
-        )
+        train_photograph_heads(tmp_path, data, HeadPlan(), tmp_path / "runs", lambda _step, _loss: None, start=HEADS)
 
 
 def test_photographs_are_drawn_evenly_and_partners_are_of_both_kinds() -> None:
