@@ -15,7 +15,7 @@ from models.heads.posteriors import ClassPosteriors, ExpertClassifier
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
 from training.heads.feature_store import DeviceStore
-from training.heads.pooled import NONE, concept_numbers
+from training.heads.pairs import NONE, concept_numbers
 from training.heads.scene_views import UNKNOWN, SceneViews
 
 SCENES = 24  # scene views a step

@@ -1,6 +1,6 @@
 """The pooled stage: sketches find images of the same thing and back, and both find their names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +13,13 @@ from models.heads.posteriors import ClassPosteriors, ExpertClassifier
 from models.heads.uhead import UHead
 from training.devices import CPU
 from training.heads.feature_store import CLASS_FEATURES, EXPERT_CELLS, TAP_CELLS, AdaptedCells, DeviceStore
+from training.heads.pairs import NONE, PairSampler, concept_numbers
 from training.heads.views import ViewSet
 
 PAIRS = 512  # pairs a step: with 128, twice the steps reach half as far (docs/adr/0018)
 TEXT_WEIGHT = 0.5
 DISTILLATION_WEIGHT = 0.5
-_IMAGES = ("picture", "photograph")
 _FILES = ("photograph", "sketch")  # kinds that were not mirrored when their views were drawn
-NONE = -1  # fills up a row of `concept_numbers`
 
 Embed = Callable[[list[str]], torch.Tensor]  # names → [G, D] unit embeddings, as served
 
@@ -71,6 +70,7 @@ class PairLoss:
         device = stage.log_pair_scale.device
         self._names = collect_names(views, rows, vocabulary, embed, device=device)
         self._shown = concept_numbers(views.concepts, vocabulary).to(device)
+        self._count = len(codes)
         self._stage = stage
         self._cells = cells
         self._classifier = classifier
@@ -111,14 +111,16 @@ class PairLoss:
         scale = _bounded(self._stage.log_pair_scale)
         sketches, images, drawn, imaged = pooled[:PAIRS], pooled[PAIRS:], shown[:PAIRS], shown[PAIRS:]
         if self._memory is None:
-            return symmetric_contrastive_loss(scale * sketches @ images.T, sharing(drawn, imaged))
+            return symmetric_contrastive_loss(scale * sketches @ images.T, sharing(drawn, imaged, self._count))
         old_sketches, old_drawn, old_images, old_imaged = self._memory.halves()
         self._memory.write(pooled, shown)
         found = contrastive_loss(
-            scale * sketches @ torch.cat([images, old_images]).T, sharing(drawn, torch.cat([imaged, old_imaged]))
+            scale * sketches @ torch.cat([images, old_images]).T,
+            sharing(drawn, torch.cat([imaged, old_imaged]), self._count),
         )
         back = contrastive_loss(
-            scale * images @ torch.cat([sketches, old_sketches]).T, sharing(imaged, torch.cat([drawn, old_drawn]))
+            scale * images @ torch.cat([sketches, old_sketches]).T,
+            sharing(imaged, torch.cat([drawn, old_drawn]), self._count),
         )
         return 0.5 * (found + back)
 
@@ -226,80 +228,9 @@ def collect_names(
     return Names(names=names, embeddings=embed(list(names)).to(device), stands_for=stands_for.to(device))
 
 
-def concept_numbers(concepts: Sequence[tuple[str, ...]], vocabulary: Mapping[str, int]) -> torch.Tensor:
-    """[N, C] int64: numbers of each entry's concepts, filled up with `NONE`; unknown concepts are left out."""
-    known = [[vocabulary[code] for code in codes if code in vocabulary] for codes in concepts]
-    found = np.full((len(known), max(map(len, known), default=0)), NONE)
-    for row, numbers in enumerate(known):
-        found[row, : len(numbers)] = numbers
-    return torch.from_numpy(found)
-
-
-def sharing(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """[A, B] bool: rows of [A, C] and [B, C'] concept numbers that have one in common."""
-    found = torch.zeros((len(left), len(right)), dtype=torch.bool, device=left.device)
-    # Column by column: a row has a handful of concepts, and [A, B, C, C'] would not fit.
-    for one in left.T:
-        for other in right.T:
-            found |= (one[:, None] == other[None]) & (one[:, None] != NONE)
-    return found
-
-
-class PairSampler:
-    """Draws (sketch, partner) rows that show the same thing; the partner is an image if there is one.
-
-    Photographs take part as sketches where they have a share. A partner is as often a photograph as another image where
-    there are both, and photographs of frequent names are drawn less often each.
-
-    Args:
-        views: all views.
-        rows: those to draw from.
-        shares: of every kind of sketch among pairs.
-    """
-
-    def __init__(self, views: ViewSet, rows: NDArray[np.int64], shares: Mapping[str, float]) -> None:
-        kinds = np.array(views.kinds)[rows]
-        self._sketches = {kind: rows[kinds == kind] for kind in shares if (kinds == kind).any()}
-        self._odds = {kind: _even_odds(views, found) for kind, found in self._sketches.items() if kind == "photograph"}
-        chances = np.array([shares[kind] for kind in self._sketches])
-        self._shares = chances / chances.sum()
-        pictured = {code for row in rows[np.isin(kinds, _IMAGES)] for code in views.concepts[row]}
-        # Partners of each concept: first photographs, then everything else.
-        partners: dict[str, tuple[list[int], list[int]]] = {}
-        for row in rows:
-            for code in views.concepts[row]:
-                if views.kinds[row] in _IMAGES or code not in pictured:
-                    partners.setdefault(code, ([], []))[views.kinds[row] != "photograph"].append(int(row))
-        # Partners in one flat array, so that a whole batch is drawn without a loop.
-        numbers = {code: number for number, code in enumerate(partners)}
-        self._concepts = concept_numbers(views.concepts, numbers).numpy()
-        self._counts = (self._concepts != NONE).sum(axis=1)
-        self._sizes = np.array([[len(found) for found in both] for both in partners.values()])
-        self._starts = np.concatenate([[0], self._sizes.ravel().cumsum()[:-1]]).reshape(-1, 2)
-        self._partners = np.array([row for both in partners.values() for found in both for row in found])
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """[count] sketch rows and their [count] partner rows."""
-        # One draw from torch's generator seeds NumPy's, so that a resumed run continues the same pairs.
-        rng = np.random.default_rng(int(torch.randint(0, 2**62, (1,), generator=generator)))
-        drawn = rng.multinomial(count, self._shares)
-        sketches = np.concatenate(
-            [
-                rng.choice(rows, number, p=self._odds.get(kind))
-                for (kind, rows), number in zip(self._sketches.items(), drawn, strict=True)
-            ]
-        )
-        concepts = self._concepts[sketches, rng.integers(self._counts[sketches])]
-        sizes = self._sizes[concepts]
-        group = sizes.argmax(axis=1)
-        if (has_both := sizes.all(axis=1)).any():
-            group[has_both] = rng.integers(2, size=has_both.sum())
-        partners = self._partners[self._starts[concepts, group] + rng.integers(self._sizes[concepts, group])]
-        return sketches, partners
-
-
-def _even_odds(views: ViewSet, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Odds of rows so that a name is drawn as often as the root of its number of rows."""
-    _, numbers, counts = np.unique([views.names[row] for row in rows], return_inverse=True, return_counts=True)
-    odds = 1 / np.sqrt(counts[numbers])
-    return np.asarray(odds / odds.sum(), np.float64)
+def sharing(left: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor:
+    """[A, B] bool: rows of [A, C] and [B, C'] numbers of `count` concepts that have one in common."""
+    has = torch.zeros((count + 1, len(right)), dtype=torch.bool, device=left.device)
+    has[right, torch.arange(len(right), device=left.device)[:, None]] = True
+    has[NONE] = False  # the last row
+    return has[left].any(dim=1)

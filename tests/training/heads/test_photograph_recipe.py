@@ -22,8 +22,8 @@ from training.heads import dense, pooled
 from training.heads.dense import split_maps
 from training.heads.feature_store import CLASS_FEATURES, EXPERT_CELLS, TAP_CELLS, DeviceStore
 from training.heads.frozen import HeadData, ViewData
+from training.heads.pairs import PairSampler
 from training.heads.photograph_recipe import PHOTOGRAPHS, train_photograph_heads
-from training.heads.pooled import PairSampler
 from training.heads.recipe import HeadPlan
 from training.heads.views import ViewSet
 

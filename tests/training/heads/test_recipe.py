@@ -18,17 +18,8 @@ from training.heads import dense, pooled
 from training.heads.dense import DenseLoss, DenseStage, split_maps
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore
 from training.heads.frozen import FEATURES, Features, HeadData, visible
-from training.heads.pooled import (
-    NONE,
-    PairLoss,
-    PairSampler,
-    PooledStage,
-    all_cells,
-    collect_names,
-    concept_numbers,
-    contrastive_loss,
-    sharing,
-)
+from training.heads.pairs import PairSampler, concept_numbers
+from training.heads.pooled import NONE, PairLoss, PooledStage, all_cells, collect_names, contrastive_loss, sharing
 from training.heads.recipe import (
     ZEROSHOT,
     HeadPlan,
@@ -171,7 +162,9 @@ def test_pairs_are_also_compared_with_the_last_batches(views: ViewSet, monkeypat
     vectors, shown = stage.pool(all_cells(cells.read(rows.flatten()))).view(2, 12, -1), plain._shown[rows]
     scale = stage.log_pair_scale.exp()
     sides = [
-        contrastive_loss(scale * vectors[own, :4] @ vectors[1 - own].T, sharing(shown[own, :4], shown[1 - own]))
+        contrastive_loss(
+            scale * vectors[own, :4] @ vectors[1 - own].T, sharing(shown[own, :4], shown[1 - own], plain._count)
+        )
         for own in (0, 1)
     ]
     assert found[2] == pytest.approx(torch.stack(sides).mean().item(), rel=1e-4)
@@ -193,7 +186,11 @@ def test_what_shares_a_concept_is_the_same_thing() -> None:
     left = concept_numbers([("cat", "owl"), ("bed",), ("unknown",)], vocabulary)
     right = concept_numbers([("owl",), ("bed", "cat"), ()], vocabulary)
     assert left.tolist() == [[0, 1], [2, NONE], [NONE, NONE]]
-    assert sharing(left, right).tolist() == [[True, True, False], [False, True, False], [False, False, False]]
+    assert sharing(left, right, len(vocabulary)).tolist() == [
+        [True, True, False],
+        [False, True, False],
+        [False, False, False],
+    ]
 
 
 def test_standards_are_those_of_the_stores_and_a_blank_map_reads_as_zero() -> None:
