@@ -157,7 +157,7 @@ def _body(answer: SegmentAnswer, form: str) -> bytes:
         width=width,
         height=height,
         fingerprint=answer.fingerprint,
-        classes=_classes(answer, form),
+        classes=_segmented(answer, form),
         label_map=label_map,
         timings_ms=dict(answer.timings_ms),
     )
@@ -165,7 +165,7 @@ def _body(answer: SegmentAnswer, form: str) -> bytes:
     return response.model_dump_json(exclude=None if label_map else {"label_map"}).encode()
 
 
-def _classes(answer: SegmentAnswer, form: str) -> list[schemas.SegmentedClass]:
+def _segmented(answer: SegmentAnswer, form: str) -> list[schemas.SegmentedClass]:
     found, corners = [], 0
     for entry in answer.classes:
         found.append(_class(entry, answer, form, max_corners=MAX_CORNERS - corners))

@@ -205,7 +205,7 @@ async def test_a_key_buys_a_cookie_that_scripts_cannot_read(guarded: tuple[FastA
 
 async def test_every_origin_is_allowed_but_none_with_a_cookie(tmp_path: Path) -> None:
     key, line = new_key("writer", [Scope.WRITE])
-    app = create_app(Settings(data_dir=tmp_path, api_keys=line, allowed_origins="*"), build_services)  # type: ignore[arg-type]  # as in the environment
+    app = create_app(Settings(data_dir=tmp_path, api_keys=line, allowed_origins="*"), build_services)
     elsewhere = {"Origin": "http://elsewhere.example"}
     async with app.router.lifespan_context(app), connected(app) as client:
         await app.state.supervisor.settled()

@@ -18,8 +18,8 @@ from training.heads import dense, pooled
 from training.heads.dense import DenseLoss, DenseStage, split_maps
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore
 from training.heads.frozen import FEATURES, Features, HeadData, visible
-from training.heads.pairs import PairSampler, concept_numbers
-from training.heads.pooled import NONE, PairLoss, PooledStage, all_cells, collect_names, contrastive_loss, sharing
+from training.heads.pairs import NONE, PairSampler, concept_numbers
+from training.heads.pooled import PairLoss, PooledStage, all_cells, collect_names, contrastive_loss, sharing
 from training.heads.recipe import (
     ZEROSHOT,
     HeadPlan,
