@@ -6,11 +6,12 @@ import operator
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from models.bundle.pack import mini_uhead_shape
 from models.text import load_minilm
@@ -18,9 +19,9 @@ from training.data.backgrounds import TRAINING_FAMILIES
 from training.data.dataset import DataSet
 from training.data.photographs import ImageFiles, concepts_by_thing, concepts_of, photographed_background
 from training.data.scenes import TRAINING_LAYOUT
-from training.devices import CPU
+from training.devices import CPU, batch_size, to_input
 from training.heads.caches import FrozenCaches
-from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore, joined
+from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore, in_batches, joined
 from training.heads.scene_views import SceneViews, build_scene_views
 from training.heads.views import SHARES, ViewSet, build_views, photograph_parts, view_parts
 from training.loop import Progress
@@ -234,3 +235,22 @@ def relabelled(views: ViewSet, dataset: DataSet) -> ViewSet:
         old or any(code in unseen for code in codes) for old, codes in zip(views.is_unseen, views.concepts, strict=True)
     ]
     return dataclasses.replace(views, is_unseen=np.array(flags))
+
+
+def adapted_scenes(expert: nn.Module, data: HeadData) -> DeviceStore:
+    """The scenes' maps, with the frozen expert's levels replaced by those of an adapted one.
+
+    Raises:
+        ValueError: the data hold no pixels of the scenes.
+    """
+    if data.scene_pixels is None:
+        raise ValueError("an expert learns from the scenes' pixels, too")
+
+    @torch.inference_mode()
+    def levels_of(pixels: NDArray[Any]) -> list[torch.Tensor]:
+        batch = torch.from_numpy(np.array(pixels)).to(data.device)
+        return [level.half() for level in expert(to_input(batch))]
+
+    size = batch_size(data.device, cpu=8, gpu=1024)
+    levels = zip(*[levels_of(pixels) for pixels in in_batches(data.scene_pixels, size)], strict=True)
+    return data.scene_store.replaced({f"expert.{level}": torch.cat(maps) for level, maps in enumerate(levels)})

@@ -53,7 +53,7 @@ def train_photograph_heads(
         plan: what to train; its steps of the dense stage are taken where `data` hold scenes.
         runs: folder of checkpoints and curves, one below it for each plan.
         progress: called with (step, loss), the steps of both stages counted together.
-        start: folder of heads that training starts from; means and deviations are measured anew.
+        start: folder of heads that training starts from; means and deviations are measured again.
 
     Raises:
         DataError: zero-shot heads would start from release heads.

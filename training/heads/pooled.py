@@ -143,7 +143,7 @@ class _Memory:
     """Vectors of the last batches and what they show (cross-batch memory, Wang et al. 2020, arXiv 1912.06798).
 
     Written in place, so that a GPU can record it. Until it is full it holds vectors of zeros, no one's positives; in no
-    checkpoint, so that a run that is continued fills it anew.
+    checkpoint, so that a run that is continued fills it again.
     """
 
     def __init__(self, batches: int, concepts: int, dimension: int, *, device: torch.device) -> None:

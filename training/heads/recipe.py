@@ -8,11 +8,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from models.bundle.pack import (
@@ -31,10 +28,10 @@ from models.heads.posteriors import ClassPosteriors, ExpertClassifier
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import GridPool, Standardize, UHead
 from models.text import load_minilm
-from training.devices import BatchLoss, batch_size, to_input
+from training.devices import BatchLoss
 from training.heads.dense import DenseLoss, DenseStage
-from training.heads.feature_store import AdaptedCells, DeviceStore, in_batches
-from training.heads.frozen import FEATURES, Features, HeadData, ViewData
+from training.heads.feature_store import AdaptedCells, DeviceStore
+from training.heads.frozen import FEATURES, Features, HeadData, ViewData, adapted_scenes
 from training.heads.pooled import Embed, PairLoss, PooledStage
 from training.heads.standards import measure_dense, measure_pool
 from training.loop import Progress, Schedule, fit
@@ -284,22 +281,3 @@ def _train(stage: nn.Module, loss: BatchLoss, run: Run, *, name: str, channel_dr
     averaged = fit(stage, loss, run.schedule, folder=run.folder / name, seed=run.seed, progress=run.progress)
     stage.load_state_dict(averaged)
     stage.eval()
-
-
-def adapted_scenes(expert: nn.Module, data: HeadData) -> DeviceStore:
-    """The scenes' maps, with the frozen expert's levels replaced by those of an adapted one.
-
-    Raises:
-        ValueError: the data hold no pixels of the scenes.
-    """
-    if data.scene_pixels is None:
-        raise ValueError("an expert learns from the scenes' pixels, too")
-
-    @torch.inference_mode()
-    def levels_of(pixels: NDArray[Any]) -> list[torch.Tensor]:
-        batch = torch.from_numpy(np.array(pixels)).to(data.device)
-        return [level.half() for level in expert(to_input(batch))]
-
-    size = batch_size(data.device, cpu=8, gpu=1024)
-    levels = zip(*[levels_of(pixels) for pixels in in_batches(data.scene_pixels, size)], strict=True)
-    return data.scene_store.replaced({f"expert.{level}": torch.cat(maps) for level, maps in enumerate(levels)})

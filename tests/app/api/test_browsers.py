@@ -333,10 +333,10 @@ async def test_a_version_for_if_match_does_not_stand_for_the_body(guarded: tuple
         whole = await client.get("/galleries/default/items/a")
         again = await client.get("/galleries/default/items/a", headers={"If-None-Match": whole.headers["etag"]})
         assert (again.status_code, again.json()["id"]) == (200, "a")
-        kept = await client.put(
+        stored = await client.put(
             "/galleries/default/items/a", files={"image": png()}, headers={"If-Match": whole.headers["etag"]}
         )
-        assert kept.status_code == 200
+        assert stored.status_code == 200
 
 
 # Behind a proxy

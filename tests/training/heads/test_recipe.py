@@ -17,7 +17,7 @@ from training.data.dataset import DataSet
 from training.heads import dense, pooled
 from training.heads.dense import DenseLoss, DenseStage, split_maps
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore
-from training.heads.frozen import FEATURES, Features, HeadData, visible
+from training.heads.frozen import FEATURES, Features, HeadData, adapted_scenes, visible
 from training.heads.pairs import NONE, PairSampler, concept_numbers
 from training.heads.pooled import PairLoss, PooledStage, all_cells, collect_names, contrastive_loss, sharing
 from training.heads.recipe import (
@@ -25,7 +25,6 @@ from training.heads.recipe import (
     HeadPlan,
     HeadRecord,
     Run,
-    adapted_scenes,
     read_record,
     train_dense,
     train_heads,
