@@ -12,6 +12,7 @@ from app.errors import UndecodableImage
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")  # by Pillow's names; its other decoders never run
 ALLOWED = "PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF"
+MAX_PROFILE_BYTES = 4 << 20  # of a colour profile; a larger one is ignored
 _MEDIA_TYPES = (  # (offset, magic, media type)
     (0, b"\x89PNG", "image/png"), (0, b"\xff\xd8", "image/jpeg"), (0, b"RIFF", "image/webp"),
     (4, b"ftyp", "image/avif"), (0, b"GIF8", "image/gif"), (0, b"BM", "image/bmp"),
@@ -28,7 +29,6 @@ _AVIF = frozenset({b"ftypavif", b"ftypavis"})  # other files of `ftyp` are HEIC 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_OPTIONAL = frozenset({b"tRNS", b"eXIf", b"iCCP"})
 _CHUNK = struct.Struct(">I4s")
-_MAX_PROFILE_BYTES = 4 << 20
 # Each scan is a pass over all pixels, of a few bytes; encoders write ten.
 MAX_SCANS = 100
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
@@ -140,7 +140,7 @@ def _inflated_profile(body: bytes) -> bytes | None:
     """The profile of an `iCCP` chunk: a name, NUL, the method of compression, and the compressed profile."""
     decompressor = zlib.decompressobj()
     try:
-        profile = decompressor.decompress(body[body.index(b"\0") + 2 :], _MAX_PROFILE_BYTES)
+        profile = decompressor.decompress(body[body.index(b"\0") + 2 :], MAX_PROFILE_BYTES)
     except (ValueError, zlib.error):
         return None
     return None if decompressor.unconsumed_tail else profile

@@ -15,6 +15,7 @@ from app.errors import ImageTooLarge, ServiceError, TooMuchWork, UndecodableImag
 from app.imaging.formats import (
     ALLOWED,
     FORMATS,
+    MAX_PROFILE_BYTES,
     MAX_SCANS,
     JpegScans,
     ended_jpegs,
@@ -116,6 +117,8 @@ def open_file(data: bytes, limits: Limits) -> OpenedImage:
         # Without closing, Pillow's decoded copy would live as long as the `OpenedImage`.
         with damage_refused("The image is truncated or damaged.", limits), contextlib.closing(image):
             found = profile or image.info.get("icc_profile")
+            if not isinstance(found, bytes) or len(found) > MAX_PROFILE_BYTES:  # conversions are cached by profile
+                found = None
             if scans is None or scans.is_ended:
                 return read_pixels(image, found)
             return _read_unended(data, scans, found)

@@ -235,6 +235,14 @@ def test_23_colours_are_converted_from_the_profile(random: Random, kind: str) ->
         assert np.abs(found - pixels).mean() < 4
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_23_a_profile_over_4_mib_is_ignored(random: Random, kind: str) -> None:
+    pixels = smooth(random, 24, 24)
+    profile = swapped_profile().ljust((4 << 20) + int(random.integers(1, 1 << 20)), b"\0")
+    found = read(encoded(pixels, kind, icc_profile=profile, **PRECISE.get(kind, {}))).astype(int)
+    assert np.abs(found - pixels).mean() < 4
+
+
 @pytest.mark.parametrize("marker", ["Adobe, no transform", "none", "Adobe, YCCK"])
 def test_23_cmyk_is_never_inverted(random: Random, marker: str) -> None:
     tone = int(random.integers(0, 40))
