@@ -22,7 +22,10 @@ from app.imaging.svg_subset import HINT, MAX_NUMBER, NAMESPACE, NUMBER, copy_svg
 from models.errors import InputError
 from models.transforms import SKETCH_LINE_WIDTH, canonical_strokes
 
-_LENGTH = re.compile(r"\s*\+?(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<unit>[a-z]*)\s*", re.IGNORECASE)
+# No text matches in two ways: trying them all would take minutes for a long one.
+_LENGTH = re.compile(
+    r"\s*\+?(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*(?:(?P<unit>[a-z]+)\s*)?", re.IGNORECASE
+)
 _PX = {
     "": 1.0, "px": 1.0, "in": 96.0, "cm": 96 / 2.54, "mm": 96 / 25.4, "q": 96 / 101.6, "pt": 96 / 72, "pc": 16.0,
     "em": 16.0, "rem": 16.0, "ex": 8.0, "ch": 8.0,
@@ -157,5 +160,5 @@ def _canvas(root: Element, view_box: list[float] | None, limits: Limits) -> tupl
 def _px(length: str) -> float | None:
     """A length in px; None for a share of the page, such as 100 %, and for what is no length."""
     match = _LENGTH.fullmatch(length)
-    unit = _PX.get(match["unit"].lower()) if match else None
+    unit = _PX.get((match["unit"] or "").lower()) if match else None
     return None if match is None or unit is None else float(match["number"]) * unit

@@ -28,19 +28,26 @@ _PAINT = {
 }  # fmt: skip
 _EFFECTS = {
     "clip-path", "clip", "mask", "mask-image", "filter", "mix-blend-mode", "marker", "marker-start", "marker-mid",
-    "marker-end", "translate", "rotate", "scale", "offset-path", "content-visibility", "all",
+    "marker-end", "translate", "rotate", "scale", "offset-path", "content-visibility",
+    "vector-effect", "all",
 }  # fmt: skip
 _NEUTRAL = {"none", "auto", "normal", "visible", "initial", "inherit", "unset", "revert"}
+_PAGE = ("background", "background-color", "background-image")  # of the root, which browsers paint
+_WHITE = _NEUTRAL | {
+    "white", "transparent", "#fff", "#ffff", "#ffffff", "#ffffffff", "rgb(255,255,255)", "rgba(255,255,255,1)",
+    "rgba(0,0,0,0)",
+}  # fmt: skip
 _SHOWN = {"inline", "block", "inline-block", "inherit", "initial", "unset", "revert"}
 _VISIBILITIES = {"visible", "hidden", "collapse", "inherit"}
 _SPELLINGS = {"currentcolor": "currentColor", "collapse": "hidden"}
 _NO_ORIGIN = re.compile(r"[\s0,.]*(?:(?:px|%)[\s0,.]*)*")
+_SEPARATORS = re.compile(r"[\s,]+")
 _COLOUR = re.compile(r"#[0-9a-fA-F]+")  # `#1e9999` is no number
 _COLOUR_FUNCTIONS = {"rgb", "rgba", "hsl", "hsla"}
-_FUNCTION = re.compile(r"([A-Za-z-]+)\s*\(")
+_FUNCTION = re.compile(r"(?<![A-Za-z-])([A-Za-z-]+)\s*\(")  # without the first part, slow on long words
 _PLAIN_VALUE = re.compile(r"[^\\<>&;:{}@\"']*")
 _COMMENT = re.compile(r"/\*.*?(?:\*/|$)", re.DOTALL)
-_IMPORTANT = re.compile(r"\s*!\s*important\s*$", re.IGNORECASE)
+_IMPORTANT = re.compile(r"!\s*important\s*$", re.IGNORECASE)
 _FONT_FACES = re.compile(r"(?:\s|@font-face\s*\{[^{}]*\})*", re.IGNORECASE)  # text is not drawn
 HINT = "save the drawing as a plain SVG of paths and basic shapes"
 
@@ -53,6 +60,9 @@ def copy_svg(source: Element, target: Element) -> None:
     style = declarations(source)
     if _is_hidden(source, style):
         return
+    for key in _PAGE:
+        if _SEPARATORS.sub(",", style.get(key, "").lower() or "none") not in _WHITE:
+            raise Invalid(f"The SVG has the property {key}, which is not drawn: draw a rectangle instead.")
     _check_effects(source, style, moves={"transform"} & (style.keys() | source.attrib.keys()))
     _copy_paint(source, style, target)
     stack = [(source, target)]

@@ -1,5 +1,8 @@
 """Strokes and SVG documents as programs write them: what is hidden stays hidden, the rest is drawn or named."""
 
+import contextlib
+import time
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -97,6 +100,10 @@ NAMED = {
     "marker": ("<path d='M0 0l9 9' marker-end='url(#m)'/>{}", "marker-end"),
     "CSS transform": ("<g style='transform:translate(9px,9px)'>{}</g>", "transform"),
     "CSS geometry": ("<rect style='width:9px;height:9px'/>{}", "height"),
+    "stroke that does not scale": (
+        "<g transform='scale(9)'><path vector-effect='non-scaling-stroke'/>{}</g>",
+        "vector-effect",
+    ),
     "transform-origin": ("<g transform='rotate(9)' transform-origin='center'>{}</g>", "transform-origin"),
     "display": ("<g display='bogus'>{}</g>", "display"),
     "visibility": ("<g visibility='maybe'>{}</g>", "visibility"),
@@ -128,6 +135,50 @@ def test_4_what_is_outside_the_subset_is_named(random: Random, kind: str) -> Non
         drawn(SVG.format(BOX, "<g>" * depth + template.format(some_path(random)) + "</g>" * depth))
     assert name in caught.value.detail
     assert caught.value.detail.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("background", "#{:06x}"),
+        ("background-color", "rgb({:d},0,0) !important"),
+        ("background-image", "url(a{:d}.png)"),
+    ],
+)
+def test_4_a_page_of_another_colour_is_named(random: Random, key: str, value: str) -> None:
+    root = f"style='fill:none;{key}:{value.format(int(random.integers(255)))}' " + BOX
+    with pytest.raises(Invalid, match=f"property {key}, .* rectangle"):
+        drawn(SVG.format(root, some_path(random)))
+
+
+@pytest.mark.parametrize(
+    "value", ["white", "#FFF", "rgb(255, 255, 255)", "rgb(255 255 255)", "transparent", "none", ""]
+)
+def test_4_a_white_page_is_what_lies_behind(random: Random, value: str) -> None:
+    path = some_path(random)
+    plain = drawn(SVG.format(BOX, path))
+    for style in (f"background:{value}", f"background-color: {value}; background-image: none"):
+        np.testing.assert_array_equal(drawn(SVG.format(f"style='{style}' {BOX}", path)), plain)
+
+
+LONG = 1 << 15
+LONG_VALUES = {
+    "spaces before nothing": (BOX, "style='fill:red" + " " * LONG + "x'"),
+    "letters without a bracket": (BOX, "fill='" + "a" * LONG + "'"),
+    "digits of a width": ("width='" + "1" * LONG + "!' " + BOX, ""),
+    "digits of a width and an exponent": ("width='1e" + "1" * LONG + "!' " + BOX, ""),
+    "spaces behind a width": ("width='1" + " " * LONG + "!' " + BOX, ""),
+}
+
+
+@pytest.mark.parametrize("kind", LONG_VALUES)
+def test_4_long_values_are_read_in_time(kind: str) -> None:
+    """A search that starts again at each character would take minutes."""
+    attributes, paint = LONG_VALUES[kind]
+    started_s = time.process_time()
+    with contextlib.suppress(Invalid):
+        open_svg(SVG.format(attributes, f"<path d='M0 0l9 9' stroke='red' {paint}/>"), Limits())
+    assert time.process_time() - started_s < 1
 
 
 FOREIGN = (
