@@ -36,8 +36,11 @@ _MAX_COVERAGE = 0.45  # of the box around the lines; more is no line drawing but
 _MAX_LINE_WIDTH = 0.13  # of the longer side
 _MAX_COLOURED_LINE_WIDTH = 0.06  # the limit from a chroma of 40
 _MAX_TINTED_BACKGROUND = 0.06
-_MAX_TEXTURE = 0.15  # contrast of the background, as a share of the strongest line's …
-_MAX_TEXTURED = 0.01  # … that at most this share of it exceeds: paper in uneven light stays under half of it
+# Contrast that at most 1 % of the background may exceed, half of that in uneven light: a share of the strongest line's,
+# but no less than camera noise of a deviation of 4 as the largest value in a block of pixels.
+_MAX_TEXTURE = 0.15
+_LEAST_TEXTURE = 18.0
+_MAX_TEXTURED = 0.01
 _MAX_FOREIGN_COLOUR = 0.02
 _FOREIGN_DISTANCE = 22.0
 _PEN_DISTANCE = 40.0
@@ -81,7 +84,7 @@ def trace_linework(pixels: Pixels) -> list[Polyline] | None:
     if foreground[box].mean() > _MAX_COVERAGE and min(foreground[box].shape) > 0.1 * max(foreground[box].shape):
         return None
     soft = _grown(_grown(_grown(foreground)))  # with three pixels of soft edge
-    textured = (contrast > _MAX_TEXTURE * peak) & ~soft
+    textured = (contrast > max(_LEAST_TEXTURE, _MAX_TEXTURE * peak)) & ~soft
     if int(textured.sum()) > _MAX_TEXTURED * int((~soft).sum()):
         return None
     # Of the box: neither background nor foreground nor its soft edge.

@@ -1,13 +1,12 @@
 """The canonical sketch, the square view and the views of segmentation."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from scipy import ndimage
 from skimage import data
 
 from models.errors import InputError
@@ -28,83 +27,18 @@ from models.transforms import (
     whole_view,
 )
 from models.types import to_unit_batch
+from tests.models.sketch.drawings import FISH, HOUSE, SPIRAL, STYLES, Lines, agreement, raster
 
 Pixels = NDArray[np.uint8]
-Lines = Sequence[Sequence[Sequence[float]]]
-
-HOUSE: Lines = [
-    [[20, 20, 200, 200, 20], [110, 230, 230, 110, 110]],
-    [[10, 110, 210], [110, 20, 110]],
-    [[90, 90, 130, 130], [230, 160, 160, 230]],
-]
-FISH: Lines = [
-    [[10, 60, 120, 180, 240, 180, 120, 60, 10], [80, 40, 25, 40, 80, 120, 135, 120, 80]],
-    [[240, 290, 290, 240], [80, 40, 120, 80]],
-    [[50, 58, 50], [70, 74, 78]],
-]
-SPIRAL: Lines = [
-    [
-        [100 + 3 * t * np.cos(t) for t in np.linspace(1, 25, 150)],
-        [100 + 3 * t * np.sin(t) for t in np.linspace(1, 25, 150)],
-    ]
-]
-
-
-def _raster(
-    strokes: Lines,
-    *,
-    side: int = 400,
-    scale: float = 1.2,
-    offset: tuple[float, float] = (25, 25),
-    line_width: int = 4,
-    foreground: tuple[int, int, int] = (0, 0, 0),
-    background: tuple[int, int, int] = (255, 255, 255),
-) -> Pixels:
-    image = Image.new("RGB", (2 * side, 2 * side), background)
-    draw = ImageDraw.Draw(image)
-    for xs, ys, *_ in strokes:
-        points = [(2 * (x * scale + offset[0]), 2 * (y * scale + offset[1])) for x, y in zip(xs, ys, strict=True)]
-        draw.line(points, fill=foreground, width=2 * line_width, joint="curve")
-        for x, y in (points[0], points[-1]):
-            draw.ellipse((x - line_width, y - line_width, x + line_width, y + line_width), fill=foreground)
-    return np.asarray(image.reduce(2), dtype=np.uint8)
-
-
-def _uneven(pixels: Pixels) -> Pixels:
-    height, width = pixels.shape[:2]
-    light = np.linspace(0.6, 1, height)[:, None] * np.linspace(1, 0.85, width)[None, :]
-    noise = np.random.default_rng(0).normal(0, 3, pixels.shape)
-    return np.clip(pixels * light[:, :, None] + noise, 0, 255).astype(np.uint8)
-
-
-def _agreement(one: Pixels, other: Pixels) -> float:
-    """Share of foreground pixels that lie on or beside the other's foreground."""
-    first, second = one < 128, other < 128
-    beside_first, beside_second = ndimage.binary_dilation(first), ndimage.binary_dilation(second)
-    return float(((first & beside_second).sum() + (second & beside_first).sum()) / (first.sum() + second.sum()))
-
-
-RASTERS: dict[str, Callable[[Lines], Pixels]] = {
-    "plain": _raster,
-    "thin": lambda s: _raster(s, line_width=1),
-    "thick": lambda s: _raster(s, line_width=10),
-    "white on black": lambda s: _raster(s, foreground=(255, 255, 255), background=(0, 0, 0)),
-    "blue on yellow": lambda s: _raster(s, foreground=(20, 30, 160), background=(240, 220, 120)),
-    "pencil on grey": lambda s: _raster(s, foreground=(120, 120, 120), background=(215, 215, 210), line_width=2),
-    "uneven light": lambda s: _uneven(_raster(s, foreground=(30, 30, 30), background=(240, 235, 225))),
-    "small in a corner": lambda s: _raster(s, side=900, scale=0.35, offset=(760, 30), line_width=2),
-    "large and thin": lambda s: _raster(s, side=2200, scale=7, offset=(50, 50), line_width=2),
-    "128 px": lambda s: _raster(s, side=128, scale=0.4, offset=(5, 5), line_width=2),
-}
 
 
 @pytest.mark.parametrize("strokes", [HOUSE, FISH, SPIRAL], ids=["house", "fish", "spiral"])
-@pytest.mark.parametrize("name", RASTERS)
+@pytest.mark.parametrize("name", STYLES)
 def test_a_drawing_has_one_form_whatever_it_was_drawn_on(name: str, strokes: Lines) -> None:
-    canonical = canonical_image(RASTERS[name](strokes))
+    canonical = canonical_image(STYLES[name](strokes))
     assert canonical.shape == (128, 128, 3)
     assert (canonical[:, :, 0] == canonical[:, :, 2]).all()
-    assert _agreement(canonical[:, :, 0], render_strokes(strokes)) > 0.9
+    assert agreement(canonical[:, :, 0], render_strokes(strokes)) > 0.9
 
 
 @pytest.mark.parametrize("size", [96, 128, 256])
@@ -241,10 +175,10 @@ def test_hardly_any_part_of_a_photograph_is_a_line_drawing() -> None:
 
 
 def test_solid_parts_of_a_drawing_keep_their_contour() -> None:
-    pixels = _raster(HOUSE, line_width=3).copy()
+    pixels = raster(HOUSE, line_width=3).copy()
     pixels[180:235, 60:115] = 0
     drawn = canonical_image(pixels)[:, :, 0]
-    plain = canonical_image(_raster(HOUSE, line_width=3))[:, :, 0]
+    plain = canonical_image(raster(HOUSE, line_width=3))[:, :, 0]
     assert (drawn < 128).sum() > (plain < 128).sum() + 40
 
 

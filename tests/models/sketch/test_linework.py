@@ -1,10 +1,48 @@
-"""Steps of tracing that are written out for speed: the same as the plain ones."""
+"""What is traced, and steps of tracing that are written out for speed: the same as the plain ones."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from models.sketch import linework
+from models.transforms import canonical_sketch
+from tests.models.sketch.drawings import STYLES
+from training.data.dataset import load_drawings, load_splits
+from training.data.photographs import load_photographs
+
+SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
+PHOTOGRAPHS, DRAWINGS = 500, 200
+SLOW = {"large and thin", "pencil by a phone"}  # to draw
+MOST_PHOTOGRAPHS, LEAST_DRAWINGS = 0.025, 0.95
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the shared data folder is not here")
+    return SHARED_DATA
+
+
+def test_photographs_are_hardly_ever_traced(shared_data: Path) -> None:
+    """Of those that are, most are drawings and silhouettes on white."""
+    files = load_photographs(shared_data)
+    training = [image for image in files.images if not image.is_validation]
+    chosen = training[:: len(training) // PHOTOGRAPHS]
+    traced = [canonical_sketch(files.archive.pixels(image.file)) is not None for image in chosen]
+    assert np.mean(traced) <= MOST_PHOTOGRAPHS
+
+
+def test_drawings_of_every_style_are_traced(shared_data: Path) -> None:
+    drawings = list(load_drawings(shared_data, load_splits(shared_data)))
+    chosen = drawings[:: len(drawings) // DRAWINGS]
+    names = [name for turn in range(5) for name in STYLES if turn == 0 or name not in SLOW] * DRAWINGS
+    traced = [
+        canonical_sketch(STYLES[name](drawing.strokes)) is not None
+        for drawing, name in zip(chosen, names, strict=False)
+    ]
+    assert np.mean(traced) >= LEAST_DRAWINGS
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 200), (200, 1), (64, 64), (97, 130), (333, 85)])
