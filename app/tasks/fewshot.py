@@ -1,23 +1,28 @@
 """The few-shot task: episodes of labelled examples, and the classification of queries by them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.domain import Limits
-from app.errors import Damaged, FingerprintMismatch, Invalid
+from app.errors import Damaged, FingerprintMismatch, Invalid, ServiceError
 from app.imaging.decoding import PixelBudget
 from app.imaging.raster import DecodedImage
 from app.stores.blobs import OpenBlob
-from app.stores.records.episode_rows import Episode, EpisodeChange
+from app.stores.records.episode_rows import Episode, EpisodeChange, Way
 from app.stores.records.episodes import Episodes, NewSupport, NewWay
 from app.stores.sql.database import Database
 from app.tasks.features import RequestEncoders, Source, Timings
 from app.tasks.workers import Workers
 from models.heads.fewshot import CLASSIFIERS, METHODS, LeaveOneOut, Method, leave_one_out
 
+P = ParamSpec("P")
+Changed = tuple[int, Episode, LeaveOneOut | None]
+"""A write's `seq`, the episode's next version and its report: None where it cannot be computed at once, too."""
+Ways = Sequence[Way] | Sequence[NewWay]
 MAX_REPORTS = 256
 FEW_COMPARISONS = 64
 """Examples times queries that take at most 0.3 ms with prototypes, mostly 0.05: less than a switch of threads."""
@@ -125,17 +130,17 @@ class FewShot:
         with self._encoders.admitted("fewshot", views=len(sources), timeout_s=timeout_s) as encoder:
             images, vectors = await encoder.encode_images(sources, budget)
         ways = _new_ways(request.ways, images, vectors)
-        seq, episode = await self._database.run_write(
+        predictions = None
+        if request.queries:  # before the write: once it is done, nothing may refuse the request
+            queries = vectors[-len(request.queries) :]
+            predictions = await self._predict(ways, request.method, queries, request.top_k, request.abstain_below)
+        seq, episode, left_out = await self._write(
             self._episodes.create, ways, name=request.name, method=request.method, ttl_s=request.ttl_s, token=token
         )
-        predictions = None
-        if request.queries:
-            queries = vectors[-len(request.queries) :]
-            predictions = await self._predict(episode, queries, request.top_k, request.abstain_below)
         return Created(
             seq=seq,
             episode=episode,
-            leave_one_out=await self._report(episode),
+            leave_one_out=left_out,
             predictions=predictions,
             timings_ms=encoder.timings.totals_ms(),
         )
@@ -149,11 +154,8 @@ class FewShot:
         if_match: Sequence[int] | None,
         token: str | None = None,
         timeout_s: float | None = None,
-    ) -> tuple[int, Episode, LeaveOneOut | None]:
+    ) -> Changed:
         """Encode and store more examples; stored ones are not encoded again.
-
-        Returns:
-            The write's `seq`, the episode's next version, and its leave-one-out report.
 
         Raises:
             As `create` and `Episodes.add`.
@@ -162,31 +164,21 @@ class FewShot:
         sources = _sources(ways)
         with self._encoders.admitted("fewshot", views=len(sources), timeout_s=timeout_s) as encoder:
             new = _new_ways(ways, *await encoder.encode_images(sources, budget))
-        seq, episode = await self._database.run_write(
+        return await self._write(
             self._episodes.add, episode_id, new, if_match=if_match, limits=self._limits, token=token
         )
-        return seq, episode, await self._report(episode)
 
-    async def remove_support(
-        self, episode_id: str, support_id: str, *, if_match: Sequence[int] | None
-    ) -> tuple[int, Episode, LeaveOneOut | None]:
-        """Remove one example. Returns as `add_support`, raises as `Episodes.remove`."""
-        seq, episode = await self._database.run_write(self._episodes.remove, episode_id, support_id, if_match=if_match)
-        return seq, episode, await self._report(episode)
+    async def remove_support(self, episode_id: str, support_id: str, *, if_match: Sequence[int] | None) -> Changed:
+        """Remove one example. Raises as `Episodes.remove`."""
+        return await self._write(self._episodes.remove, episode_id, support_id, if_match=if_match)
 
-    async def remove_way(
-        self, episode_id: str, label: str, *, if_match: Sequence[int] | None
-    ) -> tuple[int, Episode, LeaveOneOut | None]:
-        """Remove a way. Returns as `add_support`, raises as `Episodes.remove_way`."""
-        seq, episode = await self._database.run_write(self._episodes.remove_way, episode_id, label, if_match=if_match)
-        return seq, episode, await self._report(episode)
+    async def remove_way(self, episode_id: str, label: str, *, if_match: Sequence[int] | None) -> Changed:
+        """Remove a way. Raises as `Episodes.remove_way`."""
+        return await self._write(self._episodes.remove_way, episode_id, label, if_match=if_match)
 
-    async def change(
-        self, episode_id: str, changed: EpisodeChange, *, if_match: Sequence[int] | None
-    ) -> tuple[int, Episode, LeaveOneOut | None]:
-        """Change fields and labels. Returns as `add_support`, raises as `Episodes.change`."""
-        seq, episode = await self._database.run_write(self._episodes.change, episode_id, changed, if_match=if_match)
-        return seq, episode, await self._report(episode)
+    async def change(self, episode_id: str, changed: EpisodeChange, *, if_match: Sequence[int] | None) -> Changed:
+        """Change fields and labels. Raises as `Episodes.change`."""
+        return await self._write(self._episodes.change, episode_id, changed, if_match=if_match)
 
     async def get(self, episode_id: str) -> tuple[Episode, LeaveOneOut | None]:
         """One episode and its leave-one-out report. Raises NotFound."""
@@ -206,11 +198,19 @@ class FewShot:
             return None
         if key not in self._reports:  # a version never changes, so its report is computed once
             labels = [way.label for way in episode.ways]
-            found = await self._workers.run(leave_one_out, method_of(episode), labels, self._support(episode))
+            found = await self._workers.run(leave_one_out, method_of(episode), labels, self._support(episode.ways))
             while len(self._reports) >= MAX_REPORTS:  # oldest first: dicts keep their order
                 self._reports.pop(next(iter(self._reports)))
             self._reports[key] = found
         return self._reports[key]
+
+    async def _write(self, write: Callable[P, tuple[int, Episode]], *args: P.args, **kwargs: P.kwargs) -> Changed:
+        """Run a write. Raises as it does: once it is done, a report that cannot be computed is left out."""
+        seq, episode = await self._database.run_write(write, *args, **kwargs)
+        try:
+            return seq, episode, await self._report(episode)
+        except ServiceError:
+            return seq, episode, None
 
     async def classify(
         self,
@@ -239,25 +239,24 @@ class FewShot:
         ) as encoder:
             _, vectors = await encoder.encode_images(queries, budget)
         with timings.phase("head"):
-            predictions = await self._predict(episode, vectors, top_k, abstain_below)
+            predictions = await self._predict(episode.ways, method_of(episode), vectors, top_k, abstain_below)
         return Classified(episode=episode, predictions=predictions, timings_ms=timings.totals_ms())
 
     async def _predict(
-        self, episode: Episode, queries: NDArray[np.float32], top_k: int | None, abstain_below: float | None
+        self, ways: Ways, method: Method, queries: NDArray[np.float32], top_k: int | None, abstain_below: float | None
     ) -> Sequence[Prediction]:
-        method, support = method_of(episode), self._support(episode)
-        queries = self._layout.unit(queries)
+        support, queries = self._support(ways), self._layout.unit(queries)
         head, comparisons = CLASSIFIERS[method], sum(map(len, support)) * len(queries)
         if method == "prototype" and comparisons <= FEW_COMPARISONS:
             probabilities = head(support, queries)
         else:
             probabilities = await self._workers.run(head, support, queries)
-        labels = [way.label for way in episode.ways]
+        labels = [way.label for way in ways]
         return [_prediction(labels, row, top_k, abstain_below) for row in probabilities]
 
-    def _support(self, episode: Episode) -> list[NDArray[np.float32]]:
+    def _support(self, ways: Ways) -> list[NDArray[np.float32]]:
         """[K, J] float32 of each way, unit rows."""
-        return [self._layout.unit(np.stack([one.vector for one in way.support])) for way in episode.ways]
+        return [self._layout.unit(np.stack([one.vector for one in way.support])) for way in ways]
 
 
 def method_of(episode: Episode) -> Method:

@@ -181,7 +181,10 @@ class ItemsDeleted(Wire):
 
 
 class WriteQuery(Input):
-    """`wait`: respond when the write is searchable here (true), or as soon as it is durable (false)."""
+    """`wait`: respond when the write is searchable here (true), or as soon as it is durable (false).
+
+    Where the index cannot follow at once, a durable write is answered as done all the same; `X-Min-Seq` waits for it.
+    """
 
     wait: bool = True
 

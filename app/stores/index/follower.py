@@ -138,6 +138,20 @@ class Indexes:
                     else:
                         self._apply(connection, change_log.after(connection, self.applied_seq, CHANGES_AT_ONCE), head)
 
+    def follow_write(self, *, wait: bool = True) -> None:
+        """Apply what the caller has committed, now or, where it need not or cannot wait, soon. Raises nothing of SQL's.
+
+        The write is done: an error here must not say that it failed.
+        """
+        if not wait:
+            self.nudge()
+            return
+        try:
+            self.catch_up()
+        except ServiceError as err:
+            get_logger().warning("index_follows_later", exc_info=err)
+            self.nudge()
+
     def require_active(self) -> None:
         """Raises FingerprintMismatch if another bundle's vectors are active."""
         if not self._is_active:

@@ -86,7 +86,7 @@ class Galleries:
                     change = sa.update(galleries).where(galleries.c.id == known)
                     connection.execute(change.values(description=description))
                 seq = change_log.append(connection, "gallery.put", name)
-        self._indexes.catch_up()
+        self._indexes.follow_write()
         return seq, known is None
 
     def get(self, name: str) -> Gallery:
@@ -134,7 +134,7 @@ class Galleries:
             connection.execute(sa.delete(galleries).where(galleries.c.id == key))
             seq = change_log.append(connection, "gallery.delete", name)
         failpoint("rows.committed")
-        self._indexes.catch_up()
+        self._indexes.follow_write()
         collect_garbage_later(self._database, self._blobs, set(digests))
         return seq
 

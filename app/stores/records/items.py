@@ -252,11 +252,9 @@ class Items:
 
     def _after_commit(self, unused: set[str], *, wait: bool) -> None:
         failpoint("rows.committed")
+        self._indexes.follow_write(wait=wait)
         if wait:
-            self._indexes.catch_up()
             failpoint("index.applied")
-        else:
-            self._indexes.nudge()  # the following thread applies it soon
         collect_garbage_later(self._database, self._blobs, unused)
 
     def _candidates(

@@ -202,3 +202,27 @@ async def test_a_repeat_makes_one_episode_and_one_addition(client: httpx.AsyncCl
     tasks.stores.episodes.delete(first.json()["id"])
     deleted = await client.post("/fewshot/episodes", json={"ways": WAYS}, headers={"Idempotency-Key": "new"})
     assert (deleted.status_code, tasks.stores.episodes.all(after=None, limit=10)) == (409, [])
+
+
+async def test_what_is_written_is_answered_as_done_though_no_worker_is_free(
+    client: httpx.AsyncClient, tasks: Tasks
+) -> None:
+    workers = tasks.fewshot._workers
+    url = f"/fewshot/episodes/{(await create(client, method='ridge'))['id']}"
+    room, workers._max_pending = workers._max_pending, 0
+    # Queries are answered before anything is written, so that a refusal is one.
+    refused = await client.post("/fewshot/episodes", json={"ways": WAYS, "method": "ridge", "queries": [CROSS]})
+    assert refused.status_code == 429
+    assert (await client.get("/fewshot/episodes")).json()["total"] == 1
+    created = await create(client)
+    added = await client.post(f"{url}/support", json=MORE, headers={"If-Match": '"1"'})
+    support = f"{url}/support/{added.json()['ways'][0]['support'][0]['id']}"
+    removed = await client.delete(support, headers={"If-Match": '"2"'})
+    way = await client.delete(f"{url}/ways/bar", headers={"If-Match": '"3"'})
+    renamed = await client.patch(url, json={"name": "new"}, headers={"If-Match": '"4"'})
+    answers = [added, removed, way, renamed]
+    assert [(one.status_code, one.headers["etag"]) for one in answers] == [(200, f'"{n}"') for n in range(2, 6)]
+    assert [created["leave_one_out"], *(one.json()["leave_one_out"] for one in answers)] == [None] * 5
+    assert (await client.get(url)).status_code == 429
+    workers._max_pending = room
+    assert (await client.get(url)).json()["leave_one_out"] is not None

@@ -13,12 +13,14 @@ from app.api.deps import ANY_VERSION
 from app.errors import (
     Conflict,
     Damaged,
+    DeadlineExceeded,
     DiskFull,
     EngineUnavailable,
     FingerprintMismatch,
     Invalid,
     NotFound,
     PreconditionFailed,
+    ServiceError,
 )
 from app.stores.blobs import Blobs
 from app.stores.filters import parse_filter
@@ -450,3 +452,31 @@ def test_lossy_storage_still_scores_exactly(database: Database, blobs: Blobs, st
     for one in found:
         n = int(one.external_id[1:])
         assert one.score == pytest.approx(float(unit(1, n / 7, n % 3) @ query), abs=1e-6)
+
+
+@pytest.mark.parametrize("error", [EngineUnavailable("The store is busy."), DeadlineExceeded("The query took long.")])
+def test_a_write_that_is_committed_is_done_though_the_index_cannot_follow_now(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, error: ServiceError
+) -> None:
+    stores.items.upsert("default", [new_item("old", unit(1)), new_item("older", unit(1))])
+    original, is_back, done = stores.indexes.catch_up, threading.Event(), threading.Event()
+
+    def catch_up() -> int:
+        if not is_back.is_set():
+            raise error
+        seq = original()
+        done.set()
+        return seq
+
+    monkeypatch.setattr(stores.indexes, "catch_up", catch_up)
+    assert stores.galleries.put("more", None)[1]
+    assert stores.galleries.delete("more", confirmed=False)
+    assert stores.items.upsert("default", [new_item("new", unit(0, 1))]).replaced == [False]
+    assert stores.items.remove_many("default", ids=["older"]).count == 1
+    seq = stores.items.remove("default", "old")
+    stores.indexes.follow(None)  # was nudged by each
+    is_back.set()
+    assert done.wait(10)
+    assert stores.indexes.applied_seq == seq
+    assert stores.found(unit(1)) == ["new"]
+    stores.indexes.close()
