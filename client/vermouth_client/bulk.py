@@ -2,11 +2,13 @@
 
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vermouth_client.calls import given, json_of
 from vermouth_client.errors import (
     BodyTooLarge,
+    DeadlineExceeded,
     ImageTooLarge,
     Invalid,
     Malformed,
@@ -17,10 +19,11 @@ from vermouth_client.errors import (
 from vermouth_client.images import ImageLike, wire
 from vermouth_client.models import ItemsWritten
 
-MAX_BATCH_BYTES = 16 << 20  # of encoded images; the service takes 32 MiB a request
-_OF_ONE_ITEM = (BodyTooLarge, ImageTooLarge, Invalid, Malformed, TooMuchWork)
+MAX_BATCH_BYTES = 16 << 20  # of JSON; the service takes 32 MiB a request
+_OF_ONE_ITEM = (BodyTooLarge, DeadlineExceeded, ImageTooLarge, Invalid, Malformed, TooMuchWork)
 """Refusals of a whole request that one item may cause; halves find it."""
-Batch = list[dict[str, Any]]
+Batch = list[tuple[str, bytes]]
+"""Ids, and the JSON of the items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Rejected:
 
 @dataclass(slots=True)
 class ImportReport:
-    """What an import did: every item that it took from its source is in one of the four."""
+    """What an import did: every item of its source is in one of the four, or was not added when it stopped."""
 
     created: int = 0
     replaced: int = 0
@@ -58,17 +61,17 @@ class ImportReport:
 
 
 class ImportStopped(VermouthError):
-    """A request failed for good; `report` says what was done, and the cause why. A second import can skip that."""
+    """A request or the source failed for good; `report` says what was done, and the cause why."""
 
     def __init__(self, report: ImportReport) -> None:
         super().__init__(f"The import stopped after {report.added} items.")
         self.report = report
 
 
-def item_wire(item: NewItem) -> dict[str, Any]:
-    """The JSON of an item. Raises as `wire`."""
+def item_json(item: NewItem) -> bytes:
+    """The JSON of an item. Raises as `wire` and `json_of`."""
     fields = {"id": item.id, "metadata": dict(item.metadata), "caption": item.caption}
-    return {"image": wire(item.image), **{name: value for name, value in fields.items() if value is not None}}
+    return json_of({"image": wire(item.image), **given(fields)})
 
 
 class Bulk:
@@ -85,27 +88,32 @@ class Bulk:
         self._skip = skip
         self._size = size
         self._again: list[Batch] = []
-        self._next: dict[str, Any] | None = None  # read, and too large for the batch before
+        self._next: tuple[str, bytes] | None = None  # read, and too large for the batch before
+        self._failure: BaseException | None = None
 
     def next(self) -> Batch:
-        """The next batch to send; empty at the end of the source. Raises what the source raises."""
+        """The next batch to send; empty at the end of the source, and after a failure, which may be the source's."""
+        if self._failure is not None:
+            return []
         if self._again:
             return self._again.pop()
         batch: Batch = []
         n_bytes = 0
-        for item in self._read():
-            size_bytes = len(str(item["image"].get("base64", "")))
-            if batch and n_bytes + size_bytes > MAX_BATCH_BYTES:
-                self._next = item
-                break
-            batch.append(item)
-            n_bytes += size_bytes
-            if len(batch) == self._size:
-                break
+        try:
+            for item in self._read():
+                if batch and n_bytes + len(item[1]) > MAX_BATCH_BYTES:
+                    self._next = item
+                    break
+                batch.append(item)
+                n_bytes += len(item[1])
+                if len(batch) == self._size:
+                    break
+        except Exception as err:  # noqa: BLE001 - the source's own; what came before it is sent
+            self._failure = err
         return batch
 
     def settle(self, batch: Batch, outcome: ItemsWritten | BaseException) -> None:
-        """Take the outcome of a batch into the report. Raises ImportStopped where it ends the import."""
+        """Take the outcome of a batch into the report; what cannot be mended ends the import."""
         if isinstance(outcome, ItemsWritten):
             for one in outcome.results:
                 if one.problem is not None:
@@ -120,11 +128,17 @@ class Bulk:
             middle = len(batch) // 2
             self._again += [batch[:middle], batch[middle:]]
         elif isinstance(outcome, _OF_ONE_ITEM):
-            self.report.rejected.append(Rejected(batch[0]["id"], outcome.code, outcome.detail))
+            self.report.rejected.append(Rejected(batch[0][0], outcome.code, outcome.detail))
         else:
-            raise ImportStopped(self.report) from outcome
+            self._failure = self._failure or outcome
 
-    def _read(self) -> Iterator[dict[str, Any]]:
+    def result(self) -> ImportReport:
+        """The report, once every batch is settled. Raises ImportStopped after a failure."""
+        if self._failure is not None:
+            raise ImportStopped(self.report) from self._failure
+        return self.report
+
+    def _read(self) -> Iterator[tuple[str, bytes]]:
         """The items to send, each with an id; counts the others."""
         if self._next is not None:
             item, self._next = self._next, None
@@ -135,6 +149,6 @@ class Bulk:
                 self.report.skipped += 1
                 continue
             try:
-                yield {**item_wire(one), "id": name}
+                yield name, item_json(replace(one, id=name))
             except (OSError, TypeError, ValueError) as err:
                 self.report.rejected.append(Rejected(name, "unreadable", str(err)))

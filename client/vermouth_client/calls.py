@@ -2,12 +2,12 @@
 
 import json
 import uuid
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import MethodType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 from urllib.parse import quote
 
 import httpx
@@ -37,9 +37,10 @@ class Call(Generic[T]):
     is_repeatable: bool = True
     target: Path | None = None
 
-
-Plan = Call[T] | Generator[Call[Any], Any, T]
-"""A call, or a generator of calls that is sent their answers and returns the result."""
+    @property
+    def is_write(self) -> bool:
+        """Whether it changes anything: a POST does where it carries an idempotency key."""
+        return self.method not in ("GET", "POST") or "Idempotency-Key" in self.headers
 
 
 def call(
@@ -47,8 +48,7 @@ def call(
     method: str,
     *path: str,
     params: Mapping[str, Any] | None = None,
-    body: Mapping[str, Any] | Sequence[Any] | None = None,
-    nulls: Sequence[str] = (),
+    body: Mapping[str, Any] | bytes | None = None,
     accept: str = "application/json",
     version: int | None = None,
     writes: bool = False,
@@ -58,7 +58,7 @@ def call(
 
     Args:
         path: segments, quoted here.
-        params, body: members that are None are left out of both, but for those of the body in `nulls`.
+        params, body: members that are None are left out; bytes are JSON already.
         version: for `If-Match`.
         writes: whether a POST writes, and so takes an idempotency key.
     """
@@ -66,11 +66,8 @@ def call(
     if not all(segment.strip(".") for segment in path):
         raise ValueError(f"{path!r} holds a name that is empty or dots.")
     headers = {"Accept": accept}
-    content = None
     if body is not None:
         headers["Content-Type"] = "application/json"
-        members = {**_given(body), **dict.fromkeys(nulls)} if isinstance(body, Mapping) else body
-        content = json.dumps(members, allow_nan=False).encode()
     if version is not None:
         headers["If-Match"] = f'"{version}"'
     if writes:
@@ -79,71 +76,49 @@ def call(
         method=method,
         path="/".join(quote(segment, safe=":") for segment in path),
         parse=parse,
-        params=_given(params or {}),
+        params=given(params or {}),
         headers=headers,
-        content=content,
+        content=json_of(given(body)) if isinstance(body, Mapping) else body,
         is_repeatable=writes or version is None,
         target=target,
     )
 
 
-def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+def given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
-class SyncSender:
-    """What sends the calls of a blocking client."""
-
-    def send(self, call: Call[T]) -> T:
-        """The answer of a call. Raises VermouthError."""
-        raise NotImplementedError
-
-    def run(self, plan: Plan[T]) -> T:
-        """The result of a plan. Raises as `send`."""
-        if isinstance(plan, Call):
-            return self.send(plan)
-        answer: Any = None
-        while True:
-            try:
-                step = plan.send(answer)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            answer = self.send(step)
+def json_of(fields: Mapping[str, Any]) -> bytes:
+    """A JSON object. Raises TypeError and ValueError for what JSON does not have, such as dates and NaN."""
+    return json.dumps(fields, allow_nan=False).encode()
 
 
-class AsyncSender:
-    """What sends the calls of a client for asyncio."""
+class Sender(Protocol):
+    """A blocking client."""
 
-    async def send(self, call: Call[T]) -> T:
-        """The answer of a call. Raises VermouthError."""
-        raise NotImplementedError
+    def run(self, plan: Callable[[], Call[T]]) -> T:
+        """Plan a call and send it. Raises as the plan, and VermouthError."""
 
-    async def run(self, plan: Plan[T]) -> T:
-        """The result of a plan. Raises as `send`."""
-        if isinstance(plan, Call):
-            return await self.send(plan)
-        answer: Any = None
-        while True:
-            try:
-                step = plan.send(answer)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            answer = await self.send(step)
+
+class AsyncSender(Protocol):
+    """A client for asyncio."""
+
+    async def run(self, plan: Callable[[], Call[T]]) -> T:
+        """As `Sender.run`."""
 
 
 class route(Generic[P, T]):  # noqa: N801 - a decorator
-    """Makes a function that plans calls a method that also sends them: blocking or awaitable, as its client is."""
+    """Makes a function that plans a call a method that also sends it: blocking or awaitable, as its client is."""
 
-    def __init__(self, plan: Callable[Concatenate[Any, P], Plan[T]]) -> None:
+    def __init__(self, plan: Callable[Concatenate[Any, P], Call[T]]) -> None:
         self.plan = plan
         self.__doc__ = plan.__doc__
 
     @overload
     def __get__(self, client: None, owner: object) -> "route[P, T]": ...
     @overload
-    def __get__(self, client: SyncSender, owner: object) -> Callable[P, T]: ...
+    def __get__(self, client: Sender, owner: object) -> Callable[P, T]: ...
     @overload
     def __get__(self, client: AsyncSender, owner: object) -> Callable[P, Coroutine[Any, Any, T]]: ...
 
@@ -154,6 +129,6 @@ class route(Generic[P, T]):  # noqa: N801 - a decorator
 
         @wraps(plan)
         def method(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return client.run(plan(*args, **kwargs))
+            return client.run(partial(plan, *args, **kwargs))
 
         return method

@@ -1,29 +1,31 @@
 """`Client` and `AsyncClient`: one connection pool each, and what waits; `routes` has their calls."""
 
 import asyncio
-import time
-from collections.abc import Collection, Iterable
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from threading import Event
+from typing import Any, BinaryIO, Generic, Self, TypeVar
 
 import httpx
 
 from vermouth_client.bulk import Batch, Bulk, ImportReport, NewItem
-from vermouth_client.calls import AsyncSender, Call, SyncSender
+from vermouth_client.calls import Call
 from vermouth_client.live import Live
 from vermouth_client.models import ItemsWritten, RetrieveResponse
 from vermouth_client.retries import Attempts, Outcome
-from vermouth_client.routes import Routes, add_items
+from vermouth_client.routes import Filter, Routes, add_items
 
 T = TypeVar("T")
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 _GRACE_S = 5.0  # for the service's own answer that the time is over
+_PAGE, _PART_BYTES = 1000, 1 << 20
 
 
-class Client(Routes, SyncSender):
-    """A blocking client; threads may share it.
+class _Connected(Routes, Generic[Http]):
+    """What both clients are made from.
 
     Args:
         base_url: of the service, with the prefix it has behind a proxy.
@@ -31,8 +33,11 @@ class Client(Routes, SyncSender):
         timeout_s: of one attempt; the service drops the work then.
         retry_s: how long a call may be tried again: after a refusal when the service asks for it, after a lost
             connection where that does nothing twice.
+        headers: of every request, such as a proxy's.
         options: of `httpx.Client`, such as `verify`.
     """
+
+    _open: Callable[..., Http]
 
     def __init__(
         self,
@@ -41,29 +46,47 @@ class Client(Routes, SyncSender):
         key: str | None = None,
         timeout_s: float = 30.0,
         retry_s: float = 60.0,
+        headers: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
-        self._http = httpx.Client(**_options(base_url, key, timeout_s), **options)
+        own = {"User-Agent": "vermouth-client"} | ({} if key is None else {"X-API-Key": key})
+        self._headers = {**own, **(headers or {})}
+        self._timeout_s = timeout_s
         self._retry_s = retry_s
+        self._verify = options.get("verify", True)
+        limits = {"timeout": httpx.Timeout(timeout_s + _GRACE_S, connect=timeout_s)}
+        sent = {**self._headers, "X-Request-Timeout-Ms": str(max(1, int(1000 * timeout_s)))}
+        self._http: Http = self._open(base_url=base_url, headers=sent, **{**limits, **options})
+
+
+class Client(_Connected[httpx.Client]):
+    """A blocking client; threads may share it."""
+
+    _open = httpx.Client
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
-    def send(self, call: Call[T]) -> T:
-        attempts = Attempts(call, self._retry_s)
+    def run(self, plan: Callable[[], Call[T]]) -> T:
+        """Plan a call and send it. Raises as the plan, and VermouthError."""
+        return self._send(plan(), Event())
+
+    def item_ids(self, gallery: str = "default", *, filter: Filter = None) -> set[str]:
+        """The ids of all items, as `import_items` takes them as `skip`."""
+        ids: set[str] = set()
+        cursor = None
         while True:
-            outcome = self._attempt(call)
-            wait_s = attempts.wait_s(outcome)
-            if wait_s is None:
-                return _bound(attempts.result(outcome), self)
-            time.sleep(wait_s)
+            page = self.items(gallery, cursor=cursor, limit=_PAGE, filter=filter)
+            ids.update(item.id for item in page.items)
+            if (cursor := page.next_cursor) is None:
+                return ids
 
     def import_items(
         self,
@@ -81,18 +104,34 @@ class Client(Routes, SyncSender):
             skip: ids that are not sent, such as `item_ids(gallery)`.
 
         Raises:
-            ImportStopped: a request failed for good.
+            ImportStopped: a request failed for good, or the source of the items did.
         """
         bulk = Bulk(items, skip=skip, size=batch)
         running: dict[Future[ItemsWritten], Batch] = {}
+        stop = Event()
         with ThreadPoolExecutor(concurrency) as pool:
-            while True:
-                while len(running) < concurrency and (part := bulk.next()):
-                    running[pool.submit(self.send, add_items(gallery, part, wait=wait_until_searchable))] = part
-                if not running:
-                    return bulk.report
-                for one in wait(running, return_when=FIRST_COMPLETED).done:
-                    bulk.settle(running.pop(one), one.exception() or one.result())
+            try:
+                while True:
+                    while len(running) < concurrency and (part := bulk.next()):
+                        call = add_items(gallery, (item for _, item in part), wait=wait_until_searchable)
+                        running[pool.submit(self._send, call, stop)] = part
+                    if not running:
+                        return bulk.result()
+                    for one in wait(running, return_when=FIRST_COMPLETED).done:
+                        bulk.settle(running.pop(one), one.exception() or one.result())
+            finally:
+                stop.set()  # after Ctrl-C the pool waits for attempts, not for retries
+
+    def _send(self, call: Call[T], stop: Event) -> T:
+        attempts = Attempts(call, self._retry_s)
+        while True:
+            outcome = self._attempt(call)
+            wait_s = attempts.wait_s(outcome)
+            if wait_s is None or stop.wait(wait_s):
+                answer = attempts.result(outcome)
+                if isinstance(answer, RetrieveResponse):
+                    answer._fetch = self.item_image
+                return answer
 
     def _attempt(self, call: Call[Any]) -> Outcome:
         try:
@@ -100,51 +139,41 @@ class Client(Routes, SyncSender):
                 if call.target is None or not response.is_success:
                     response.read()
                 else:
-                    part = _part(call.target)
-                    with part.open("wb") as file:
-                        for chunk in response.iter_bytes():
-                            file.write(chunk)
-                    part.replace(call.target)
+                    with _whole(call.target) as file:
+                        file.writelines(response.iter_bytes())
                 return response
-        except httpx.TransportError as err:
+        except httpx.RequestError as err:
             return err
 
 
-class AsyncClient(Routes, AsyncSender):
-    """A client for asyncio, with the methods and arguments of `Client`; reading image files blocks."""
+class AsyncClient(_Connected[httpx.AsyncClient]):
+    """A client for asyncio, with the methods and arguments of `Client`."""
 
-    def __init__(
-        self,
-        base_url: str = "http://127.0.0.1:8000",
-        *,
-        key: str | None = None,
-        timeout_s: float = 30.0,
-        retry_s: float = 60.0,
-        **options: Any,
-    ) -> None:
-        self._http = httpx.AsyncClient(**_options(base_url, key, timeout_s), **options)
-        self._retry_s = retry_s
+    _open = httpx.AsyncClient
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
-    async def send(self, call: Call[T]) -> T:
-        attempts = Attempts(call, self._retry_s)
+    async def run(self, plan: Callable[[], Call[T]]) -> T:
+        """As `Client.run`; images are read and encoded in another thread."""
+        return await self._send(await asyncio.to_thread(plan))
+
+    async def item_ids(self, gallery: str = "default", *, filter: Filter = None) -> set[str]:
+        """As `Client.item_ids`."""
+        ids: set[str] = set()
+        cursor = None
         while True:
-            outcome = await self._attempt(call)
-            wait_s = attempts.wait_s(outcome)
-            if wait_s is None:
-                return attempts.result(outcome)
-            await asyncio.sleep(wait_s)
+            page = await self.items(gallery, cursor=cursor, limit=_PAGE, filter=filter)
+            ids.update(item.id for item in page.items)
+            if (cursor := page.next_cursor) is None:
+                return ids
 
     async def import_items(
         self,
@@ -156,25 +185,35 @@ class AsyncClient(Routes, AsyncSender):
         concurrency: int = 4,
         wait_until_searchable: bool = True,
     ) -> ImportReport:
-        """As `Client.import_items`."""
+        """As `Client.import_items`; `items` are read in another thread."""
         bulk = Bulk(items, skip=skip, size=batch)
         running: dict[asyncio.Task[ItemsWritten], Batch] = {}
         try:
             while True:
-                while len(running) < concurrency and (part := bulk.next()):
-                    sending = self.send(add_items(gallery, part, wait=wait_until_searchable))
-                    running[asyncio.create_task(sending)] = part
+                while len(running) < concurrency and (part := await asyncio.to_thread(bulk.next)):
+                    call = add_items(gallery, (item for _, item in part), wait=wait_until_searchable)
+                    running[asyncio.create_task(self._send(call))] = part
                 if not running:
-                    return bulk.report
+                    return bulk.result()
                 for one in (await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))[0]:
                     bulk.settle(running.pop(one), one.exception() or one.result())
         finally:
+            for one in running:
+                one.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
     def live(self) -> Live:
         """Search while the user draws, in `async with`; needs the extra `live`."""
-        key = self._http.headers.get("X-API-Key")
-        return Live(str(self._http.base_url), {} if key is None else {"X-API-Key": key})
+        return Live(str(self._http.base_url), self._headers, timeout_s=self._timeout_s, verify=self._verify)
+
+    async def _send(self, call: Call[T]) -> T:
+        attempts = Attempts(call, self._retry_s)
+        while True:
+            outcome = await self._attempt(call)
+            wait_s = attempts.wait_s(outcome)
+            if wait_s is None:
+                return attempts.result(outcome)
+            await asyncio.sleep(wait_s)
 
     async def _attempt(self, call: Call[Any]) -> Outcome:
         try:
@@ -182,39 +221,25 @@ class AsyncClient(Routes, AsyncSender):
                 if call.target is None or not response.is_success:
                     await response.aread()
                 else:
-                    part = _part(call.target)
-                    with part.open("wb") as file:
-                        async for chunk in response.aiter_bytes():
-                            file.write(chunk)
-                    part.replace(call.target)
+                    with _whole(call.target) as file:
+                        async for part in response.aiter_bytes(_PART_BYTES):
+                            await asyncio.to_thread(file.write, part)
                 return response
-        except httpx.TransportError as err:
+        except httpx.RequestError as err:
             return err
 
 
-def _options(base_url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
-    try:
-        release = version("vermouth-client")
-    except PackageNotFoundError:  # run from a checkout
-        release = "unknown"
-    headers = {"User-Agent": f"vermouth-client/{release}", "X-Request-Timeout-Ms": str(max(1, int(1000 * timeout_s)))}
-    if key is not None:
-        headers["X-API-Key"] = key
-    return {"base_url": base_url, "headers": headers, "timeout": httpx.Timeout(timeout_s + _GRACE_S, connect=timeout_s)}
-
-
 def _request(call: Call[Any]) -> dict[str, Any]:
-    names = {"url": call.path, "params": call.params, "content": call.content}
-    return {"method": call.method, "headers": call.headers, **names}
+    return {name: getattr(call, name) for name in ("method", "params", "headers", "content")} | {"url": call.path}
 
 
-def _part(target: Path) -> Path:
-    """Where a file is written until it is complete."""
-    return target.with_name(f"{target.name}.part")
-
-
-def _bound(answer: T, client: Client) -> T:
-    """An answer that reads its images through the client."""
-    if isinstance(answer, RetrieveResponse):
-        answer._fetch = lambda path, params: client._http.get(path, params=params).raise_for_status().content
-    return answer
+@contextmanager
+def _whole(target: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the target's place once it is complete, and is removed otherwise."""
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with part.open("xb") as file:
+            yield file
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -33,11 +33,16 @@ class ServiceError(VermouthError):
         retry_after_s: the wait that the service asked for.
     """
 
-    kind: ClassVar[str] = "internal"
+    code = "internal"
+    of_code: ClassVar[dict[str, type["ServiceError"]]] = {}
+
+    def __init_subclass__(cls, *, code: str) -> None:
+        cls.code = code
+        cls.of_code[code] = cls
 
     def __init__(self, problem: dict[str, Any], *, retry_after_s: float | None = None) -> None:
         self.status = int(problem.get("status") or 500)
-        self.code = str(problem.get("code") or self.kind)
+        self.code = str(problem.get("code") or self.code)
         self.detail = str(problem.get("detail") or problem.get("title") or f"The service answered {self.status}.")
         self.errors: list[dict[str, str]] = problem.get("errors") or []
         self.request_id = str(problem.get("request_id") or "")
@@ -46,131 +51,97 @@ class ServiceError(VermouthError):
         super().__init__(f"{self.detail} [{self.code}, request {self.request_id or 'unknown'}]{fields}")
 
 
-class Malformed(ServiceError):
-    kind = "malformed"
+class Malformed(ServiceError, code="malformed"): ...
 
 
-class UndecodableImage(ServiceError):
-    kind = "undecodable-image"
+class UndecodableImage(ServiceError, code="undecodable-image"): ...
 
 
-class Unauthenticated(ServiceError):
-    kind = "unauthenticated"
+class Unauthenticated(ServiceError, code="unauthenticated"): ...
 
 
-class Forbidden(ServiceError):
-    kind = "forbidden"
+class Forbidden(ServiceError, code="forbidden"): ...
 
 
-class NotFound(ServiceError):
-    kind = "not-found"
+class NotFound(ServiceError, code="not-found"): ...
 
 
-class MethodNotAllowed(ServiceError):
-    kind = "method-not-allowed"
+class MethodNotAllowed(ServiceError, code="method-not-allowed"): ...
 
 
-class NotAcceptable(ServiceError):
-    kind = "not-acceptable"
+class NotAcceptable(ServiceError, code="not-acceptable"): ...
 
 
-class TooSlow(ServiceError):
-    kind = "request-timeout"
+class TooSlow(ServiceError, code="request-timeout"): ...
 
 
-class Conflict(ServiceError):
-    kind = "conflict"
+class Conflict(ServiceError, code="conflict"): ...
 
 
-class ResponseLost(ServiceError):
+class ResponseLost(ServiceError, code="response-lost"):
     """The write is done, but its response was lost: read what it wrote."""
 
-    kind = "response-lost"
+
+class FingerprintMismatch(ServiceError, code="fingerprint-mismatch"): ...
 
 
-class FingerprintMismatch(ServiceError):
-    kind = "fingerprint-mismatch"
+class PreconditionFailed(ServiceError, code="precondition-failed"): ...
 
 
-class PreconditionFailed(ServiceError):
-    kind = "precondition-failed"
+class BodyTooLarge(ServiceError, code="body-too-large"): ...
 
 
-class BodyTooLarge(ServiceError):
-    kind = "body-too-large"
+class ImageTooLarge(ServiceError, code="image-too-large"): ...
 
 
-class ImageTooLarge(ServiceError):
-    kind = "image-too-large"
+class TooMuchWork(ServiceError, code="too-much-work"): ...
 
 
-class TooMuchWork(ServiceError):
-    kind = "too-much-work"
+class TargetTooLong(ServiceError, code="target-too-long"): ...
 
 
-class TargetTooLong(ServiceError):
-    kind = "target-too-long"
+class UnsupportedMedia(ServiceError, code="unsupported-media"): ...
 
 
-class UnsupportedMedia(ServiceError):
-    kind = "unsupported-media"
+class UnsupportedCoding(ServiceError, code="unsupported-coding"): ...
 
 
-class UnsupportedCoding(ServiceError):
-    kind = "unsupported-coding"
+class Invalid(ServiceError, code="invalid"): ...
 
 
-class Invalid(ServiceError):
-    kind = "invalid"
+class PreconditionRequired(ServiceError, code="precondition-required"): ...
 
 
-class PreconditionRequired(ServiceError):
-    kind = "precondition-required"
+class QueueFull(ServiceError, code="queue-full"): ...
 
 
-class QueueFull(ServiceError):
-    kind = "queue-full"
+class HeadersTooLarge(ServiceError, code="headers-too-large"): ...
 
 
-class HeadersTooLarge(ServiceError):
-    kind = "headers-too-large"
+class InferenceFailed(ServiceError, code="inference-failed"): ...
 
 
-class InferenceFailed(ServiceError):
-    kind = "inference-failed"
+class Damaged(ServiceError, code="damaged"): ...
 
 
-class Damaged(ServiceError):
-    kind = "damaged"
+class NotImplementedInHttp(ServiceError, code="not-implemented"): ...
 
 
-class NotImplementedInHttp(ServiceError):
-    kind = "not-implemented"
+class EngineUnavailable(ServiceError, code="unavailable"): ...
 
 
-class EngineUnavailable(ServiceError):
-    kind = "unavailable"
+class DeadlineExceeded(ServiceError, code="deadline-exceeded"): ...
 
 
-class DeadlineExceeded(ServiceError):
-    kind = "deadline-exceeded"
+class VersionNotSupported(ServiceError, code="version-not-supported"): ...
 
 
-class VersionNotSupported(ServiceError):
-    kind = "version-not-supported"
-
-
-class DiskFull(ServiceError):
-    kind = "disk-full"
-
-
-_ALL: list[type[ServiceError]] = [ServiceError, *ServiceError.__subclasses__()]
-KINDS = {kind.kind: kind for kind in _ALL}
+class DiskFull(ServiceError, code="disk-full"): ...
 
 
 def error_of(problem: dict[str, Any], *, retry_after_s: float | None = None) -> ServiceError:
     """The error that a problem document describes."""
-    return KINDS.get(str(problem.get("code")), ServiceError)(problem, retry_after_s=retry_after_s)
+    return ServiceError.of_code.get(str(problem.get("code")), ServiceError)(problem, retry_after_s=retry_after_s)
 
 
 def problem_of(response: httpx.Response) -> dict[str, Any] | None:

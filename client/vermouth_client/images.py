@@ -3,8 +3,6 @@
 import base64
 import io
 import os
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-_PNG_COLOURS = {1: 0, 3: 2, 4: 6}  # channels, and PNG's code of grey, RGB and RGBA
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")  # that PNG holds without loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +67,9 @@ def file_bytes(image: Any) -> bytes:
     if isinstance(image, str | os.PathLike):
         return Path(image).read_bytes()
     if hasattr(image, "save") and hasattr(image, "mode"):  # before arrays: a PIL image has their interface too
-        file = io.BytesIO()
-        plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
-        plain.save(file, "PNG", compress_level=1)
-        return file.getvalue()
-    if hasattr(image, "__array_interface__"):
         return _png(image)
+    if hasattr(image, "__array_interface__"):
+        return _png(_from_array(image))
     if hasattr(image, "read"):
         data: bytes = image.read()
         return data
@@ -83,16 +78,19 @@ def file_bytes(image: Any) -> bytes:
     )
 
 
-def _png(array: Any) -> bytes:
-    """A PNG of an array, so that NumPy alone is enough."""
-    height, width, channels = (*array.shape, 1)[:3] if array.ndim in (2, 3) else (0, 0, 0)
-    if str(array.dtype) != "uint8" or channels not in _PNG_COLOURS or not height * width:
-        raise ValueError(f"An array must be [H, W] or [H, W, 1|3|4] uint8, not {[*array.shape]} {array.dtype}.")
-    rows = array.reshape(height, width * channels)
-    data = b"".join(b"\0" + row.tobytes() for row in rows)
-    header = struct.pack(">IIBBBBB", width, height, 8, _PNG_COLOURS[channels], 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(data, 1)), (b"IEND", b"")]
-    parts = [
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+def _png(image: "Image.Image") -> bytes:
+    if image.mode in ("I", "F"):  # Pillow would clip them
+        raise ValueError(f"A PIL image of the mode {image.mode} has no range of values: convert it to L or I;16.")
+    file = io.BytesIO()
+    plain = image if image.mode in _MODES else image.convert("RGB")
+    plain.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _from_array(array: Any) -> "Image.Image":
+    from PIL import Image
+
+    shape = array.shape
+    if str(array.dtype) != "uint8" or len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,), (4,)) or 0 in shape:
+        raise ValueError(f"An array must be [H, W] or [H, W, 1|3|4] uint8, not {[*shape]} {array.dtype}.")
+    return Image.fromarray(array[..., 0] if shape[2:] == (1,) else array)

@@ -3,12 +3,15 @@
 import asyncio
 import json
 from collections.abc import Mapping
-from types import TracebackType
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Self
 
+import httpx
+
+from vermouth_client.calls import given
 from vermouth_client.errors import NoAnswer, error_of
 from vermouth_client.images import Strokes, wire
-from vermouth_client.models import LiveResults
+from vermouth_client.models import RetrieveResponse
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -19,28 +22,32 @@ _MAX_BYTES = 64 << 20  # 1000 results of 16 KiB of metadata, and more
 class Live:
     """A connection that searches while the user draws: `async with client.live() as live`."""
 
-    def __init__(self, base_url: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, base_url: str, headers: Mapping[str, str], *, timeout_s: float, verify: SSLContext | str | bool
+    ) -> None:
         self._url = f"{base_url.rstrip('/')}/retrieve/live".replace("http", "ws", 1)
         self._headers = headers
+        self._timeout_s = timeout_s
+        self._verify = verify
         self._seq = 0
-        self._waiting: dict[int, asyncio.Future[LiveResults | None]] = {}  # at most the newest, unanswered
+        self._waiting: dict[int, asyncio.Future[RetrieveResponse | None]] = {}  # at most the newest, unanswered
 
     async def __aenter__(self) -> Self:
         from websockets.asyncio.client import connect
-        from websockets.exceptions import InvalidHandshake
+        from websockets.exceptions import InvalidHandshake, InvalidURI
 
+        ssl = httpx.create_ssl_context(verify=self._verify) if self._url.startswith("wss:") else None
+        limits: dict[str, Any] = {"max_size": _MAX_BYTES, "open_timeout": self._timeout_s}
         try:
             self._socket: ClientConnection = await connect(
-                self._url, additional_headers=self._headers, max_size=_MAX_BYTES
+                self._url, ssl=ssl, additional_headers=self._headers, user_agent_header=None, **limits
             )
-        except (OSError, InvalidHandshake) as err:
+        except (OSError, InvalidHandshake, InvalidURI) as err:  # a TimeoutError is an OSError
             raise NoAnswer(f"{self._url} does not answer: {err}.") from err
         self._reader = asyncio.create_task(self._read())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._socket.close()
         await self._reader
 
@@ -52,27 +59,30 @@ class Live:
         gallery: str = "default",
         k: int = 10,
         filter: Mapping[str, Any] | None = None,
-    ) -> LiveResults | None:
+    ) -> RetrieveResponse | None:
         """The results of the drawing; None where a newer search came before they did.
 
         Raises:
             ServiceError: the service reports a problem with this query.
-            NoAnswer: the connection is closed.
+            NoAnswer: the connection is closed, or the client's `timeout_s` passed.
         """
         from websockets.exceptions import ConnectionClosed
 
         self._settle(None)
         self._seq += 1
-        answer: asyncio.Future[LiveResults | None] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[RetrieveResponse | None] = asyncio.get_running_loop().create_future()
         self._waiting[self._seq] = answer
         query = {"type": "query", "seq": self._seq, **wire(drawing), "gallery": gallery, "k": k}
-        options = {"text": text, "filter": filter}
-        query |= {name: value for name, value in options.items() if value is not None}
         try:
-            await self._socket.send(json.dumps(query, allow_nan=False))
-        except ConnectionClosed:
-            self._settle(_closed(self._socket))
-        return await answer
+            async with asyncio.timeout(self._timeout_s):
+                await self._socket.send(json.dumps(query | given({"text": text, "filter": filter}), allow_nan=False))
+                return await answer
+        except ConnectionClosed as err:
+            raise _closed(self._socket) from err
+        except TimeoutError as err:
+            raise NoAnswer(f"The live search was not answered in {self._timeout_s:g} seconds.") from err
+        finally:
+            answer.cancel()  # nobody waits for it any more
 
     async def _read(self) -> None:
         """Hand the service's messages to their searches, until the connection closes."""
@@ -82,16 +92,18 @@ class Live:
             async for text in self._socket:
                 message = json.loads(text)
                 seq = message["seq"]
-                answer = self._waiting.pop(self._seq if seq is None else seq, None)
+                answer = self._waiting.get(self._seq if seq is None else seq)
                 if answer is None or answer.done():  # superseded, or nobody waits any more
                     continue
                 if message["type"] == "results":
-                    answer.set_result(LiveResults.model_validate(message))
+                    answer.set_result(RetrieveResponse.model_validate(message))
                 else:
                     problem = message["problem"]
                     answer.set_exception(error_of(problem, retry_after_s=problem.get("retry_after_s")))
         except ConnectionClosed:
             pass  # with a code that says why
+        except (AttributeError, KeyError, TypeError, ValueError):
+            await self._socket.close(1002, "a message that the client does not know")
         finally:
             self._settle(_closed(self._socket))
 

@@ -33,14 +33,14 @@ def decode_rle(size: tuple[int, int], counts: str) -> "Array":
     return pixels.reshape(width, height).T  # the runs go down the columns
 
 
-def overlay(image: bytes | None, labels: "Array") -> "Image.Image":
-    """An image under coloured labels `[H, W]`, 0 of them unseen; without an image, or an unreadable one, on white."""
+def overlay(image: bytes, labels: "Array") -> "Image.Image":
+    """An image under coloured labels `[H, W]`, 0 of them unseen; on white where the image is empty or unreadable."""
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     height, width = labels.shape
     try:
-        ground = ImageOps.exif_transpose(Image.open(io.BytesIO(image or b""))).convert("RGB").resize((width, height))
+        ground = ImageOps.exif_transpose(Image.open(io.BytesIO(image))).convert("RGB").resize((width, height))
     except UnidentifiedImageError:
         ground = Image.new("RGB", (width, height), "white")
     hues = np.array([colorsys.hsv_to_rgb(0.618 * index % 1, 0.8, 1) for index in range(256)])

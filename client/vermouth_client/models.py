@@ -1,5 +1,6 @@
 """Answers as frozen objects, named as in the OpenAPI document; what a newer service adds is in `model_extra`."""
 
+import base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Metadata = dict[str, Any]
-Fetch = Callable[[str, dict[str, Any]], bytes]
-"""Reads a path of the service with query parameters, and blocks."""
+Fetch = Callable[..., bytes]
+"""`Client.item_image`."""
 
 
 class Answer(BaseModel):
@@ -168,17 +169,12 @@ class RetrieveResponse(Answer):
         """The results' thumbnails with ids and scores; reads them from the service, and blocks. Needs Pillow."""
         if self._fetch is None:
             raise ValueError("These results were not read by a client: read their images with `item_image`.")
-        fetch, paths = self._fetch, [f"galleries/{self.gallery}/items/{one.id}/image" for one in self.results]
-        captions = [f"{one.score:.2f} {one.id}" for one in self.results]
-        return contact_sheet((fetch(path, {"size": size}) for path in paths), captions, size=size)
+        fetch, captions = self._fetch, [f"{one.score:.2f} {one.id}" for one in self.results]
+        return contact_sheet((fetch(self.gallery, one.id, size=size) for one in self.results), captions, size=size)
 
     def show(self) -> None:
         """Open the contact sheet in the system's viewer, or below a notebook's cell."""
         self.sheet().show()
-
-
-class LiveResults(RetrieveResponse):
-    seq: int
 
 
 class EmbedResponse(Answer):
@@ -224,7 +220,7 @@ class SegmentResponse(Answer):
     classes: list[SegmentedClass]
     label_map: str | None = None
     timings_ms: dict[str, float]
-    _image: bytes | None = PrivateAttr(default=None)
+    _image: str = PrivateAttr(default="")  # base64
 
     def model_post_init(self, _: Any) -> None:
         for one in self.classes:
@@ -242,7 +238,7 @@ class SegmentResponse(Answer):
 
     def overlay(self) -> "Image.Image":
         """The image under coloured masks; a drawing's and an item's masks are on white. Needs NumPy and Pillow."""
-        return overlay(self._image, self.labels)
+        return overlay(base64.b64decode(self._image), self.labels)
 
     def show(self) -> None:
         """Open the overlay in the system's viewer, or below a notebook's cell."""

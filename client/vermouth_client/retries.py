@@ -6,14 +6,16 @@ from email.utils import parsedate_to_datetime
 from typing import Generic, TypeVar
 
 import httpx
-from pydantic import ValidationError
 
 from vermouth_client.calls import Call
 from vermouth_client.errors import NoAnswer, error_of, problem_of
 
 T = TypeVar("T")
-Outcome = httpx.Response | httpx.TransportError
-_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+Outcome = httpx.Response | httpx.RequestError
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_MISTAKES = (httpx.LocalProtocolError, httpx.TooManyRedirects, httpx.UnsupportedProtocol)  # the next attempt's too
+_CODES = {413: "body-too-large", 429: "queue-full"}  # of what a proxy refuses as the service does
+_LOST = (502, 503, 504)  # a proxy does not say whether the request came through
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0  # where the service asks for none; doubled each time
 
 
@@ -33,6 +35,8 @@ class Attempts(Generic[T]):
     def wait_s(self, outcome: Outcome) -> float | None:
         """Seconds until the next attempt; None where this outcome is the last."""
         asked_s = 0.0
+        if isinstance(outcome, _MISTAKES):
+            return None
         if isinstance(outcome, httpx.Response):
             if not self._is_refusal(outcome):
                 return None
@@ -48,30 +52,35 @@ class Attempts(Generic[T]):
 
     def result(self, outcome: Outcome) -> T:
         """What the last outcome means. Raises VermouthError."""
+        may_be_done = self._may_be_done and self._call.is_write
         if not isinstance(outcome, httpx.Response):
             detail = f"The service did not answer: {str(outcome) or type(outcome).__name__}."
-            raise NoAnswer(detail, may_be_done=self._may_be_done and self._call.method != "GET") from outcome
-        was_deleted = self._call.method == "DELETE" and self._may_be_done and outcome.status_code == 404
+            raise NoAnswer(detail, may_be_done=may_be_done) from outcome
+        problem, status = problem_of(outcome), outcome.status_code
+        was_deleted = self._call.method == "DELETE" and may_be_done and problem is not None and status == 404
         if outcome.is_success or was_deleted:  # the attempt whose answer was lost deleted it
             try:
                 return self._call.parse(outcome)
-            except (ValidationError, ValueError, KeyError) as err:
-                raise NoAnswer(f"{outcome.url} did not answer as the service does.", may_be_done=True) from err
-        problem = problem_of(outcome) or {"status": outcome.status_code, "detail": _sentence(outcome)}
+            except (KeyError, ValueError) as err:
+                raise NoAnswer(
+                    f"{outcome.url} did not answer as the service does.", may_be_done=self._call.is_write
+                ) from err
+        if problem is None:
+            detail = f"{outcome.url} answered {status} and is not the service, or a proxy before it answered."
+            if status in _LOST:
+                raise NoAnswer(detail, may_be_done=may_be_done)
+            problem = {"status": status, "code": _CODES.get(status), "detail": detail}
         raise error_of(problem, retry_after_s=retry_after_s(outcome))
 
     def _is_refusal(self, response: httpx.Response) -> bool:
         """Whether the service, or a proxy before it, refused the call for now."""
-        is_own, status = problem_of(response) is not None, response.status_code
-        if status == 429 or (status == 503 and is_own):
-            return True
+        status, has_wait = response.status_code, "Retry-After" in response.headers
         if status == 409:  # the first attempt with this idempotency key still runs
-            return "Idempotency-Key" in self._call.headers and "Retry-After" in response.headers
-        # A proxy does not say whether the request came through.
-        if status in (502, 503, 504) and not is_own:
+            return has_wait and "Idempotency-Key" in self._call.headers
+        if status in _LOST and problem_of(response) is None:
             self._may_be_done = True
             return self._call.is_repeatable
-        return False
+        return status in (429, 503) or (status == 504 and has_wait)  # the queue was longer than the deadline
 
 
 def retry_after_s(response: httpx.Response) -> float | None:
@@ -83,7 +92,3 @@ def retry_after_s(response: httpx.Response) -> float | None:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except ValueError:
         return None
-
-
-def _sentence(response: httpx.Response) -> str:
-    return f"{response.url} answered {response.status_code} and is not the service, or a proxy before it answered."

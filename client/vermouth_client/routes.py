@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
@@ -13,8 +13,8 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 import httpx
 
 from vermouth_client import models
-from vermouth_client.bulk import NewItem, item_wire
-from vermouth_client.calls import Call, call, route
+from vermouth_client.bulk import NewItem, item_json
+from vermouth_client.calls import Call, call, given, json_of, route
 from vermouth_client.images import ImageLike, wire
 
 Model = TypeVar("Model", bound=models.Answer)
@@ -29,6 +29,7 @@ Ways = Mapping[str, Sequence[ImageLike]]
 class SegmentOptions(TypedDict, total=False):
     """What all forms of segmentation take."""
 
+    class_set: str
     background: bool
     threshold: float
     min_area: int
@@ -89,13 +90,12 @@ class Routes:
         image: ImageLike,
         classes: Classes = None,
         *,
-        class_set: str | None = None,
         format: Literal["rle", "label_map", "polygons", "png"] = "rle",
         **options: Unpack[SegmentOptions],
     ) -> Call[models.SegmentResponse]:
         """Disjoint masks of named classes, or of those of a class set."""
-        body = _segment(image, classes, class_set, {"format": format, **options})
-        source = base64.b64decode(body["image"].get("base64", ""))  # of a drawing and of an item nothing
+        body = _segment(image, classes, format, options)
+        source = body["image"].get("base64", "")  # of a drawing and of an item nothing
 
         def parse(response: httpx.Response) -> models.SegmentResponse:
             found = _read(models.SegmentResponse)(response)
@@ -106,29 +106,18 @@ class Routes:
 
     @route
     def segment_coco(
-        self,
-        image: ImageLike,
-        classes: Classes = None,
-        *,
-        class_set: str | None = None,
-        **options: Unpack[SegmentOptions],
+        self, image: ImageLike, classes: Classes = None, **options: Unpack[SegmentOptions]
     ) -> Call[dict[str, Any]]:
         """The COCO document of `segment`, which pycocotools loads."""
-        body = _segment(image, classes, class_set, {"format": "coco", **options})
-        return call(_json, "POST", "segment", body=body)
+        body = _segment(image, classes, "coco", options)
+        return call(httpx.Response.json, "POST", "segment", body=body)
 
     @route
     def segment_png(
-        self,
-        image: ImageLike,
-        classes: Classes = None,
-        *,
-        class_set: str | None = None,
-        overlay: bool = False,
-        **options: Unpack[SegmentOptions],
+        self, image: ImageLike, classes: Classes = None, *, overlay: bool = False, **options: Unpack[SegmentOptions]
     ) -> Call[bytes]:
         """The label map of `segment` as a palette PNG, or the image under coloured masks with a legend."""
-        body = _segment(image, classes, class_set, {"format": "overlay" if overlay else None, **options})
+        body = _segment(image, classes, "overlay" if overlay else None, options)
         return call(_content, "POST", "segment", body=body, accept="image/png")
 
     @route
@@ -185,7 +174,7 @@ class Routes:
     @route
     def add_items(self, gallery: str, items: Sequence[NewItem], *, wait: bool = True) -> Call[models.ItemsWritten]:
         """Add or replace up to 256 items; `import_items` takes any number of them."""
-        return add_items(gallery, [item_wire(item) for item in items], wait=wait)
+        return add_items(gallery, map(item_json, items), wait=wait)
 
     @route
     def put_item(
@@ -201,51 +190,41 @@ class Routes:
     ) -> Call[models.ItemReport]:
         """Create, replace or, without an image, relabel one item; `version` is the `seq` of the item it replaces."""
         body = {"image": None if image is None else wire(image), "metadata": metadata, "caption": caption}
-        path = ("galleries", gallery, "items", id)
-        return call(_read(models.ItemReport), "PUT", *path, params=_wait(wait), body=body, version=version)
+        return call(
+            _read(models.ItemReport), "PUT", *_items(gallery, id), params={"wait": wait}, body=body, version=version
+        )
 
     @route
     def patch_item(
         self, gallery: str, id: str, metadata: Mapping[str, Any], *, version: int | None = None
     ) -> Call[models.ItemReport]:
         """Merge metadata into an item's (RFC 7396): None removes a member."""
-        path = ("galleries", gallery, "items", id)
-        return call(_read(models.ItemReport), "PATCH", *path, body={"metadata": dict(metadata)}, version=version)
+        return call(
+            _read(models.ItemReport), "PATCH", *_items(gallery, id), body={"metadata": dict(metadata)}, version=version
+        )
 
     @route
     def items(
         self, gallery: str = "default", *, cursor: str | None = None, limit: int | None = None, filter: Filter = None
     ) -> Call[models.ItemPage]:
         """One page of items, by id; `next_cursor` begins the next."""
-        return _items(gallery, cursor, limit, filter)
-
-    @route
-    def item_ids(self, gallery: str = "default", *, filter: Filter = None) -> Generator[Call[Any], Any, set[str]]:
-        """The ids of all items, as `import_items` takes them as `skip`."""
-        ids: set[str] = set()
-        cursor: str | None = None
-        while True:
-            page: models.ItemPage = yield _items(gallery, cursor, 1000, filter)
-            ids.update(item.id for item in page.items)
-            cursor = page.next_cursor
-            if cursor is None:
-                return ids
+        params = {"cursor": cursor, "limit": limit, "filter": None if filter is None else json.dumps(filter)}
+        return call(_read(models.ItemPage), "GET", *_items(gallery), params=params)
 
     @route
     def item(self, gallery: str, id: str) -> Call[models.ItemReport]:
         """One item."""
-        return call(_read(models.ItemReport), "GET", "galleries", gallery, "items", id)
+        return call(_read(models.ItemReport), "GET", *_items(gallery, id))
 
     @route
     def item_image(self, gallery: str, id: str, *, size: int | None = None) -> Call[bytes]:
         """The stored image file, or a WebP thumbnail whose longest side is `size`."""
-        path = ("galleries", gallery, "items", id, "image")
-        return call(_content, "GET", *path, params={"size": size}, accept="*/*")
+        return call(_content, "GET", *_items(gallery, id, "image"), params={"size": size}, accept="*/*")
 
     @route
     def delete_item(self, gallery: str, id: str, *, wait: bool = True, version: int | None = None) -> Call[None]:
         """Delete one item."""
-        return call(_nothing, "DELETE", "galleries", gallery, "items", id, params=_wait(wait), version=version)
+        return call(_nothing, "DELETE", *_items(gallery, id), params={"wait": wait}, version=version)
 
     @route
     def delete_items(
@@ -253,16 +232,16 @@ class Routes:
     ) -> Call[models.ItemsDeleted]:
         """Delete some items by id, or all that pass a filter."""
         body = {"ids": None if ids is None else [*ids], "filter": filter}
-        path = ("galleries", gallery, "items", "delete")
-        return call(_read(models.ItemsDeleted), "POST", *path, params=_wait(wait), body=body, writes=True)
+        path, params = _items(gallery, "delete"), {"wait": wait}
+        return call(_read(models.ItemsDeleted), "POST", *path, params=params, body=body, writes=True)
 
     @route
     def export(
         self, gallery: str, file: str | os.PathLike[str], *, format: Literal["ndjson", "webdataset"] = "ndjson"
     ) -> Call[int]:
         """Write all items to a file: lines of JSON with vectors, or a tar with images. Returns the export's `seq`."""
-        path = ("galleries", gallery, "export")
-        return call(_seq, "GET", *path, params={"format": format}, accept="*/*", target=Path(file))
+        params = {"format": format}
+        return call(_seq, "GET", "galleries", gallery, "export", params=params, accept="*/*", target=Path(file))
 
     # --- few-shot classification
 
@@ -321,7 +300,7 @@ class Routes:
 
     @route
     def remove_way(self, episode: str, label: str, *, version: int) -> Call[models.EpisodeReport]:
-        """Remove a way with its support images."""
+        """Remove a way with its support images. A label with a slash is no path: rename it first."""
         return call(_read(models.EpisodeReport), "DELETE", *_EPISODES, episode, "ways", label, version=version)
 
     @route
@@ -335,9 +314,9 @@ class Routes:
         labels: Mapping[str, str] | None = None,
     ) -> Call[models.EpisodeReport]:
         """Change an episode's name (None takes it away) or method, or rename labels: old to new."""
-        body = {"name": None if name is ... else name, "method": method, "labels": labels}
-        nulls = ["name"] if name is None else []
-        return call(_read(models.EpisodeReport), "PATCH", *_EPISODES, episode, body=body, nulls=nulls, version=version)
+        fields = given({"method": method, "labels": labels}) | ({} if name is ... else {"name": name})
+        path, body = (*_EPISODES, episode), json_of(fields)
+        return call(_read(models.EpisodeReport), "PATCH", *path, body=body, version=version)
 
     @route
     def support_image(self, episode: str, support: str) -> Call[bytes]:
@@ -374,39 +353,31 @@ class Routes:
     @route
     def delete_job(self, job: str) -> Call[None]:
         """Cancel or delete a job."""
-        return call(_nothing, "DELETE", "jobs", job)
+        # Sent again, it would delete the job that it has cancelled.
+        return replace(call(_nothing, "DELETE", "jobs", job), is_repeatable=False)
 
 
-def add_items(gallery: str, items: Sequence[Mapping[str, Any]], *, wait: bool) -> Call[models.ItemsWritten]:
-    """The call that adds items in the service's form."""
-    path = ("galleries", gallery, "items")
-    return call(_read(models.ItemsWritten), "POST", *path, params=_wait(wait), body=items, writes=True)
+def add_items(gallery: str, items: Iterable[bytes], *, wait: bool) -> Call[models.ItemsWritten]:
+    """The call that adds items, each as its JSON."""
+    path, body = _items(gallery), b"[" + b",".join(items) + b"]"
+    return call(_read(models.ItemsWritten), "POST", *path, params={"wait": wait}, body=body, writes=True)
 
 
-def _items(gallery: str, cursor: str | None, limit: int | None, where: Filter) -> Call[models.ItemPage]:
-    params = {"cursor": cursor, "limit": limit, "filter": None if where is None else json.dumps(where)}
-    return call(_read(models.ItemPage), "GET", "galleries", gallery, "items", params=params)
+def _items(gallery: str, *more: str) -> tuple[str, ...]:
+    return ("galleries", gallery, "items", *more)
 
 
-def _segment(image: ImageLike, classes: Classes, class_set: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+def _segment(image: ImageLike, classes: Classes, format: str | None, options: SegmentOptions) -> dict[str, Any]:
     named = None if classes is None else [*classes]
-    return {"image": wire(image), "classes": named, "class_set": class_set, **options}
+    return {"image": wire(image), "classes": named, "format": format, **options}
 
 
 def _ways(ways: Ways) -> list[dict[str, Any]]:
     return [{"label": label, "support": [*map(wire, support)]} for label, support in ways.items()]
 
 
-def _wait(wait: bool) -> dict[str, str]:
-    return {"wait": str(wait).lower()}
-
-
 def _read(shape: type[Model]) -> Callable[[httpx.Response], Model]:
     return lambda response: shape.model_validate_json(response.content)
-
-
-def _json(response: httpx.Response) -> Any:
-    return response.json()
 
 
 def _content(response: httpx.Response) -> bytes:

@@ -1,15 +1,23 @@
 """Imports: what is counted as what, and how much of the source is in memory."""
 
+import asyncio
+import io
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.app.api.images import png
-from vermouth_client import AsyncClient, Client, ImportReport, ImportStopped, NewItem, Strokes
-from vermouth_client.bulk import MAX_BATCH_BYTES, Bulk
-from vermouth_client.errors import DiskFull, ResponseLost
+from tests.client.scripted import Request, scripted
+from vermouth_client import AsyncClient, Client, ImportReport, ImportStopped, NewItem, ServiceError, Strokes, Svg
+from vermouth_client.bulk import MAX_BATCH_BYTES, Batch, Bulk
+from vermouth_client.errors import DeadlineExceeded, DiskFull, Invalid, ResponseLost, TooMuchWork
 from vermouth_client.models import ItemOutcome, ItemsWritten
 
 DRAWING = Strokes([[[0, 90], [0, 90]]], 100, 100)
@@ -59,8 +67,8 @@ async def test_the_client_for_asyncio_imports_the_same(service: dict[str, Any], 
         assert caught.value.report.added == 0
 
 
-def written(batch: list[dict[str, Any]]) -> ItemsWritten:
-    return ItemsWritten(seq=1, results=[ItemOutcome(id=item["id"], status="created") for item in batch])
+def written(batch: Batch) -> ItemsWritten:
+    return ItemsWritten(seq=1, results=[ItemOutcome(id=name, status="created") for name, _ in batch])
 
 
 def test_the_source_is_read_a_batch_at_a_time() -> None:
@@ -80,20 +88,168 @@ def test_the_source_is_read_a_batch_at_a_time() -> None:
     assert bulk.report.created == 45
 
 
-def test_large_images_make_small_batches_and_none_is_lost_between_them() -> None:
-    half = bytes(MAX_BATCH_BYTES // 2)
-    bulk = Bulk((NewItem(half, f"i{n}") for n in range(3)), skip=(), size=5)
-    assert [[item["id"] for item in bulk.next()] for _ in range(4)] == [["i0"], ["i1"], ["i2"], []]
+@pytest.mark.parametrize(
+    "half",
+    [
+        pytest.param(NewItem(bytes(MAX_BATCH_BYTES * 3 // 8)), id="image"),
+        pytest.param(NewItem(Svg("<svg>" + " " * (MAX_BATCH_BYTES // 2))), id="drawing"),
+        pytest.param(NewItem(DRAWING, metadata={"text": "x" * (MAX_BATCH_BYTES // 2)}), id="metadata"),
+    ],
+)
+def test_large_items_make_small_batches_and_none_is_lost_between_them(half: NewItem) -> None:
+    bulk = Bulk((replace(half, id=f"i{n}") for n in range(3)), skip=(), size=5)
+    assert [[name for name, _ in bulk.next()] for _ in range(4)] == [["i0"], ["i1"], ["i2"], []]
 
 
-def test_a_batch_whose_answer_was_lost_is_sent_again_and_a_full_disk_stops_with_the_report() -> None:
-    bulk = Bulk((NewItem(DRAWING, f"i{n}") for n in range(6)), skip=(), size=3)
+@pytest.mark.parametrize("value", [float("nan"), datetime.now(UTC), np.float32(1), {1}, b"x"])
+def test_an_item_that_json_does_not_have_is_rejected_alone(value: object) -> None:
+    items = [NewItem(DRAWING, "a"), NewItem(DRAWING, "b", {"value": value}), NewItem(DRAWING, "c")]
+    bulk = Bulk(items, skip=(), size=5)
+    assert [name for name, _ in bulk.next()] == ["a", "c"]
+    assert [(one.id, one.code) for one in bulk.report.rejected] == [("b", "unreadable")]
+
+
+def test_a_batch_whose_answer_was_lost_is_sent_again() -> None:
+    bulk = Bulk((NewItem(DRAWING, f"i{n}") for n in range(3)), skip=(), size=3)
     first = bulk.next()
     bulk.settle(first, ResponseLost({}))
     again = bulk.next()
     assert again == first
     bulk.settle(again, written(again))
-    with pytest.raises(ImportStopped, match="after 3 items") as caught:
-        bulk.settle(bulk.next(), DiskFull({}))
-    assert caught.value.report.created == 3
+    assert (bulk.next(), bulk.result().created) == ([], 3)
+
+
+@pytest.mark.parametrize("refusal", [Invalid, TooMuchWork, DeadlineExceeded])
+def test_a_refused_batch_is_halved_down_to_the_item(refusal: type[ServiceError]) -> None:
+    bulk = Bulk((NewItem(DRAWING, f"i{n}") for n in range(8)), skip=(), size=8)
+    while batch := bulk.next():
+        bulk.settle(batch, refusal({}) if "i5" in dict(batch) else written(batch))
+    assert bulk.result().created == 7
+    assert [(one.id, one.code) for one in bulk.report.rejected] == [("i5", refusal.code)]
+
+
+def test_a_full_disk_stops_and_what_was_under_way_is_in_the_report() -> None:
+    bulk = Bulk((NewItem(DRAWING, f"i{n}") for n in range(12)), skip=(), size=3)
+    under_way = [bulk.next() for _ in range(3)]
+    bulk.settle(under_way[0], DiskFull({}))
+    assert bulk.next() == []
+    for batch in under_way[1:]:
+        bulk.settle(batch, written(batch))
+    with pytest.raises(ImportStopped, match="after 6 items") as caught:
+        bulk.result()
+    assert caught.value.report.created == 6
     assert isinstance(caught.value.__cause__, DiskFull)
+
+
+def test_what_came_before_a_source_that_fails_is_sent() -> None:
+    def failing() -> Iterator[NewItem]:
+        yield NewItem(DRAWING, "a")
+        raise OSError("the disk is gone")
+
+    bulk = Bulk(failing(), skip=(), size=5)
+    batch = bulk.next()
+    assert [name for name, _ in batch] == ["a"]
+    assert bulk.next() == []
+    bulk.settle(batch, written(batch))
+    with pytest.raises(ImportStopped, match="after 1 items") as caught:
+        bulk.result()
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+class Source:
+    """Endless items, and a service that holds the first four batches until it refuses one of them for good."""
+
+    def __init__(self) -> None:
+        self.n_read = self.n_held = 0
+        self._all_here = threading.Barrier(4)
+        self._is_refused = threading.Event()
+
+    def __iter__(self) -> Iterator[NewItem]:
+        while True:
+            self.n_read += 1
+            yield NewItem(DRAWING)
+
+    def __call__(self, request: Request) -> None:
+        if not self._is_refused.is_set() and self._all_here.wait(60) == 0:
+            self.n_held = self.n_read
+            request.refuse(507, "disk-full")
+            self._is_refused.set()
+            return
+        self._is_refused.wait(60)
+        request.written()
+
+    def check(self, report: ImportReport) -> None:
+        assert self.n_held == 4 * 32
+        assert report.created == self.n_read - 32 >= 3 * 32
+
+
+def test_an_import_holds_128_items_and_reports_what_ran_beside_its_failure() -> None:
+    source = Source()
+    with scripted(source) as url, Client(url) as client, pytest.raises(ImportStopped) as caught:
+        client.import_items("default", source)
+    source.check(caught.value.report)
+
+
+@pytest.mark.anyio
+async def test_the_client_for_asyncio_does_too() -> None:
+    source = Source()
+    with scripted(source) as url:
+        async with AsyncClient(url) as client:
+            with pytest.raises(ImportStopped) as caught:
+                await client.import_items("default", source)
+    source.check(caught.value.report)
+
+
+def test_ctrl_c_ends_an_import_that_waits_for_its_next_attempt() -> None:
+    refused = threading.Event()
+
+    def full(request: Request) -> None:
+        request.refuse(429, "queue-full", Retry_After="40")
+        refused.set()
+
+    def source() -> Iterator[NewItem]:
+        yield NewItem(DRAWING, "a")
+        refused.wait(10)
+        raise KeyboardInterrupt  # as Python does in the main thread
+
+    started_s = time.monotonic()
+    with scripted(full) as url, Client(url) as client, pytest.raises(KeyboardInterrupt):
+        client.import_items("default", source(), batch=1)
+    assert time.monotonic() - started_s < 20
+
+
+@pytest.mark.anyio
+async def test_an_import_is_cancelled_while_it_waits_for_its_next_attempt() -> None:
+    refused = threading.Event()
+
+    def full(request: Request) -> None:
+        request.refuse(429, "queue-full", Retry_After="40")
+        refused.set()
+
+    with scripted(full) as url:
+        async with AsyncClient(url) as client:
+            started_s = time.monotonic()
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(client.import_items("default", (NewItem(DRAWING) for _ in range(200))))
+                await asyncio.to_thread(refused.wait, 10)
+                running.cancel()
+            assert running.cancelled()
+            assert time.monotonic() - started_s < 20
+
+
+@pytest.mark.anyio
+async def test_images_are_read_beside_the_event_loop() -> None:
+    is_running = threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert is_running.wait(10)
+            return super().read(size)
+
+    with scripted(lambda request: request.written()) as url:
+        async with AsyncClient(url) as client:
+            asyncio.get_running_loop().call_later(0.01, is_running.set)
+            await client.add_items("default", [NewItem(Slow(b"image"), "a")])
+            is_running.clear()
+            asyncio.get_running_loop().call_later(0.01, is_running.set)
+            assert (await client.import_items("default", [NewItem(Slow(b"image"), "a")])).created == 1

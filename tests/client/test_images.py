@@ -27,9 +27,27 @@ def test_other_arrays_are_refused_with_what_is_wanted(array: NDArray[np.uint8]) 
         wire(array)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
-def test_pil_images_of_every_mode_are_sent(mode: str) -> None:
-    assert Image.open(io.BytesIO(file_bytes(Image.new(mode, (4, 3))))).size == (4, 3)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_pil_images_keep_their_colours(mode: str) -> None:
+    colours = np.random.default_rng(3).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    image = Image.fromarray(colours).convert("RGB" if mode in ("LA", "RGBA") else mode).convert(mode)
+    sent = Image.open(io.BytesIO(file_bytes(image)))
+    kind = mode if mode in ("1", "L", "LA", "RGBA") else "RGB"
+    assert np.array_equal(np.asarray(sent.convert(kind)), np.asarray(image.convert(kind)))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_images_of_16_bits_keep_their_values(mode: str) -> None:
+    values = np.array([[0, 1, 255], [256, 40_000, 65_535]], np.uint16)
+    data = values.astype(">u2" if mode == "I;16B" else "<u2").tobytes()
+    sent = Image.open(io.BytesIO(file_bytes(Image.frombytes(mode, (3, 2), data))))
+    assert np.array_equal(np.asarray(sent), values)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_images_without_a_range_of_values_are_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match=f"mode {mode} has no range of values: convert it"):
+        wire(Image.new(mode, (4, 3)))
 
 
 def test_svg_is_known_by_its_first_letter_and_no_image_is_a_sentence() -> None:

@@ -1,7 +1,9 @@
 """Every method of both clients against a server, and the client beside the OpenAPI document."""
 
+import base64
 import contextlib
 import inspect
+import io
 import json
 import re
 import tarfile
@@ -94,6 +96,17 @@ def story(client: Any, gallery: str, folder: Path) -> Generator[Any, Any, None]:
     assert [one.mask.sum() for one in found.classes] == [one.area for one in found.classes]
     assert found.labels.shape == (40, 60)
     assert found.overlay().size == (60, 40)
+    for form in ("polygons", "png", "label_map"):
+        found = yield client.segment(png(), ["thing"], format=form, background=False)
+        (one,) = found.classes
+        assert one.area > 0
+        encoded = found.label_map if form == "label_map" else one.encoded
+        if form == "polygons":
+            assert all(len(polygon) >= 6 for polygon in encoded)
+        else:
+            assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (60, 40)
+        with pytest.raises(ValueError, match="where the format is rle"):
+            found.labels  # noqa: B018 - a property
     assert (yield client.put_class_set(gallery, ["thing"])).version == 1
     assert gallery in {one.name for one in (yield client.class_sets()).class_sets}
     assert (yield client.class_set(gallery)).classes[0].name == "thing"
@@ -127,7 +140,7 @@ def story(client: Any, gallery: str, folder: Path) -> Generator[Any, Any, None]:
     yield client.delete_gallery(gallery, with_items=True)
 
 
-ROUTES = {name for name, _ in inspect.getmembers(Routes) if not name.startswith("_")} | {"import_items"}
+ROUTES = {name for name, _ in inspect.getmembers(Routes) if not name.startswith("_")} | {"import_items", "item_ids"}
 
 
 def test_the_blocking_client_reaches_every_route(service: dict[str, Any], tmp_path: Path) -> None:
@@ -171,6 +184,9 @@ async def test_the_client_for_asyncio_has_the_same_methods(service: dict[str, An
                     step = run.throw(err)
                 else:
                     step = run.send(result)
+        found = await client.retrieve(text="house")
+        with pytest.raises(ValueError, match="read their images with `item_image`"):
+            found.sheet()
     assert recorder.used == ROUTES
 
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.server
 CALLS = int(os.environ.get("CLIENT_CALLS", "60"))
 KILLS = max(2, CALLS // 500)
 LIMIT_S = 120 + 1.0 * CALLS
+BATCH = 4
 
 
 def test_writes_through_kills_are_all_done_once(tmp_path: Path) -> None:
@@ -40,8 +42,16 @@ def test_writes_through_kills_are_all_done_once(tmp_path: Path) -> None:
                 done["lost"] += 1  # only the answer
             reached[number * (KILLS + 1) // CALLS].set()
 
-    with Client(f"http://127.0.0.1:{port}", timeout_s=20, retry_s=LIMIT_S) as client, ThreadPoolExecutor(8) as pool:
+    def source() -> Iterator[NewItem]:
+        """Two batches between any two kills, so that the import runs through all of them."""
+        for part, event in enumerate(reached):
+            event.wait(LIMIT_S)
+            for number in range(2 * BATCH * part, 2 * BATCH * (part + 1)):
+                yield NewItem(Strokes([[[0, 50], [0, number % 90]]], 100, 100), f"i{number}", {"n": CALLS + number})
+
+    with Client(f"http://127.0.0.1:{port}", timeout_s=20, retry_s=LIMIT_S) as client, ThreadPoolExecutor(9) as pool:
         writers = [pool.submit(write, client) for _ in range(8)]
+        imported = pool.submit(client.import_items, "default", source(), batch=BATCH)
         for part, event in enumerate(reached):
             with started("free", tmp_path, limit_s=LIMIT_S, PORT=str(port), MAX_IN_FLIGHT="4") as process:
                 process.wait_for("ready")
@@ -51,9 +61,11 @@ def test_writes_through_kills_are_all_done_once(tmp_path: Path) -> None:
                     continue
                 for writer in writers:
                     writer.result()
+                report = imported.result()
                 items = [client.items("default", limit=1000)]
                 while (cursor := items[-1].next_cursor) is not None:
                     items.append(client.items("default", limit=1000, cursor=cursor))
     found = Counter(item.metadata["n"] for page in items for item in page.items)
-    assert found == Counter(range(CALLS))
     assert done.total() == CALLS
+    assert (report.added, report.rejected) == (2 * BATCH * len(reached), [])
+    assert found == Counter(range(CALLS + report.added))
