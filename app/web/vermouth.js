@@ -1,14 +1,18 @@
 /**
- * A client of the Vermouth API for browsers: one file, no build, no dependency.
+ * A client of the Vermouth API for browsers and Node: one file, no build, no dependency.
  *
  *   import { Vermouth } from "./vermouth.js";
- *   const vermouth = new Vermouth({ base: "https://vermouth.example/", key: "vm_…" });
+ *   const vermouth = new Vermouth({ base: "https://vermouth.example/" });
+ *   await vermouth.openSession("vm_…"); // where the service asks for a key
  *   const { results } = await vermouth.retrieve({ text: "a red fish", k: 12 });
  *   const live = vermouth.live({ onresults: (message) => show(message.results) });
  *   live.search({ strokes, width: 256, height: 256 });
+ *
+ * Images are a File or Blob, or the forms of the API: `{strokes, width, height}`, `{svg}`, `{base64}`, `{item}`.
+ * Answers are the service's JSON. A refusal throws VermouthError, with the service's own words.
  */
 
-const RETRIES = 3; // of requests that change nothing twice, after 429 and 503
+const ATTEMPTS = 3; // of a request that was refused with 429 or 503
 const LONGEST_WAIT_S = 20;
 
 /** A problem document (RFC 9457) that the service answered, or `status` 0 where it did not answer at all. */
@@ -25,26 +29,32 @@ export class VermouthError extends Error {
 }
 
 export class Vermouth {
-  /** `base` is the URL of the service (default: the page's own), `key` an API key. */
-  constructor({ base = globalThis.document?.baseURI, key = null } = {}) {
-    this.base = new URL(base);
+  /**
+   * `base` is the URL of the service (default: the page's own). A `key` is sent with every request and cannot load
+   * images into `<img>`: in a browser use `openSession` instead. `onwait(seconds)` is called before a request is repeated.
+   */
+  constructor({ base = globalThis.document?.baseURI, key = null, onwait = () => {} } = {}) {
+    this.base = new URL(".", base);
     this.key = key;
-    this.onwait = () => {}; // called with the seconds until a request is tried again
+    this.onwait = onwait;
+    this.credentials = "same-origin"; // a session of another origin needs more, and is refused where any origin is allowed
   }
 
+  /** The URL of a path; paths that the service answers, such as `image_url`, begin with the base's own path. */
   url(path, query = {}) {
-    const url = new URL(path.replace(/^\//, ""), this.base);
-    for (const [name, value] of Object.entries(query)) if (value != null) url.searchParams.set(name, value);
+    const url = new URL(String(path).startsWith(this.base.pathname) || path instanceof URL ? path : String(path).replace(/^\//, ""), this.base);
+    for (const [name, value] of Object.entries(query)) if (value !== null && value !== undefined) url.searchParams.set(name, value);
     return url;
   }
 
-  /** Sends one request; `body` is a FormData, or an object that is sent as JSON. Returns the Response of a success. */
+  /**
+   * Sends one request; `body` is a FormData, or an object that is sent as JSON. Returns the Response of a success.
+   * After 429 and 503 it waits as long as the service says and sends it again: a refused request has done nothing.
+   */
   async send(method, path, { body = null, query = {}, headers = {}, signal = null } = {}) {
-    const isForm = body instanceof FormData;
-    const sent = { ...headers };
-    if (this.key) sent["X-API-Key"] = this.key;
-    if (body !== null && !isForm) sent["Content-Type"] = "application/json";
-    const init = { method, headers: sent, signal, body: body === null || isForm ? body : JSON.stringify(body) };
+    const isJson = body !== null && !(body instanceof FormData);
+    const sent = { ...headers, ...(this.key && { "X-API-Key": this.key }), ...(isJson && { "Content-Type": "application/json" }) };
+    const init = { method, headers: sent, signal, body: isJson ? JSON.stringify(body) : body, credentials: this.credentials };
     for (let attempt = 1; ; attempt += 1) {
       let response;
       try {
@@ -53,20 +63,29 @@ export class Vermouth {
         if (error.name === "AbortError") throw error;
         throw new VermouthError(0, { title: "Offline", detail: "The service does not answer." });
       }
-      if (response.ok || response.status === 304) return response;
+      if (response.ok) return response;
       const wait = Number(response.headers.get("Retry-After")) || null;
-      const isSafe = method === "GET" || !path.includes("items") || "Idempotency-Key" in sent;
-      if ([429, 503].includes(response.status) && wait && wait <= LONGEST_WAIT_S && attempt < RETRIES && isSafe) {
-        this.onwait(wait);
-        await pause(wait * 1000, signal);
-        continue;
-      }
-      throw new VermouthError(response.status, await problemOf(response), wait);
+      const problem = await problemOf(response);
+      if (![429, 503].includes(response.status) || !wait || wait > LONGEST_WAIT_S || attempt === ATTEMPTS) throw new VermouthError(response.status, problem, wait);
+      this.onwait(wait, problem);
+      await pause(wait * 1000, signal);
     }
   }
 
   async json(method, path, options) {
     return (await this.send(method, path, options)).json();
+  }
+
+  /** Exchanges a key for a cookie that scripts cannot read; it opens the WebSocket and images too. */
+  async openSession(key) {
+    this.credentials = "include";
+    await this.send("POST", "session", { headers: { "X-API-Key": key } });
+    this.hasSession = true;
+  }
+
+  /** A POST of a query that may hold files. */
+  post(path, query, options = {}) {
+    return this.send("POST", path, { body: bodyOf(query), ...options });
   }
 
   bundle() {
@@ -81,29 +100,36 @@ export class Vermouth {
     return this.json("GET", `galleries/${name}`);
   }
 
-  /** `query` as the JSON body of `POST /retrieve`; with a File or Blob as `sketch` or `image` it is sent as a form. */
-  retrieve(query, options = {}) {
-    const files = ["sketch", "image"].filter((name) => query[name] instanceof Blob);
-    return this.json("POST", "retrieve", { body: files.length ? formOf(query) : query, ...options });
+  /** One page of items: `{limit, cursor, filter}`; `next_cursor` of the answer begins the next page. */
+  items(gallery, { filter, ...query } = {}) {
+    return this.json("GET", `galleries/${gallery}/items`, { query: { ...query, filter: filter && JSON.stringify(filter) } });
   }
 
-  segment(query, options = {}) {
-    return this.json("POST", "segment", { body: query.image instanceof Blob ? formOf(query) : query, ...options });
+  /** Adds items `{id, image: File, metadata}`; the idempotency key makes it safe to send the same call twice. */
+  addItems(gallery, items, { idempotencyKey = randomHex(), ...options } = {}) {
+    const form = new FormData();
+    for (const { image } of items) form.append("image", image, image.name ?? "image");
+    form.append("items", JSON.stringify(items.map(({ image, ...fields }) => fields)));
+    return this.json("POST", `galleries/${gallery}/items`, { body: form, headers: { "Idempotency-Key": idempotencyKey }, ...options });
   }
 
-  /** Shows an image of the service in an `<img>`; with a key it is fetched, as `src` cannot send one. */
-  async show(image, path, query = {}) {
-    if (!this.key) {
-      image.src = this.url(path, query).href;
-      return;
-    }
-    try {
-      const url = URL.createObjectURL(await (await this.send("GET", path, { query })).blob());
-      image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
-      image.src = url;
-    } catch {
-      image.dispatchEvent(new Event("error"));
-    }
+  facets(gallery, field, limit = 12) {
+    return this.json("GET", `galleries/${gallery}/facets`, { query: { field, limit } });
+  }
+
+  /** `query` as the JSON body of `POST /retrieve`; with a file as `sketch` or `image` it is sent as a form. */
+  async retrieve(query, options = {}) {
+    return (await this.post("retrieve", query, options)).json();
+  }
+
+  async segment(query, options = {}) {
+    return (await this.post("segment", query, options)).json();
+  }
+
+  classify(episode, queries, options = {}) {
+    const form = new FormData();
+    for (const file of queries) form.append("query", file, file.name ?? "image");
+    return this.json("POST", `fewshot/episodes/${episode}/classify`, { body: form, ...options });
   }
 
   live(handlers) {
@@ -113,7 +139,7 @@ export class Vermouth {
 
 /** Search while drawing: answers come in the order of their queries, the newest last; a broken connection is opened again. */
 export class LiveSearch {
-  /** `onresults(message)`, `onproblem(problem)` and `onstate("connecting" | "open" | "full" | "key" | "offline")`. */
+  /** `onresults(message, ms)`, `onproblem(problem)` and `onstate("connecting" | "open" | "full" | "key" | "offline")`. */
   constructor(client, { onresults = () => {}, onproblem = () => {}, onstate = () => {} } = {}) {
     Object.assign(this, { client, onresults, onproblem, onstate });
     this.seq = 0;
@@ -159,19 +185,7 @@ export class LiveSearch {
     };
     socket.onmessage = ({ data }) => {
       this.delay = 250;
-      const message = JSON.parse(data);
-      if (message.seq !== null && message.seq <= this.answered) return; // older than what is shown
-      if (message.type === "results") {
-        this.answered = message.seq;
-        if (message.seq === this.seq) this.newest = null;
-        this.onresults(message, performance.now() - (this.sentAt.get(message.seq) ?? performance.now()));
-        for (const seq of this.sentAt.keys()) if (seq <= message.seq) this.sentAt.delete(seq);
-      } else if (message.seq === null || message.seq === this.seq) {
-        const { seq } = this;
-        const again = () => seq === this.seq && this.newest && this.search(this.newest); // a number of its own
-        if (message.problem?.retry_after_s) setTimeout(again, message.problem.retry_after_s * 1000);
-        this.onproblem(message.problem);
-      }
+      this.#take(JSON.parse(data));
     };
     socket.onclose = ({ code }) => {
       if (this.isClosed || socket !== this.socket) return;
@@ -187,9 +201,27 @@ export class LiveSearch {
     this.sentAt.set(this.newest.seq, performance.now());
     this.socket.send(JSON.stringify(this.newest));
   }
+
+  #take(message) {
+    if (message.seq !== null && message.seq <= this.answered) return; // older than what is shown
+    if (message.type === "results") {
+      this.answered = message.seq;
+      if (message.seq === this.seq) this.newest = null;
+      const sentAt = this.sentAt.get(message.seq) ?? performance.now();
+      for (const seq of this.sentAt.keys()) if (seq <= message.seq) this.sentAt.delete(seq);
+      this.onresults(message, performance.now() - sentAt);
+    } else if (message.seq === null || message.seq === this.seq) {
+      const { seq } = this;
+      const again = () => seq === this.seq && this.newest && this.search(this.newest); // a number of its own
+      if (message.problem.retry_after_s) setTimeout(again, message.problem.retry_after_s * 1000);
+      this.onproblem(message.problem);
+    }
+  }
 }
 
-function formOf(query) {
+/** A form where a member is a file, else the object itself. */
+function bodyOf(query) {
+  if (!Object.values(query).some((value) => value instanceof Blob)) return query;
   const form = new FormData();
   for (const [name, value] of Object.entries(query)) {
     if (value === null || value === undefined) continue;
@@ -216,4 +248,9 @@ function pause(ms, signal) {
       reject(signal.reason);
     });
   });
+}
+
+/** Not `crypto.randomUUID`: pages on plain HTTP have it on this machine alone. */
+function randomHex() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.cli.gallery import demo_images
+from app.imaging.demo import demo_images
 from benchmarks.encoder import FP32, Precision, encoder_of
 from benchmarks.workload import batch_of
 from models.encoder import Encoder

@@ -7,7 +7,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from app.cli.gallery import demo_images, fill
+from app.cli.gallery import fill
+from app.imaging.demo import demo_images
 from tests.app.test_server import COMMAND, started
 
 ROOT = Path(__file__).parents[2]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi import Path as PathParameter
+from pydantic import BaseModel
 from starlette.responses import FileResponse, Response
 
 from app.api.auth import Scope, ScopedRoute, requires
@@ -33,6 +34,13 @@ POLICY = (
 )
 
 
+class DemoItem(BaseModel):
+    """An image of the demo gallery, without the image."""
+
+    id: str
+    metadata: dict[str, object]
+
+
 @router.get("/")
 @requires(Scope.OPEN)
 async def page() -> Response:
@@ -40,11 +48,32 @@ async def page() -> Response:
     return _file("index.html")
 
 
+@router.get("/playground/demo")
+@requires(Scope.READ)
+def demo() -> list[DemoItem]:
+    """The items of the demo gallery, for a page that adds them."""
+    from app.imaging.demo import demo_by_id  # here: the names of all emoji take a while to read, and few ask
+
+    return [DemoItem(id=one.id, metadata=one.metadata) for one in demo_by_id().values()]
+
+
 @router.get("/playground/{name}")
 @requires(Scope.OPEN)
 async def asset(name: Annotated[str, PathParameter(max_length=100)]) -> Response:
     """A module, style or icon of the page. Raises NotFound."""
     return _file(name)
+
+
+@router.get("/playground/demo/{item}", response_class=Response)
+@requires(Scope.READ)
+def demo_image(item: Annotated[str, PathParameter(max_length=100)]) -> Response:
+    """The PNG of one item. Raises NotFound."""
+    from app.imaging.demo import demo_by_id
+
+    image = demo_by_id().get(item)
+    if image is None:
+        raise NotFound("The demo has no such image.")
+    return Response(image.render(), media_type="image/png")
 
 
 def _file(name: str) -> Response:

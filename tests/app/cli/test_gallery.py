@@ -15,9 +15,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from app.api.deps import Tasks
-from app.cli.gallery import DemoImage, curl_line, demo_images, fill
+from app.cli.gallery import curl_line, fill
 from app.cli.main import app as vermouth_app
 from app.cli.service_calls import existing_ids
+from app.imaging.demo import DemoImage, demo_images
 
 pytest_plugins: list[str] = []
 pytestmark = pytest.mark.anyio
