@@ -16,9 +16,11 @@ import pytest
 import skimage.data
 from pycocotools.coco import COCO
 
-from tests.e2e.browser import CHROMIUM, Page, expect, launched
-from tests.e2e.test_mini import FISH, HOUSE
+from app.domain import HOUSE
+from tests.e2e.browser import CHROMIUM, Page, Strokes, expect, launched
+from tests.e2e.test_mini import SKETCHES
 
+FISH: Strokes = SKETCHES["fish"]["strokes"]
 PHOTOGRAPHS = Path(skimage.data.__file__).parent
 WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 360, "height": 740}
 TABS = ["", "?tab=segment", "?tab=teach", "?tab=galleries"]
@@ -59,7 +61,7 @@ def test_a_house_is_drawn_and_found_without_a_click(opened: Page) -> None:
 def test_a_fish_drawn_with_the_mouse_is_found_while_the_pen_is_down(opened: Page) -> None:
     page = opened.open()
     page.wait_for_selector(".card img[src]")
-    opened.draw(FISH["strokes"])
+    opened.draw(FISH)
     expect(page.locator(".card:nth-child(-n+10) figcaption", has_text="fish").first).to_be_visible()
     page.goto(page.url)  # the address holds the drawing
     expect(page.locator(".card:nth-child(-n+10) figcaption", has_text="fish").first).to_be_visible()
@@ -329,7 +331,7 @@ def test_it_fits_a_phone_in_the_dark(browser: Any, client: httpx.Client, tab: st
     page.wait_for_selector(".card, .samples, .class-column")
     assert page.locator("html").evaluate("(html) => html.scrollWidth") <= 360
     if not tab:
-        phone.touch(FISH["strokes"])
+        phone.touch(FISH)
         expect(page.locator(".card:nth-child(-n+10) figcaption", has_text="fish").first).to_be_visible()
     phone.close()
 
