@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.app.imaging import hostile
+from tests.app.imaging import files, hostile
 from tests.app.test_server import started
 
 pytestmark = pytest.mark.server
@@ -29,7 +29,7 @@ def encoded(data: bytes) -> dict[str, object]:
     return {"base64": base64.b64encode(data).decode()}
 
 
-SMALL = encoded(hostile.png(hostile.photograph(40, 30)))
+SMALL = encoded(files.encoded(hostile.photograph(40, 30), "PNG"))
 SCANS = encoded(hostile.repeated_scans(1000, 3000))
 NO_PALETTE = encoded(hostile.png_without_palette())
 

@@ -1,6 +1,5 @@
 """Image files as cameras, browsers and editors write them are read as every viewer shows them."""
 
-import base64
 import io
 import re
 import struct
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from app.domain import Limits
-from app.errors import Invalid, Malformed, ServiceError, TooMuchWork, UndecodableImage, UnsupportedMedia
+from app.errors import Invalid, ServiceError, TooMuchWork, UndecodableImage, UnsupportedMedia
 from app.imaging.raster import decode_image, open_file, thumbnail_of, tile_image
-from app.imaging.sources import decode_base64
+from tests.app.imaging.files import bmp, chunk, encoded, grey_png, swapped_profile, with_chunks
 
 Random = np.random.Generator
 Pixels = NDArray[np.uint8]
@@ -34,22 +33,6 @@ def smooth(random: Random, height: int, width: int) -> Pixels:
     """An image that JPEG keeps within a few tones."""
     corners = Image.fromarray(random.integers(0, 256, (3, 3, 3), dtype=np.uint8))
     return np.asarray(corners.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def encoded(pixels: Pixels | Image.Image, kind: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(out, kind, **options)
-    return out.getvalue()
-
-
-def chunk(kind: bytes, body: bytes, *, damage: int = 0) -> bytes:
-    checksum = (zlib.crc32(kind + body) ^ damage).to_bytes(4)
-    return struct.pack(">I", len(body)) + kind + body + checksum
-
-
-def with_chunks(png: bytes, *chunks: bytes, before: bytes = b"IDAT") -> bytes:
-    at = png.index(before) - 4
-    return png[:at] + b"".join(chunks) + png[at:]
 
 
 def deflated(random: Random, size: int) -> bytes:
@@ -99,16 +82,6 @@ def test_7_wrong_checksums_of_pixels_are_named(random: Random, kind: bytes) -> N
         read(bytes(data))
 
 
-def bmp(colours: Pixels, alpha: int, *, bits: int = 32, header: int = 124) -> bytes:
-    """A BMP of V3, V4 or V5 header as the clipboard and screenshot tools write it, bottom row first."""
-    height, width = colours.shape[:2]
-    rows = np.dstack([colours[::-1, :, ::-1], np.full((height, width), alpha, np.uint8)]).tobytes()
-    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-    fields = struct.pack("<IiiHHIIiiII", header, width, height, 1, bits, 3 if header > 40 else 0, len(rows), *(0,) * 4)
-    fields += masks.ljust(header - 40, b"\0") if header > 40 else b""
-    return b"BM" + struct.pack("<IHHI", 14 + len(fields) + len(rows), 0, 0, 14 + len(fields)) + fields + rows
-
-
 @pytest.mark.parametrize(("header", "alpha"), [(124, 0), (124, 255), (108, 0), (40, 0), (40, 77)])
 def test_8_a_bmp_whose_alpha_is_all_zero_is_opaque(random: Random, header: int, alpha: int) -> None:
     pixels = noise(random)
@@ -119,27 +92,6 @@ def test_8_a_bmp_with_alpha_lies_on_white(random: Random) -> None:
     data = bytearray(bmp(np.zeros((2, 2, 3), np.uint8), 0))
     data[len(data) - 1 - 4 * int(random.integers(4))] = 255  # one opaque pixel
     assert sorted(read(bytes(data))[:, :, 0].reshape(-1).tolist()) == [0, 255, 255, 255]
-
-
-def grey_png(tones: NDArray[np.int64], *, bits: int, transparent: int | None, kind: int = 0) -> bytes:
-    height, width = tones.shape[:2]
-    if bits == 16:
-        rows = tones.astype(">u2").reshape(height, -1).view(np.uint8)
-    elif bits == 8:
-        rows = tones.astype(np.uint8).reshape(height, -1)
-    else:
-        rows = np.packbits(tones.astype(np.uint8), axis=1)
-    lines = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(rows))
-    samples = 3 if kind == 2 else 1
-    known = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent) * samples)
-    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + known
-        + chunk(b"IDAT", zlib.compress(lines))
-        + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -209,18 +161,6 @@ PRECISE: dict[str, dict[str, object]] = {
     "JPEG": {"quality": 100, "subsampling": 0},
     "AVIF": {"quality": 100},
 }
-
-
-def swapped_profile() -> bytes:
-    """A profile of sRGB's curve whose red and green primaries are swapped."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    tags = {bytes(profile[at : at + 4]): at for at in range(132, 132 + 12 * int.from_bytes(profile[128:132]), 12)}
-    red, green = tags[b"rXYZ"], tags[b"gXYZ"]
-    profile[red + 4 : red + 12], profile[green + 4 : green + 12] = (
-        profile[green + 4 : green + 12],
-        profile[red + 4 : red + 12],
-    )
-    return bytes(profile)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
@@ -419,52 +359,6 @@ def test_tiff_of_every_common_compression(random: Random, compression: str | Non
     pages = {"save_all": True, "append_images": [Image.new(image.mode, (9, 9))]}
     found = read(encoded(image, "TIFF", compression=compression, **pages))
     assert np.abs(found.astype(int) - np.asarray(image.convert("RGB"), int)).mean() < 8
-
-
-PAYLOADS: dict[str, tuple[Callable[[str], str], str | None]] = {
-    "plain": (lambda text: text, None),
-    "no padding": (lambda text: text.rstrip("="), None),
-    "line breaks": (lambda text: re.sub("(.{76})", r"\1\r\n", text), None),
-    "URL-safe": (lambda text: text.translate(str.maketrans("+/", "-_")), None),
-    "URL-safe without padding": (lambda text: text.translate(str.maketrans("+/", "-_")).rstrip("="), None),
-    "charset": (lambda text: f"data:image/png;charset=utf-8;base64,{text}", None),
-    "upper case": (lambda text: f"DATA:IMAGE/PNG;BASE64,{text}", None),
-    "percent-encoded": (
-        lambda text: "data:image/png;base64," + text.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"), None,
-    ),
-    "another image type": (lambda text: f"data:image/jpeg;base64,{text}", None),
-    "no type": (lambda text: f"data:;base64,{text}", None),
-    "leading space": (lambda text: f" data:image/png;base64,{text}", "' ' as character 1"),
-    "twice": (lambda text: f"data:image/png;base64,data:image/png;base64,{text}", "':' as character 5"),
-    "b''": (lambda text: f"b'{text}'", "as character 2"),
-    "quotes": (lambda text: f'"{text}"', "'\"' as character 1"),
-    "a type that is no image": (lambda text: f"data:text/plain;base64,{text}", "'text/plain', not an image"),
-    "not base64": (lambda text: f"data:image/png,{text}", "must be base64"),
-    "padding inside": (lambda text: "AAA=" + text, "'=' as character 4"),
-    "not ASCII": (lambda text: text[:8] + "é" + text[8:], "'é' as character 9"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", PAYLOADS)
-def test_21_base64_as_clients_write_it(random: Random, kind: str) -> None:
-    change, fault = PAYLOADS[kind]
-    data = encoded(noise(random), "PNG") + random.bytes(int(random.integers(3)))
-    text = change(base64.b64encode(data).decode())
-    if fault is None:
-        assert decode_base64(text) == data
-    else:
-        with pytest.raises(Malformed, match=re.escape(fault)):
-            decode_base64(text)
-
-
-def test_21_spaces_for_plus_are_never_decoded_to_fewer_bytes(random: Random) -> None:
-    text = ""
-    while "+" not in text:
-        text = base64.b64encode(random.bytes(90)).decode()
-    with pytest.raises(Malformed, match=f"character {text.index('+') + 1}, .* a form decoded"):
-        decode_base64(text.replace("+", " "))
-    with pytest.raises(Malformed, match="cut short"):
-        decode_base64(text[: 4 * int(random.integers(1, 20)) + 1])
 
 
 def test_all_bytes_of_an_ordinary_file_may_change_and_nothing_else_is_raised(random: Random) -> None:

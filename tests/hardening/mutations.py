@@ -1,6 +1,5 @@
 """Damaged images and odd drawings, reproducible by seed."""
 
-import io
 import random
 import struct
 from collections.abc import Callable
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tests.app.imaging import hostile
+from tests.app.imaging.files import encoded
 
 _ODD = (
     "0", "-0", "1", "-1", ".5", "1e-30", "-1e-30", "1e6", "-1e6", "999999", "4096", "32767", "32768", "65536", "1e-7",
@@ -60,11 +60,7 @@ def seeds() -> list[bytes]:
         (grey, "TIFF", {}),
         (photograph, "AVIF", {}),
     ]
-    files = []
-    for image, kind, options in made:
-        out = io.BytesIO()
-        image.save(out, kind, **options)
-        files.append(out.getvalue())
+    files = [encoded(image, kind, **options) for image, kind, options in made]
     return [*files, hostile.png_without_palette(), hostile.repeated_scans(64, 20)]
 
 

@@ -1,11 +1,12 @@
 """Images that once stopped the whole service."""
 
-import io
 import struct
 import zlib
 
 import numpy as np
 from PIL import Image
+
+from tests.app.imaging.files import chunk, encoded
 
 ABORT = (
     '<svg width="256" height="64"><g stroke-miterlimit="-229" style="stroke-width:1e38;stroke:red">'
@@ -26,19 +27,13 @@ SLOW = (  # passes every check, and draws for half a minute
 
 def repeated_scans(side: int, count: int) -> bytes:
     """A progressive JPEG whose last scan is there `count` times: a pass over all pixels for a few bytes."""
-    out = io.BytesIO()
-    Image.new("RGB", (side, side), "grey").save(out, "JPEG", progressive=True)
-    data = out.getvalue()
+    data = encoded(Image.new("RGB", (side, side), "grey"), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * count + data[-2:]
 
 
 def png_without_palette() -> bytes:
     """A palette PNG with no PLTE chunk."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = struct.pack(">IIBBBBB", 8, 8, 8, 3, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + bytes(8) for _ in range(8))))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
@@ -48,10 +43,3 @@ def photograph(width: int, height: int) -> Image.Image:
     """A photograph of noise."""
     pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-def png(image: Image.Image) -> bytes:
-    """The file of an image."""
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()

@@ -1,6 +1,5 @@
 import asyncio
 import base64
-import io
 import struct
 import zlib
 from collections.abc import AsyncIterator
@@ -27,6 +26,7 @@ from app.imaging.raster import DecodedImage, open_file
 from app.imaging.sources import Base64Image, EncodedImage, ImageSource, StrokesImage, SvgImage
 from app.runtime.telemetry import Telemetry
 from tests.app.imaging import hostile
+from tests.app.imaging.files import chunk, encoded
 
 pytestmark = pytest.mark.anyio
 SIZE = 128
@@ -55,18 +55,8 @@ def image(width: int = 48, height: int = 32) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG of under a hundred bytes whose header claims a size."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
