@@ -6,6 +6,7 @@ PNG is reduced to the chunks that shape its pixels, so that text chunks of any s
 import re
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.errors import UndecodableImage
@@ -13,12 +14,11 @@ from app.errors import UndecodableImage
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")  # by Pillow's names; its other decoders never run
 ALLOWED = "PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF"
 MAX_PROFILE_BYTES = 4 << 20  # of a colour profile; a larger one is ignored
-_MEDIA_TYPES = (  # (offset, magic, media type)
-    (0, b"\x89PNG", "image/png"), (0, b"\xff\xd8", "image/jpeg"), (0, b"RIFF", "image/webp"),
-    (4, b"ftyp", "image/avif"), (0, b"GIF8", "image/gif"), (0, b"BM", "image/bmp"),
-    (0, b"II*\x00", "image/tiff"), (0, b"MM\x00*", "image/tiff"), (0, b"II+\x00", "image/tiff"),
-    (0, b"MM\x00+", "image/tiff"),
-)  # fmt: skip
+_MAGIC = re.compile(  # the first bytes of each format; a group's name is that of its media type
+    rb"(?P<png>\x89PNG\r\n\x1a\n)|(?P<jpeg>\xff\xd8\xff)|(?P<webp>RIFF....WEBP)|(?P<gif>GIF8[79]a)|(?P<bmp>BM)"
+    rb"|(?P<avif>....ftyp(?:avif|avis|mif1|msf1|miaf))|(?P<tiff>II[*+]\0|II\0\*|MM\0[*+]|MM\*\0)",
+    re.DOTALL,
+)
 _FOREIGN_FORMATS: tuple[tuple[int, bytes], ...] = (  # (offset, magic) of formats that get an error of their own
     (0, b"8BPS"), (0, b"\x00\x00\x01\x00"), (0, b"\x00\x00\x02\x00"),
     (4, b"ftyp"), (0, b"\x00\x00\x00\x0cjP  "), (0, b"\xff\x4f\xff\x51"), (0, b"\xff\x0a"), (0, b"DDS "),
@@ -37,9 +37,15 @@ _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # with a length behind 
 _JPEG_FILL = b"\x55" * 64
 
 
+def has_image_bytes(head: bytes) -> bool:
+    """Return whether a file whose first 12 bytes these are begins like one of an allowed format."""
+    return _MAGIC.match(head) is not None
+
+
 def media_type(data: bytes) -> str:
     """Return the media type of a file of an allowed format."""
-    return next((kind for at, magic, kind in _MEDIA_TYPES if data.startswith(magic, at)), "application/octet-stream")
+    found = _MAGIC.match(data)
+    return f"image/{found.lastgroup}" if found else "application/octet-stream"
 
 
 def is_foreign_format(data: bytes) -> bool:
@@ -60,6 +66,13 @@ def is_jpeg(data: bytes) -> bool:
     return data.startswith(b"\xff\xd8")
 
 
+def png_size(data: bytes) -> tuple[int, int]:
+    """Return the width and height that a PNG states, px. Raises UndecodableImage if it does not begin with them."""
+    if data[12:16] != b"IHDR" or len(data) < 24:
+        raise UndecodableImage("The PNG does not begin with its size: the file is damaged.")
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
 def reduced_png(data: bytes) -> tuple[bytes, bytes | None]:
     """Return a PNG of the chunks that shape its pixels alone, and its colour profile.
 
@@ -68,17 +81,18 @@ def reduced_png(data: bytes) -> tuple[bytes, bytes | None]:
 
     Raises UndecodableImage if the checksum of a chunk that no viewer ignores is wrong.
     """
-    before, pixels = [_PNG_MAGIC], list[bytes]()
+    view = memoryview(data)  # its slices are no copies
+    before, pixels = [view[: len(_PNG_MAGIC)]], list[memoryview]()
     profile: bytes | None = None
     at, kind = len(_PNG_MAGIC), b""
     while at + _CHUNK.size <= len(data) and kind != b"IEND":
         length, kind = _CHUNK.unpack_from(data, at)
-        start, end = at + _CHUNK.size, at + _CHUNK.size + length
+        head, start, end = at, at + _CHUNK.size, at + _CHUNK.size + length
         at = end + 4
         is_needed = not kind[0] & 0x20  # the case of the first letter
         if not is_needed and kind not in _PNG_OPTIONAL:
             continue
-        body, stated = data[start:end], data[end:at]
+        body, stated = view[start:end], view[end:at]
         # A file that is cut short has no checksum at its end; Pillow finds out whether pixels are missing.
         if len(stated) == 4 and zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(stated):
             if is_needed:
@@ -87,11 +101,11 @@ def reduced_png(data: bytes) -> tuple[bytes, bytes | None]:
         elif kind == b"IDAT":
             pixels.append(body)
         elif kind == b"iCCP":
-            profile = _inflated_profile(body)
+            profile = _inflated_profile(bytes(body))
         elif not pixels:
-            before.append(_png_chunk(kind, body))
+            before.append(view[head:at])
     # One chunk of pixels: Pillow takes a step in Python for each.
-    return b"".join([*before, _png_chunk(b"IDAT", b"".join(pixels)), _png_chunk(b"IEND", b"")]), profile
+    return b"".join([*before, *_png_chunk(b"IDAT", pixels), *_png_chunk(b"IEND", [])]), profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +146,12 @@ def ended_jpegs(data: bytes) -> tuple[bytes, bytes]:
     return data + bytes([0xFF, _JPEG_END]), data + _JPEG_FILL + bytes([0xFF, _JPEG_END])
 
 
-def _png_chunk(kind: bytes, body: bytes) -> bytes:
-    return _CHUNK.pack(len(body), kind) + body + zlib.crc32(body, zlib.crc32(kind)).to_bytes(4)
+def _png_chunk(kind: bytes, bodies: Sequence[memoryview]) -> list[bytes | memoryview]:
+    """The pieces of a chunk whose body is that of several."""
+    checksum = zlib.crc32(kind)
+    for body in bodies:
+        checksum = zlib.crc32(body, checksum)
+    return [_CHUNK.pack(sum(map(len, bodies)), kind), *bodies, checksum.to_bytes(4)]
 
 
 def _inflated_profile(body: bytes) -> bytes | None:

@@ -59,8 +59,7 @@ def _on_white(image: Image.Image, profile: bytes | None, box: tuple[int, int, in
         return np.asarray(colours, dtype=np.uint8)
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(colours, mask=alpha)
-    if alpha.getextrema()[0] != 255:
-        _check_visible(any(low != high for low, high in white.getextrema()))  # type: ignore[misc]  # a pair a band
+    _check_visible(any(low != high for low, high in white.getextrema()))  # type: ignore[misc]  # a pair a band
     return np.asarray(white, dtype=np.uint8)
 
 
@@ -68,14 +67,15 @@ def _alpha(image: Image.Image, box: tuple[int, int, int, int] | None) -> Image.I
     """The opacity of each pixel, None if all are opaque."""
     alpha = None
     if image.has_transparency_data:
-        alpha = image.convert(_UNMULTIPLIED.get(image.mode, "RGBA")).getchannel("A")
+        has_alpha = image.mode in ("RGBA", "LA")  # others have a transparent colour, or colours multiplied by it
+        alpha = (image if has_alpha else image.convert(_UNMULTIPLIED.get(image.mode, "RGBA"))).getchannel("A")
         if image.format == "BMP" and alpha.getextrema() == (0, 0):
             alpha = None  # the clipboard of Windows writes zeros for "no alpha"
     if box is not None and box != (0, 0, *image.size):  # the first frame of a GIF covers a part of its canvas
         part = Image.new("L", image.size, 255) if alpha is None else alpha
         alpha = Image.new("L", image.size, 0)
         alpha.paste(part.crop(box), box)
-    return alpha
+    return None if alpha is None or alpha.getextrema() == (255, 255) else alpha
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

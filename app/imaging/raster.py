@@ -24,6 +24,7 @@ from app.imaging.formats import (
     is_png,
     jpeg_scans,
     media_type,
+    png_size,
     reduced_png,
 )
 from app.imaging.pixels import read_pixels
@@ -95,35 +96,10 @@ def open_file(data: bytes, limits: Limits) -> OpenedImage:
     Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # an image has one process
     with damage_refused("The image is damaged.", limits):
-        profile: bytes | None = None
-        readable, scans = data, None
-        if is_png(data):
-            readable, profile = reduced_png(data)
-        elif is_jpeg(data):
-            scans = jpeg_scans(data)
-            if scans.count > MAX_SCANS:
-                raise TooMuchWork(f"A JPEG may hold {MAX_SCANS} scans.")
-        try:
-            image = Image.open(io.BytesIO(readable), formats=FORMATS)
-        except UnidentifiedImageError as err:
-            if is_foreign_format(data):
-                raise UnsupportedMedia(f"Images must be {ALLOWED}.") from err
-            raise UndecodableImage("The bytes are not an image.") from err
-    width, height = image.size
-    if width * height > limits.max_image_pixels:
+        opened = _open_png(data, limits) if is_png(data) else _open_other(data, limits)
+    if opened.width * opened.height > limits.max_image_pixels:
         raise _too_large(limits)
-
-    def read() -> NDArray[np.uint8]:
-        # Without closing, Pillow's decoded copy would live as long as the `OpenedImage`.
-        with damage_refused("The image is truncated or damaged.", limits), contextlib.closing(image):
-            found = profile or image.info.get("icc_profile")
-            if not isinstance(found, bytes) or len(found) > MAX_PROFILE_BYTES:  # conversions are cached by profile
-                found = None
-            if scans is None or scans.is_ended:
-                return read_pixels(image, found)
-            return _read_unended(data, scans, found)
-
-    return OpenedImage(width=width, height=height, read=read)
+    return opened
 
 
 @contextlib.contextmanager
@@ -190,6 +166,40 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
+
+
+def _open_png(data: bytes, limits: Limits) -> OpenedImage:
+    def read() -> NDArray[np.uint8]:
+        with damage_refused("The image is truncated or damaged.", limits):
+            file, profile = reduced_png(data)
+            return read_pixels(Image.open(io.BytesIO(file), formats=("PNG",)), profile)
+
+    width, height = png_size(data)
+    return OpenedImage(width=width, height=height, read=read)
+
+
+def _open_other(data: bytes, limits: Limits) -> OpenedImage:
+    scans = jpeg_scans(data) if is_jpeg(data) else None
+    if scans is not None and scans.count > MAX_SCANS:
+        raise TooMuchWork(f"A JPEG may hold {MAX_SCANS} scans.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as err:
+        if is_foreign_format(data):
+            raise UnsupportedMedia(f"Images must be {ALLOWED}.") from err
+        raise UndecodableImage("The bytes are not an image.") from err
+
+    def read() -> NDArray[np.uint8]:
+        # Without closing, Pillow's decoded copy would live as long as the `OpenedImage`.
+        with damage_refused("The image is truncated or damaged.", limits), contextlib.closing(image):
+            profile = image.info.get("icc_profile")
+            if not isinstance(profile, bytes) or len(profile) > MAX_PROFILE_BYTES:  # conversions are cached by profile
+                profile = None
+            if scans is None or scans.is_ended:
+                return read_pixels(image, profile)
+            return _read_unended(data, scans, profile)
+
+    return OpenedImage(width=image.width, height=image.height, read=read)
 
 
 def _read_unended(data: bytes, scans: JpegScans, profile: bytes | None) -> NDArray[np.uint8]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import httpx
 from rich.progress import Progress
 
-from app.cli.importing.files import Importable, Skip, has_image_bytes
+from app.cli.importing.files import Importable, Skip
 from app.cli.service_calls import ServiceRefused, existing_ids, problem_sentence, send
+from app.imaging.formats import has_image_bytes
 
 MAX_BATCH_BYTES = 16 << 20  # large files make small batches
 _REFUSES_WHOLE_BATCH = frozenset({400, 413, 415, 422})  # because of one image, which halving finds

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from app.cli.main import CommandError
+from app.imaging.formats import has_image_bytes
 
 SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .avif .gif .bmp .dib .tif .tiff".split())
 SIDECARS = frozenset({".json", ".txt", ".id"})  # metadata, caption, item id of the image of that name
@@ -20,9 +21,6 @@ _SYSTEM = frozenset(
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")  # as the API's
 _ODD = re.compile(r"[^A-Za-z0-9._:-]+")
 _NO_BYTE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # half pairs that JSON may hold; the others are a name's bytes
-_MAGIC = re.compile(
-    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|BM|II\*\0|MM\0\*|RIFF....WEBP|....ftyp(?:avif|avis|mif1|miaf)", re.S
-)
 _HEAD_BYTES = 12
 
 
@@ -99,11 +97,6 @@ def is_system(name: str) -> bool:
     """Returns whether a relative path is hidden, or written by an operating system for itself."""
     parts = name.split("/")
     return any(part.lower() in _SYSTEM or (part.startswith(".") and part not in {".", ".."}) for part in parts)
-
-
-def has_image_bytes(head: bytes) -> bool:
-    """Returns whether a file that begins so is an image of a format that the service reads."""
-    return _MAGIC.match(head) is not None
 
 
 def is_image(name: str, read_head: Callable[[int], bytes]) -> bool:
