@@ -27,9 +27,10 @@ WORKDIR /opt/vermouth
 COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY app ./app
 COPY models ./models
+COPY client ./client
 
 FROM base AS cuda
-RUN pip install --constraint requirements.lock --editable '.[gpu]'
+RUN pip install --constraint requirements.lock --editable '.[gpu]' --editable client
 COPY weights ./weights
 COPY docker/entrypoint.sh /usr/local/bin/vermouth-entrypoint
 COPY docker/health.py /usr/local/lib/vermouth/health.py
@@ -43,7 +44,7 @@ ENTRYPOINT ["vermouth-entrypoint"]
 CMD ["serve"]
 
 FROM base AS cpu
-RUN pip install --constraint requirements.lock --editable '.[cpu]'
+RUN pip install --constraint requirements.lock --editable '.[cpu]' --editable client
 COPY weights ./weights
 COPY docker/entrypoint.sh /usr/local/bin/vermouth-entrypoint
 COPY docker/health.py /usr/local/lib/vermouth/health.py

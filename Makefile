@@ -14,8 +14,8 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Vermouth needs Python 3.11 or newer; try: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/serve.stamp: pyproject.toml requirements.lock | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[cpu]'
+$(VENV)/serve.stamp: pyproject.toml client/pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[cpu]' --editable client
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml client/pyproject.toml requirements.lock | $(BIN)/python

@@ -21,9 +21,13 @@ from app.api.middleware import DisconnectWatch, HeadersOnly, PathGuard, RequestC
 from app.api.routers import class_sets, fewshot, galleries, items, live, operation, playground, retrieval, segmentation
 from app.composition import build_platform
 from app.composition import build_services as build_default_services
+from app.errors import ServiceError
 from app.runtime.process import EXIT_START_FAILED, Phase
 from app.runtime.telemetry import get_logger
 from app.settings import Settings
+from app.stores.sql.database import DataFolderLocked
+from app.stores.sql.engines import UnusableDatabase
+from models.errors import ModelError
 
 EXPOSED_HEADERS = ("X-Seq", "ETag", "Location", "Retry-After", "X-Request-ID", "Server-Timing")
 """Of responses, to scripts of pages of other origins."""
@@ -189,7 +193,7 @@ class Supervisor:
         get_logger().error("start_failed", error=str(error), exc_info=error)
         # A shutdown requested during loading always exits cleanly.
         if self._platform.lifecycle.phase is not Phase.DRAINING:
-            self._platform.lifecycle.fail(EXIT_START_FAILED)
+            self._platform.lifecycle.fail(EXIT_START_FAILED, _sentence(error))
         self._settled.set()
 
     async def _stop(self) -> None:
@@ -204,3 +208,12 @@ class Supervisor:
                 get_logger().exception("stop_failed")
         self._platform.wire.shutdown(wait=False, cancel_futures=True)
         await self._platform.images.stop()
+
+
+def _sentence(error: BaseException) -> str:
+    """Why the load failed, in one line. Errors of ours say what to do."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, ModelError | ServiceError | DataFolderLocked | UnusableDatabase):
+        return str(error)
+    return f"{type(error).__name__}: {error}. Its traceback is above."

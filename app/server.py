@@ -66,7 +66,10 @@ def serve(settings: Settings, build_services: BuildServices = build_default_serv
     sys.setswitchinterval(SWITCH_S)
     configure_logging(level=settings.log_level, as_json=settings.log_json)
     with logs_in_background():
-        return _serve(settings, build_services)
+        exit_code, reason = _serve(settings, build_services)
+    if reason:  # below the log, where a person looks
+        sys.stderr.write(f"error: the service did not start: {reason}\n")
+    return exit_code
 
 
 def configured(app: FastAPI, settings: Settings, limits: ConnectionLimits | None = None) -> Config:
@@ -91,19 +94,21 @@ def configured(app: FastAPI, settings: Settings, limits: ConnectionLimits | None
     )
 
 
-def _serve(settings: Settings, build_services: BuildServices) -> int:
+def _serve(settings: Settings, build_services: BuildServices) -> tuple[int, str]:
+    """Run the service; returns the exit code, and what to do where it could not start."""
     for name in unknown_variables(os.environ):
         get_logger().warning("unknown_setting", name=name)
     try:
         app = create_app(settings, build_services)
     except (ValueError, OSError) as err:
         get_logger().error("refused", reason=str(err))
-        return EXIT_START_FAILED
+        return EXIT_START_FAILED, f"{err}."
     platform: Platform = app.state.platform
     # Keys that open metrics alone leave every other route open.
     if not settings.is_loopback and not settings.insecure and not platform.keys.are_on:
         get_logger().error("refused", reason="no API keys beyond loopback: set API keys or pass --insecure")
-        return EXIT_START_FAILED
+        advice = "make one with `vermouth keys create NAME` and set VERMOUTH_API_KEYS_FILE, or pass --insecure"
+        return EXIT_START_FAILED, f"it wants an API key to listen at {settings.host}: {advice}."
     lifecycle = platform.lifecycle
     server = Server(configured(app, settings), lifecycle=lifecycle, drain_delay_s=settings.drain_delay_s)
     # Uvicorn handles signals while it runs. After a graceful stop it raises the captured one again, which would kill
@@ -114,12 +119,13 @@ def _serve(settings: Settings, build_services: BuildServices) -> int:
     except KeyboardInterrupt:
         get_logger().info("interrupted")
     except SystemExit as err:
-        return err.code if isinstance(err.code, int) else EXIT_START_FAILED
+        reason = f"it cannot listen at {settings.host}:{settings.port}: choose another --port or --host."
+        return (err.code if isinstance(err.code, int) else EXIT_START_FAILED), reason
     finally:
         signal.signal(signal.SIGTERM, previous)
         # Unfreeze, or a library reports false leaks at exit.
         gc.unfreeze()
-    return lifecycle.exit_code
+    return lifecycle.exit_code, lifecycle.reason
 
 
 def _freeze_heap() -> None:

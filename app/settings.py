@@ -16,7 +16,7 @@ GIB = 1024 * MIB
 MAX_DECODE_WORKERS = 8  # of those chosen: each holds an image of 64 megapixels
 MAX_WORKERS = 16  # of those chosen: one event loop serves about ten, and each has its own activations
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of control groups v2
-OTHER_VARIABLES = frozenset({"VERMOUTH_DATA_SET"})  # of other commands
+OTHER_VARIABLES = frozenset({"VERMOUTH_DATA_SET", "VERMOUTH_URL", "VERMOUTH_API_KEY"})  # of other commands
 Origin = Annotated[
     str, Field(pattern=r"^(\*|[A-Za-z][A-Za-z0-9+.-]*://([^/?#@:\[\]\s]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?)$")
 ]
@@ -33,7 +33,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="VERMOUTH_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    bundle: Path = Path("weights/mini")
+    bundle: Path = Path("mini")
     profile: str | None = Field(None, max_length=64)
     data_dir: Path = Path("data")
     database_url: SecretStr | None = None

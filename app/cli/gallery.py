@@ -1,9 +1,11 @@
-"""`vermouth gallery`: fills galleries over the service's own API; `demo` with OpenMoji from the installed package."""
+"""`vermouth gallery`: galleries of a running service; `demo` fills one with OpenMoji from the installed package."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import httpx
@@ -13,7 +15,9 @@ from rich.console import Console
 from app.cli.importing.adding import Imported, add_items, check_images, import_images
 from app.cli.importing.files import Importable, SourceOptions, UnreadableFile
 from app.cli.importing.sources import find_sources, read_sources
-from app.cli.main import progress
+from app.cli.main import CommandError, progress
+from app.cli.output import AsCsv, AsJson, Rows, print_record
+from app.cli.service import DEFAULT_URL, Key, Url, connect
 from app.cli.service_calls import (
     check_gallery_name,
     existing_ids,
@@ -26,36 +30,35 @@ from app.domain import HOUSE, Limits
 from app.errors import ServiceError
 from app.imaging.demo import DemoImage, demo_images
 
-gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fill galleries of a running service.")
+gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Galleries of a running service.")
 
 MAX_BATCH = 64
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
-_Url = Annotated[str, typer.Option(help="URL of the service.")]
 _Gallery = Annotated[str, typer.Option(help="Gallery to fill; created if it does not exist.")]
+_Name = Annotated[str, typer.Argument(help="Name of the gallery.")]
 _Batch = Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Images per request.")]
 _WaitS = Annotated[float, typer.Option(min=0, help="Longest wait for the service to be ready.")]
-_ApiKey = Annotated[str | None, typer.Option(envvar="VERMOUTH_API_KEY", help="Key with the scope write.")]
 
 
 @gallery_app.command("demo")
 def demo_command(
-    url: _Url = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     gallery: _Gallery = "default",
     batch: _Batch = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Largest number of images.")] = None,
     wait_s: _WaitS = 600.0,
-    api_key: _ApiKey = None,
+    key: Key = None,
 ) -> None:
     """Add OpenMoji's images, skip those already added, and print a curl command to try."""
     check_gallery_name(gallery)
     console = Console(stderr=True)
-    with open_client(url, api_key) as client:
+    with open_client(url, key) as client:
         wait_until_ready(client, wait_s)  # containers start together: the service may not listen yet
         added, rejected = fill(client, gallery, demo_images()[:limit], batch, console)
     for line in rejected:  # not an error: the other images can be searched
         console.print(f"rejected {line}", style="yellow", markup=False)
     console.print(f"{added} images added to the gallery {gallery!r}. Draw a house and search:", markup=False)
-    typer.echo(curl_line(url, gallery, needs_key=api_key is not None))
+    typer.echo(curl_line(url, gallery, needs_key=key is not None))
 
 
 @gallery_app.command("import")
@@ -64,7 +67,7 @@ def import_command(
         list[str],
         typer.Argument(help="Folders, .zip, .csv (column path), .ndjson or webdataset .tar; {000..003} for shards."),
     ],
-    url: _Url = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     gallery: _Gallery = "default",
     text: Annotated[list[str] | None, typer.Option(help="Column of a table to keep as text; repeatable.")] = None,
     prefix: Annotated[str, typer.Option(help="Begins every id, so that shards with equal names stay apart.")] = "",
@@ -72,7 +75,7 @@ def import_command(
     batch: _Batch = 32,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Concurrent requests.")] = 2,
     wait_s: _WaitS = 600.0,
-    api_key: _ApiKey = None,
+    key: Key = None,
 ) -> None:
     """Add images and skip those whose ids exist, so that a second run continues the first.
 
@@ -87,7 +90,7 @@ def import_command(
         _report(done, "would be added")
     else:
         try:
-            with open_client(url, api_key) as client, progress(Console(stderr=True)) as bar:
+            with open_client(url, key) as client, progress(Console(stderr=True)) as bar:
                 wait_until_ready(client, wait_s, is_started=True)  # a wrong URL fails at once, not after `wait_s`
                 images = read_sources(found, replace(options, fetch=partial(_fetch, client)))
                 import_images(client, gallery, images, batch=batch, workers=workers, bar=bar, done=done)
@@ -99,6 +102,52 @@ def import_command(
                 _report(done, "added")
     if done.rejected:
         raise typer.Exit(1)
+
+
+@gallery_app.command("list")
+def list_command(as_json: AsJson = False, as_csv: AsCsv = False, url: Url = DEFAULT_URL, key: Key = None) -> None:
+    """List the galleries."""
+    with Rows(as_json=as_json, as_csv=as_csv) as rows, connect(url, key) as client:
+        for one in client.galleries().galleries:
+            rows.add({"name": one.name, "items": one.count, "description": one.description})
+
+
+@gallery_app.command("show")
+def show_command(name: _Name, as_json: AsJson = False, url: Url = DEFAULT_URL, key: Key = None) -> None:
+    """Show a gallery and its index."""
+    with connect(url, key) as client:
+        print_record(client.gallery(name).model_dump(), as_json=as_json)
+
+
+@gallery_app.command("export")
+def export_command(
+    name: _Name,
+    file: Annotated[Path, typer.Argument(help="A .tar with images, or .ndjson with vectors.")],
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
+    """Write all items to a file, complete or not at all; `gallery import` takes both."""
+    if file.suffix not in (".tar", ".ndjson"):
+        raise typer.BadParameter(f"{file} must end in .tar (images) or .ndjson (vectors).")
+    with connect(url, key) as client, Console(stderr=True).status(f"exporting {client.gallery(name).count} items"):
+        client.export(name, file, format="webdataset" if file.suffix == ".tar" else "ndjson")
+
+
+@gallery_app.command("delete")
+def delete_command(
+    name: _Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
+    """Delete a gallery with its items, after a question."""
+    with connect(url, key) as client:
+        count = client.gallery(name).count
+        if count and not yes:
+            if not sys.stdin.isatty():
+                raise CommandError(f"{name} holds {count} items: pass --yes to delete them.")
+            typer.confirm(f"Delete {name} with its {count} items?", abort=True)
+        client.delete_gallery(name, with_items=True)
 
 
 def fill(

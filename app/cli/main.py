@@ -1,6 +1,7 @@
 """The `vermouth` command, and `vermouth serve`. Other groups are files, imported when used, so that help is quick."""
 
 import importlib
+import importlib.metadata
 import os
 import signal
 import sys
@@ -20,23 +21,32 @@ if TYPE_CHECKING:
 
     from app.settings import Settings
 
+_ASK, _KEEP, _TRAIN = "Ask a running service", "Run a service", "Models"
 _COMMANDS = {
-    "serve": ("app.cli.main", "Start the server."),
-    "keys": ("app.cli.keys", "Make API keys."),
-    "data": ("training.commands.train", "Build the training data set."),
-    "bundle": ("app.cli.bundle", "Pull, list, write and check bundles."),
-    "train": ("training.commands.train", "Train the parts of a bundle."),
-    "eval": ("training.commands.eval", "Measure a bundle by protocol."),
-    "gallery": ("app.cli.gallery", "Fill galleries of a running service."),
-    "db": ("app.cli.db", "Check, rebuild and vacuum the state."),
-    "backup": ("app.cli.db", "Copy the state into a folder while the service runs."),
-    "restore": ("app.cli.db", "Restore a backup into an empty state."),
-    "reembed": ("app.cli.db", "Switch to another bundle, or back."),
+    "retrieve": ("app.cli.tasks", _ASK, "Search a gallery by drawings, images or words."),
+    "segment": ("app.cli.tasks", _ASK, "Find named classes in images."),
+    "classify": ("app.cli.tasks", _ASK, "Classify images by an episode."),
+    "embed": ("app.cli.tasks", _ASK, "Print vectors of images and words."),
+    "gallery": ("app.cli.gallery", _ASK, "Fill, list, export and delete galleries."),
+    "classset": ("app.cli.classset", _ASK, "Class names stored for `segment`."),
+    "episode": ("app.cli.episode", _ASK, "Classes taught from a few examples."),
+    "status": ("app.cli.status", _ASK, "Whether the service is ready, and what it serves."),
+    "serve": ("app.cli.main", _KEEP, "Start the server."),
+    "keys": ("app.cli.keys", _KEEP, "Create, list and revoke API keys."),
+    "db": ("app.cli.db", _KEEP, "Check, rebuild and vacuum the state."),
+    "backup": ("app.cli.db", _KEEP, "Copy the state into a folder while the service runs."),
+    "restore": ("app.cli.db", _KEEP, "Restore a backup into an empty state."),
+    "reembed": ("app.cli.db", _KEEP, "Switch to another bundle, or back."),
+    "bundle": ("app.cli.bundle", _TRAIN, "Pull, list, write and check bundles."),
+    "data": ("training.commands.train", _TRAIN, "Build the training data set."),
+    "train": ("training.commands.train", _TRAIN, "Train the parts of a bundle."),
+    "eval": ("training.commands.eval", _TRAIN, "Measure a bundle by protocol."),
 }
 _REMEDIES = {  # if an optional module is not installed
     "matplotlib": "pip install 'vermouth-perception[train]'",
     "sklearn": "pip install 'vermouth-perception[train]'",
     "faiss": "pip install 'vermouth-perception[cpu]'",
+    "vermouth_client": "pip install --editable client, in the folder of this service",
     "training": "the container image has the server only, run this command in a checkout",
 }
 _EXIT_BAD_SETTINGS = 2  # as for a wrong option
@@ -77,13 +87,29 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(name="vermouth", cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vermouth {importlib.metadata.version('vermouth-perception')}")
+        raise typer.Exit
+
+
 @app.callback()
-def vermouth() -> None:
-    """Visual perception on a frozen diffusion backbone: the server, its bundles, training and evaluation."""
+def vermouth(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the release and exit.")
+    ] = False,
+) -> None:
+    """Visual perception on a frozen diffusion backbone: search by drawing, masks by words, classes from examples.
+
+    Exit codes: 0 done; 1 refused or failed, for the reason in the last line of stderr; 2 wrong arguments or settings;
+    3 the service could not start; 70 its device was lost; 130 Ctrl-C.
+    """
 
 
-for _name, (_, _help) in _COMMANDS.items():
-    app.command(_name, help=_help)(lambda: None)  # stands for the command in help until it is resolved
+for _name, (_, _panel, _help) in _COMMANDS.items():
+    app.command(_name, help=_help, rich_help_panel=_panel)(
+        lambda: None
+    )  # stands for the command in help until it is resolved
 
 
 def refuse(sentence: str, err: Exception) -> NoReturn:
@@ -116,6 +142,7 @@ def read_settings(**options: object) -> "Settings":
         for entry in err.errors():
             name = "__".join(str(part) for part in entry["loc"]).upper()
             typer.echo(f"VERMOUTH_{name}: {entry['msg']}", err=True)
+        typer.echo("error: correct these settings, or unset them; docs/settings.md has all.", err=True)
         raise typer.Exit(_EXIT_BAD_SETTINGS) from err
 
 

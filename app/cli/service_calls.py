@@ -130,7 +130,7 @@ def problem_sentence(answer: httpx.Response) -> str:
 def _refusal(method: str, url: str, answer: httpx.Response) -> str:
     sentence = f"{method} {url} answered {answer.status_code}: {problem_sentence(answer)}"
     if answer.status_code == 401:
-        sentence += " Set --api-key or VERMOUTH_API_KEY."
+        sentence += " Set --key or VERMOUTH_API_KEY."
     return sentence
 
 

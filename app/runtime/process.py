@@ -46,12 +46,14 @@ class Lifecycle:
 
     Attributes:
         stage: what is loaded now; the thread that loads sets it.
+        reason: why the start failed and what to do, in a sentence; empty otherwise.
     """
 
     def __init__(self) -> None:
         self.phase = Phase.LOADING
         self.stage = ""
         self.exit_code = 0
+        self.reason = ""
         self.on_ready: Callable[[], None] | None = None
         self.on_failure: Callable[[], None] | None = None
 
@@ -68,12 +70,12 @@ class Lifecycle:
         if self.phase is not Phase.FAILED:
             self.phase = Phase.DRAINING
 
-    def fail(self, exit_code: int) -> None:
+    def fail(self, exit_code: int, reason: str = "") -> None:
         """Report that the process cannot serve and must exit with `exit_code`; only the first failure counts."""
         if self.phase is Phase.FAILED:
             return
         self.phase = Phase.FAILED
-        self.exit_code = exit_code
+        self.exit_code, self.reason = exit_code, reason
         if self.on_failure is not None:
             self.on_failure()
 

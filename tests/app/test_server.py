@@ -234,6 +234,7 @@ def test_a_failed_start_ends_the_process(tmp_path: Path, mode: str) -> None:
         process.wait_for("start_failed")
         assert process.exit_code() == EXIT_START_FAILED
         assert "ready" not in process.events
+        assert process.last_words[-1].startswith("error: the service did not start: ")
 
 
 def test_a_dead_device_answers_what_is_in_flight_and_ends_the_process(tmp_path: Path) -> None:
@@ -251,6 +252,7 @@ def test_a_busy_port_ends_the_process(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         with started("held", tmp_path, PORT=port) as process:
             assert process.exit_code() == EXIT_START_FAILED
+            assert process.last_words[-1].endswith(f"at 127.0.0.1:{port}: choose another --port or --host.\n")
 
 
 def test_a_data_folder_in_use_ends_the_second_process(tmp_path: Path) -> None:
@@ -261,6 +263,7 @@ def test_a_data_folder_in_use_ends_the_second_process(tmp_path: Path) -> None:
             second.release()
             second.wait_for("start_failed")
             assert second.exit_code() == EXIT_START_FAILED
+            assert second.last_words[-1].endswith("stop that, or set VERMOUTH_DATA_DIR to another folder.\n")
 
 
 @pytest.mark.parametrize(
@@ -268,7 +271,9 @@ def test_a_data_folder_in_use_ends_the_second_process(tmp_path: Path) -> None:
     [{}, {"metrics_token": "m" * 16}, {"api_keys": new_key("scraper", [AuthScope.METRICS])[1]}],
     ids=["none", "metrics-token", "metrics-key"],
 )
-def test_beyond_loopback_without_keys_for_the_other_routes_is_refused(keys: dict[str, str]) -> None:
+def test_beyond_loopback_without_keys_for_the_other_routes_is_refused(
+    keys: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     loads: list[Settings] = []
 
     def note(settings: Settings, platform: Platform) -> Services:
@@ -278,6 +283,7 @@ def test_beyond_loopback_without_keys_for_the_other_routes_is_refused(keys: dict
 
     assert serve(Settings.model_validate({"host": "0.0.0.0", "port": 0, **keys}), note) == EXIT_START_FAILED
     assert not loads
+    assert "`vermouth keys create NAME`" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_malformed_keys_are_refused() -> None:

@@ -53,17 +53,17 @@ class Cell:
 
 
 def images_command(
-    url: Annotated[str, typer.Option(help="URL of the service.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(envvar="VERMOUTH_URL", help="URL of the service.")] = "http://127.0.0.1:8000",
     gallery: Annotated[str, typer.Option(help="Gallery to search.")] = "default",
     data_set: Annotated[Path, typer.Option("--data-set", help="Folder of `vermouth data build`.")] = DEFAULT_FOLDER,
     out: Annotated[Path, typer.Option(help="Folder of the PNGs.")] = Path("docs/pictures"),
     scene: Annotated[int, typer.Option(min=0, help="Number of the first of two evaluation scenes.")] = 0,
-    api_key: Annotated[str | None, typer.Option(envvar="VERMOUTH_API_KEY", help="Key with the scope write.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="VERMOUTH_API_KEY", help="Key with the scope write.")] = None,
 ) -> None:
     """Draw a running service's answers as PNGs, and two inputs to send, sketch.png and scene.png."""
     data = load_dataset(data_set)
     out.mkdir(parents=True, exist_ok=True)
-    headers = {"X-API-Key": api_key} if api_key else {}
+    headers = {"X-API-Key": key} if key else {}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=120.0) as client:
             drawn = {

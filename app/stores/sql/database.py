@@ -250,7 +250,8 @@ def _locked(lock_file: IO[str]) -> IO[str]:
     except OSError as err:
         lock_file.close()
         folder = Path(lock_file.name).parent
-        raise DataFolderLocked(f"The data folder {folder} is in use by another process.") from err
+        advice = "stop that, or set VERMOUTH_DATA_DIR to another folder"
+        raise DataFolderLocked(f"The data folder {folder} is in use by another process: {advice}.") from err
     return lock_file
 
 

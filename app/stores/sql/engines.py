@@ -83,9 +83,10 @@ def postgres_engine(url: str, threads: int) -> sa.Engine:
         with engine.connect() as connection:
             encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
     except ImportError as err:
-        raise UnusableDatabase("PostgreSQL needs the extra `postgres` (psycopg).") from err
+        raise UnusableDatabase("PostgreSQL needs psycopg: pip install 'vermouth-perception[postgres]'.") from err
     except sa.exc.OperationalError as err:
-        raise UnusableDatabase("No PostgreSQL answers at the database URL.") from err
+        advice = "start it, or correct VERMOUTH_DATABASE_URL"
+        raise UnusableDatabase(f"No PostgreSQL answers at the database URL: {advice}.") from err
     if encoding != "UTF8":
         raise UnusableDatabase("The PostgreSQL database must be encoded in UTF8.")
     return engine

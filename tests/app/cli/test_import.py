@@ -295,7 +295,7 @@ READY: tuple[int, dict[str, str], bytes] = (200, {}, b'{"status":"ready"}')
         ([(301, {"location": "/x"}, b"")], "no Vermouth service"),
         ([(401, {}, b"")], "no Vermouth service"),
         ([(502, {}, b"")], "no Vermouth service"),
-        ([READY, (401, {}, b'{"detail":"Send a known API key."}')], "Send a known API key. Set --api-key"),
+        ([READY, (401, {}, b'{"detail":"Send a known API key."}')], "Send a known API key. Set --key"),
         ([READY, (403, {}, b"<h1>no</h1>")], "answered 403: <h1>no</h1>"),
         ([READY, (429, {"retry-after": "0"}, b""), (403, {}, b'{"detail":"no"}')], "403: no"),
         ([(503, {}, b'{"status":503}'), READY, (503, {}, b"x"), (403, {}, b'{"detail":"no"}')], "403: no"),

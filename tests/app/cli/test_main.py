@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from app.api.auth import Scope, parse_keys
-from app.cli.main import app
+from app.cli.main import _COMMANDS, app
+from app.settings import Settings
+from models.bundle.files import find_bundle
 
-GROUPS = ("serve", "keys", "bundle", "data", "train", "eval", "gallery", "db", "backup", "restore", "reembed")
 VERMOUTH = str(Path(sys.executable).with_name("vermouth"))
 MINI = Path(__file__).parents[3] / "weights" / "mini"
 HIDING = """
@@ -79,11 +81,11 @@ def test_help_lists_every_group_and_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for group in GROUPS:
+    for group in _COMMANDS:
         assert group in done.stdout
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", _COMMANDS)
 def test_every_group_has_its_own_help(group: str) -> None:
     done = CliRunner().invoke(app, [group, "--help"])
     assert done.exit_code == 0
@@ -94,7 +96,7 @@ def test_every_group_has_its_own_help(group: str) -> None:
     ("line", "offered"),
     [
         ("vermouth gal", ["gallery"]),
-        ("vermouth gallery ", ["demo", "import"]),
+        ("vermouth gallery ", ["demo", "import", "list", "show", "export", "delete"]),
         ("vermouth db c", ["check"]),
         ("vermouth bundle random --s", ["--seed"]),
         ("vermouth backup --h", ["--help"]),
@@ -193,7 +195,7 @@ def test_settings_out_of_bounds_are_named_by_every_command_that_reads_them(monke
 
 
 def test_a_new_key_is_shown_once_and_its_line_lets_it_in() -> None:
-    done = CliRunner().invoke(app, ["keys", "new", "ci", "--scope", "read", "--scope", "write"])
+    done = CliRunner().invoke(app, ["keys", "create", "ci", "--scope", "read", "--scope", "write"])
     assert done.exit_code == 0
     (key,) = parse_keys(done.stdout)
     assert key.name == "ci"
@@ -201,7 +203,18 @@ def test_a_new_key_is_shown_once_and_its_line_lets_it_in() -> None:
     assert done.stderr.strip() not in done.stdout
 
 
+@pytest.mark.usefixtures("alone")
+def test_the_default_bundle_is_found_from_any_folder() -> None:
+    assert find_bundle(Settings().bundle) == MINI
+
+
+def test_the_release_is_printed() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"vermouth {version('vermouth-perception')}\n")
+
+
 def test_settings_out_of_bounds_are_named() -> None:
     done = CliRunner().invoke(app, ["serve", "--port", "70000"])
     assert done.exit_code == 2
     assert "VERMOUTH_PORT" in done.output
+    assert done.stderr.splitlines()[-1].startswith("error: correct these settings")

@@ -1,0 +1,125 @@
+"""The service that a command calls: its options, the client, and one sentence for whatever goes wrong."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from app.cli.main import CommandError, progress
+
+if TYPE_CHECKING:
+    from app.cli.sources import Source
+    from vermouth_client import Client, ImageLike
+
+T = TypeVar("T")
+DEFAULT_URL = "http://127.0.0.1:8000"
+Url = Annotated[str, typer.Option(envvar="VERMOUTH_URL", help="URL of the service.")]
+Key = Annotated[str | None, typer.Option(envvar="VERMOUTH_API_KEY", help="API key, where the service wants one.")]
+CONCURRENCY = 4
+_PROBE_S = 10.0
+_OF_ONE_IMAGE = frozenset(
+    "body-too-large image-too-large inference-failed malformed too-much-work undecodable-image".split()
+)
+_IMAGE_FIELDS = ("image", "sketch", "queries")
+
+
+@contextmanager
+def connect(url: str, key: str | None, *, retry_s: float = 60.0) -> Iterator["Client"]:
+    """A client of a service that answers.
+
+    Args:
+        retry_s: how long a call is repeated while the service loads, restarts or is busy.
+
+    Raises:
+        CommandError: no service is there, or a call inside failed.
+    """
+    import httpx  # here and below: help must not import a client
+
+    from vermouth_client import Client, NoAnswer, ServiceError, VermouthError
+
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as err:
+        raise CommandError(f"{url!r} is no URL of a service: {err}.") from err
+    if address.scheme not in ("http", "https") or not address.host:
+        raise CommandError(f"{url!r} is no URL of a service: write it as {DEFAULT_URL}.")
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise CommandError("The API key holds characters that no key has: copy it again.")
+    try:
+        with Client(url, key=key, timeout_s=_PROBE_S, retry_s=0) as probe:
+            probe.ready()
+    except NoAnswer as err:
+        advice = "Start it with `vermouth serve`, or name another with --url or VERMOUTH_URL."
+        raise CommandError(f"No service answers at {url}. {advice}") from err
+    except ServiceError as err:
+        if err.status != 503:  # else it loads or ends: the calls wait for it
+            raise CommandError(f"No Vermouth service is at {url}: {err.detail}") from err
+    try:
+        with Client(url, key=key, retry_s=retry_s) as client:
+            yield client
+    except (VermouthError, httpx.HTTPError) as err:
+        raise CommandError(sentence(err)) from err
+
+
+def sentence(error: BaseException) -> str:
+    """What an error of the client says, in one line."""
+    from vermouth_client import ServiceError
+
+    if not isinstance(error, ServiceError):
+        return str(error) or type(error).__name__
+    fields = [f"{one.get('field')} {one.get('message')}" for one in error.errors]
+    line = error.detail if not fields or fields[0] in error.detail else f"{error.detail} ({'; '.join(fields)})"
+    return f"{line} Set --key or VERMOUTH_API_KEY." if error.status == 401 else line
+
+
+def ask(
+    sources: Sequence["Source"], call: Callable[["ImageLike"], T], description: str
+) -> Iterator[tuple["Source", T]]:
+    """Yields each source with its answer, in order; several requests are under way at a time.
+
+    A source that is refused is reported on stderr, and the others go on.
+
+    Raises:
+        CommandError: at the end, if sources were refused.
+        VermouthError: a call failed for a reason that is not its image's.
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    refused = 0
+    remaining = iter(sources)
+    waiting: deque[tuple[Source, Future[T]]] = deque()
+    with progress(console) as bar, ThreadPoolExecutor(CONCURRENCY) as pool:
+        bar.disable = len(sources) == 1
+        task = bar.add_task(description, total=len(sources))
+        while True:
+            for source in islice(remaining, 2 * CONCURRENCY - len(waiting)):
+                waiting.append((source, pool.submit(lambda one: call(one.image), source)))
+            if not waiting:
+                break
+            source, answer = waiting.popleft()
+            error = answer.exception()
+            bar.update(task, advance=1)
+            if error is None:
+                yield source, answer.result()
+                continue
+            if not _is_of_one_image(error) or len(sources) == 1:
+                pool.shutdown(cancel_futures=True)
+                raise CommandError(f"{source.name}: {sentence(error)}") if _is_of_one_image(error) else error
+            refused += 1
+            console.print(f"refused {source.name}: {sentence(error)}", style="yellow", markup=False, highlight=False)
+    if refused:
+        raise CommandError(f"{refused} of {len(sources)} images were refused, as listed above.")
+
+
+def _is_of_one_image(error: BaseException) -> bool:
+    from vermouth_client import ServiceError
+
+    if not isinstance(error, ServiceError):
+        return isinstance(error, OSError | ValueError | TypeError)  # it could not be read here
+    if error.code == "invalid":
+        return not error.errors or str(error.errors[0].get("field")).startswith(_IMAGE_FIELDS)
+    return error.code in _OF_ONE_IMAGE

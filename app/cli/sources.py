@@ -1,0 +1,101 @@
+"""Images of a command line: files, folders, drawings, items of a gallery, and stdin."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.cli.importing.files import SUFFIXES, is_system, printable
+from app.cli.main import CommandError
+
+if TYPE_CHECKING:
+    from vermouth_client import ImageLike, Strokes
+
+_ITEM = "item:"
+_DRAWINGS = frozenset({".json", ".ndjson", ".jsonl"})
+HELP = "Image files, folders of them, drawings (.svg; .json or .ndjson of strokes), item:GALLERY/ID, or - for stdin."
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An image, and the name that its results have."""
+
+    name: str
+    image: "ImageLike"
+
+
+def find_images(arguments: Sequence[str]) -> list[Source]:
+    """The images that the arguments stand for, in order; files are read when they are sent.
+
+    Raises:
+        CommandError: an argument is none of what `HELP` says, or there is no image in it.
+    """
+    return [source for argument in arguments for source in _images_of(argument)]
+
+
+def file_for(out: Path, source: Source, sources: Sequence[Source], suffix: str) -> Path:
+    """The file for the result of a source: `out`, or of several sources one in the folder `out`, which is created."""
+    if len(sources) == 1:
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    plain = "_".join(part for part in Path(source.name.replace(":", "/")).parts if part not in ("/", ".."))
+    return out / f"{plain}{suffix}"
+
+
+def _images_of(argument: str) -> Iterator[Source]:
+    from vermouth_client import Item
+
+    path, name = Path(argument), printable(argument)
+    if argument == "-":
+        yield Source("stdin", sys.stdin.buffer.read())
+    elif argument.startswith(_ITEM):
+        gallery, _, item = argument.removeprefix(_ITEM).partition("/")
+        if not gallery or not item:
+            raise CommandError(f"{name} names no item: write it as item:GALLERY/ID.")
+        yield Source(name, Item(gallery, item))
+    elif path.is_dir():
+        files = sorted(file for file in path.rglob("*") if _is_image(file, file.relative_to(path)))
+        if not files:
+            raise CommandError(f"There is no image in the folder {name}.")
+        yield from (Source(printable(str(file)), file) for file in files)
+    elif not path.exists():
+        raise CommandError(f"{name} does not exist.")
+    elif path.suffix.lower() in _DRAWINGS:
+        yield from _drawings(path)
+    else:
+        yield Source(name, path)
+
+
+def _is_image(file: Path, relative: Path) -> bool:
+    is_known = file.suffix.lower() in SUFFIXES or file.suffix.lower() == ".svg"
+    return is_known and not is_system(relative.as_posix()) and file.is_file()
+
+
+def _drawings(path: Path) -> Iterator[Source]:
+    """Drawings as JSON: strokes `[[x…], [y…]]` alone, or as `strokes` with the canvas, or as Quick, Draw!'s lines."""
+    name = printable(str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() == ".json":
+            yield Source(name, _strokes(json.loads(text)))
+            return
+        lines = [line for line in text.splitlines() if line.strip()]
+        found = [Source(f"{name}:{number}", _strokes(json.loads(line))) for number, line in enumerate(lines, start=1)]
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
+        raise CommandError(f"{name} holds no strokes: write [[[x…], [y…]], …], or an object with `strokes`.") from err
+    if not found:
+        raise CommandError(f"{name} is empty.")
+    yield from found
+
+
+def _strokes(value: Any) -> "Strokes":
+    from vermouth_client import Strokes
+
+    fields = value if isinstance(value, dict) else {"strokes": value}
+    strokes = fields["drawing"] if "drawing" in fields else fields["strokes"]
+    if not isinstance(strokes, list) or not all(isinstance(stroke, list) for stroke in strokes):
+        raise TypeError("strokes are lists")
+    size = {side: fields[side] for side in ("width", "height") if side in fields}
+    return Strokes(strokes, **size)

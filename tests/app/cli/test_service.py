@@ -1,0 +1,238 @@
+"""Commands that ask a running service, on the shipped bundle and a small demo gallery."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from app.api.auth import Scope, new_key
+from app.cli.gallery import demo_images, fill
+from app.cli.main import app
+from app.domain import HOUSE
+from tests.app.test_server import COMMAND, started
+
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("here")]
+ROOT = Path(__file__).parents[3]
+KEY, ENTRY = new_key("tests", [Scope.READ, Scope.WRITE])
+ANIMALS = {"cat": ["1f431", "1f408"], "fish": ["1f41f", "1f420"], "house": ["1f3e0", "1f3e1"]}
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle cx="4" cy="4" r="3"/></svg>'
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with keys, and the URL at which it serves a gallery of some emoji."""
+    settings = {"BUNDLE": str(ROOT / "weights/mini"), "API_KEYS": ENTRY}
+    server = started("", tmp_path_factory.mktemp("data"), COMMAND, limit_s=900, **settings)
+    with server as process, process.connect() as http:
+        process.wait_for("ready")
+        http.headers["X-API-Key"] = KEY
+        wanted = {"1f638", "2b50", *(one for ids in ANIMALS.values() for one in ids)}
+        images = [image for at, image in enumerate(demo_images()) if image.id in wanted or at % 60 == 0]
+        assert fill(http, "default", images, 64, Console(quiet=True)) == (len(images), [])
+        yield str(http.base_url)
+
+
+@pytest.fixture
+def here(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with images and drawings, and the service in the environment."""
+    emoji = {image.id: image for image in demo_images()}
+    for label, ids in ANIMALS.items():
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        for one in ids:
+            (tmp_path / "pets" / label / f"{one}.png").write_bytes(emoji[one].render())
+    (tmp_path / "house.json").write_text(json.dumps(HOUSE))
+    (tmp_path / "lines.ndjson").write_text('{"word":"line","drawing":[[[0,255],[0,255]]]}\n[[[0,9,9],[0,0,9]]]\n')
+    (tmp_path / "circle.svg").write_text(SVG)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "a.png").write_bytes(emoji["1f431"].render())
+    (tmp_path / "mixed" / "b.png").write_bytes(b"no image")
+    (tmp_path / "mixed" / "c.svg").write_text(SVG)
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("VERMOUTH_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("VERMOUTH_URL", url)
+    monkeypatch.setenv("VERMOUTH_API_KEY", KEY)
+
+
+def run(*arguments: str, code: int = 0) -> Result:
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, SystemExit | None), done.exception
+    assert done.exit_code == code, done.output
+    return done
+
+
+def lines(*arguments: str) -> list[list[str]]:
+    """What a command prints for a program: fields between tabs."""
+    return [line.split("\t") for line in run(*arguments).stdout.splitlines()]
+
+
+def size_of(file: str) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size
+
+
+def objects(*arguments: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
+
+
+def test_a_drawing_finds_a_house_in_every_form_of_output() -> None:
+    found = lines("retrieve", "house.json", "-k", "2")
+    assert [row[:2] for row in found] == [["house.json", "1"], ["house.json", "2"]]
+    assert {row[3] for row in found} <= set(ANIMALS["house"])
+    assert "name=" in found[0][4]
+    as_objects = objects("retrieve", "house.json", "-k", "2")
+    assert [one["id"] for one in as_objects] == [row[3] for row in found]
+    table = list(csv.DictReader(io.StringIO(run("retrieve", "house.json", "-k", "2", "--csv").stdout)))
+    assert [json.loads(row["metadata"]) for row in table] == [one["metadata"] for one in as_objects]
+    assert [float(row["score"]) for row in table] == [one["score"] for one in as_objects]
+
+
+def test_words_items_and_liked_items_are_searched_for() -> None:
+    assert lines("retrieve", "--text", "a fish", "-k", "1")[0][3] in ANIMALS["fish"]
+    assert lines("retrieve", "item:default/1f431", "--image", "-k", "1")[0][3] == "1f431"
+    liked = [row[3] for row in lines("retrieve", "--like", "1f431", "--unlike", "1f41f", "-k", "3")]
+    assert "1f408" in liked
+    assert "1f41f" not in liked
+    named = '{"name": "cat face"}'
+    assert [row[3] for row in lines("retrieve", "--text", "a fish", "--filter", named)] == ["1f431"]
+
+
+def test_results_are_drawn_on_sheets() -> None:
+    run("retrieve", "house.json", "--sheet", "found.png")
+    assert size_of("found.png")[0] == 5 * 160
+    run("retrieve", "lines.ndjson", "circle.svg", "-k", "2", "--sheet", "sheets")
+    assert sorted(file.name for file in Path("sheets").iterdir()) == [
+        "circle.svg.png",
+        "lines.ndjson_1.png",
+        "lines.ndjson_2.png",
+    ]
+
+
+def test_a_folder_answers_for_each_image_and_reports_the_others() -> None:
+    done = run("retrieve", "mixed", "-k", "1", "--image", code=1)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["mixed/a.png", "mixed/c.svg"]
+    assert "refused mixed/b.png: " in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: 1 of 3 images were refused, as listed above."
+
+
+def test_masks_are_lines_images_and_a_coco_document() -> None:
+    scene = str(ROOT / "docs/pictures/scene.png")
+    written = ("--overlay", "overlay.png", "--labels", "labels.png", "--coco", "coco.json")
+    found = objects("segment", scene, "-c", "mailbox", "-c", "notebook=notepad,pad", *written)
+    assert {one["class"] for one in found} <= {"mailbox", "notebook"}
+    assert found
+    assert size_of("labels.png") == size_of(scene)
+    assert size_of("overlay.png")[0] >= size_of(scene)[0]
+    coco = COCO("coco.json")
+    assert coco.imgs[1]["file_name"] == "scene.png"
+    assert [one["area"] for one in coco.anns.values()] == [one["area"] for one in found]
+    labels = np.asarray(Image.open("labels.png"))
+    assert sum(one["area"] for one in coco.anns.values()) == (labels > 0).sum()
+
+
+def test_class_sets_come_and_go() -> None:
+    run("classset", "put", "post", "mailbox", "notebook=notepad,pad")
+    assert ["post", "1", "2"] in lines("classset", "list")
+    assert objects("classset", "show", "post")[1]["synonyms"] == ["notepad", "pad"]
+    assert lines("segment", str(ROOT / "docs/pictures/scene.png"), "--class-set", "post")
+    run("classset", "delete", "post")
+    assert "post" in run("classset", "show", "post", code=1).stderr
+
+
+def test_classes_are_taught_from_a_folder_and_classify_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.cli.episode.MAX_REQUEST_IMAGES", 4)  # so that examples come in two requests
+    (made,) = objects("episode", "create", "pets", "--name", "pets", "--method", "ridge")
+    assert made["examples"] == {"cat": 2, "fish": 2, "house": 2}
+    found = lines("classify", "pets", "pets/cat", "item:default/1f638", "circle.svg")
+    assert [row[1] for row in found[:3]] == ["cat", "cat", "cat"]
+    (scores,) = objects("classify", "pets", "item:default/1f638", "--top", "2")
+    assert len(scores["scores"]) == 2
+    (added,) = objects("episode", "add", made["id"], "star=item:default/2b50")
+    assert added["examples"] == {"cat": 2, "fish": 2, "house": 2, "star": 1}
+    assert [row[0] for row in lines("episode", "list")] == [made["id"]]
+    assert [row[0] for row in lines("episode", "show", "pets")] == ["cat", "fish", "house", "star"]
+    run("episode", "delete", "pets")
+    assert "There is no episode 'pets'" in run("classify", "pets", "circle.svg", code=1).stderr
+
+
+def test_vectors_are_printed_and_written() -> None:
+    rows = objects("embed", "circle.svg", "pets/cat", "--text", "a cat", "--npy", "vectors")
+    assert [row["source"] for row in rows] == ["circle.svg", "pets/cat/1f408.png", "pets/cat/1f431.png", "a cat"]
+    vectors = np.load("vectors")
+    np.testing.assert_allclose(vectors, [row["vector"] for row in rows], rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-4)
+
+
+def test_a_gallery_is_imported_shown_exported_and_deleted() -> None:
+    assert "added" in run("gallery", "import", "pets", "--gallery", "pets").stdout
+    assert ["pets", "6", ""] in lines("gallery", "list")
+    assert json.loads(run("gallery", "show", "pets", "--json").stdout)["index"]["vectors"] == 6
+    run("gallery", "export", "pets", "pets.tar")
+    assert "6" in run("gallery", "import", "pets.tar", "--gallery", "copy").stdout
+    run("gallery", "export", "pets", "pets.ndjson")
+    assert len(Path("pets.ndjson").read_text().splitlines()) == 6
+    assert "holds 6 items: pass --yes" in run("gallery", "delete", "pets", code=1).stderr
+    run("gallery", "delete", "pets", "--yes")
+    run("gallery", "delete", "copy", "--yes")
+    assert "pets" not in run("gallery", "list").stdout
+
+
+def test_status_names_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "mini" in run("status").stdout
+    assert json.loads(run("status", "--json").stdout)["status"] == "ready"
+    monkeypatch.delenv("VERMOUTH_API_KEY")
+    assert run("status", code=1).stderr.endswith("Set --key or VERMOUTH_API_KEY.\n")
+    assert run("status", "--key", KEY).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("retrieve none.png", "none.png does not exist."),
+        ("retrieve broken.png", "broken.png: "),
+        ("retrieve broken.json", "broken.json does not exist."),
+        ("retrieve circle.svg --gallery none", "'none'"),
+        ("retrieve circle.svg --gallery ../x", "gallery"),
+        ("retrieve item:default", "write it as item:GALLERY/ID"),
+        ("retrieve item:default/none", "none"),
+        ("retrieve circle.svg -k 100000", "k"),
+        ("retrieve circle.svg --sheet gone/x.png", "gone/x.png: No such file or directory"),
+        ("retrieve --like none", "none"),
+        ("segment circle.svg -c cat -c cat", "Class names must be unique."),
+        ("segment circle.svg --class-set none", "none"),
+        ("segment circle.svg -c cat --overlay gone/x.png", "gone/x.png: No such file or directory"),
+        ("classify none circle.svg", "There is no episode 'none'"),
+        ("embed circle.svg --npy gone/x", "gone/x: No such file or directory"),
+        ("episode create pets/cat", "is no folder with a subfolder for each class"),
+        ("episode create cat=pets/cat", "only 'cat' is given"),
+        ("episode create cat=pets/cat dog=gone", "gone does not exist."),
+        ("episode show none", "There is no episode 'none'"),
+        ("gallery show none", "none"),
+        ("gallery export none x.tar", "none"),
+        ("gallery export default gone/x.tar", "gone/x.tar.part: No such file or directory"),
+        ("gallery delete none", "none"),
+        ("classset show none", "none"),
+        ("classset put x cat cat", "Class names must be unique."),
+        ("status --key wrong", "Set --key or VERMOUTH_API_KEY."),
+        ("status --url http://127.0.0.1:9", "Start it with `vermouth serve`"),
+        ("status --url 127.0.0.1:8000", "is no URL of a service"),
+        ("status --url http://127.0.0.1:nine", "is no URL of a service"),
+        ("status --key clé", "copy it again"),
+    ],
+)
+def test_a_mistake_is_reported_in_one_sentence(arguments: str, error: str) -> None:
+    done = run(*arguments.split(), code=1)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert error in last
