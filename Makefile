@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export VERMOUTH_PORT := $(PORT)
 
-.PHONY: serve test prove-engine prove-state prove-hardening prove-client prove-sd15 verify-sd15 bench-serve bench-encoder bench-gpu bench-soak bench-maxima bench-index lint format lock clean weights
+.PHONY: serve test prove-engine prove-state prove-hardening prove-client prove-sd15 verify-sd15 bench-serve bench-encoder bench-gpu bench-soak bench-maxima bench-index lint docs format lock clean weights
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -98,6 +98,9 @@ lint: $(VENV)/test.stamp ## style, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/test.stamp ## the documentation as pages in site/, which open from disk; links are checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .

@@ -129,6 +129,8 @@ def export_command(
     """Write all items to a file, complete or not at all; `gallery import` takes both."""
     if file.suffix not in (".tar", ".ndjson"):
         raise typer.BadParameter(f"{file} must end in .tar (images) or .ndjson (vectors).")
+    if not file.parent.is_dir():
+        raise CommandError(f"There is no folder {file.parent}: create it, or name another file.")
     with connect(url, key) as client, Console(stderr=True).status(f"exporting {client.gallery(name).count} items"):
         client.export(name, file, format="webdataset" if file.suffix == ".tar" else "ndjson")
 

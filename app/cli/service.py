@@ -54,8 +54,8 @@ def connect(url: str, key: str | None, *, retry_s: float = 60.0) -> Iterator["Cl
         with Client(url, key=key, timeout_s=_PROBE_S, retry_s=0) as probe:
             probe.ready()
     except NoAnswer as err:
-        advice = "Start it with `vermouth serve`, or name another with --url or VERMOUTH_URL."
-        raise CommandError(f"No service answers at {url}. {advice}") from err
+        advice = f"Start it with `vermouth serve`, or name another than {url} with --url or VERMOUTH_URL."
+        raise CommandError(f"{err} {advice}") from err
     except ServiceError as err:
         if err.status != 503:  # else it loads or ends: the calls wait for it
             raise CommandError(f"No Vermouth service is at {url}: {err.detail}") from err

@@ -4,6 +4,9 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,12 @@ def here(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "house.json").write_text(json.dumps(HOUSE))
     (tmp_path / "lines.ndjson").write_text('{"word":"line","drawing":[[[0,255],[0,255]]]}\n[[[0,9,9],[0,0,9]]]\n')
     (tmp_path / "circle.svg").write_text(SVG)
+    shutil.copytree(tmp_path / "pets", tmp_path / "photos")
+    for name, one in (("cat", "1f638"), ("bird", "2b50")):
+        (tmp_path / "photos" / f"{name}.png").write_bytes(emoji[one].render())
+    shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "photos")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "scene.png").symlink_to(ROOT / "docs/pictures/scene.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "mixed").mkdir()
     (tmp_path / "mixed" / "a.png").write_bytes(emoji["1f431"].render())
@@ -220,7 +229,7 @@ def test_status_names_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
         ("episode show none", "There is no episode 'none'"),
         ("gallery show none", "none"),
         ("gallery export none x.tar", "none"),
-        ("gallery export default gone/x.tar", "gone/x.tar.part: No such file or directory"),
+        ("gallery export default gone/x.tar", "There is no folder gone: create it"),
         ("gallery delete none", "none"),
         ("classset show none", "none"),
         ("classset put x cat cat", "Class names must be unique."),
@@ -236,3 +245,20 @@ def test_a_mistake_is_reported_in_one_sentence(arguments: str, error: str) -> No
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ")
     assert error in last
+
+
+@pytest.mark.parametrize("page", ["docs/quickstart.md", "docs/guides/command-line.md"])
+def test_the_commands_of_a_page_run_as_they_stand(page: str, url: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    shell = [shlex.split(line, comments=True) for kind, block in blocks if kind == "sh" for line in block.splitlines()]
+    commands = [words[1:] for words in shell if words[:1] == ["vermouth"] and words[1:] != ["gallery", "demo"]]
+    assert len(commands) >= 7
+    for words in commands:
+        if words[0] != "serve":
+            run(*(words[: words.index(">")] if ">" in words else words))
+    for kind, block in blocks:
+        if kind == "python":
+            exec(compile(block.replace("Client()", f"Client({url!r}, key={KEY!r})"), page, "exec"), {})
+    for name in ("pets", "mine"):
+        CliRunner().invoke(app, ["episode", "delete", name])
