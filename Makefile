@@ -56,6 +56,7 @@ IMAGES ?= 20000
 SEED ?= 1
 prove-hardening: $(VENV)/test.stamp ## damaged images, odd drawings and protocol faults: no 5xx, no restart, memory and descriptors as before
 	$(BIN)/python -m tests.hardening.images --count $(IMAGES) --seed $(SEED)
+	$(BIN)/python -m tests.hardening.served_images --seed $(SEED)
 	$(BIN)/python -m tests.hardening.requests --count $(REQUESTS) --seed $(SEED)
 	$(BIN)/python -m tests.hardening.protocol --count $(FAULTS) --seed $(SEED)
 
