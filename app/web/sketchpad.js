@@ -22,6 +22,7 @@ export class Sketchpad {
     this.canvas.addEventListener("pointermove", (event) => this.#move(event));
     for (const name of ["pointerup", "pointercancel"]) this.canvas.addEventListener(name, () => this.#up());
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
+    this.canvas.addEventListener("blur", () => this.canvas.classList.remove("by-pointer"));
     new ResizeObserver(() => this.paint()).observe(this.canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.paint());
   }
@@ -126,6 +127,7 @@ export class Sketchpad {
   #down(event) {
     if (event.button !== 0) return;
     event.preventDefault();
+    this.canvas.classList.add("by-pointer"); // no ring around what the pen shows anyway
     this.canvas.focus({ preventScroll: true });
     try {
       this.canvas.setPointerCapture(event.pointerId);
@@ -181,6 +183,7 @@ export class Sketchpad {
     const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (!move && event.key !== " ") return;
     event.preventDefault();
+    this.canvas.classList.remove("by-pointer");
     this.#begin();
     this.cursor ??= { x: SIDE / 2, y: SIDE / 2, isDown: false };
     const { cursor } = this;

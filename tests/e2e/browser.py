@@ -2,7 +2,7 @@
 
 import base64
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,14 +57,16 @@ class Page:
         self.page.close()
         assert not self.faults, self.faults
 
-    def draw(self, strokes: Strokes) -> None:
-        """Draw with the mouse."""
+    def draw(self, strokes: Strokes, after_each: Callable[[], object] = lambda: None) -> None:
+        """Draw with the mouse; `after_each` is called after each point."""
         for points in self._on_screen(strokes):
             self.page.mouse.move(*points[0])
             self.page.mouse.down()
             for point in points[1:]:
                 self.page.mouse.move(*point, steps=6)
+                after_each()
             self.page.mouse.up()
+            after_each()
 
     def touch(self, strokes: Strokes) -> None:
         """Draw with a finger."""
