@@ -75,7 +75,13 @@ def animation(browser: Any, base: str, path: Path) -> None:
         page.wait_for_timeout(STROKE_MS)
         record(STROKE_MS)
     durations[-1] = LAST_MS
-    options = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0, "quality": QUALITY}
+    options: dict[str, Any] = {
+        "save_all": True,
+        "append_images": frames[1:],
+        "duration": durations,
+        "loop": 0,
+        "quality": QUALITY,
+    }
     frames[0].save(path, method=6, **options)
     sys.stdout.write(f"{path}: {len(frames)} frames, {path.stat().st_size:,} bytes\n")
     seen.close()
@@ -92,12 +98,12 @@ def _fish() -> list[list[list[float]]]:
     return [body, [[183, 232, 226, 232, 183], [124, 84, 128, 172, 132]], [[66, 68, 69, 67], [116, 115, 117, 118]]]
 
 
-def main(base: str, *pictures: str) -> None:
+def main(base: str, *paths: str) -> None:
     """Measures, or records to the paths that are given."""
     with launched() as browser:
-        if not pictures:
+        if not paths:
             figures(browser, base)
-        for path in pictures:
+        for path in paths:
             animation(browser, base, Path(path))
 
 
