@@ -30,7 +30,7 @@ class Live:
         self._timeout_s = timeout_s
         self._verify = verify
         self._seq = 0
-        self._waiting: dict[int, asyncio.Future[RetrieveResponse | None]] = {}  # at most the newest, unanswered
+        self._newest: asyncio.Future[RetrieveResponse | None] | None = None
 
     async def __aenter__(self) -> Self:
         from websockets.asyncio.client import connect
@@ -70,13 +70,13 @@ class Live:
 
         self._settle(None)
         self._seq += 1
-        answer: asyncio.Future[RetrieveResponse | None] = asyncio.get_running_loop().create_future()
-        self._waiting[self._seq] = answer
+        answer = self._newest = asyncio.get_running_loop().create_future()
         query = {"type": "query", "seq": self._seq, **wire(drawing), "gallery": gallery, "k": k}
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._socket.send(json.dumps(query | given({"text": text, "filter": filter}), allow_nan=False))
-                return await answer
+                found: RetrieveResponse | None = await answer
+                return found
         except ConnectionClosed as err:
             raise _closed(self._socket) from err
         except TimeoutError as err:
@@ -91,15 +91,13 @@ class Live:
         try:
             async for text in self._socket:
                 message = json.loads(text)
-                seq = message["seq"]
-                answer = self._waiting.get(self._seq if seq is None else seq)
-                if answer is None or answer.done():  # superseded, or nobody waits any more
+                if message["seq"] not in (self._seq, None):  # superseded
                     continue
                 if message["type"] == "results":
-                    answer.set_result(RetrieveResponse.model_validate(message))
+                    self._settle(RetrieveResponse.model_validate(message))
                 else:
                     problem = message["problem"]
-                    answer.set_exception(error_of(problem, retry_after_s=problem.get("retry_after_s")))
+                    self._settle(error_of(problem, retry_after_s=problem.get("retry_after_s")))
         except ConnectionClosed:
             pass  # with a code that says why
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -107,11 +105,14 @@ class Live:
         finally:
             self._settle(_closed(self._socket))
 
-    def _settle(self, outcome: Exception | None) -> None:
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_result(None) if outcome is None else answer.set_exception(outcome)
-        self._waiting.clear()
+    def _settle(self, outcome: RetrieveResponse | Exception | None) -> None:
+        """End the newest search, unless it has ended."""
+        if self._newest is None or self._newest.done():
+            return
+        if isinstance(outcome, Exception):
+            self._newest.set_exception(outcome)
+        else:
+            self._newest.set_result(outcome)
 
 
 def _closed(socket: "ClientConnection") -> NoAnswer:
