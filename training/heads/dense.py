@@ -16,7 +16,7 @@ from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
 from training.heads.feature_store import DeviceStore
 from training.heads.pairs import NONE, concept_numbers
-from training.heads.scene_views import UNKNOWN, SceneViews
+from training.heads.scene_views import CELLS, UNKNOWN, SceneViews
 
 SCENES = 24  # scene views a step
 DENSE_WEIGHT, REGION_WEIGHT, AREA_WEIGHT = 0.7, 0.5, 0.3
@@ -53,7 +53,8 @@ class DenseStage(nn.Module):
     def dense(self, maps: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns `dense` of a store's maps, [B, D, h, w]."""
         taps, levels = split_maps(maps)
-        dense = self.uhead.dense(taps, levels)
+        side = CELLS * self.uhead.config.scales[0].stride
+        dense = self.uhead.dense(taps, levels, (side, side))
         if self._joined is None:
             return dense
         posteriors, classifier = self._joined

@@ -53,7 +53,7 @@ def views() -> ViewSet:
 def data() -> ViewData:
     shown = views()
     rows = len(shown.kinds)
-    taps, expert = split_maps(random_store(rows, 0).read(torch.arange(rows)))
+    taps, expert = split_maps(random_store(rows, 0, side=PHOTOGRAPH_SIDE).read(torch.arange(rows)))
     shape = mini_uhead_shape(PHOTOGRAPH_SIDE)
     features = torch.rand((rows, 1280, 1, 1), generator=torch.Generator().manual_seed(1))
     cells = {
@@ -72,8 +72,8 @@ def with_scenes(data: ViewData) -> HeadData:
         pixels=None,
         scenes=scene_views(),
         scene_names=scene_names(),
-        scene_store=random_store(4, 1),
-        scene_pixels=np.zeros((4, 224, 224, 3), np.uint8),
+        scene_store=random_store(4, 1, side=PHOTOGRAPH_SIDE),
+        scene_pixels=None,
     )
 
 
