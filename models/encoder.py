@@ -147,11 +147,13 @@ class TrainedNetwork(nn.Module):
         Returns:
             `pooled`, `visual` and `dense` of `ImageFeatures`, on the device.
         """
-        taps = self.backbone(pixels, timesteps, states)
-        expert = self.expert(pixels) if self.expert else []
-        pooled, dense = self.uhead(taps, expert, (int(pixels.shape[2]), int(pixels.shape[3])))
-        if self.classifier is not None and self.posteriors is not None:
-            return _with_posteriors(pooled, dense, expert[-1], self.classifier, self.posteriors)
+        # Class posteriors alone need the whole view: the U-head then sees what the backbone sees (docs/adr/0055).
+        seen_small = pixels if self.posteriors is None else self.backbone.view(pixels)
+        taps = self.backbone(seen_small, timesteps, states)
+        expert = self.expert(seen_small) if self.expert else []
+        pooled, dense = self.uhead(taps, expert, (int(seen_small.shape[2]), int(seen_small.shape[3])))
+        if self.expert is not None and self.classifier is not None and self.posteriors is not None:
+            return _with_posteriors(pooled, dense, self.expert(pixels)[-1], self.classifier, self.posteriors)
         seen = expert[-1] if expert else taps[self._lowest_tap]
         return pooled, F.normalize(seen.float().mean(dim=(2, 3)), dim=1), dense
 

@@ -52,9 +52,9 @@ POSTERIORS = "posteriors.safetensors"  # beside them too
 PHOTOGRAPH_SIDE = 224  # of the views of heads with class posteriors, px
 
 
-def mini_uhead_shape(side: int = MINI_SIDE) -> UHeadConfig:
-    """Returns the shape of the mini bundle's U-head for views of a side; its dense map has 32 × 32 cells."""
-    return UHeadConfig(scales=_uhead_scales((32, 64, 96, 128), finest_stride=side // 32), pooling="places")
+def mini_uhead_shape() -> UHeadConfig:
+    """Returns the shape of the mini bundle's U-head, for views of `MINI_SIDE`; its dense map has 32 × 32 cells."""
+    return UHeadConfig(scales=_uhead_scales((32, 64, 96, 128), finest_stride=4), pooling="places")
 
 
 def mini_posteriors_shape() -> PosteriorsConfig:
@@ -221,7 +221,7 @@ def _manifest(
             text=TextPart(source=_minilm(), max_length=16, zero_padding=True),
             expert=lite0_part(),
             expert_adapters=Part(source=head(ADAPTERS)) if ADAPTERS in heads.files else None,
-            uhead=UHeadPart(source=head(HEAD_FILES[0]), **mini_uhead_shape(side).model_dump()),
+            uhead=UHeadPart(source=head(HEAD_FILES[0]), **mini_uhead_shape().model_dump()),
             posteriors=_posteriors(head(POSTERIORS)) if POSTERIORS in heads.files else None,
             segmentation=Part(source=head(HEAD_FILES[1])),
         ),

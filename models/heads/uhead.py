@@ -143,14 +143,9 @@ class UHead(nn.Module):
         pooled: torch.Tensor = self.pool(self.cells(taps, expert))
         return pooled
 
-    def dense(
-        self,
-        taps: Mapping[str, torch.Tensor],
-        expert: Sequence[torch.Tensor],
-        image_size: tuple[int, int] | None = None,
-    ) -> torch.Tensor:
+    def dense(self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor]) -> torch.Tensor:
         """Returns `dense` of `forward`, [B, D, h, w], not normalised."""
-        return self._dense(self._fused(taps, expert, image_size))
+        return self._dense(self._fused(taps, expert))
 
     def cells(self, taps: Mapping[str, torch.Tensor], expert: Sequence[torch.Tensor]) -> torch.Tensor:
         """Returns the input of `GridPool`, [B, C, side, side]; it depends on no trained weight."""

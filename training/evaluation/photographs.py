@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from models.bundle.build import LoadedBundle
 from models.bundle.pack import PHOTOGRAPH_SIDE, lite0_part, mini_posteriors_shape
 from models.bundle.parts import load_classifier, load_expert
-from models.encoder import FrozenMaps, TrainedNetwork
-from models.heads.posteriors import ClassPosteriors, ExpertClassifier
-from models.heads.uhead import UHead
+from models.encoder import TrainedNetwork
+from models.heads.posteriors import ClassPosteriors
 from models.transforms import canonical_image, canonical_strokes
 from training.data.dataset import DrawingRecord
 from training.data.photographs import BACKGROUNDS, ImageFiles, NamedImage, imagenet_names, thing
@@ -130,11 +129,15 @@ def served(loaded: LoadedBundle) -> Contender:
     network, profile = loaded.encoder.network, loaded.info.tasks["retrieval"]
     has_posteriors = isinstance(network, TrainedNetwork) and network.posteriors is not None
 
+    @torch.inference_mode()
     def encode(pixels: NDArray[np.uint8]) -> Vectors:
         batch = plain_batch(to_input(torch.from_numpy(np.ascontiguousarray(pixels))), profile.timestep)
-        if isinstance(network, TrainedNetwork) and network.posteriors is not None and network.classifier is not None:
-            maps = loaded.encoder.extractor(batch.pixels, batch.timesteps, batch.captions)
-            return _parts(maps, network.uhead, network.classifier, network.posteriors)
+        if isinstance(network, TrainedNetwork) and network.expert and network.classifier and network.posteriors:
+            small = network.backbone.view(batch.pixels)
+            maps = loaded.encoder.extractor(small, batch.timesteps, batch.captions)
+            features = network.classifier.features(network.expert(batch.pixels)[-1]).mean(dim=(2, 3))
+            pooled = network.uhead.pooled(maps.taps, maps.expert)
+            return _parts(pooled, features, network.classifier.logits(features), network.posteriors)
         found = loaded.encoder.encode_images(batch)
         return {"semantic": found.pooled.numpy(), "visual": found.visual.numpy()}
 
@@ -149,11 +152,8 @@ def served(loaded: LoadedBundle) -> Contender:
     )
 
 
-@torch.inference_mode()
-def _parts(maps: FrozenMaps, uhead: UHead, classifier: ExpertClassifier, posteriors: ClassPosteriors) -> Vectors:
+def _parts(pooled: torch.Tensor, features: torch.Tensor, logits: torch.Tensor, posteriors: ClassPosteriors) -> Vectors:
     """Both features as the whole pass gives them, and what the semantic one is made of."""
-    features = classifier.features(maps.expert[-1]).mean(dim=(2, 3))
-    pooled, logits = uhead.pooled(maps.taps, maps.expert), classifier.logits(features)
     found = {
         "semantic": posteriors.semantic(pooled, features, logits),
         "visual": posteriors.visual(features),

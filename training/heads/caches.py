@@ -5,7 +5,7 @@ Of views only the cells that `pooled` reads are stored, a sixth of the maps, so 
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from models.bundle.manifest import Part
 from models.bundle.pack import MINI_SIDE, MINI_TIMESTEP, lite0_part, mini_uhead_shape, prior_manifest
 from models.bundle.parts import load_classifier, load_expert
 from models.encoder import FrozenExtractor
-from models.heads.uhead import UHeadConfig
+from models.resizing import resized
 from training.devices import CPU, batch_size, to_input
-from training.heads.feature_store import CLASS_FEATURES, EXPERT_CELLS, TAP_CELLS, Arrays, Maps, build_store
+from training.heads.feature_store import CLASS_FEATURES, CLASS_MAP, EXPERT_CELLS, TAP_CELLS, Arrays, Maps, build_store
 from training.loop import Progress
 
 LATENTS = "latents"
 
+Levels = Sequence[torch.Tensor]
 _Encode = Callable[[NDArray[Any]], Maps]
 
 
@@ -34,7 +35,7 @@ class FrozenCaches:
     Args:
         prior: folder of vae/, unet/ and scheduler/.
         folder: of the caches.
-        side: of a view, px. The VAE and the U-Net see views of `MINI_SIDE`.
+        side: of a view, px. All but the expert's classifier see views of `MINI_SIDE`.
         device: that computes.
         progress: called with (rows done, 0).
     """
@@ -48,9 +49,21 @@ class FrozenCaches:
 
     def cells(self, name: str, pixels: NDArray[np.uint8], *, with_taps: bool = True, room: int = 0) -> Arrays:
         """The cells of some views' maps that a pool reads, and at more than `MINI_SIDE` their `CLASS_FEATURES`."""
-        shape = mini_uhead_shape(self.side)
+        shape = mini_uhead_shape()
+
+        def expert_cells(levels: Levels) -> Maps:
+            return {EXPERT_CELLS: shape.expert_cells(levels)}
+
         # The taps' networks are not even loaded where their rows are all here.
-        expert = self._stored(f"{name}-expert", pixels, lambda: self._expert(shape), room)
+        expert = self._stored(f"{name}-expert", pixels, lambda: self._expert(expert_cells), room)
+        if self.side != MINI_SIDE:
+            classifier = load_classifier(lite0_part(), self._prior).to(self.device)
+
+            def features(levels: Levels) -> Maps:
+                return {CLASS_FEATURES: classifier.features(levels[-1]).mean(dim=(2, 3), keepdim=True)}
+
+            whole = self._stored(f"{name}-classes", pixels, lambda: self._expert(features, side=self.side), room)
+            expert = {**expert, **whole}
         if not with_taps:
             return expert
 
@@ -60,11 +73,19 @@ class FrozenCaches:
         return {**expert, **self._taps(name, pixels, tap_cells, room)}
 
     def maps(self, name: str, pixels: NDArray[np.uint8]) -> Arrays:
-        """The whole maps of some views."""
-        return {
-            **self._stored(f"{name}-expert", pixels, lambda: self._expert(None)),
-            **self._taps(name, pixels, lambda maps: maps),
-        }
+        """The whole maps of some views, and at more than `MINI_SIDE` their `CLASS_MAP`."""
+
+        def every(levels: Levels) -> Maps:
+            return {f"expert.{level}": values for level, values in enumerate(levels)}
+
+        def last(levels: Levels) -> Maps:
+            return {CLASS_MAP: levels[-1]}
+
+        found = self._stored(f"{name}-expert", pixels, lambda: self._expert(every))
+        if self.side != MINI_SIDE:
+            whole = self._stored(f"{name}-classes", pixels, lambda: self._expert(last, side=self.side))
+            found = {**found, **whole}
+        return {**found, **self._taps(name, pixels, lambda maps: maps)}
 
     def _taps(self, name: str, pixels: NDArray[np.uint8], form: Callable[[Maps], Maps], room: int = 0) -> Arrays:
         parts = self._manifest.components
@@ -87,20 +108,14 @@ class FrozenCaches:
         )
         return {name: array[: len(inputs)] for name, array in found.items()}
 
-    def _expert(self, cells: UHeadConfig | None) -> _Encode:
-        """[B, side, side, 3] uint8 → the expert's levels, or their cells and `CLASS_FEATURES`."""
+    def _expert(self, form: Callable[[Levels], Maps], side: int = MINI_SIDE) -> _Encode:
+        """[B, side, side, 3] uint8 → the expert's levels of a view of `side` px in some form."""
         expert = load_expert(lite0_part(), self._prior).eval().to(self.device).to(memory_format=torch.channels_last)
-        classifier = load_classifier(lite0_part(), self._prior).to(self.device)
 
         @torch.inference_mode()
         def encode(pixels: NDArray[Any]) -> Maps:
-            levels = expert(to_input(torch.from_numpy(np.array(pixels)).to(self.device)))
-            if cells is None:
-                return {f"expert.{level}": values for level, values in enumerate(levels)}
-            found = {EXPERT_CELLS: cells.expert_cells(levels)}
-            if self.side != MINI_SIDE:
-                found[CLASS_FEATURES] = classifier.features(levels[-1]).mean(dim=(2, 3), keepdim=True)
-            return found
+            view = resized(to_input(torch.from_numpy(np.array(pixels)).to(self.device)), (side, side))
+            return form(expert(view))
 
         return encode
 

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from models.heads.posteriors import ClassPosteriors, ExpertClassifier
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import UHead
-from training.heads.feature_store import DeviceStore
+from training.heads.feature_store import CLASS_MAP, DeviceStore
 from training.heads.pairs import NONE, concept_numbers
-from training.heads.scene_views import CELLS, UNKNOWN, SceneViews
+from training.heads.scene_views import UNKNOWN, SceneViews
 
 SCENES = 24  # scene views a step
 DENSE_WEIGHT, REGION_WEIGHT, AREA_WEIGHT = 0.7, 0.5, 0.3
@@ -53,13 +53,12 @@ class DenseStage(nn.Module):
     def dense(self, maps: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns `dense` of a store's maps, [B, D, h, w]."""
         taps, levels = split_maps(maps)
-        side = CELLS * self.uhead.config.scales[0].stride
-        dense = self.uhead.dense(taps, levels, (side, side))
+        dense = self.uhead.dense(taps, levels)
         if self._joined is None:
             return dense
         posteriors, classifier = self._joined
         with torch.no_grad():
-            features = classifier.features(levels[-1])
+            features = classifier.features(maps[CLASS_MAP])
             logits, mean = classifier.logits(features.permute(0, 2, 3, 1).flatten(0, 2)), features.mean(dim=(2, 3))
             semantic = posteriors.semantic(self.uhead.pooled(taps, levels), mean, classifier.logits(mean))
         return posteriors.dense(dense, features, logits, semantic)

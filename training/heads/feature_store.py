@@ -19,7 +19,8 @@ Arrays = Mapping[str, NDArray[np.float16]]  # the same on disk: [N, C, h, w], me
 
 EXPERT_CELLS, TAP_CELLS = "expert.cells", "sd.cells"
 """Cells of a view that a U-head's pool reads, in two maps because taps change more often."""
-CLASS_FEATURES = "expert.features"  # means of the features that the expert's classifier reads, [B, F, 1, 1]
+CLASS_FEATURES = "class.features"  # means of the features that the expert's classifier reads, [B, F, 1, 1]
+CLASS_MAP = "class.map"  # the expert's last level, from which the classifier makes features
 _COPY_ROWS = 4096  # copied to the device at once
 _SAVED_ROWS = 512  # encoded between two notes of how far a store is
 

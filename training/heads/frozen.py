@@ -147,7 +147,7 @@ def photograph_features(
         views.append(named(shown, known, unseen))
     store = DeviceStore.joined(stores, caches.device)
     if not with_taps:
-        channels = sum(shape.cell_channels for shape in mini_uhead_shape(caches.side).tap_shapes.values())
+        channels = sum(shape.cell_channels for shape in mini_uhead_shape().tap_shapes.values())
         blank = torch.zeros((1, channels, *store.shape(EXPERT_CELLS)[2:]), dtype=torch.float16, device=caches.device)
         store = store.replaced({TAP_CELLS: blank.expand(len(store), -1, -1, -1)})  # takes no memory
     return ViewData(views=relabelled(functools.reduce(operator.add, views), dataset), store=store, pixels=None)

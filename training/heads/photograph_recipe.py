@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from models.bundle.pack import (
     MINI_DIMENSION,
-    PHOTOGRAPH_SIDE,
     lite0_part,
     load_heads,
     mini_posteriors_shape,
@@ -62,7 +61,7 @@ def train_photograph_heads(
         raise DataError(f"the heads in {start} saw the unseen: start zero-shot heads from zero-shot heads")
     data = data.only(plan.features)
     torch.manual_seed(plan.seed)
-    uhead, segmentation = UHead(mini_uhead_shape(PHOTOGRAPH_SIDE), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
+    uhead, segmentation = UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION)
     rows = trained_rows(data.views, plan.with_unseen)
     if start is not None:
         load_heads(uhead, segmentation, start)

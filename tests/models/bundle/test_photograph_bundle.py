@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = tmp_path_factory.mktemp("photographs") / "bundle"
     shutil.copytree(MINI, bundle)
     torch.manual_seed(0)
-    save_heads(UHead(mini_uhead_shape(224), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION), bundle / "heads")
+    save_heads(UHead(mini_uhead_shape(), MINI_DIMENSION), SegmentationHead(MINI_DIMENSION), bundle / "heads")
     posteriors = ClassPosteriors(PosteriorsConfig(), MINI_DIMENSION)
     posteriors.measure(torch.rand(64, 1280), torch.nn.functional.normalize(torch.randn(1000, MINI_DIMENSION), dim=1))
     torch.nn.init.constant_(posteriors.dense_weight, 0.5)

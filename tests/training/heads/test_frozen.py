@@ -15,7 +15,7 @@ from models.transforms import to_unit
 from training.data.dataset import DataSet, ImageRecord
 from training.data.photographs import BACKGROUNDS, Archive, ImageFiles, NamedImage
 from training.heads.caches import FrozenCaches
-from training.heads.feature_store import CLASS_FEATURES, EXPERT_CELLS, TAP_CELLS
+from training.heads.feature_store import CLASS_FEATURES, CLASS_MAP, EXPERT_CELLS, TAP_CELLS
 from training.heads.frozen import photograph_features, with_scenes
 from training.heads.scene_views import SceneViews
 
@@ -89,7 +89,9 @@ def test_views_and_scenes_have_the_maps_that_serving_has(images: DataSet, tmp_pa
     assert len(whole.scene_store) == len(whole.scenes.labels) == 2 * 5 + 2
     assert {"hat", "coat", "tie", "dress"} < set(whole.scene_names)
     assert whole.scenes.is_unseen.tolist() == [False] * 8 + [True] * 3 + [False]
-    assert whole.scene_store.read(torch.tensor([11]))["expert.3"].shape == (1, 320, 7, 7)
+    maps = whole.scene_store.read(torch.tensor([11]))
+    assert maps["expert.3"].shape == (1, 320, 4, 4)
+    assert maps[CLASS_MAP].shape == (1, 320, 7, 7)
 
 
 @torch.inference_mode()
@@ -97,8 +99,8 @@ def _check_maps(maps: dict[str, torch.Tensor], pixels: NDArray[np.uint8]) -> Non
     """The cells of the first photographs are those of one pass of the extractor that serves."""
     extractor = load_extractor(PRIOR, prior_manifest(PRIOR, SIDE), device=torch.device("cpu"), dtype=torch.float32)
     views = torch.from_numpy(np.stack([to_unit(image) for image in pixels[:3]]))
-    served = extractor(views, torch.full((3,), 50), [None] * 3)
-    shape = mini_uhead_shape(SIDE)
+    served = extractor(extractor.backbone.view(views), torch.full((3,), 50), [None] * 3)
+    shape = mini_uhead_shape()
     for name, expected in (
         (EXPERT_CELLS, shape.expert_cells(served.expert)),
         (TAP_CELLS, shape.tap_cells(served.taps)),

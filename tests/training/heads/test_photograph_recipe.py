@@ -20,7 +20,7 @@ from training.evaluation.features import plain_batch
 from training.evaluation.photographs import served
 from training.heads import dense, pooled
 from training.heads.dense import split_maps
-from training.heads.feature_store import CLASS_FEATURES, EXPERT_CELLS, TAP_CELLS, DeviceStore
+from training.heads.feature_store import CLASS_FEATURES, CLASS_MAP, EXPERT_CELLS, TAP_CELLS, DeviceStore
 from training.heads.frozen import HeadData, ViewData
 from training.heads.pairs import PairSampler
 from training.heads.photograph_recipe import PHOTOGRAPHS, train_photograph_heads
@@ -53,8 +53,8 @@ def views() -> ViewSet:
 def data() -> ViewData:
     shown = views()
     rows = len(shown.kinds)
-    taps, expert = split_maps(random_store(rows, 0, side=PHOTOGRAPH_SIDE).read(torch.arange(rows)))
-    shape = mini_uhead_shape(PHOTOGRAPH_SIDE)
+    taps, expert = split_maps(random_store(rows, 0).read(torch.arange(rows)))
+    shape = mini_uhead_shape()
     features = torch.rand((rows, 1280, 1, 1), generator=torch.Generator().manual_seed(1))
     cells = {
         TAP_CELLS: shape.tap_cells(taps).half(),
@@ -72,7 +72,7 @@ def with_scenes(data: ViewData) -> HeadData:
         pixels=None,
         scenes=scene_views(),
         scene_names=scene_names(),
-        scene_store=random_store(4, 1, side=PHOTOGRAPH_SIDE),
+        scene_store=random_store(4, 1, **{CLASS_MAP: (320, 7, 7)}),
         scene_pixels=None,
     )
 

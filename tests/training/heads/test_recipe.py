@@ -13,7 +13,7 @@ from models.bundle.parts import load_adapters, load_expert
 from models.errors import DataError
 from models.heads.segmentation import SegmentationHead
 from models.heads.uhead import GridPool, UHead
-from training.data.dataset import SIDE, DataSet
+from training.data.dataset import DataSet
 from training.heads import dense, pooled
 from training.heads.dense import DenseLoss, DenseStage, split_maps
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore
@@ -62,18 +62,11 @@ def view_set(found: list[TrainingView]) -> ViewSet:
     )
 
 
-def random_store(rows: int, seed: int, *, side: int = SIDE) -> DeviceStore:
-    """Random maps of views of a side; the U-Net's are of `SIDE` px whatever the side."""
+def random_store(rows: int, seed: int, **more: tuple[int, int, int]) -> DeviceStore:
     generator = torch.Generator().manual_seed(seed)
-
-    def size_of(name: str, cells: int) -> int:
-        return cells * side // SIDE if name.startswith("expert.") else cells
-
+    shapes = {**SHAPES, **more}
     return DeviceStore(
-        {
-            name: torch.randn((rows, channels, *[size_of(name, cells)] * 2), generator=generator).half()
-            for name, (channels, cells, _) in SHAPES.items()
-        }
+        {name: torch.randn((rows, *shape), generator=generator).half() for name, shape in shapes.items()}
     )
 
 
