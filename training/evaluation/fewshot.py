@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.fewshot import prototypes
+from models.heads.fewshot import prototype_probabilities
 from models.transforms import canonical_strokes
 from training.data.dataset import SIDE, DataSet
 from training.evaluation.metrics import mean_and_ci95
@@ -14,6 +14,7 @@ from training.evaluation.retrieval import Images, canonical_images
 
 VENDORS = ("openmoji", "noto", "twemoji", "fluent")
 QUERIES, EPISODES = 3, 600  # queries a class; episodes a setting
+SURE = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +29,14 @@ class ShotPool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShotFigures:
-    """Mean accuracy over episodes and half its 95 % interval."""
+    """Mean accuracy over episodes, half its 95 % interval, and the share of sure answers that are wrong."""
 
     protocol: str
     n_way: int
     k_shot: int
     accuracy: float
     ci95: float
+    sure_and_wrong: float  # of the answers whose probability is over `SURE`; 0 without any
 
 
 def vendors(data: DataSet, images: Images = canonical_images) -> ShotPool:
@@ -59,9 +61,14 @@ def measure(
         features: [N, D] float32, unit length, of the pool's images.
         seed: of the episodes' classes and images.
     """
-    drawn = _episodes(pool, features, n_way=n_way, k_shot=k_shot, episodes=episodes, seed=seed)
-    accuracy, ci95 = mean_and_ci95(np.array([(truth == answers).mean() for truth, answers in drawn]))
-    return ShotFigures(protocol=pool.name, n_way=n_way, k_shot=k_shot, accuracy=accuracy, ci95=ci95)
+    drawn = list(_episodes(pool, features, n_way=n_way, k_shot=k_shot, episodes=episodes, seed=seed))
+    is_right = np.array([truth == answers for truth, answers, _ in drawn])
+    is_sure = np.array([probabilities > SURE for _, _, probabilities in drawn])
+    accuracy, ci95 = mean_and_ci95(is_right.mean(axis=1))
+    wrong = float((is_sure & ~is_right).sum() / max(1, is_sure.sum()))
+    return ShotFigures(
+        protocol=pool.name, n_way=n_way, k_shot=k_shot, accuracy=accuracy, ci95=ci95, sure_and_wrong=wrong
+    )
 
 
 def confusions(
@@ -73,7 +80,7 @@ def confusions(
     """
     counts = np.zeros((len(pool.rows), len(pool.rows)))
     together = np.zeros_like(counts)
-    for truth, answers in _episodes(pool, features, n_way=n_way, k_shot=k_shot, episodes=episodes, seed=seed):
+    for truth, answers, _ in _episodes(pool, features, n_way=n_way, k_shot=k_shot, episodes=episodes, seed=seed):
         np.add.at(counts, (truth, answers), 1)
         together[np.ix_(np.unique(truth), np.unique(truth))] += QUERIES
     return np.asarray(counts / np.maximum(together, 1))
@@ -81,17 +88,20 @@ def confusions(
 
 def _episodes(
     pool: ShotPool, features: NDArray[np.float32], *, n_way: int, k_shot: int, episodes: int, seed: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """True and answered classes of each episode's queries, [n_way · QUERIES] numbers of `pool.rows` each."""
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+    """True and answered classes of each episode's queries, numbers of `pool.rows`, and the answers' probabilities.
+
+    [n_way · QUERIES] each.
+    """
     # Seeded by the setting, not by the model: all models answer the same episodes.
     rng = np.random.default_rng([seed, n_way, k_shot])
     classes = np.array([number for number, rows in enumerate(pool.rows) if len(rows) >= k_shot + QUERIES])
     for _ in range(episodes):
         chosen = classes[rng.choice(len(classes), size=n_way, replace=False)]
         drawn = [rng.permutation(pool.rows[number])[: k_shot + QUERIES] for number in chosen]
-        support = prototypes([features[rows[:k_shot]] for rows in drawn])
         queries = np.concatenate([features[rows[k_shot:]] for rows in drawn])
-        yield np.repeat(chosen, QUERIES), chosen[(queries @ support.T).argmax(axis=1)]
+        found = prototype_probabilities([features[rows[:k_shot]] for rows in drawn], queries)
+        yield np.repeat(chosen, QUERIES), chosen[found.argmax(axis=1)], found.max(axis=1)
 
 
 def _pool(name: str, pixels: NDArray[np.uint8], labels: list[str], *, least: int) -> ShotPool:

@@ -222,7 +222,8 @@ def shot_row(gallery: Gallery, vectors: Sequence[NDArray[np.float32]], episodes:
     pool = ShotPool(name="photos-fewshot", pixels=np.zeros((0, 0, 0, 3), np.uint8), rows=rows)
     joined = unit_length(np.concatenate(vectors, axis=1))
     found = [measure(pool, joined, n_way=n, k_shot=k, episodes=episodes) for n, k in EPISODES]
-    return {f"{f.n_way}w{f.k_shot}s": f.accuracy for f in found} | {"±": found[0].ci95}
+    accuracies = {f"{f.n_way}w{f.k_shot}s": f.accuracy for f in found}
+    return accuracies | {"±": found[0].ci95, "wrong of p > .95": max(f.sure_and_wrong for f in found)}
 
 
 def naming(gallery: Gallery, vectors: NDArray[np.float32], embed: Callable[[Sequence[str]], torch.Tensor]) -> float:
