@@ -25,7 +25,7 @@ class PosteriorsConfig(BaseModel, extra="forbid", frozen=True):
         top_k: classes that enter the vector.
         temperature: of the softmax over classes.
         visual: V, length of the compressed features.
-        hidden: channels between the features and what they add to the U-head's vector.
+        hidden: channels between the features with the U-head's vector and what is added to that vector.
     """
 
     classes: int = Field(default=1000, ge=1)
@@ -77,7 +77,7 @@ class ClassPosteriors(nn.Module):
         self.standard = Standardize(config.features)
         self.linear = nn.Linear(config.features, dimension, bias=False)
         self.mixed = nn.Sequential(
-            nn.Linear(config.features, config.hidden, bias=False),
+            nn.Linear(config.features + dimension, config.hidden, bias=False),
             nn.GroupNorm(_GROUPS, config.hidden),
             nn.SiLU(),
             nn.Dropout(0.0),
@@ -138,7 +138,8 @@ class ClassPosteriors(nn.Module):
     def own(self, pooled: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Returns what posteriors are added to, [B, D], not normalised; arguments as for `semantic`."""
         known = self._standard(features)
-        own: torch.Tensor = pooled + (self.linear(known) + self.mixed(known)).float()
+        both = torch.cat([known, (pooled * pooled.shape[1] ** 0.5).to(known.dtype)], dim=1)  # all of deviation 1
+        own: torch.Tensor = pooled + (self.linear(known) + self.mixed(both)).float()
         return own
 
     def dense(

@@ -181,8 +181,8 @@ def train_photographs_command(
         Literal["fused", "expert"], typer.Option(help="Frozen maps that heads see; `expert` leaves the U-Net out.")
     ] = "fused",
     start: Annotated[
-        Path | None, typer.Option(help="Bundle whose heads training starts from; zero-shot heads need a zero-shot one.")
-    ] = None,
+        Path, typer.Option(help="Bundle whose heads training starts from; zero-shot heads need a zero-shot one.")
+    ] = MINI,
     prior: Annotated[Path, typer.Option(help="Folder of vae/, unet/ and scheduler/.")] = MINI,
     data: SharedOption = Path("../shared/data"),
     data_set: DataSetOption = DEFAULT_FOLDER,
@@ -225,9 +225,8 @@ def train_photographs_command(
     plan = HeadPlan(
         release=release, features=features, steps=steps, dense_steps=dense_steps, minutes=minutes, seed=seed
     )
-    heads = None if start is None else start / "heads"
     with _stage("heads", (steps or PHOTOGRAPHS.steps) + dense_steps, threads) as progress:
-        train_photograph_heads(bundle, found, plan, root, progress, start=heads)
+        train_photograph_heads(bundle, found, plan, root, progress, start=start / "heads")
 
 
 @train_app.command("heads")

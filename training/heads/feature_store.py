@@ -62,14 +62,15 @@ class DeviceStore:
         return DeviceStore({name: self._maps[name] for name in names}, self._blank)
 
     def read(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The maps of some rows, [len(rows), C, h, w] float32 each, channels last; `rows` is on `device`."""
+        """The maps of some rows, [len(rows), …] float32 each, maps channels last; `rows` is on `device`."""
         found = {}
         for name, values in self._maps.items():
             if self._blank is not None and name.startswith(self._blank):
                 # Zeros of the same shape: heads on fewer features have the same weights (docs/adr/0014).
                 found[name] = torch.zeros((len(rows), *values.shape[1:]), device=values.device)
             else:
-                found[name] = values[rows].float().contiguous(memory_format=torch.channels_last)
+                read = values[rows].float()
+                found[name] = read.contiguous(memory_format=torch.channels_last) if read.ndim == 4 else read
         return found
 
 

@@ -17,6 +17,7 @@ from training.heads.pairs import NONE, PairSampler, concept_numbers
 from training.heads.views import ViewSet
 
 PAIRS = 512  # pairs a step: with 128, twice the steps reach half as far (docs/adr/0018)
+POOLED, MIRRORED = "pooled", "pooled.mirrored"  # vectors of a trained pool, in place of cells
 TEXT_WEIGHT = 0.5
 DISTILLATION_WEIGHT = 0.5
 _FILES = ("photograph", "sketch")  # kinds that were not mirrored when their views were drawn
@@ -96,16 +97,22 @@ class PairLoss:
         without posteriors is near to them.
         """
         shown, maps = self._shown[both], self._cells.read(both)
-        cells = all_cells(maps)
-        # The cells of a mirrored file are nearly the mirrored cells.
-        own = self._stage.pool(torch.where(is_mirrored[:, None, None, None], cells.flip(3), cells))
-        pooled, distilled = self._joined(own, maps, self._is_photograph[both])
+        pooled, distilled = self._joined(self._own(maps, is_mirrored), maps, self._is_photograph[both])
         name_logits = _bounded(self._stage.log_name_scale) * pooled @ self._names.embeddings.T
         return {
             "pairs": self._pairs(pooled, shown),
             "names": TEXT_WEIGHT * contrastive_loss(name_logits, self._names.of(shown)),
             **distilled,
         }
+
+    def _own(self, maps: Mapping[str, torch.Tensor], is_mirrored: torch.Tensor) -> torch.Tensor:
+        """The pool's vectors, or those that a pool made before where the store has them."""
+        if POOLED in maps:
+            return torch.where(is_mirrored[:, None], maps[MIRRORED], maps[POOLED])
+        cells = all_cells(maps)
+        # The cells of a mirrored file are nearly the mirrored cells.
+        own: torch.Tensor = self._stage.pool(torch.where(is_mirrored[:, None, None, None], cells.flip(3), cells))
+        return own
 
     def _pairs(self, pooled: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
         scale = _bounded(self._stage.log_pair_scale)

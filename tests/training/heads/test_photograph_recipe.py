@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from models.bundle.build import LoadedBundle, load_bundle
-from models.bundle.pack import PHOTOGRAPH_SIDE, mini_uhead_shape, write_manifest
+from models.bundle.pack import MINI_DIMENSION, PHOTOGRAPH_SIDE, load_heads, mini_uhead_shape, write_manifest
 from models.encoder import TrainedNetwork
 from models.errors import DataError
+from models.heads.segmentation import SegmentationHead
+from models.heads.uhead import UHead
 from training.devices import to_input
 from training.evaluation.features import plain_batch
 from training.evaluation.photographs import served
@@ -23,7 +26,8 @@ from training.heads.dense import split_maps
 from training.heads.feature_store import CLASS_FEATURES, CLASS_MAP, EXPERT_CELLS, TAP_CELLS, DeviceStore
 from training.heads.frozen import HeadData, ViewData
 from training.heads.pairs import PairSampler
-from training.heads.photograph_recipe import PHOTOGRAPHS, train_photograph_heads
+from training.heads.photograph_recipe import PHOTOGRAPHS, pooled_store, train_photograph_heads
+from training.heads.pooled import MIRRORED, POOLED, all_cells
 from training.heads.recipe import HeadPlan
 from training.heads.views import ViewSet
 
@@ -31,6 +35,7 @@ from .test_recipe import random_store, scene_names, scene_views
 
 MINI = Path(__file__).parents[3] / "weights" / "mini"
 HEADS = MINI / "heads"
+UNSEEING = MINI.with_name("mini-zeroshot") / "heads"
 
 
 def views() -> ViewSet:
@@ -83,10 +88,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "SCENES", 2)
 
 
-@pytest.mark.parametrize("features", ["fused", "expert"])
-def test_trained_heads_load_as_a_bundle(features: str, with_scenes: HeadData, tmp_path: Path) -> None:
+def test_trained_heads_load_as_a_bundle(with_scenes: HeadData, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    plan = HeadPlan(release=True, features=features, steps=12, dense_steps=4)  # type: ignore[arg-type]  # of two
+    plan = HeadPlan(release=True, steps=12, dense_steps=4)
     steps: list[int] = []
     train_photograph_heads(
         bundle, with_scenes, plan, tmp_path / "runs", lambda step, _: steps.append(step), start=HEADS
@@ -104,7 +108,10 @@ def test_trained_heads_load_as_a_bundle(features: str, with_scenes: HeadData, tm
     assert posteriors.linear.weight.abs().sum() > 0
     assert posteriors.dense_weight.item() != 0
     record = json.loads((bundle / "heads" / "training.json").read_text())
-    assert (record["features"], record["release"]) == (features, True)
+    assert (record["features"], record["release"]) == ("fused", True)
+    before, after = (load_file(folder / "uhead.safetensors") for folder in (HEADS, bundle / "heads"))
+    changed = {name.split(".")[0] for name, weight in before.items() if not torch.equal(after[name], weight)}
+    assert changed == {"adapters", "fuse", "lateral", "smooth"}  # the dense path, not the pool
     with (tmp_path / "runs" / f"photographs-{plan.folder}" / "pooled" / "curve.csv").open(newline="") as file:
         assert {"pairs", "names", "posteriors"} <= set(next(csv.DictReader(file)))
     _check_parts(loaded)
@@ -120,13 +127,20 @@ def _check_parts(loaded: LoadedBundle) -> None:
     assert {"head", "posteriors"} < set(parts)
 
 
-def test_heads_on_the_expert_alone_do_not_read_the_backbone(data: ViewData, tmp_path: Path) -> None:
+def test_heads_start_from_those_that_saw_the_same_maps(data: ViewData, tmp_path: Path) -> None:
     plan = HeadPlan(release=True, features="expert", steps=4, dense_steps=0)
-    train_photograph_heads(tmp_path, data, plan, tmp_path / "runs", lambda _step, _loss: None)
-    rates = load_file(tmp_path / "heads" / "uhead.safetensors")["pool.standard.rate"].flatten()
-    taps = sum(shape.cell_channels for shape in mini_uhead_shape().tap_shapes.values())
-    assert not rates[:taps].any()
-    assert rates[taps:].all()
+    with pytest.raises(DataError, match="saw the maps 'fused', not 'expert'"):
+        train_photograph_heads(tmp_path, data, plan, tmp_path / "runs", lambda _step, _loss: None, start=HEADS)
+
+
+def test_a_pool_is_read_from_the_store_as_it_computes(data: ViewData) -> None:
+    uhead = UHead(mini_uhead_shape(), MINI_DIMENSION).eval()
+    load_heads(uhead, SegmentationHead(MINI_DIMENSION), HEADS)
+    rows = torch.arange(len(data.store))
+    cells, found = all_cells(data.store.read(rows)), pooled_store(uhead.pool, data.store, rows.numpy()).read(rows)
+    with torch.inference_mode():
+        assert (found[POOLED] - uhead.pool(cells)).abs().max() < 1e-3
+        assert (found[MIRRORED] - uhead.pool(cells.flip(3))).abs().max() < 1e-3
 
 
 def test_zero_shot_heads_do_not_start_from_release_heads(data: ViewData, tmp_path: Path) -> None:
@@ -158,8 +172,11 @@ def test_zero_shot_heads_read_nothing_unseen(data: ViewData, tmp_path: Path) -> 
         def only(self, *names: str) -> "Watched":
             return Watched({name: self._maps[name] for name in names})
 
+        def replaced(self, maps: Mapping[str, torch.Tensor]) -> "Watched":
+            return Watched({**self._maps, **maps})
+
     watched = replace(data, store=Watched(data.store._maps))
     plan = HeadPlan(steps=4, dense_steps=0)
-    train_photograph_heads(tmp_path, watched, plan, tmp_path / "runs", lambda _step, _loss: None)
+    train_photograph_heads(tmp_path, watched, plan, tmp_path / "runs", lambda _step, _loss: None, start=UNSEEING)
     assert read
     assert not any(data.views.is_unseen[row] for row in read)
