@@ -46,8 +46,8 @@ def searched(client: httpx.Client, photographs: ImageFiles) -> httpx.Client:
     for name in (*THINGS.values(), *OTHERS):
         for number, image in enumerate(validation(photographs, name)[:EACH]):
             files = {"image": (f"{number}.png", png(photographs, image), "image/png")}
-            data = {"id": f"{name}-{number}".replace(" ", "_")}
-            client.post(f"/galleries/{GALLERY}/items", files=files, data=data).raise_for_status()
+            one = f"{name}-{number}".replace(" ", "_")
+            client.put(f"/galleries/{GALLERY}/items/{one}", files=files).raise_for_status()
     return client
 
 
