@@ -41,7 +41,7 @@ def service_error(error: Exception) -> ServiceError:
     return ServiceError("The service failed; its log has the error under the request id.")
 
 
-def link(connection: HTTPConnection, path: str) -> str:
+def _link(connection: HTTPConnection, path: str) -> str:
     """The address of a path as clients reach it: below the prefix of a proxy."""
     prefix: str = getattr(connection.state, "prefix", "")
     return prefix + path
@@ -50,11 +50,11 @@ def link(connection: HTTPConnection, path: str) -> str:
 def problem_body(error: ServiceError, connection: HTTPConnection) -> dict[str, object]:
     """The members of a problem document about a connection's request."""
     body: dict[str, object] = {
-        "type": link(connection, f"/errors/{error.code}"),
+        "type": _link(connection, f"/errors/{error.code}"),
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
-        "instance": link(connection, connection.url.path),
+        "instance": _link(connection, connection.url.path),
         "code": error.code,
         "request_id": getattr(connection.state, "request_id", ""),
     }

@@ -17,13 +17,13 @@ from app.api.deps import (
     RequiredIfMatchDep,
     TasksDep,
     image_link,
+    link,
     set_version,
     written,
 )
 from app.api.idempotency import IdempotentRoute
 from app.api.images import UNCHANGING, image_response
 from app.api.openapi import request_body
-from app.api.problems import link
 from app.api.routers.fewshot_bodies import SUPPORT_FILES, QueriesInput, read_episode, read_queries, read_support
 from app.api.schemas import fewshot as schemas
 from app.api.schemas.galleries import SignedQuery
