@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from app.api.auth import ApiKeys
+from app.api.schemas.wire import link
 from app.domain import BundleInfo, Limits
 from app.errors import LOAD_RETRY_AFTER_S, EngineUnavailable, Malformed, PreconditionRequired
 from app.imaging.decoding import ImageDecoder, PixelBudget
@@ -280,9 +281,3 @@ def set_version(response: Response, version: int, *, seq: int | None = None, is_
 def written(seq: int) -> Response:
     """The response 204 of a write."""
     return Response(status_code=204, headers={"X-Seq": str(seq)})
-
-
-def link(connection: HTTPConnection, path: str) -> str:
-    """The address of a path as clients reach it: below the prefix of a proxy."""
-    prefix: str = getattr(connection.state, "prefix", "")
-    return prefix + path

@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from app import errors
-from app.api.schemas.wire import FORM, OVER_LIMIT, OVER_WORK
+from app.api.schemas.wire import FORM, OVER_LIMIT, OVER_WORK, link
 from app.errors import FieldError, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
@@ -41,20 +41,14 @@ def service_error(error: Exception) -> ServiceError:
     return ServiceError("The service failed; its log has the error under the request id.")
 
 
-def _link(connection: HTTPConnection, path: str) -> str:
-    """The address of a path as clients reach it: below the prefix of a proxy."""
-    prefix: str = getattr(connection.state, "prefix", "")
-    return prefix + path
-
-
 def problem_body(error: ServiceError, connection: HTTPConnection) -> dict[str, object]:
     """The members of a problem document about a connection's request."""
     body: dict[str, object] = {
-        "type": _link(connection, f"/errors/{error.code}"),
+        "type": link(connection, f"/errors/{error.code}"),
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
-        "instance": _link(connection, connection.url.path),
+        "instance": link(connection, connection.url.path),
         "code": error.code,
         "request_id": getattr(connection.state, "request_id", ""),
     }

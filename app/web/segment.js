@@ -53,7 +53,8 @@ class Segment {
     this.legend = h("ol", { class: "legend", "aria-label": "Masks" });
     this.timing = h("p", { class: "live-state", "aria-live": "polite" });
     this.tools = this.#tools(picker);
-    this.downloads = h("div", { class: "downloads", hidden: true }, h("span", { class: "field" }, "Download"), ["COCO JSON", "polygons", "label map", "overlay", "cut-outs"].map((kind) => h("button", { class: "chip", onclick: () => this.#download(kind) }, kind)));
+    this.cutOuts = h("button", { class: "chip", onclick: () => this.#cutOuts() }, "cut-outs");
+    this.downloads = h("div", { class: "downloads", hidden: true }, h("span", { class: "field" }, "Download"), ["COCO JSON", "polygons", "label map", "overlay"].map((kind) => h("button", { class: "chip", onclick: () => this.#download(kind) }, kind)), this.cutOuts);
     return h("div", { class: "segment" },
       h("section", { class: "seen", "aria-label": "Image and masks" }, this.stage, this.tools, picker),
       h("section", { class: "asked", "aria-label": "Classes" }, this.names.element, this.legend, this.downloads, this.timing));
@@ -144,6 +145,7 @@ class Segment {
     this.timing.textContent = `${answer.width} × ${answer.height} px in ${milliseconds(answer.timings_ms.total)}`;
     this.masks.show(answer);
     this.downloads.hidden = false;
+    this.cutOuts.disabled = !answer.classes.some((one) => one.area);
     this.legend.replaceChildren(...answer.classes.map((one) => this.#row(one)));
   }
 
@@ -181,12 +183,12 @@ class Segment {
     save(await this.masks.cutOut(this.image, one), `${this.#stem}-${one.name}.png`);
   }
 
+  async #cutOuts() {
+    for (const one of this.masks.answer.classes) if (one.area) await this.#cutOut(one);
+  }
+
   async #download(kind) {
     const { client } = this.shell;
-    if (kind === "cut-outs") {
-      for (const one of this.masks.answer.classes) if (one.area) await this.#cutOut(one);
-      return;
-    }
     try {
       const json = async (format) => new Blob([JSON.stringify(await client.segment({ ...this.#query, format }), null, 1)], { type: "application/json" });
       const form = { "label map": {}, overlay: { format: "overlay" } }[kind];

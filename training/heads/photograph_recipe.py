@@ -93,6 +93,7 @@ def train_photograph_heads(
 def pooled_store(pool: nn.Module, store: DeviceStore, rows: NDArray[np.int64]) -> DeviceStore:
     """What a pool makes of some views and of their mirror images, in place of the cells that it reads; else zeros."""
     pool.eval()
+    # The cells of a mirrored file are nearly the mirrored cells.
     found = {name: torch.zeros((len(store), MINI_DIMENSION), dtype=torch.float16) for name in (POOLED, MIRRORED)}
     for start in range(0, len(rows), _POOLED_ROWS):
         some = torch.from_numpy(rows[start : start + _POOLED_ROWS])

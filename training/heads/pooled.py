@@ -109,9 +109,7 @@ class PairLoss:
         """The pool's vectors, or those that a pool made before where the store has them."""
         if POOLED in maps:
             return torch.where(is_mirrored[:, None], maps[MIRRORED], maps[POOLED])
-        cells = all_cells(maps)
-        # The cells of a mirrored file are nearly the mirrored cells.
-        own: torch.Tensor = self._stage.pool(torch.where(is_mirrored[:, None, None, None], cells.flip(3), cells))
+        own: torch.Tensor = self._stage.pool(all_cells(maps))
         return own
 
     def _pairs(self, pooled: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:

@@ -12,12 +12,11 @@ from training.heads.pooled import all_cells
 STANDARD_VIEWS, STANDARD_SCENES = 4096, 256  # rows that they are measured on
 
 
-def measure_pool(uhead: UHead, views: DeviceStore, rows: NDArray[np.int64] | None = None) -> None:
-    """Set mean and deviation of every channel of the pool's input from the cells of all views, or of some rows."""
+def measure_pool(uhead: UHead, views: DeviceStore) -> None:
+    """Set mean and deviation of every channel of the pool's input from the cells of all views."""
     if isinstance(uhead.pool, GridPool):
-        spread = _spread(len(views) if rows is None else len(rows), STANDARD_VIEWS)
-        chosen = torch.from_numpy(spread if rows is None else rows[spread]).to(views.device)
-        uhead.pool.standard.measure(all_cells(views.read(chosen)))
+        rows = torch.from_numpy(_spread(len(views), STANDARD_VIEWS)).to(views.device)
+        uhead.pool.standard.measure(all_cells(views.read(rows)))
 
 
 def measure_dense(uhead: UHead, scenes: DeviceStore) -> None:

@@ -17,7 +17,6 @@ from app.api.deps import (
     RequiredIfMatchDep,
     TasksDep,
     image_link,
-    link,
     set_version,
     written,
 )
@@ -27,7 +26,7 @@ from app.api.openapi import request_body
 from app.api.routers.fewshot_bodies import SUPPORT_FILES, QueriesInput, read_episode, read_queries, read_support
 from app.api.schemas import fewshot as schemas
 from app.api.schemas.galleries import SignedQuery
-from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN
+from app.api.schemas.wire import EPISODE_PATTERN, SUPPORT_PATTERN, link
 from app.api.strict_json import json_response
 from app.errors import Invalid
 from app.stores.records.episode_rows import Episode, EpisodeChange

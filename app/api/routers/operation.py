@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field, JsonValue
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse
 
 from app.api.auth import Scope, ScopedRoute, requires
-from app.api.deps import BundleDep, Platform, PlatformDep, TasksDep, link, written
+from app.api.deps import BundleDep, Platform, PlatformDep, TasksDep, written
 from app.api.problems import catalogue
-from app.api.schemas.wire import JOB_PATTERN
+from app.api.schemas.wire import JOB_PATTERN, link
 from app.api.sessions import COOKIE, SESSION_S
 from app.errors import LOAD_RETRY_AFTER_S, EngineUnavailable, NotFound
 from app.runtime.process import Phase

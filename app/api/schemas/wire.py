@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import CoreSchema, with_info_before_validator_function
+from starlette.requests import HTTPConnection
 
 from app.domain import Limits
 from app.imaging.sources import Base64Image, StrokesImage, SvgImage
@@ -240,3 +241,9 @@ FINGERPRINT = "5a3c0e9b7d14"
 """Of examples; a real one has 64 digits."""
 LINE: JsonDict = {"strokes": [[[10, 240], [20, 230]]], "width": 256, "height": 256}
 """A slanted line drawn as one stroke, for examples."""
+
+
+def link(connection: HTTPConnection, path: str) -> str:
+    """The address of a path as clients reach it: below the prefix of a proxy."""
+    prefix: str = getattr(connection.state, "prefix", "")
+    return prefix + path
