@@ -33,7 +33,6 @@ from app.imaging.demo import DemoImage, demo_images
 gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Galleries of a running service.")
 
 MAX_BATCH = 64
-EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 _Gallery = Annotated[str, typer.Option(help="Gallery to fill; created if it does not exist.")]
 _Name = Annotated[str, typer.Argument(help="Name of the gallery.")]
 _Batch = Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Images per request.")]
@@ -95,8 +94,7 @@ def import_command(
                 images = read_sources(found, replace(options, fetch=partial(_fetch, client)))
                 import_images(client, gallery, images, batch=batch, workers=workers, bar=bar, done=done)
         except KeyboardInterrupt:
-            typer.echo("interrupted: the same command continues from here", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise KeyboardInterrupt("interrupted: the same command continues from here") from None
         finally:
             if done.found:
                 _report(done, "added")

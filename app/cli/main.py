@@ -50,6 +50,7 @@ _REMEDIES = {  # if an optional module is not installed
     "training": "the container image has the server only, run this command in a checkout",
 }
 _EXIT_BAD_SETTINGS = 2  # as for a wrong option
+EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 
 
 class CommandError(Exception):
@@ -81,6 +82,11 @@ class LazyGroup(TyperGroup):
             if err.filename is None:
                 raise  # not about a file that the user named
             refuse(f"{err.filename}: {err.strerror}", err)
+        except KeyboardInterrupt as err:
+            typer.echo(str(err) or "interrupted", err=True)
+            if _COMMANDS[ctx.invoked_subcommand][1] is _ASK:
+                _end_at_once()
+            raise typer.Exit(EXIT_INTERRUPTED) from err
 
 
 # Plain tracebacks: pretty ones may print local values, among them keys.
@@ -116,6 +122,15 @@ def refuse(sentence: str, err: Exception) -> NoReturn:
     """Ends a command with one line on stderr and exit code 1."""
     typer.secho(f"error: {sentence}", err=True, fg=typer.colors.RED)
     raise typer.Exit(1) from err
+
+
+def _end_at_once() -> NoReturn:
+    """Ends the process though threads wait for a service's answer; everything on the main thread is unwound."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h")  # a progress bar hides the cursor
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(EXIT_INTERRUPTED)
 
 
 def progress(console: "Console") -> "Progress":

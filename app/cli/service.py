@@ -92,7 +92,7 @@ def ask(
     refused = 0
     remaining = iter(sources)
     waiting: deque[tuple[Source, Future[T]]] = deque()
-    with progress(console) as bar, ThreadPoolExecutor(CONCURRENCY) as pool:
+    with progress(console) as bar, _threads() as pool:
         bar.disable = len(sources) == 1
         task = bar.add_task(description, total=len(sources))
         while True:
@@ -107,12 +107,21 @@ def ask(
                 yield source, answer.result()
                 continue
             if not _is_of_one_image(error) or len(sources) == 1:
-                pool.shutdown(cancel_futures=True)
                 raise CommandError(f"{source.name}: {sentence(error)}") if _is_of_one_image(error) else error
             refused += 1
             console.print(f"refused {source.name}: {sentence(error)}", style="yellow", markup=False, highlight=False)
     if refused:
         raise CommandError(f"{refused} of {len(sources)} images were refused, as listed above.")
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads for the calls; after an error or Ctrl-C, nobody waits for those under way."""
+    pool = ThreadPoolExecutor(CONCURRENCY)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _is_of_one_image(error: BaseException) -> bool:

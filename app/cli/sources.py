@@ -2,6 +2,7 @@
 
 import json
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,22 @@ def file_for(out: Path, source: Source, sources: Sequence[Source], suffix: str) 
     out.mkdir(parents=True, exist_ok=True)
     plain = "_".join(part for part in Path(source.name.replace(":", "/")).parts if part not in ("/", ".."))
     return out / f"{plain}{suffix}"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file, complete or not at all; a device or a pipe takes the bytes as they come."""
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        path.write_bytes(content)
+        return
+    part = target.with_name(f".{uuid.uuid4().hex}")
+    try:
+        part.write_bytes(content)
+        part.replace(target)
+    except OSError as err:
+        raise OSError(err.errno, err.strerror, str(path)) from err  # the file that the user named
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _images_of(argument: str) -> Iterator[Source]:

@@ -1,5 +1,6 @@
 """`vermouth retrieve`, `segment`, `classify` and `embed`: the service's tasks on files, folders and drawings."""
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from app.cli.classset import class_of
 from app.cli.episode import episode_id
 from app.cli.output import AsCsv, AsJson, Rows
 from app.cli.service import DEFAULT_URL, Key, Url, ask, connect
-from app.cli.sources import HELP, file_for, find_images
+from app.cli.sources import HELP, file_for, find_images, write_whole
 
 if TYPE_CHECKING:
     from vermouth_client import ImageLike
@@ -57,7 +58,9 @@ def retrieve(
             record = {"source": name, "rank": rank, "score": one.score, "id": one.id, "metadata": one.metadata}
             rows.add(record, image_url=one.image_url)
         if out is not None:
-            answer.sheet().save(out, format="PNG")
+            sheet_png = io.BytesIO()
+            answer.sheet().save(sheet_png, format="PNG")
+            write_whole(out, sheet_png.getvalue())
 
     with Rows(as_json=as_json, as_csv=as_csv) as rows, connect(url, key) as client:
         if not queries:
@@ -120,7 +123,7 @@ def segment(
                     mask = one.model_dump(by_alias=True)["mask"]
                     rows.add(record | {"bbox": one.bbox and list(one.bbox)}, area=one.area, mask=mask)
             for out, suffix, content in files:
-                file_for(out, source, images, suffix).write_bytes(content)
+                write_whole(file_for(out, source, images, suffix), content)
 
 
 @classify_app.command()
@@ -180,8 +183,9 @@ def embed(
     if npy is not None:
         import numpy as np
 
-        with npy.open("wb") as file:  # `np.save` would add a suffix to a name
-            np.save(file, np.asarray(vectors, dtype=np.float32))
+        array = io.BytesIO()
+        np.save(array, np.asarray(vectors, dtype=np.float32))
+        write_whole(npy, array.getvalue())
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:

@@ -1,0 +1,66 @@
+"""Ctrl-C ends a command at once, with exit code 130, a word instead of a traceback, and no half-written file."""
+
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.app.api.images import png
+from tests.client.scripted import Request, scripted
+
+EPISODE = {"id": "ep_1", "name": "pets", "version": 1, "method": "prototype", "fingerprint": "", "expires_at": None}
+ANSWERS = {
+    "GET /readyz": {"status": "ready", "features": [], "training_free": False},
+    "GET /fewshot/episodes": {"episodes": [{**EPISODE, "ways": []}], "next_cursor": None, "total": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "retrieve --text cat",
+        "retrieve photos --image --sheet sheets",
+        "segment photos/0.png -c cat --overlay out.png --coco out.json",
+        "classify pets photos --csv",
+        "embed photos --npy vectors.npy",
+        "episode create photos",
+        "gallery export default out.tar",
+        "gallery import photos --gallery mine",
+    ],
+)
+def test_a_command_that_waits_for_the_service_ends_at_once(arguments: str, tmp_path: Path) -> None:
+    for folder in ("photos", "photos/a", "photos/b"):
+        (tmp_path / folder).mkdir()
+        for at in range(9):
+            (tmp_path / folder / f"{at}.png").write_bytes(png())
+    before = sorted(tmp_path.rglob("*"))
+    is_asked, is_over = threading.Event(), threading.Event()
+
+    def answer(request: Request) -> None:
+        known = ANSWERS.get(f"{request.command} {request.path}".partition("?")[0])
+        if known is not None:
+            request.send(200, known)
+        else:
+            is_asked.set()
+            is_over.wait(60)
+
+    with scripted(answer) as url:
+        command = [sys.executable, "-c", "from app.cli.main import app; app()", *shlex.split(arguments), "--url", url]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            assert is_asked.wait(20), process.communicate()
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=20)
+        finally:
+            is_over.set()
+            process.kill()
+            process.wait()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("interrupted")
+    assert not output
+    assert sorted(tmp_path.rglob("*")) == before
