@@ -7,7 +7,9 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,21 @@ from tests.app.test_server import COMMAND, started
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("here")]
 ROOT = Path(__file__).parents[3]
-KEY, ENTRY = new_key("tests", [Scope.READ, Scope.WRITE])
+KEY, ENTRY = new_key("tests", [Scope.READ, Scope.WRITE, Scope.METRICS])
 ANIMALS = {"cat": ["1f431", "1f408"], "fish": ["1f41f", "1f420"], "house": ["1f3e0", "1f3e1"]}
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle cx="4" cy="4" r="3"/></svg>'
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def url(data_dir: Path) -> Iterator[str]:
     """A server with keys, and the URL at which it serves a gallery of some emoji."""
     settings = {"BUNDLE": str(ROOT / "weights/mini"), "API_KEYS": ENTRY}
-    server = started("", tmp_path_factory.mktemp("data"), COMMAND, limit_s=900, **settings)
+    server = started("", data_dir, COMMAND, limit_s=900, **settings)
     with server as process, process.connect() as http:
         process.wait_for("ready")
         http.headers["X-API-Key"] = KEY
@@ -47,7 +54,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def here(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(url: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working folder with images and drawings, and the service in the environment."""
     emoji = {image.id: image for image in demo_images()}
     for label, ids in ANIMALS.items():
@@ -64,6 +71,7 @@ def here(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos" / "table.csv").write_text(table)
     shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "photos")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "data").symlink_to(data_dir)
     (tmp_path / "scene.png").symlink_to(ROOT / "docs/pictures/scene.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "mixed").mkdir()
@@ -77,8 +85,8 @@ def here(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERMOUTH_API_KEY", KEY)
 
 
-def run(*arguments: str, code: int = 0) -> Result:
-    done = CliRunner().invoke(app, arguments)
+def run(*arguments: str, code: int = 0, env: Mapping[str, str] | None = None) -> Result:
+    done = CliRunner().invoke(app, arguments, env=env)
     assert isinstance(done.exception, SystemExit | None), done.exception
     assert done.exit_code == code, done.output
     return done
@@ -250,18 +258,25 @@ def test_a_mistake_is_reported_in_one_sentence(arguments: str, error: str) -> No
     assert error in last
 
 
-@pytest.mark.parametrize(
-    "page", ["quickstart", *(f"guides/{one}" for one in "command-line catalogue words classes".split())]
-)
+GUIDES = "command-line catalogue words classes production".split()
+
+
+@pytest.mark.parametrize("page", ["quickstart", "metrics", *(f"guides/{one}" for one in GUIDES)])
 def test_the_commands_of_a_page_run_as_they_stand(page: str, url: str) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```(sh|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    shell = [shlex.split(line, comments=True) for kind, block in blocks if kind == "sh" for line in block.splitlines()]
-    commands = [words[1:] for words in shell if words[:1] == ["vermouth"] and words[1:] != ["gallery", "demo"]]
-    assert len(commands) >= 4
-    for words in commands:
-        if words[0] != "serve":
-            run(*(words[: words.index(">")] if ">" in words else words))
+    ran = 0
+    for line in (line for kind, block in blocks if kind == "sh" for line in block.splitlines()):
+        words = shlex.split(line, comments=True)
+        variables = dict(word.split("=", 1) for word in takewhile(re.compile("[A-Z_]+=").match, words))
+        program, *arguments = words[len(variables) :] or [""]
+        if program == "curl":
+            local = line.replace("http://127.0.0.1:8000", url)
+            subprocess.run(["bash", "-o", "pipefail", "-c", local], check=True, timeout=60)
+        elif program == "vermouth" and arguments[0] != "serve" and arguments != ["gallery", "demo"]:
+            run(*(arguments[: arguments.index(">")] if ">" in arguments else arguments), env=variables)
+        ran += program in ("curl", "vermouth")
+    assert ran
     for kind, block in blocks:
         if kind == "python":
             exec(compile(block.replace("Client()", f"Client({url!r}, key={KEY!r})"), page, "exec"), {})
