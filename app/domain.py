@@ -1,5 +1,6 @@
 """The nouns of the service, free of web, SQL, FAISS and torch kernels."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -111,6 +112,11 @@ class Limits:
     max_queries: Annotated[int, Field(ge=1, le=10_000)] = 256
     max_items_per_call: Annotated[int, Field(ge=1, le=10_000)] = 256
     max_metadata_bytes: Annotated[int, Field(ge=2, le=16 * MIB)] = 16 * 1024
+
+
+def label_key(label: str) -> str:
+    """Return what labels are compared by: one label has composed or separate accents, and no spaces around it."""
+    return unicodedata.normalize("NFC", label).strip()
 
 
 def exact_number(value: float) -> int | float:

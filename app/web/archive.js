@@ -35,11 +35,20 @@ export async function unzip(archive) {
     const [flags, method, packed, name, extra, comment, local] = [
       directory.getUint16(here + 8, true), directory.getUint16(here + 10, true), directory.getUint32(here + 20, true),
       directory.getUint16(here + 28, true), directory.getUint16(here + 30, true), directory.getUint16(here + 32, true), directory.getUint32(here + 42, true)];
-    const path = new TextDecoder(flags & 0x800 ? "utf-8" : "windows-1252").decode(new Uint8Array(directory.buffer, here + 46, name));
+    const path = nameOf(new Uint8Array(directory.buffer, here + 46, name));
     here += 46 + name + extra + comment;
     if (!path.endsWith("/")) found.push({ path, file: () => unpacked(archive, { path, flags, method, packed, local }) });
   }
   return found;
+}
+
+/** A name is UTF-8 whether its flag says so or not, as macOS writes it. */
+function nameOf(bytes) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    return new TextDecoder("windows-1252").decode(bytes);
+  }
 }
 
 async function unpacked(archive, { path, flags, method, packed, local }) {

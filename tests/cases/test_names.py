@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from app.api.strict_json import check_metadata, parse_json
-from app.domain import Limits, exact_metadata
+from app.domain import Limits, exact_metadata, label_key
 from app.errors import Invalid, ServiceError
 from app.stores.filters import filter_condition, matches, parse_filter
 from app.stores.records.class_sets import ClassPrompt
@@ -238,3 +238,12 @@ def test_38_one_image_in_two_ways_is_half_each(random: Random, method: Method) -
     answers = CLASSIFIERS[method]([repeated, unit(random.standard_normal((3, 16)))], row)
     assert np.isfinite(answers).all()
     assert leave_one_out(method, ["a", "b"], [repeated, row]) is not None
+
+
+def test_38_labels_are_one_in_every_form_and_two_where_letters_differ(random: Random) -> None:
+    words = ["café", "Ångström", "пёс", "が", "각", "ệ", "ñandú", "Ἀθῆναι", "\u212b", "naïve"]
+    word, space = random.choice(words), random.choice(list(" \t\u00a0\u3000\u2003"))
+    for form in ("NFC", "NFD"):
+        assert label_key(f"{space}{unicodedata.normalize(form, word)}{space}") == label_key(word)
+    for other in (word.swapcase() if word.swapcase() != word else "x", f"{word} {word}", f"{word}2", f"{word}²"):
+        assert label_key(other) != label_key(word)

@@ -10,7 +10,7 @@ from app.api.bodies import out_of_bounds, read_body
 from app.api.deps import LimitsDep
 from app.api.forms import Form
 from app.api.schemas import fewshot as schemas
-from app.domain import Limits
+from app.domain import Limits, label_key
 from app.errors import Invalid, Malformed
 from app.tasks.features import Source
 from app.tasks.fewshot import EpisodeRequest, WayRequest
@@ -95,7 +95,7 @@ def _options_and_ways(form: Form, shape: type[Options], limits: Limits) -> tuple
     fields = form.fields(json=["options"])
     options = shape.model_validate(fields.pop("options", {}), context=limits)
     schemas.OptionsForm.model_validate(fields)
-    support: dict[str, list[Source]] = {}
+    support: dict[str, tuple[str, list[Source]]] = {}  # the first spelling of a label stays
     labels, count = options.labels or [], 0
     for name, image in form.files:
         if name == "query":
@@ -108,10 +108,10 @@ def _options_and_ways(form: Form, shape: type[Options], limits: Limits) -> tuple
             count += 1
         else:
             label = _label(name.removeprefix(f"{SUPPORT}:"))
-        support.setdefault(label, []).append(image)
+        support.setdefault(label_key(label), (label, []))[1].append(image)
     if count != len(labels):
         raise Invalid(f"options.labels has {len(labels)} entries for {count} parts 'support'.")
-    return options, [WayRequest(label=label, support=images) for label, images in support.items()]
+    return options, [WayRequest(label=label, support=images) for label, images in support.values()]
 
 
 def _label(text: str) -> str:
@@ -127,8 +127,8 @@ def _check_ways(ways: Sequence[WayRequest], limits: Limits) -> None:
     if len(ways) > limits.max_ways:
         raise out_of_bounds("ways", f"An episode has at most {limits.max_ways} ways.")
     # Equal labels in a form are one way already; in JSON they are a mistake.
-    if len({way.label for way in ways}) < len(ways):
-        raise Invalid("Labels must be unique.")
+    if len({label_key(way.label) for way in ways}) < len(ways):
+        raise Invalid("Labels must be unique; spaces around them and the Unicode form of their letters do not count.")
     for position, way in enumerate(ways):
         if len(way.support) > limits.max_support_per_way:
             detail = f"A way has 1 to {limits.max_support_per_way} support images."

@@ -136,6 +136,8 @@ def examples(*bodies: JsonDict) -> ConfigDict:
 def _printable(text: str) -> str:
     if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in text):
         raise PydanticCustomError("control_characters", "holds control characters")
+    if text.isspace():
+        raise PydanticCustomError("blank", "is blank")
     return text
 
 

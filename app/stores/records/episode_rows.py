@@ -8,6 +8,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from app.domain import label_key
 from app.errors import NotFound
 from app.stores.blobs import OpenBlob
 from app.stores.sql import metadata
@@ -118,9 +119,16 @@ def unexpired() -> sa.ColumnElement[bool]:
     return sa.or_(episodes.c.expires_at.is_(None), episodes.c.expires_at > time.time())
 
 
+def stored_label(episode: Episode, label: str) -> str:
+    """Return a label as the episode spells it; the label itself where the episode does not have it."""
+    same = [way.label for way in episode.ways if label_key(way.label) == label_key(label)]
+    # Episodes of earlier releases may have two spellings.
+    return label if label in same or not same else same[0]
+
+
 def way_number(episode: Episode, label: str) -> int:
     """Return which way of an episode has a label. Raises NotFound."""
-    labels = [way.label for way in episode.ways]
+    labels, label = [way.label for way in episode.ways], stored_label(episode, label)
     if label not in labels:
         raise NotFound(f"There is no way {label!r} in this episode.")
     return labels.index(label)

@@ -4,14 +4,14 @@ import hashlib
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from app.domain import Limits
+from app.domain import Limits, label_key
 from app.errors import Conflict, Damaged, Invalid, PreconditionFailed
 from app.runtime.lru import ByteLru
 from app.stores.blobs import Blobs, collect_garbage_later, stored_images
@@ -24,6 +24,7 @@ from app.stores.records.episode_rows import (
     no_episode,
     no_support,
     read_episode,
+    stored_label,
     unexpired,
     way_number,
 )
@@ -136,6 +137,7 @@ class Episodes:
             require_undone(connection, token)
             _check_version(episode, if_match)
             labels = [way.label for way in episode.ways]
+            ways = [replace(way, label=stored_label(episode, way.label)) for way in ways]
             labels += [way.label for way in ways if way.label not in labels]
             _check_size(episode, labels, ways, limits)
             self._insert(connection, episode_id, labels, ways, token)
@@ -186,7 +188,7 @@ class Episodes:
             own = supports.c.episode_id == episode_id
             connection.execute(sa.delete(supports).where(own, supports.c.way == at))
             connection.execute(sa.update(supports).where(own, supports.c.way > at).values(way=supports.c.way - 1))
-            seq = self._bump(connection, episode, [way.label for way in episode.ways if way.label != label])
+            seq = self._bump(connection, episode, [way.label for way in episode.ways if way is not episode.ways[at]])
             changed = read_episode(connection, episode_id, self._fingerprint)
         collect_garbage_later(self._database, self._blobs, {one.sha256 for one in episode.ways[at].support})
         return seq, changed
@@ -200,12 +202,12 @@ class Episodes:
         """
         with self._database.write() as connection:
             episode = read_episode(connection, episode_id, self._fingerprint)
-            for label in changed.labels:
-                way_number(episode, label)
+            renamed = {way_number(episode, label): new for label, new in changed.labels.items()}
             _check_version(episode, if_match)
-            labels = [changed.labels.get(way.label, way.label) for way in episode.ways]
-            if len(set(labels)) < len(labels):
-                raise Conflict("Two ways would have one label.")
+            labels = [renamed.get(at, way.label) for at, way in enumerate(episode.ways)]
+            is_unclear = len(renamed) < len(changed.labels)  # two spellings of one way's label
+            if is_unclear or (renamed and len(set(map(label_key, labels))) < len(labels)):
+                raise Conflict("Two ways would have one label, or one way two.")
             if changed.fields:
                 connection.execute(sa.update(episodes).where(episodes.c.id == episode_id).values(**changed.fields))
             seq = self._bump(connection, episode, labels)

@@ -93,6 +93,54 @@ async def test_name_method_and_labels_change_and_nothing_is_encoded(client: http
     assert (await client.patch(url, json={"name": "a"})).status_code == 428
 
 
+COMPOSED, SEPARATE = "caf\u00e9", "cafe\u0301"
+
+
+async def test_a_label_is_one_in_every_unicode_form_and_with_spaces_around_it(client: httpx.AsyncClient) -> None:
+    for one, other, status in (
+        (COMPOSED, SEPARATE, 422),
+        ("a", " a\u3000", 422),
+        ("Cat", "cat", 201),
+        ("m²", "m2", 201),
+    ):
+        ways = [{"label": one, "support": [BAR]}, {"label": other, "support": [CROSS]}]
+        answer = await client.post("/fewshot/episodes", json={"ways": ways})
+        assert answer.status_code == status, answer.text
+        if status == 201:
+            assert [way["label"] for way in answer.json()["ways"]] == [one, other]
+    # Of a form's parts they are one way, under the spelling that came first.
+    names = [SEPARATE, "bar", COMPOSED, f" {COMPOSED} "]
+    files = [("support", (f"{at}.png", png(colour=(at, 0, 0)))) for at in range(4)]
+    created = await client.post("/fewshot/episodes", files=files, data={"options": json.dumps({"labels": names})})
+    assert [(way["label"], way["shots"]) for way in created.json()["ways"]] == [(SEPARATE, 3), ("bar", 1)]
+    url = created.headers["location"]
+
+    async def changed(method: str, path: str, status: int, body: object = None) -> list[tuple[str, int]]:
+        answer = await client.request(method, f"{url}{path}", json=body, headers={"If-Match": "*"})
+        assert answer.status_code == status, answer.text
+        return [(way["label"], way["shots"]) for way in answer.json().get("ways", [])]
+
+    more = {"ways": [{"label": f"{COMPOSED} ", "support": [BAR]}, {"label": "c", "support": [BAR]}]}
+    assert await changed("POST", "/support", 200, more) == [(SEPARATE, 4), ("bar", 1), ("c", 1)]
+    await changed("PATCH", "", 409, {"labels": {"bar": COMPOSED}})
+    await changed("PATCH", "", 409, {"labels": {COMPOSED: "x", SEPARATE: "y"}})
+    await changed("PATCH", "", 422, {"labels": {"bar": "\u3000"}})
+    assert await changed("PATCH", "", 200, {"labels": {SEPARATE: COMPOSED}}) == [(COMPOSED, 4), ("bar", 1), ("c", 1)]
+    assert await changed("DELETE", f"/ways/{SEPARATE}", 200) == [("bar", 1), ("c", 1)]
+
+
+async def test_an_episode_of_before_may_have_two_spellings_of_one_label(
+    client: httpx.AsyncClient, tasks: Tasks
+) -> None:
+    example = NewSupport(data=png(), media_type="image/png", vector=np.eye(16, dtype=np.float32)[0])
+    ways = [NewWay(label=label, support=[example]) for label in (COMPOSED, SEPARATE, "a")]
+    _, episode = tasks.stores.episodes.create(ways, name=None, method="prototype", ttl_s=None)
+    url, headers = f"/fewshot/episodes/{episode.id}", {"If-Match": "*"}
+    assert (await client.patch(url, json={"name": "n"}, headers=headers)).status_code == 200
+    answer = await client.delete(f"{url}/ways/{SEPARATE}", headers=headers)
+    assert [way["label"] for way in answer.json()["ways"]] == [COMPOSED, "a"]
+
+
 async def test_an_episode_is_deleted_at_the_version_of_if_match(client: httpx.AsyncClient) -> None:
     url = f"/fewshot/episodes/{(await create(client))['id']}"
     assert (await client.post(f"{url}/support", json=MORE, headers={"If-Match": '"1"'})).status_code == 200
