@@ -14,7 +14,7 @@ from app.api.deps import Tasks, get_platform
 from app.errors import Malformed
 from app.stores.records.idempotency import Answer
 
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _STORED_HEADERS = frozenset({"content-type", "location", "etag", "x-seq"})
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -34,7 +34,7 @@ class IdempotentRoute(ScopedRoute):
             is_write = request.method == "POST" and declared_scope(self) in (Scope.WRITE, Scope.ADMIN)
             if key is None or not is_write or tasks is None:
                 return await handle(request)
-            if not _KEY.fullmatch(key):
+            if not KEY.fullmatch(key):
                 raise Malformed("Idempotency-Key must be 1 to 255 visible ASCII characters.")
             return await _handle_once(request, handle, tasks, key)
 

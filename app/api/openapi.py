@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from app.api.auth import Scope, declared_scope
 from app.api.deps import read_if_match, require_if_match, wait_for_min_seq
-from app.api.idempotency import IdempotentRoute
+from app.api.idempotency import KEY, IdempotentRoute
 from app.api.middleware import QUIET_ROUTES
 from app.api.problems import MEDIA_TYPE, catalogue
 from app.api.schemas.retrieval import LiveAuth, LiveError, LiveQuery, LiveResults
@@ -26,18 +26,23 @@ _SECURITY_SCHEMES = {
     "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
 }
 _TEXT, _NUMBER = {"type": "string"}, {"type": "integer", "minimum": 1, "maximum": 999_999_999}
+_SEQ = {"type": "integer", "format": "int64", "minimum": 0, "maximum": 10**18 - 1}
+_TAG = '(W/)?"[^"]*"'
 _SENT: dict[str, tuple[str, dict[str, Any]]] = {
     "X-Request-ID": ("Id of the request in the log and in problems; made up where absent.", _TEXT),
     "X-Request-Timeout-Ms": ("Deadline of this request, if that is before the service's own.", _NUMBER),
-    "X-Min-Seq": ("Read no state older than the write of this `X-Seq`.", {**_NUMBER, "minimum": 0}),
-    "Idempotency-Key": ("A write that is sent again with it is answered from its first response.", _TEXT),
-    "If-Match": ("Only this version, an `ETag`; `*` for any.", _TEXT),
+    "X-Min-Seq": ("Read no state older than the write of this `X-Seq`.", _SEQ),
+    "Idempotency-Key": (
+        "A write that is sent again with it is answered from its first response.",
+        {**_TEXT, "pattern": f"^{KEY.pattern}$"},
+    ),
+    "If-Match": ("Only this version, an `ETag`; `*` for any.", {**_TEXT, "pattern": rf"^(\*|{_TAG}( *, *{_TAG})*)$"}),
 }
 """Request headers: description and schema."""
 _RECEIVED: dict[str, tuple[str, dict[str, Any]]] = {
     "X-Request-ID": ("Id of the request.", _TEXT),
     "Server-Timing": ("Milliseconds of the request's phases.", _TEXT),
-    "X-Seq": ("The write's place in the change log.", _NUMBER),
+    "X-Seq": ("The write's place in the change log.", _SEQ),
     "ETag": ("The version.", _TEXT),
     "Cache-Control": ("How long the answer may be used again.", _TEXT),
     "Location": ("Where the new resource is.", _TEXT),
@@ -132,7 +137,7 @@ def _complete_operation(operation: dict[str, Any], route: APIRoute, path: str, m
     if scope is not Scope.OPEN:
         operation["security"] = [{name: []} for name in _SECURITY_SCHEMES]
     sent, received = ["X-Request-ID"], ["X-Request-ID", "Server-Timing"]
-    statuses = {400, 500} | ({401, 403} if scope is not Scope.OPEN else set())
+    statuses = {400, 414, 431, 500} | ({401, 403} if scope is not Scope.OPEN else set())
     if path not in QUIET_ROUTES:
         sent.append("X-Request-Timeout-Ms")
         statuses |= {429, 504}
@@ -148,7 +153,7 @@ def _complete_operation(operation: dict[str, Any], route: APIRoute, path: str, m
         sent.append("Required-If-Match" if is_required else "If-Match")
         statuses |= {412, 428} if is_required else {412}
     if "requestBody" in operation:
-        statuses |= {413, 415, 422, 507} if is_write else {413, 415, 422}
+        statuses |= {408, 413, 415, 422, 507} if is_write else {408, 413, 415, 422}
     if is_write:
         received.append("X-Seq")
         statuses |= {404, 409}

@@ -2,14 +2,17 @@
 
 Against a real server process over a fake device. It checks that there is no status from 500 on but 503, 504 and 507,
 and that no answer is outside the OpenAPI document: its status, content type, headers and schema. The tool is no
-dependency: `pip install schemathesis` into an environment of its own.
+dependency of the project: it is installed into an environment of its own.
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -23,36 +26,88 @@ CHECKS = (
     "content_type_conformance",
     "response_headers_conformance",
     "response_schema_conformance",
+    "allow_header_conformance",
 )
-CONFIG = """
+# Values that reach the logic behind the checks, most of the time.
+CONFIGURATION = """
+hooks = "hooks"
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503, 504, 507]
+[dictionaries]
+timeouts.values = [20000, 30000]
+versions.values = ["*", '"1"', '"2"']
+names.values = ["default", "s", "g"]
+ids.values = ["a", "b"]
+codes.values = ["invalid", "not-found"]
+fields.values = ["kind"]
+[parameters]
+"X-Request-Timeout-Ms" = { dictionary = "timeouts", probability = 0.95 }
+"If-Match" = { dictionary = "versions", probability = 0.7 }
+name = { dictionary = "names", probability = 0.7 }
+item_id = { dictionary = "ids", probability = 0.7 }
+code = { dictionary = "codes", probability = 0.5 }
+field = { dictionary = "fields", probability = 0.5 }
+# The id of an item may be "delete", which the item's own path template covers.
+[[operations]]
+include-path = "/galleries/{name}/items/delete"
+checks.allow_header_conformance.enabled = false
 """
+# The least value of each header is tried in most requests; a deadline of 1 ms would end them all.
+HOOKS = """
+import schemathesis
+
+@schemathesis.hook
+def before_call(context, case, **options):
+    if str((case.headers or {}).get("X-Request-Timeout-Ms")) == "1":
+        case.headers["X-Request-Timeout-Ms"] = "20000"
+"""
+INSTALL = "python3 -m venv /tmp/schemathesis && /tmp/schemathesis/bin/pip install schemathesis"
+_COUNT = re.compile(r'^http_requests_total\{method="(\w+)",route="([^"]+)",status="(\d+)"\} ([\d.e+]+)', re.M)
 
 
-def run(tool: str, *, examples: int, seed: int, folder: Path) -> int:
-    """Run the tool, whose report goes to stdout, and return its exit code."""
-    (folder / "schemathesis.toml").write_text(CONFIG, encoding="utf-8")
-    limit_s = 60.0 * examples + 600
-    with started("free", folder / "data", limit_s=limit_s, MAX_IN_FLIGHT="64") as process, process.connect() as client:
+def run(tool: str, options: Sequence[str], *, limit_s: float, folder: Path) -> int:
+    """Run the tool, whose report goes to stdout, print what the server counted, and return the tool's exit code."""
+    (folder / "schemathesis.toml").write_text(CONFIGURATION, encoding="utf-8")
+    (folder / "hooks.py").write_text(HOOKS, encoding="utf-8")
+    server = started("free", folder / "data", limit_s=limit_s + 60, MAX_IN_FLIGHT="64")
+    with server as process, process.connect() as client:
         process.wait_for("ready")
         _fill(client)
         base = str(client.base_url).rstrip("/")
-        command = [tool, "--config-file", "schemathesis.toml", "run", f"{base}/openapi.json", "--url", base]
-        command += ["--checks", ",".join(CHECKS), "--max-examples", str(examples), "--seed", str(seed)]
-        code = subprocess.run([*command, "--no-color"], cwd=folder, check=False).returncode
-        if client.get("/livez").status_code != 200:
-            sys.stdout.write("the server is not alive\n")
-            return 1
+        before = _answers(client)
+        command = [
+            tool,
+            "--config-file",
+            "schemathesis.toml",
+            "run",
+            f"{base}/openapi.json",
+            "--url",
+            base,
+            "--no-color",
+        ]
+        command += ["--checks", ",".join(CHECKS), "--continue-on-failure", *options]
+        code = subprocess.run(command, cwd=folder, check=False, timeout=limit_s).returncode
+        answers = _answers(client) - before
+    statuses: Counter[str] = Counter()
+    for (_, _, status), count in answers.items():
+        statuses[status] += count
+    routes = {(method, route) for method, route, _ in answers if route != "unmatched"}
+    counts = ", ".join(f"{status} x {count}" for status, count in sorted(statuses.items()))
+    sys.stdout.write(f"requests {answers.total()} to {len(routes)} operations: {counts}\n")
     return code
 
 
+def _answers(client: httpx.Client) -> Counter[tuple[str, str, str]]:
+    """How many requests the server has answered, by method, route and status."""
+    text = client.get("/metrics").text
+    return Counter({(found[1], found[2], found[3]): int(float(found[4])) for found in _COUNT.finditer(text)})
+
+
 def _fill(client: httpx.Client) -> None:
-    """Something that routes can find."""
+    """Add something that routes can find."""
     for name, image in (("a", BAR), ("b", CROSS)):
-        client.put(
-            f"/galleries/default/items/{name}", json={"image": image, "metadata": {"kind": name}}
-        ).raise_for_status()
+        item = {"image": image, "metadata": {"kind": name}}
+        client.put(f"/galleries/default/items/{name}", json=item).raise_for_status()
     ways = [{"label": "bar", "support": [BAR]}, {"label": "cross", "support": [CROSS]}]
     client.post("/fewshot/episodes", json={"ways": ways}).raise_for_status()
     client.put("/class-sets/default", json={"classes": ["house", "tree"]}).raise_for_status()
@@ -61,14 +116,16 @@ def _fill(client: httpx.Client) -> None:
 def main() -> int:
     """Run and return the tool's exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tool", default=shutil.which("schemathesis"))
+    parser.add_argument("--tool", default=shutil.which("schemathesis", path="/tmp/schemathesis/bin"), help=INSTALL)
     parser.add_argument("--examples", type=int, default=200, help="of each operation")
     parser.add_argument("--seed", type=int, default=22)
-    chosen = parser.parse_args()
+    parser.add_argument("--limit-s", type=float, default=3600)
+    chosen, others = parser.parse_known_args()  # others go to the tool
     if chosen.tool is None:
-        parser.error("schemathesis is not on the PATH: name it with --tool")
+        parser.error(f"schemathesis is not installed: {INSTALL}")
+    options = ["--max-examples", str(chosen.examples), "--seed", str(chosen.seed), *others]
     with tempfile.TemporaryDirectory() as folder:
-        return run(chosen.tool, examples=chosen.examples, seed=chosen.seed, folder=Path(folder))
+        return run(chosen.tool, options, limit_s=chosen.limit_s, folder=Path(folder))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from app.api.openapi import LIVE
 from app.api.problems import catalogue
 from app.api.schemas import fewshot, galleries, retrieval, segmentation
 from app.api.schemas.wire import Problem
+from tests.app.api.images import BAR, CROSS
 from tests.app.api.test_routes import make_app
 
 pytestmark = pytest.mark.anyio
@@ -71,6 +72,9 @@ def test_bodies_and_answers_have_names_examples_and_errors(operation: Json) -> N
             content = resolved(response)["content"]["application/problem+json"]
             assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
             assert content["examples"]
+    # What is refused before it is a request of a route.
+    assert {"400", "414", "431"} <= operation["responses"].keys()
+    assert ("requestBody" in operation) is ("408" in operation["responses"])
     sent = {resolved(one)["name"] for one in operation["parameters"]}
     assert "X-Request-ID" in sent
     assert ("If-Match" in sent) is ("412" in operation["responses"])
@@ -104,6 +108,40 @@ async def test_the_examples_are_accepted_by_the_service(client: httpx.AsyncClien
         for example in resolved(body)["examples"]:
             answer = await client.post(path, json=example)
             assert answer.status_code in {200, 201}, answer.text
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("If-Match", ["*", '"1"', 'W/"1"', '"1", "2"', '"a" ,W/"2"', '""', "", "1", '"1', '*, "1"', '"1" "2"', "W/1"]),
+        ("Idempotency-Key", ["a", "x" * 255, "~!", "", "x" * 256, "a b", "\xe9"]),
+        ("X-Min-Seq", ["0", "1", "", "-1", "x", "1" * 19]),
+        ("X-Request-Timeout-Ms", ["1000", "999999999", "0", "-1", "", "1000000000", "1.5"]),
+    ],
+)
+async def test_a_header_is_refused_where_the_document_refuses_it(
+    client: httpx.AsyncClient, name: str, values: list[str]
+) -> None:
+    ways = [{"label": "a", "support": [BAR]}, {"label": "b", "support": [CROSS]}]
+    url = (await client.post("/fewshot/episodes", json={"ways": ways})).headers["location"]
+    schema = DOCUMENT["components"]["parameters"][name]["schema"]
+    for value in values:
+        if schema["type"] == "integer":
+            number = int(value) if value.lstrip("-").isdigit() else -1
+            is_allowed = schema["minimum"] <= number <= schema["maximum"]
+        else:
+            is_allowed = re.search(schema["pattern"], value) is not None
+        headers = {b"If-Match": b"*", name.encode(): value.encode("latin-1")}
+        answer = await client.post(f"{url}/support", json={"ways": ways[:1]}, headers=headers)
+        if name == "X-Min-Seq":
+            answer = await client.get(url, headers={name: value, "X-Request-Timeout-Ms": "200"})
+        assert (answer.status_code == 400) is not is_allowed, (value, answer.text)
+
+
+async def test_the_seq_of_a_new_service_is_in_its_schema(client: httpx.AsyncClient) -> None:
+    seq = int((await client.get("/galleries/default/export")).headers["x-seq"])
+    schema = DOCUMENT["components"]["headers"]["X-Seq"]["schema"]
+    assert schema["minimum"] <= seq < 2**31 < schema["maximum"]
 
 
 def test_no_reference_leads_nowhere_and_no_definition_is_local() -> None:
