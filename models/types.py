@@ -127,6 +127,7 @@ class TaskProfile:
         resolution: side of the square that the encoder takes, px.
         timestep: diffusion time step.
         templates: prompt templates for names, each with one `{}`.
+        tile: side of the square of an image that a tile of its masks shows, px; None for `resolution`.
         features: those that the task's vectors hold, in order, with their weights in the similarity of two images,
             which sum to one.
     """
@@ -134,7 +135,13 @@ class TaskProfile:
     resolution: int
     timestep: int
     templates: tuple[str, ...]
+    tile: int | None = None
     features: Mapping[str, float] = field(default_factory=lambda: {"semantic": 1.0})
+
+    @property
+    def tile_side(self) -> int:
+        """Side of the square of an image that a tile shows, px."""
+        return self.tile or self.resolution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

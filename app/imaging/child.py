@@ -179,7 +179,7 @@ def _made(request: DecodeRequest, opened: OpenedImage, work_pixels: int) -> Answ
         return pixels
 
     if request.product is Product.TILED:
-        return Answer(value=tile_image(read(), request.size, request.limits.max_tiles), decode_s=decode_s)
+        return Answer(value=tile_image(read(), request.size, request.limits.max_tiles, request.tile), decode_s=decode_s)
     if request.product is Product.THUMBNAIL:
         return Answer(value=thumbnail_of(read(), request.size), decode_s=decode_s)
     # The file stays in the server: sending it back would take longer than the square.

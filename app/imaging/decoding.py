@@ -91,6 +91,7 @@ class ImageDecoder:
         self._processes = processes
         self._max_waiting = max_waiting
         self._callers = 0
+        self._tile: int | None = None  # as `size_tiles` set it
 
     async def decode_many(
         self, sources: Sequence[ImageSource], budget: PixelBudget, size: int
@@ -126,6 +127,10 @@ class ImageDecoder:
         with self._turn():
             return cast(bytes, await self._made(Product.THUMBNAIL, EncodedImage(data=data), _uncharged, size))
 
+    def size_tiles(self, side: int) -> None:
+        """Let a tile show a square of `side` px of an image from now on, whatever the size of its view."""
+        self._tile = side
+
     def limit_tiles(self, most: int) -> None:
         """Cut images into at most so many tiles from now on, if that is less than the limit."""
         self._limits = replace(self._limits, max_tiles=min(most, self._limits.max_tiles))
@@ -150,7 +155,7 @@ class ImageDecoder:
         image = self._cache.get(data, size, DecodedImage) if found is None else None
         if image is None or image.is_sketch:  # segmentation encodes a drawing as it lies, not its canonical sketch
             return found
-        boxes = plan_views(image.height, image.width, size, max_tiles=self._limits.max_tiles)
+        boxes = plan_views(image.height, image.width, self._tile or size, max_tiles=self._limits.max_tiles)
         if len(boxes) > 1:
             return None
         return TiledImage(height=image.height, width=image.width, boxes=boxes, squares=[image.square], keys=[image.key])
@@ -251,7 +256,7 @@ class ImageDecoder:
         return answer.value
 
     def _request(self, product: Product, source: Readable, size: int) -> DecodeRequest:
-        return DecodeRequest(source=source, product=product, size=size, limits=self._limits)
+        return DecodeRequest(source=source, product=product, size=size, limits=self._limits, tile=self._tile)
 
 
 def result_of(outcome: T | ServiceError) -> T:

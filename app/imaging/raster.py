@@ -142,10 +142,13 @@ def decode_image(opened: OpenedImage, size: int, file: bytes | None = None) -> D
     )
 
 
-def tile_image(pixels: NDArray[np.uint8], size: int, max_tiles: int) -> TiledImage:
-    """Cut [H, W, 3] uint8 RGB into the squares that segmentation encodes."""
+def tile_image(pixels: NDArray[np.uint8], size: int, max_tiles: int, tile: int | None = None) -> TiledImage:
+    """Cut [H, W, 3] uint8 RGB into the squares of `size` px that segmentation encodes.
+
+    A tile shows a square of `tile` px of the image, if given, else of `size`.
+    """
     height, width = pixels.shape[:2]
-    boxes = plan_views(height, width, size, max_tiles=max_tiles)
+    boxes = plan_views(height, width, tile or size, max_tiles=max_tiles)
     squares = [fit_square(pixels, size)] + [cut_view(pixels, box, size) for box in boxes[1:]]
     return TiledImage(height=height, width=width, boxes=boxes, squares=squares, keys=[_key(one) for one in squares])
 

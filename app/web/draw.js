@@ -204,7 +204,7 @@ class Draw {
     if (this.facets.filter) return this.results.empty(h("h2", {}, "Nothing passes the filter"), h("p", {}, "Take one of the chips back."));
     this.results.empty(
       h("h2", {}, `“${gallery}” is empty`),
-      h("p", {}, "Fill it with the demo’s 1,651 emoji, or with images of your own."),
+      h("p", {}, "Fill it with the demo’s 1,656 images, or with images of your own."),
       h("div", { class: "row" },
         h("button", { class: "primary", onclick: () => this.#fill("demo") }, "Add the demo images"),
         h("button", { class: "secondary", onclick: () => this.#fill("folder") }, "Import my folder")));

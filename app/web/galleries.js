@@ -66,7 +66,11 @@ class Galleries {
 
   async #show({ name, count, index }) {
     if (name !== this.shell.gallery) return; // another one was opened meanwhile
+    const isAgain = this.shown === name && this.detail.firstChild;
+    const focused = document.activeElement;
+    if (!isAgain) this.deletion = name === "default" ? null : this.#deletion(name); // what was typed there stays
     this.shown = name;
+    this.count = count;
     const kind = index.kind === "flat" ? "exact index" : `${index.kind.toUpperCase()} index`;
     const figures = [`${count.toLocaleString("en")} items`, kind, index.recall === null ? (index.kind === "flat" ? "recall 1" : "recall not measured yet") : `recall@10 ${index.recall.toFixed(3)}`];
     this.grid = h("ol", { class: "results items", "aria-label": `Items of ${name}` });
@@ -74,8 +78,9 @@ class Galleries {
     this.facets = new Facets(this.shell.client, () => this.#fill());
     this.importing = new Importing(this.shell, name, () => this.reload());
     this.detail.replaceChildren(
-      h("div", { class: "row" }, h("h2", {}, name), h("span", { class: "figures" }, figures.join(" · ")), name === "default" ? null : this.#deletion(name, count)),
+      h("div", { class: "row" }, h("h2", {}, name), h("span", { class: "figures" }, figures.join(" · ")), this.deletion),
       this.importing.element, this.facets.element, this.grid, this.end);
+    if (this.deletion?.contains(focused)) focused.focus();
     this.observer.disconnect();
     await this.facets.load(name);
     await this.#fill();
@@ -121,9 +126,9 @@ class Galleries {
     return card;
   }
 
-  #deletion(name, count) {
+  #deletion(name) {
     const button = h("button", { class: "chip danger", disabled: true, onclick: () => this.#do(async () => {
-      await this.shell.client.send("DELETE", `galleries/${name}`, { query: { confirm: count ? name : null } });
+      await this.shell.client.send("DELETE", `galleries/${name}`, { query: { confirm: this.count ? name : null } });
       this.shell.choose("default");
     }) }, "Delete");
     const box = h("input", { type: "text", "aria-label": `Type ${name} to delete it`, placeholder: `type “${name}” to delete`, oninput: () => { button.disabled = box.value !== name; } });

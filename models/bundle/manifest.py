@@ -221,6 +221,7 @@ class TaskConfig(_Model):
         resolution: in px.
         timestep: diffusion time step.
         templates: prompts with one `{}`.
+        tile: side of the square of an image that a tile of its masks shows, px; None for the resolution.
         features: weights of the features by which images are compared with images: the similarity is the weighted mean
             of their cosines. Sketches and texts are compared by `semantic` alone, masks by `dense`.
     """
@@ -228,6 +229,7 @@ class TaskConfig(_Model):
     resolution: int = Field(ge=32, le=2048, multiple_of=8)  # whole latents: VAEs reduce sides by up to 8
     timestep: int = Field(ge=0, le=999)
     templates: tuple[str, ...] = ("{}",)
+    tile: int | None = Field(default=None, ge=32, le=2048)
     features: dict[PooledFeature, Annotated[float, Field(gt=0, le=1000)]] = Field({"semantic": 1.0}, min_length=1)
 
 

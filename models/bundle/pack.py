@@ -201,6 +201,8 @@ def _manifest(
         return PathSource(path=heads.path, files={key: value for key, value in heads.files.items() if key == file})
 
     task = TaskConfig(resolution=side, timestep=MINI_TIMESTEP)
+    # A tile that is shown larger than the backbone sees it would lose its detail.
+    masks = task if side == MINI_SIDE else task.model_copy(update={"tile": MINI_SIDE})
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=name,
@@ -210,7 +212,7 @@ def _manifest(
         dimension=MINI_DIMENSION,
         noise_seed=0,
         taps=TAPS,
-        tasks={"retrieval": task, "segmentation": task, "fewshot": task},
+        tasks={"retrieval": task, "segmentation": masks, "fewshot": task},
         components=Components(
             vae=VaePart(
                 source=_files(folder, f"{shared}/vae", "config.json", WEIGHTS),

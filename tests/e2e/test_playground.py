@@ -306,6 +306,10 @@ def test_a_folder_a_zip_and_a_table_are_imported_filtered_and_deleted(opened: Pa
     expect(page.locator(".results:not(.items) .card")).to_have_count(2)
     page.get_by_role("tab", name="Galleries").click()
     page.get_by_label("Type browser to delete it").fill("browser")
+    page.get_by_role("tab", name="Teach").click()
+    page.get_by_role("tab", name="Galleries").click()  # the gallery is shown again, and what was typed stays
+    expect(page.locator(".items .card")).to_have_count(4)
+    page.wait_for_function("[...document.querySelectorAll('.items img')].every((image) => image.complete)")
     page.get_by_role("button", name="Delete", exact=True).click()
     page.wait_for_selector(".gallery h2 >> text=default")
 
@@ -315,7 +319,7 @@ def test_an_empty_gallery_offers_the_demo_and_a_folder(opened: Page, client: htt
     page = opened.open("?gallery=empty")
     page.get_by_role("button", name="Import my folder").wait_for()
     page.get_by_role("button", name="Add the demo images").click()
-    page.locator(".import-report", has_text="16 of 1,651 added").wait_for()
+    page.locator(".import-report", has_text="16 of 1,656 added").wait_for()
     page.get_by_role("button", name="Stop").click()
     page.locator(".items .card").first.wait_for()
     stored = client.get("/galleries/empty/items?limit=1").json()["items"][0]

@@ -218,7 +218,7 @@ def train_photographs_command(
         if dense_steps:
             embed = load_minilm().embeddings
             others = {
-                "clothing": clothing_views(load_clothing(data, is_validation=False), PHOTOGRAPH_SIDE, unseen),
+                "clothing-tiled": clothing_views(load_clothing(data, is_validation=False), PHOTOGRAPH_SIDE, unseen),
                 f"single-{SINGLE}": named_views(photographs, PHOTOGRAPH_SIDE, embed, each=SINGLE),
             }
             found = with_scenes(found, images, caches, photographs=photographs, others=others, scenes=scenes)

@@ -174,7 +174,7 @@ def with_scenes(
     """
     unseen, background = scenes // 5, photographed_background(photographs, is_validation=False)
     families = (*TRAINING_FAMILIES, *[background] * len(TRAINING_FAMILIES))
-    name = f"scenes-{scenes - unseen}-{unseen}-on-photographs-at-{caches.side}"
+    name = f"scenes-{scenes - unseen}-{unseen}-on-photographs-tiled-at-{caches.side}"
     composed, shown = build_scene_views(
         dataset,
         caches.folder / name,

@@ -12,9 +12,12 @@ from PIL import Image
 
 from models.transforms import fit_square
 from training.data.clothing import ClothingMasks
+from training.data.dataset import SIDE
 from training.data.photographs import ImageFiles, NamedImage, shows_unseen, thing
 from training.heads.scene_views import CELLS, UNKNOWN, SceneViews, cells_of
 
+_TILES = 3  # of a street photograph, beside the whole of it
+_LEAST_ABSENT = 3  # names that a view of clothes is also asked for, even if it shows none
 _ABSENT = 9  # names that a photograph of one thing is also asked for
 _NEAREST = 20  # names among which half of them are drawn
 _CELL_PIXELS = 8  # side of a cell in the map whose most frequent label the cell gets
@@ -23,27 +26,30 @@ _CELL_PIXELS = 8  # side of a cell in the map whose most frequent label the cell
 def clothing_views(
     masks: ClothingMasks, side: int, unseen: Iterable[frozenset[str]] = (), *, seed: int = 0
 ) -> tuple[NDArray[np.uint8], SceneViews]:
-    """Returns [N, side, side, 3] uint8 views of whole photographs, and what they show.
+    """Returns [N, side, side, 3] uint8 views of whole photographs and of tiles of them, and what they show.
 
     Args:
         masks: of the photographs.
         side: of a view, px.
         unseen: tokens of unseen names; photographs of clothes named like one are unseen.
-        seed: of the absent names.
+        seed: of the tiles and the absent names.
     """
     hidden = list(unseen)
     is_unseen = {name: shows_unseen(name, hidden) for name in masks.names}
     rng = np.random.default_rng(seed)
     pixels, labels, present, absent = [], [], [], []
     for number in masks.numbers:
-        cells = cells_of(_square(masks.cleaned(number), CELLS * _CELL_PIXELS))
-        shown = [label for label in np.unique(cells).tolist() if label]
-        names = tuple(masks.names[label - 1] for label in shown)
-        others = [name for name in masks.names if name not in names]
-        pixels.append(fit_square(masks.pixels(number), side))
-        labels.append(np.searchsorted([0, *shown], cells).astype(np.uint8))
-        present.append(names)
-        absent.append(tuple(rng.choice(others, min(len(names), len(others)), replace=False).tolist()))
+        photograph, marked = masks.pixels(number), masks.cleaned(number)
+        for cut in (np.s_[:, :], *_tiles(marked.shape, rng)):
+            cells = cells_of(_square(marked[cut], CELLS * _CELL_PIXELS))
+            shown = [label for label in np.unique(cells).tolist() if label]
+            names = tuple(masks.names[label - 1] for label in shown)
+            others = [name for name in masks.names if name not in names]
+            pixels.append(fit_square(photograph[cut], side))
+            labels.append(np.searchsorted([0, *shown], cells).astype(np.uint8))
+            present.append(names)
+            count = min(max(len(names), _LEAST_ABSENT), len(others))
+            absent.append(tuple(rng.choice(others, count, replace=False).tolist()))
     flags = np.array([any(is_unseen[name] for name in names) for names in present])
     return np.stack(pixels), SceneViews(
         labels=np.stack(labels), present=tuple(present), absent=tuple(absent), is_unseen=flags
@@ -88,6 +94,12 @@ def named_views(
         absent=tuple(absent),
         is_unseen=np.array([name in hidden for name in present], bool),
     )
+
+
+def _tiles(size: tuple[int, ...], rng: np.random.Generator) -> list[tuple[slice, slice]]:
+    """Squares of `SIDE` px, as serving cuts them, anywhere in an image of `size` (H, W)."""
+    starts = [rng.integers(0, max(0, length - SIDE) + 1, _TILES).tolist() for length in size]
+    return [(slice(top, top + SIDE), slice(left, left + SIDE)) for top, left in zip(*starts, strict=True)]
 
 
 def _square(labels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -150,9 +150,9 @@ def _whole(scene: Scene, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8
 
 
 def _tile(scene: Scene, side: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    top, left = np.random.default_rng(index).integers(0, scene.pixels.shape[0] - side + 1, 2)
-    cut = np.s_[top : top + side, left : left + side]
-    return np.ascontiguousarray(scene.pixels[cut]), cells_of(scene.labels[cut])
+    top, left = np.random.default_rng(index).integers(0, scene.pixels.shape[0] - SIDE + 1, 2)
+    cut = np.s_[top : top + SIDE, left : left + SIDE]  # what serving cuts, whatever the side of a view
+    return fit_square(scene.pixels[cut], side), cells_of(scene.labels[cut])
 
 
 def cells_of(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:

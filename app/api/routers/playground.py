@@ -1,6 +1,5 @@
 """The playground: static files of the package, the page at `/` and its modules below `/playground`."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -11,22 +10,15 @@ from starlette.responses import FileResponse, Response
 
 from app.api.auth import Scope, ScopedRoute, requires
 from app.errors import NotFound
+from app.imaging.demo import PHOTOGRAPHS, demo_by_id
+from app.imaging.formats import media_type
 
 router = APIRouter(include_in_schema=False, route_class=ScopedRoute)
 
 FOLDER = Path(__file__).parents[2] / "web"
-_PACKAGE = find_spec("skimage")  # not imported: that takes long
-_PHOTOGRAPHS = Path(_PACKAGE.origin or "").parent / "data" if _PACKAGE is not None else FOLDER
-# Free photographs of scikit-image's package, to try masks on.
-SAMPLES = {
-    "cat": "chelsea.png",
-    "coffee": "coffee.png",
-    "astronaut": "astronaut.png",
-    "rocket": "rocket.jpg",
-    "motorcycle": "motorcycle_left.png",
-}
 FILES = {file.name: file for file in FOLDER.iterdir() if file.is_file()}
-FILES |= {f"sample-{name}{Path(file).suffix}": _PHOTOGRAPHS / file for name, file in SAMPLES.items()}
+# To try masks on.
+FILES |= {f"sample-{name.split()[-1]}{file.suffix}": file for name, file in PHOTOGRAPHS.items()}
 # Nothing but the service's own files; blob: and data: are images that the page makes itself.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -52,8 +44,6 @@ async def page() -> Response:
 @requires(Scope.READ)
 def demo() -> list[DemoItem]:
     """The items of the demo gallery, for a page that adds them."""
-    from app.imaging.demo import demo_by_id  # here: the names of all emoji take a while to read, and few ask
-
     return [DemoItem(id=one.id, metadata=one.metadata) for one in demo_by_id().values()]
 
 
@@ -67,13 +57,11 @@ async def asset(name: Annotated[str, PathParameter(max_length=100)]) -> Response
 @router.get("/playground/demo/{item}", response_class=Response)
 @requires(Scope.READ)
 def demo_image(item: Annotated[str, PathParameter(max_length=100)]) -> Response:
-    """The PNG of one item. Raises NotFound."""
-    from app.imaging.demo import demo_by_id
-
+    """The file of one item. Raises NotFound."""
     image = demo_by_id().get(item)
     if image is None:
         raise NotFound("The demo has no such image.")
-    return Response(image.render(), media_type="image/png")
+    return Response(data := image.render(), media_type=media_type(data))
 
 
 def _file(name: str) -> Response:

@@ -61,6 +61,9 @@ def test_the_command_is_mounted() -> None:
 
 def test_images_are_rendered(images: list[DemoImage]) -> None:
     assert Image.open(io.BytesIO(images[0].render())).size == (256, 256)
+    for image in images[-5:]:
+        assert image.metadata["kind"] == "photograph"
+        assert max(Image.open(io.BytesIO(image.render())).size) >= 256
 
 
 async def test_filling_resumes_where_it_stopped(app: FastAPI, tasks: Tasks, images: list[DemoImage]) -> None:
@@ -76,7 +79,7 @@ async def test_filling_resumes_where_it_stopped(app: FastAPI, tasks: Tasks, imag
     assert (first, second) == (4, 2)
     assert ids == {image.id for image in images[:6]}
     item = tasks.stores.items.item("emoji", images[0].id)
-    assert item.metadata == {"name": images[0].name, "hexcode": images[0].hexcode}
+    assert item.metadata == {"name": images[0].name, "kind": "emoji", "hexcode": images[0].hexcode}
 
 
 async def test_the_curl_line_is_a_valid_search(app: FastAPI) -> None:

@@ -94,6 +94,21 @@ async def test_a_cached_file_needs_no_turn_of_the_pool_and_is_charged_all_the_sa
         await setup.inputs.prepare([EncodedImage(data=png(PHOTOGRAPH))], budget, PROFILE)
 
 
+@pytest.mark.parametrize("pixels", [PHOTOGRAPH, PHOTOGRAPH[:100, :120]], ids=["large", "small"])
+async def test_a_tile_may_show_less_of_an_image_than_its_view_has_pixels(
+    setup: Setup, pixels: NDArray[np.uint8]
+) -> None:
+    setup.decoder.size_tiles(64)
+    source = EncodedImage(data=png(pixels))
+    await setup.inputs.prepare_all([source], new_budget(), PROFILE)
+    tiled = await setup.inputs.tiles(source, new_budget(), PROFILE)
+    height, width = pixels.shape[:2]
+    assert tiled.boxes == plan_views(height, width, 64, max_tiles=LIMITS.max_tiles)
+    assert len(tiled.boxes) > 1
+    for box, square in zip(tiled.boxes, tiled.squares, strict=True):
+        assert np.array_equal(square, cut_view(pixels, box, SIZE))
+
+
 async def test_cached_tiles_need_no_turn_of_the_pool(setup: Setup) -> None:
     first = await setup.inputs.tiles(EncodedImage(data=png(PHOTOGRAPH)), new_budget(), PROFILE)
     await setup.decoder.stop()

@@ -203,8 +203,9 @@ def test_whatever_shapes_a_feature_changes_the_fingerprint(tiny_copy: Path, edit
     assert digest() != before
 
 
-def test_names_licences_and_metrics_leave_the_fingerprint_alone(tiny_copy: Path, tiny: LoadedBundle) -> None:
+def test_what_shapes_no_stored_feature_leaves_the_fingerprint_alone(tiny_copy: Path, tiny: LoadedBundle) -> None:
     _edit_manifest(tiny_copy, lambda f: f.update(name="other", licence="x", metrics={"map": 0.5}))
+    _edit_manifest(tiny_copy, lambda f: f["tasks"]["segmentation"].update(tile=64))
     manifest = read_manifest(tiny_copy)
     assert fingerprint(manifest, numerics="fp32") == tiny.info.fingerprint
     assert fingerprint(manifest, numerics="bf16") != tiny.info.fingerprint
