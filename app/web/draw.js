@@ -59,6 +59,7 @@ class Draw {
   close() {
     this.live.close();
     this.aborter?.abort();
+    if (this.pad.ghost) this.start = []; // nobody has drawn yet: the house draws itself again
     this.pad.stop();
     removeEventListener("paste", this.onpaste);
   }

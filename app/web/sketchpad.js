@@ -66,10 +66,11 @@ export class Sketchpad {
     this.onchange(true);
   }
 
-  /** Draws strokes by itself, one after another, until the first touch. */
+  /** Draws strokes by itself on an empty canvas, one after another, until the first touch. */
   async play(strokes, { ms = 800 } = {}) {
     const ghost = {};
     this.ghost = ghost;
+    this.strokes = [];
     const points = strokes.reduce((sum, [xs]) => sum + xs.length, 0);
     for (const stroke of strokes) {
       const [xs, ys] = densified(stroke);

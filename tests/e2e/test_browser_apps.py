@@ -19,7 +19,8 @@ import pytest
 from app.api.auth import Scope, new_key
 from tests.app.api.images import BAR, CROSS, png
 from tests.app.test_server import started
-from tests.e2e.browser import CHROMIUM, SLOW_MS, launched
+from tests.e2e.browser import CHROMIUM, SLOW_MS, Page, launched
+from tests.e2e.test_playground_states import BROWSERS_OWN
 
 NGINX, OPENSSL = shutil.which("nginx", path="/usr/sbin:/usr/bin"), shutil.which("openssl")
 GUIDE = Path(__file__).parents[2] / "docs/guides/browsers.md"
@@ -145,6 +146,28 @@ def test_every_link_and_the_websocket_work_behind_nginx(browser: Any, service: S
             assert client.get(path).status_code == 200
         cookie = client.post(f"{PREFIX}/session").headers["set-cookie"]
         assert {f"Path={PREFIX}/", "Secure"} <= set(cookie.split("; "))
+
+
+def test_the_reference_and_the_playground_work_behind_nginx(browser: Any, service: Service, proxied: str) -> None:
+    seen = Page(browser, proxied, ignore_https_errors=True)
+    seen.tolerated = BROWSERS_OWN
+    sockets: set[str] = set()
+    frames: list[Any] = []
+
+    def note(socket: Any) -> None:
+        sockets.add(socket.url)
+        socket.on("framereceived", lambda frame: frames.append(frame))
+
+    seen.page.on("websocket", note)
+    page = seen.open("docs")
+    page.wait_for_selector("#operations-retrieval-retrieve")
+    seen.open()
+    page.get_by_label("Key", exact=True).fill(service.key)
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('.card img')?.naturalWidth > 0")
+    assert sockets == {f"{proxied.replace('https', 'wss')}/retrieve/live"}
+    assert frames
+    seen.close()
 
 
 def results(browser: Any, address: str, base: str, key: str) -> dict[str, Any]:
