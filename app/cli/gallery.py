@@ -69,6 +69,7 @@ def import_command(
     url: Url = DEFAULT_URL,
     gallery: _Gallery = "default",
     text: Annotated[list[str] | None, typer.Option(help="Column of a table to keep as text; repeatable.")] = None,
+    zip_names: Annotated[str, typer.Option(help="Encoding of names in a ZIP that do not say theirs.")] = "utf-8",
     prefix: Annotated[str, typer.Option(help="Begins every id, so that shards with equal names stay apart.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, send nothing.")] = False,
     batch: _Batch = 32,
@@ -82,8 +83,9 @@ def import_command(
     not go on, 2 a wrong option, 130 Ctrl-C.
     """
     check_gallery_name(gallery)
+    _check_encoding(zip_names)
     found, done = find_sources(sources), Imported()
-    options = SourceOptions(prefix=prefix, text=tuple(text or ()), note=typer.echo)
+    options = SourceOptions(prefix=prefix, text=tuple(text or ()), zip_names=zip_names, note=typer.echo)
     if dry_run:
         check_images(read_sources(found, options), done, _metadata_fault)
         _report(done, "would be added")
@@ -100,6 +102,13 @@ def import_command(
                 _report(done, "added")
     if done.rejected:
         raise typer.Exit(1)
+
+
+def _check_encoding(name: str) -> None:
+    try:
+        b"a".decode(name)  # of an empty text the encoding is not looked up
+    except (LookupError, UnicodeError) as err:
+        raise typer.BadParameter(f"{name!r} is no encoding of text: try cp932, gbk, big5 or cp949.") from err
 
 
 @gallery_app.command("list")

@@ -85,6 +85,30 @@ def test_18_odd_entries_of_a_zip(random: Random, tmp_path: Path) -> None:
     assert not any(tmp_path.parent.glob("*.png"))
 
 
+WORDS = {"cp932": "猫ソ表あア", "gbk": "猫狗鱼树", "big5": "貓狗魚許功", "cp949": "고양이개", "cp866": "котпёс"}
+
+
+@pytest.mark.parametrize("encoding", WORDS)
+def test_18_names_of_a_zip_in_another_code_page(random: Random, tmp_path: Path, encoding: str) -> None:
+    letters = random.choice(list(WORDS[encoding]), int(random.integers(1, 5)))
+    name = f"{''.join(letters)}{int(random.integers(100))}.png"
+    raw = name.encode(encoding)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x" * len(raw), PNG)
+        archive.writestr("é.png", PNG)  # with the flag of UTF-8
+    data = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(data.replace(b"x" * len(raw), raw))
+    assert set(added(read(tmp_path / "a.zip", zip_names=encoding))) == {name, "é.png"}
+    notes: list[str] = []
+    found = read(tmp_path / "a.zip", note=notes.append)
+    assert len(added(found)) == 2
+    assert len(notes) == (0 if _is_utf8(raw) else 1)
+
+
+def _is_utf8(raw: bytes) -> bool:
+    return raw.decode("utf-8", "replace").encode() == raw
+
+
 def samples(random: Random) -> tuple[list[tuple[str, bytes]], dict[str, dict[str, object]]]:
     """Files of a webdataset, and the metadata that each image is to have."""
     files: list[tuple[str, bytes]] = []

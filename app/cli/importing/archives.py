@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -24,6 +25,7 @@ from app.cli.importing.files import (
 )
 
 _ENCRYPTED, _UTF8 = 0x1, 0x800  # flags of a ZIP entry
+_UNICODE_PATH = 0x7075  # an extra field of a ZIP entry
 _MAX_HELD_BYTES = 256 << 20  # sidecars of a compressed tar, which are read ahead
 
 
@@ -35,7 +37,13 @@ def read_folder(root: Path, options: SourceOptions) -> Iterator[Importable]:
 def read_zip(path: Path, options: SourceOptions) -> Iterator[Importable]:
     """Yields the files of a ZIP archive in the order of their names."""
     with zipfile.ZipFile(path) as archive:
-        entries = [_zip_entry(archive, one) for one in archive.infolist() if not one.is_dir()]
+        files = [(one, _zip_name(one, options.zip_names)) for one in archive.infolist() if not one.is_dir()]
+        unknown = [one.filename for one, name in files if name is None]
+        if unknown:
+            names = f"{len(unknown)} names that are not {options.zip_names} were read as code page 437, such as"
+            hint = "--zip-names cp932 reads them as Japanese, gbk as Chinese, cp949 as Korean"
+            options.note(f"{path}: {names} {printable(unknown[0])}: {hint}")
+        entries = [_zip_entry(archive, one, name or one.filename) for one, name in files]
         yield from import_entries(sorted(entries, key=lambda one: one.name), options.prefix)
 
 
@@ -78,16 +86,32 @@ def _read_file(path: Path, limit: int) -> bytes:
         raise UnreadableFile(err.strerror or "cannot be read") from err
 
 
-def _zip_entry(archive: zipfile.ZipFile, one: zipfile.ZipInfo) -> Entry:
-    name = one.filename
-    if not one.flag_bits & _UTF8 and not name.isascii():
-        # Read as code page 437, as the format says; many programs write UTF-8 without the flag for it.
-        raw = name.encode("cp437", "replace")
-        name = raw.decode("utf-8") if _is_utf8(raw) else name
+def _zip_entry(archive: zipfile.ZipFile, one: zipfile.ZipInfo, name: str) -> Entry:
     name = name.replace("\\", "/").removeprefix("./")  # old programs of Windows
     fault = "is encrypted" if one.flag_bits & _ENCRYPTED else None
     # The size is checked before anything is read: a small archive may unpack to gigabytes.
     return make_entry(name, one.file_size, partial(_read_zipped, archive, one), fault)
+
+
+def _zip_name(one: zipfile.ZipInfo, encoding: str) -> str | None:
+    """Returns an entry's name; None where it neither says what it is nor has the encoding."""
+    if one.flag_bits & _UTF8 or one.filename.isascii():
+        return one.filename
+    raw = one.filename.encode("cp437")  # as which the library has decoded it
+    try:
+        return _unicode_path(one.extra, raw) or raw.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """Returns the name in the extra field of Info-ZIP (APPNOTE 4.6.9), if it is of the raw name; may raise."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack("<HH", extra[:4])
+        content, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == _UNICODE_PATH and content[1:5] == struct.pack("<I", zlib.crc32(raw)):
+            return content[5:].decode("utf-8")
+    return None
 
 
 def _read_zipped(archive: zipfile.ZipFile, one: zipfile.ZipInfo, limit: int) -> bytes:
@@ -98,14 +122,6 @@ def _read_zipped(archive: zipfile.ZipFile, one: zipfile.ZipInfo, limit: int) -> 
         raise UnreadableFile(f"cannot be unpacked: {err}") from err
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as err:
         raise UnreadableFile("cannot be unpacked") from err
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _tar_entries(archive: tarfile.TarFile, path: Path) -> list[Entry]:

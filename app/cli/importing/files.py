@@ -62,12 +62,14 @@ class SourceOptions:
     Attributes:
         prefix: goes before the name that an id is derived from.
         text: columns of tables that stay text.
+        zip_names: encoding of names in ZIP archives that do not say theirs: many programs write UTF-8 without its flag.
         note: receives what the user should know of a source, a line each.
         fetch: returns the image of an item of the service by its path; None without a service.
     """
 
     prefix: str = ""
     text: tuple[str, ...] = ()
+    zip_names: str = "utf-8"
     note: Callable[[str], None] = lambda _: None
     fetch: Callable[[str], bytes] | None = None
 

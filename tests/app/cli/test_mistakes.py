@@ -63,6 +63,7 @@ def test_every_command_refuses_wrong_arguments(group: str, monkeypatch: pytest.M
         (["segment", "x.png", "--class", "cat", "--threshold", "2"], "--threshold"),
         (["embed"], "Give a source"),
         (["gallery", "export", "x", "x.zip"], "must end in .tar"),
+        (["gallery", "import", "x", "--zip-names", "klingon"], "no encoding of text"),
         (["keys", "create", "x", "--scope", "all"], "--scope"),
         (["episode", "create", "x", "--method", "best"], "--method"),
     ],

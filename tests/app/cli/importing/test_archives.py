@@ -152,6 +152,32 @@ def test_names_and_damage_of_zip_entries(tmp_path: Path) -> None:
     assert not (tmp_path.parent / "evil.png").exists()
 
 
+def test_names_of_a_zip_without_the_flag_of_utf8(tmp_path: Path) -> None:
+    """Names as Windows writes them in Japan and Germany; ソ and 表 hold the byte of a backslash."""
+    path, names = tmp_path / "a.zip", {"1": "猫/ソ表.png", "2": "Bär.png", "3": "犬.png", "4": "plain.png"}
+    raw = {"1": names["1"].encode("cp932"), "2": names["2"].encode("cp437"), "3": names["3"].encode("cp932")}
+    field = b"\1" + struct.pack("<I", zlib.crc32(raw["3"])) + names["3"].encode()
+    other = b"\1" + struct.pack("<I", 7) + b"other.png"  # of a name before the entry was renamed
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in names.items():
+            entry = zipfile.ZipInfo(number * len(raw.get(number, name)))
+            for content in (field, other) if number == "3" else [other]:
+                entry.extra += struct.pack("<HH", 0x7075, len(content)) + content
+            archive.writestr(entry, PNG)
+    data = path.read_bytes()
+    for number, content in (raw | {"4": b"plain.png"}).items():
+        data = data.replace(number.encode() * len(content), content)
+    path.write_bytes(data)
+    notes: list[str] = []
+    assert {"Bär.png", names["3"], "plain.png"} <= set(added(read(path, note=notes.append)))
+    assert len(notes) == 1
+    assert "2 names that are not utf-8 were read as code page 437" in notes[0]
+    found = added(read(path, zip_names="cp932", note=notes.append))
+    assert {names["1"], names["3"], "plain.png"} < set(found)
+    assert len({one.id for one in found.values()}) == 4
+    assert len(notes) == 1
+
+
 def test_zip_bombs_are_rejected_unread(tmp_path: Path) -> None:
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
