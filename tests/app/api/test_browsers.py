@@ -325,6 +325,18 @@ async def test_what_may_be_cached_is_sent_once(client: httpx.AsyncClient) -> Non
     assert (await client.get("/galleries/default/items/b", headers={"If-None-Match": "*"})).status_code == 404
 
 
+@pytest.mark.parametrize("path", ["/", "/playground/style.css", "/playground/main.js", "/playground/icon.svg"])
+async def test_the_playgrounds_text_is_compressed_for_whom_it_may_be(client: httpx.AsyncClient, path: str) -> None:
+    plain = await client.get(path, headers={"Accept-Encoding": "identity"})
+    packed = await client.get(path, headers={"Accept-Encoding": "gzip, br"})
+    assert packed.content == plain.content
+    assert (plain.headers.get("content-encoding"), packed.headers["content-encoding"]) == (None, "gzip")
+    assert int(packed.headers["content-length"]) < int(plain.headers["content-length"])
+    assert plain.headers["etag"] != packed.headers["etag"]  # they are different bytes
+    for header in ("content-type", "cache-control", "vary", "content-security-policy"):
+        assert plain.headers.get(header) == packed.headers.get(header)
+
+
 async def test_a_version_for_if_match_does_not_stand_for_the_body(guarded: tuple[FastAPI, str]) -> None:
     """An item's signed address expires and its fingerprint may change, at one version."""
     app, key = guarded
