@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from app import errors
-from app.api.schemas.wire import FORM, OVER_LIMIT, OVER_WORK, link
+from app.api.schemas.wire import FORM, IN_WORDS, OVER_LIMIT, OVER_WORK, link
 from app.errors import FieldError, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
@@ -108,12 +108,16 @@ def _invalid(found: Sequence[Any]) -> ServiceError:
         return _OVER[over["type"]](over["msg"], errors=named)
     fields = [FieldError(field=_path(entry["loc"]), message=_message(entry)) for entry in found[:_MAX_FIELD_ERRORS]]
     names = ", ".join(dict.fromkeys(field.field or "the body" for field in fields))
-    return errors.Invalid(f"Out of bounds or not in the schema: {names[:500]}.", errors=fields)
+    why = f" {fields[0].message.rstrip('.')}." if len(fields) == 1 else ""
+    return errors.Invalid(f"Out of bounds or not in the schema: {names[:500]}.{why}", errors=fields)
 
 
 def _message(entry: Mapping[str, Any]) -> str:
-    """A validation error's own sentence, unless it names a class of this program."""
-    return "Input should be an object" if entry["type"] in _NO_OBJECT else str(entry["msg"])
+    """A validation error's own sentence, unless it names a class of this program or a pattern."""
+    if entry["type"] in _NO_OBJECT:
+        return "Input should be an object"
+    known = IN_WORDS.get(entry["ctx"]["pattern"]) if entry["type"] == "string_pattern_mismatch" else None
+    return known or str(entry["msg"])
 
 
 def _path(location: Sequence[int | str]) -> str:

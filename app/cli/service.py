@@ -73,7 +73,7 @@ def sentence(error: BaseException) -> str:
     if not isinstance(error, ServiceError):
         return str(error) or type(error).__name__
     fields = [f"{one.get('field')} {one.get('message')}" for one in error.errors]
-    line = error.detail if not fields or fields[0] in error.detail else f"{error.detail} ({'; '.join(fields)})"
+    line = f"{error.detail} ({'; '.join(fields)})" if len(fields) > 1 else error.detail  # which holds a single one
     return f"{line} Set --key or VERMOUTH_API_KEY." if error.status == 401 else line
 
 
@@ -93,7 +93,7 @@ def ask(
     remaining = iter(sources)
     waiting: deque[tuple[Source, Future[T]]] = deque()
     with progress(console) as bar, _threads() as pool:
-        bar.disable = len(sources) == 1
+        bar.disable = len(sources) <= 1
         task = bar.add_task(description, total=len(sources))
         while True:
             for source in islice(remaining, 2 * CONCURRENCY - len(waiting)):

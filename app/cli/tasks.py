@@ -110,13 +110,14 @@ def segment(
         if labels is not None:
             files.append((labels, ".labels.png", client.segment_png(image, **options)))
         if coco is not None:
-            document = client.segment_coco(image, **options)
-            document["images"][0]["file_name"] = image.name if isinstance(image, Path) else ""
-            files.append((coco, ".json", json.dumps(document).encode()))
+            files.append((coco, ".json", json.dumps(client.segment_coco(image, **options)).encode()))
         return found, files
 
     with Rows(as_json=as_json, as_csv=as_csv) as rows, connect(url, key) as client:
         for source, (answer, files) in ask(images, call, "segmenting"):
+            absent = [one.name for one in answer.classes if not one.area]
+            if absent and len(images) == 1:
+                typer.echo(f"not found: {', '.join(absent)}", err=True)
             for one in answer.classes:
                 if one.area:
                     record = {"source": source.name, "class": one.name, "score": one.score, "fraction": one.fraction}

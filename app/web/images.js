@@ -1,4 +1,5 @@
-export const isImage = (file) => file instanceof Blob && (file.type.startsWith("image/") || /\.(png|jpe?g|webp|avif|gif|bmp|tiff?)$/i.test(file.name ?? ""));
+/** Whether a file may be an image: by its type or suffix, or as it has none; the service looks at its bytes. */
+export const isImage = (file) => file instanceof Blob && (file.type.startsWith("image/") || /(^|\/)[^.]+$|\.(png|jpe?g|webp|avif|gif|bmp|tiff?)$/i.test(file.name ?? ""));
 
 const previews = new WeakMap();
 

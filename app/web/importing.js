@@ -41,12 +41,12 @@ export class Importing {
     }
     const sheet = found.find(({ path }) => /\.csv$/i.test(path));
     const images = found.filter(({ path, file }) => isImage(file instanceof Blob ? file : new File([], path)));
-    const others = found.length - images.length - (sheet ? 1 : 0);
+    const others = found.filter((one) => one !== sheet && !images.includes(one)).map(({ path }) => [path, "has no suffix of an image"]);
     const table = sheet ? await tableOf(sheet) : null;
     const count = images.length.toLocaleString("en");
     const start = () => this.#import(images.map(({ path, file }) => itemOf(path, file, table)), rejected);
     this.report.replaceChildren(...[
-      h("p", {}, `${count} images`, others ? `, ${others} other files left out` : "", rejected.length ? `, ${rejected.length} unreadable` : "", "."),
+      h("p", {}, `${count} images`, rejected.length ? `, ${rejected.length} unreadable` : "", "."), listOf(others, "left out"),
       table?.element, h("button", { class: "primary", disabled: !images.length, onclick: start }, `Import ${count} images into “${this.gallery}”`)].filter(Boolean));
   }
 
@@ -69,6 +69,7 @@ export class Importing {
     this.isStopped = false;
     this.report.replaceChildren(bar, h("div", { class: "row" }, line, stop));
     const startedAt = performance.now();
+    const paths = new Map(items.map(({ id, path }) => [id, path]));
     let added = 0;
     for (let start = 0; start < items.length && !this.isStopped; start += BATCH) {
       const batch = [];
@@ -81,7 +82,7 @@ export class Importing {
       }
       try {
         const { results } = batch.length ? await this.shell.client.addItems(this.gallery, batch) : { results: [] };
-        results.forEach((result) => (result.status === "rejected" ? rejected.push([result.id, result.problem.detail]) : (added += 1)));
+        results.forEach((result) => (result.status === "rejected" ? rejected.push([paths.get(result.id), result.problem.detail]) : (added += 1)));
       } catch (error) {
         this.shell.problem(error);
         break;
@@ -90,14 +91,15 @@ export class Importing {
       const left = ((performance.now() - startedAt) / (start + BATCH)) * Math.max(0, items.length - start - BATCH);
       line.textContent = `${added.toLocaleString("en")} of ${items.length.toLocaleString("en")} added${rejected.length ? `, ${rejected.length} rejected` : ""}, about ${Math.ceil(left / 1000)} s left`;
     }
-    this.shell.lastImport = { gallery: this.gallery, content: [h("p", {}, `${added.toLocaleString("en")} images added.`), reasonsOf(rejected)].filter(Boolean) };
+    this.shell.lastImport = { gallery: this.gallery, content: [h("p", {}, `${added.toLocaleString("en")} images added.`), listOf(rejected, "rejected")].filter(Boolean) };
     this.ondone();
   }
 }
 
-function reasonsOf(rejected) {
-  if (!rejected.length) return null;
-  return h("details", {}, h("summary", {}, `${rejected.length} rejected`), h("ul", {}, rejected.slice(0, MOST_REASONS).map(([path, reason]) => h("li", {}, h("b", {}, path), ` ${reason}`))));
+/** Files with reasons, folded under their number; null if there are none. */
+function listOf(files, word) {
+  if (!files.length) return null;
+  return h("details", {}, h("summary", {}, `${files.length} ${word}`), h("ul", {}, files.slice(0, MOST_REASONS).map(([path, reason]) => h("li", {}, h("b", {}, path), ` ${reason}`))));
 }
 
 function itemOf(path, file, table) {

@@ -106,7 +106,7 @@ export class Notices {
     const { problem, requestId, retryAfterS } = error;
     const left = retryAfterS && h("span", { class: "countdown" });
     const id = requestId && h("button", { class: "quiet", title: "Copy the request id", onclick: (event) => copy(requestId, event.currentTarget) }, `request ${requestId.slice(0, 8)}`);
-    const fields = (problem.errors ?? []).map((each) => h("li", {}, Object.values(each).filter((value) => typeof value === "string").join(": ")));
+    const fields = (problem.errors?.length > 1 ? problem.errors : []).map((each) => h("li", {}, Object.values(each).filter((value) => typeof value === "string").join(": ")));
     this.place.replaceChildren(h("div", { class: `problem-box ${error.status === 429 ? "soft" : ""}` },
       h("strong", {}, problem.title ?? "Problem"), h("span", {}, error.message, left ? " " : "", left || null), id || null,
       h("button", { class: "quiet", "aria-label": "Dismiss", onclick: () => this.clear() }, "×"), fields.length ? h("ul", {}, fields) : null));

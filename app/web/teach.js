@@ -52,6 +52,7 @@ class Teach {
     this.slider = h("input", { type: "range", min: "0", max: "1", step: "0.01", value: "0", "aria-label": "Abstain below this probability", oninput: () => this.#abstain() });
     this.answered = h("span", { class: "figures", "aria-live": "polite" });
     const queries = filePicker((files) => this.#ask(files), { multiple: true });
+    const folder = filePicker((files) => this.#teachFolders(files), { multiple: true, webkitdirectory: true, accept: null });
     const whole = filePicker(([file]) => this.#import(file), { accept: "application/json,.json" });
     const asking = h("section", { class: "panel asking", "aria-label": "Queries" },
       h("div", { class: "row" }, h("h2", {}, "Try it"), h("button", { class: "chip", onclick: () => queries.click() }, "Pick images…"), queries),
@@ -63,9 +64,10 @@ class Teach {
       h("section", { "aria-label": "Classes" },
         h("div", { class: "row" }, h("h2", {}, "Classes"),
           h("button", { class: "chip", onclick: () => this.#addClass() }, "Add a class"),
+          h("button", { class: "chip", title: "A folder with a folder of images for each class", onclick: () => folder.click() }, "Add a folder…"),
           h("button", { class: "chip", onclick: () => this.#export() }, "Export"),
           h("button", { class: "chip", onclick: () => whole.click() }, "Import…"),
-          h("button", { class: "chip", onclick: () => this.#reset() }, "New"), whole),
+          h("button", { class: "chip", onclick: () => this.#reset() }, "New"), folder, whole),
         this.tray, this.board, this.verdict),
       asking);
   }
@@ -157,10 +159,26 @@ class Teach {
     else this.#render();
   }
 
+  /** Each folder of images is a class. */
+  #teachFolders(files) {
+    const images = files.filter(isImage);
+    for (const [label, waiting] of this.waiting) if (images.length && !waiting.length) this.waiting.delete(label);
+    for (const file of images) {
+      const label = file.webkitRelativePath.split("/").at(-2);
+      this.waiting.set(label, [...(this.waiting.get(label) ?? []), file]);
+    }
+    this.#learn();
+  }
+
   #teach(label, files) {
     const images = files.filter(isImage);
     if (!images.length) return this.#render();
     this.waiting.set(label, [...(this.waiting.get(label) ?? []), ...images]);
+    this.#learn();
+  }
+
+  /** Sends what waits, once there are two classes. */
+  #learn() {
     this.#render();
     const full = [...this.waiting].filter(([, each]) => each.length);
     if (!this.episode.id && full.length < 2) return; // an episode begins with two classes

@@ -122,8 +122,11 @@ export class Vermouth {
     return (await this.post("retrieve", query, options)).json();
   }
 
+  /** A COCO document gets the name of the file that was sent. */
   async segment(query, options = {}) {
-    return (await this.post("segment", query, options)).json();
+    const answer = await (await this.post("segment", query, options)).json();
+    if (answer.images) answer.images[0].file_name = query.image?.name ?? "";
+    return answer;
   }
 
   classify(episode, queries, options = {}) {

@@ -1,6 +1,6 @@
 """The Python client of Vermouth: search by sketch, masks by words, classes from a few examples."""
 
-from vermouth_client.bulk import ImportReport, ImportStopped, NewItem, Rejected
+from vermouth_client.bulk import ImportReport, ImportStopped, NewItem, Rejected, folder_items
 from vermouth_client.client import AsyncClient, Client
 from vermouth_client.errors import NoAnswer, ServiceError, VermouthError
 from vermouth_client.images import ImageLike, Item, Strokes, Svg
@@ -21,4 +21,5 @@ __all__ = [
     "Strokes",
     "Svg",
     "VermouthError",
+    "folder_items",
 ]

@@ -1,8 +1,12 @@
 """Imports of any number of items: what to send next, and what became of it; the clients send."""
 
+import hashlib
+import os
+import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from vermouth_client.calls import given, json_of
@@ -22,6 +26,8 @@ from vermouth_client.models import ItemsWritten
 MAX_BATCH_BYTES = 16 << 20  # of JSON; the service takes 32 MiB a request
 _OF_ONE_ITEM = (BodyTooLarge, DeadlineExceeded, ImageTooLarge, Invalid, Malformed, TooMuchWork)
 """Refusals of a whole request that one item may cause; halves find it."""
+_SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .avif .gif .bmp .dib .tif .tiff".split())
+_ID, _ODD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}"), re.compile(r"[^A-Za-z0-9._:-]+")
 Batch = list[tuple[str, bytes]]
 """Ids, and the JSON of the items."""
 
@@ -66,6 +72,30 @@ class ImportStopped(VermouthError):
     def __init__(self, report: ImportReport) -> None:
         super().__init__(f"The import stopped after {report.added} items.")
         self.report = report
+
+
+def folder_items(folder: str | os.PathLike[str]) -> Iterator[NewItem]:
+    """The images of a folder and its subfolders, with the ids and metadata that `vermouth gallery import` gives them.
+
+    Files that are hidden, or have no suffix of an image, are left out.
+    """
+    for path in sorted(Path(folder).rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.suffix.lower() in _SUFFIXES and not any(part.startswith(".") for part in parts) and path.is_file():
+            name = "/".join(parts)
+            yield NewItem(path, id=item_id(name), metadata={"path": _bytes_of(name).decode("utf-8", "replace")})
+
+
+def item_id(name: str) -> str:
+    """An item id for a path: itself where it is one, else its valid characters and a digest."""
+    if _ID.fullmatch(name):
+        return name
+    plain = _ODD.sub("_", name).lstrip("._:-")[:96]
+    return f"{plain or 'item'}-{hashlib.sha256(_bytes_of(name)).hexdigest()[:12]}"
+
+
+def _bytes_of(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
 def item_json(item: NewItem) -> bytes:

@@ -78,6 +78,12 @@ def file_bytes(image: Any) -> bytes:
     )
 
 
+def file_name(image: Any) -> str:
+    """The name of the file that an image is, or comes from; empty where there is none."""
+    path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", getattr(image, "name", ""))
+    return Path(path).name if isinstance(path, str | os.PathLike) else ""
+
+
 def _png(image: "Image.Image") -> bytes:
     if image.mode in ("I", "F"):  # Pillow would clip them
         raise ValueError(f"A PIL image of the mode {image.mode} has no range of values: convert it to L or I;16.")

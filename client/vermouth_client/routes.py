@@ -15,7 +15,7 @@ import httpx
 from vermouth_client import models
 from vermouth_client.bulk import NewItem, item_json
 from vermouth_client.calls import Call, call, given, json_of, route
-from vermouth_client.images import ImageLike, wire
+from vermouth_client.images import ImageLike, file_name, wire
 
 Model = TypeVar("Model", bound=models.Answer)
 _EPISODES = ("fewshot", "episodes")
@@ -108,9 +108,14 @@ class Routes:
     def segment_coco(
         self, image: ImageLike, classes: Classes = None, **options: Unpack[SegmentOptions]
     ) -> Call[dict[str, Any]]:
-        """The COCO document of `segment`, which pycocotools loads."""
-        body = _segment(image, classes, "coco", options)
-        return call(httpx.Response.json, "POST", "segment", body=body)
+        """The COCO document of `segment`, which pycocotools loads; it has the name of a file."""
+
+        def parse(response: httpx.Response) -> dict[str, Any]:
+            document: dict[str, Any] = response.json()
+            document["images"][0]["file_name"] = file_name(image)
+            return document
+
+        return call(parse, "POST", "segment", body=_segment(image, classes, "coco", options))
 
     @route
     def segment_png(

@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -13,10 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.cli.importing import files
 from tests.app.api.images import png
 from tests.client.scripted import Request, scripted
-from vermouth_client import AsyncClient, Client, ImportReport, ImportStopped, NewItem, ServiceError, Strokes, Svg
-from vermouth_client.bulk import MAX_BATCH_BYTES, Batch, Bulk
+from vermouth_client import (
+    AsyncClient,
+    Client,
+    ImportReport,
+    ImportStopped,
+    NewItem,
+    ServiceError,
+    Strokes,
+    Svg,
+    folder_items,
+)
+from vermouth_client.bulk import MAX_BATCH_BYTES, Batch, Bulk, item_id
 from vermouth_client.errors import DeadlineExceeded, DiskFull, Invalid, ResponseLost, TooMuchWork
 from vermouth_client.models import ItemOutcome, ItemsWritten
 
@@ -41,6 +54,24 @@ def check(report: ImportReport) -> None:
         ("an id with spaces", "invalid"),
     }
     assert all(one.detail for one in report.rejected)
+    assert "letters, digits" in next(one.detail for one in report.rejected if one.code == "invalid")
+
+
+NAMES = ["a.png", "b/c d (1).PNG", "été.webp", "猫.jpg", "-dash.jpg", f"{'x' * 120}.gif", "100% #1.tiff"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "..", "é", "x" * 300, os.fsdecode(b"\xff.png")])
+def test_ids_of_files_are_those_of_the_command_line(name: str) -> None:
+    assert item_id(name) == files.item_id(name)
+
+
+def test_a_folder_is_the_images_in_it_with_ids_that_the_service_takes(tmp_path: Path) -> None:
+    for name in (*NAMES, ".hidden.png", ".git/a.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    found = list(folder_items(tmp_path))
+    assert sorted(one.metadata["path"] for one in found) == sorted(NAMES)
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}", one.id or "") for one in found)
 
 
 @pytest.mark.server

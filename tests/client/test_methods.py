@@ -110,7 +110,8 @@ def story(client: Any, gallery: str, folder: Path) -> Generator[Any, Any, None]:
     assert (yield client.put_class_set(gallery, ["thing"])).version == 1
     assert gallery in {one.name for one in (yield client.class_sets()).class_sets}
     assert (yield client.class_set(gallery)).classes[0].name == "thing"
-    assert (yield client.segment_coco(png(), class_set=gallery))["categories"] == [{"id": 1, "name": "thing"}]
+    document = yield client.segment_coco(png(), class_set=gallery)
+    assert (document["categories"], document["images"][0]["file_name"]) == ([{"id": 1, "name": "thing"}], "")
     for overlay in (False, True):
         assert (yield client.segment_png(png(), class_set=gallery, overlay=overlay))[:4] == b"\x89PNG"
     yield client.delete_class_set(gallery, version=1)

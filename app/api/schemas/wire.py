@@ -31,6 +31,11 @@ EPISODE_PATTERN = r"^ep_[0-9a-f]{24}$"
 # Ids that the server generates.
 SUPPORT_PATTERN = r"^s_[0-9a-f]{16}$"
 JOB_PATTERN = r"^job_[0-9a-f]{24}$"
+IN_WORDS = {
+    GALLERY_PATTERN: "Use up to 64 of a-z, 0-9, - and _, and begin with a letter or digit",
+    ITEM_PATTERN: "Use up to 128 letters, digits, dots and _:-, and begin with a letter or digit",
+}
+"""Patterns of the names that callers choose."""
 MAX_MEMBERS = 64  # of an object of a request other than metadata; none has a third of it
 LIMIT = "x-limit"
 """Marks a JSON schema with the name of the limit that bounds it, until `openapi` knows the settings."""

@@ -127,6 +127,12 @@ async def test_field_errors_name_their_place(client: httpx.AsyncClient) -> None:
     assert fields == {"k", "names[1]", "colour"}
 
 
+async def test_the_only_field_at_fault_is_explained_in_the_sentence(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/orders", json={"k": 0})
+    wanted = "Out of bounds or not in the schema: k. Input should be greater than or equal to 1."
+    assert answer.json()["detail"] == wanted
+
+
 async def test_lone_surrogates_in_a_field_name_are_answered(client: httpx.AsyncClient) -> None:
     answer = await client.post(
         "/orders", content=b'{"k": 1, "\\ud800": 2}', headers={"Content-Type": "application/json"}

@@ -161,6 +161,16 @@ def test_masks_are_lines_images_and_a_coco_document() -> None:
     assert sum(one["area"] for one in coco.anns.values()) == (labels > 0).sum()
 
 
+def test_what_is_not_found_is_named_beside_the_lines() -> None:
+    scene = str(ROOT / "docs/pictures/scene.png")
+    done = run("segment", scene, "-c", "mailbox", "-c", "zeppelin", "--threshold", "0.999")
+    found = {line.split("\t")[1] for line in done.stdout.splitlines()}
+    absent = done.stderr.strip().removeprefix("not found: ").split(", ")
+    assert {*absent} == {"mailbox", "zeppelin"} - found
+    assert absent
+    assert run("retrieve", "--text", "a fish").stderr == ""  # no bar of no images
+
+
 def test_class_sets_come_and_go() -> None:
     run("classset", "put", "post", "mailbox", "notebook=notepad,pad")
     assert ["post", "1", "2"] in lines("classset", "list")
