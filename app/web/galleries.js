@@ -15,7 +15,9 @@ class Galleries {
     this.shell = shell;
     this.list = h("ul", { class: "gallery-list", "aria-label": "Galleries" });
     this.detail = h("section", { class: "gallery", "aria-label": "Gallery" });
-    const name = h("input", { type: "text", placeholder: "new-gallery", "aria-label": "Name of a new gallery", pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", title: "a–z, 0–9, - and _", required: true });
+    const name = h("input", { type: "text", placeholder: "new-gallery", "aria-label": "Name of a new gallery", pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", title: "Up to 64 of a–z, 0–9, - and _; begin with a letter or digit", required: true, onchange: () => {
+      name.value = name.value.trim().toLowerCase().replace(/[^a-z0-9_-]+/g, "-"); // “My Photos” is my-photos
+    } });
     const form = h("form", { class: "row", onsubmit: (event) => {
       event.preventDefault();
       this.#create(name.value);

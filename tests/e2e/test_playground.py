@@ -217,7 +217,9 @@ def test_a_sample_is_segmented_by_words_and_saved_in_every_form(opened: Page, tm
             page.get_by_role("button", name=kind, exact=True).click()
         files[kind] = tmp_path / download.value.suggested_filename
         download.value.save_as(files[kind])
-    assert len(COCO(str(files["COCO JSON"])).getCatIds()) == 5
+    coco = COCO(str(files["COCO JSON"]))
+    assert len(coco.getCatIds()) == 5
+    assert coco.imgs[1]["file_name"].startswith("coffee")
     assert json.loads(files["polygons"].read_text())["classes"][0]["name"] == "cup"
     for kind in ("label map", "overlay", "cut-outs"):
         assert files[kind].read_bytes().startswith(b"\x89PNG")
@@ -266,6 +268,24 @@ def test_classes_are_taught_and_a_wrong_answer_is_corrected(opened: Page, tmp_pa
     expect(page.locator(".class-column li")).to_have_count(5)
 
 
+def test_a_folder_of_folders_becomes_classes(opened: Page, tmp_path: Path) -> None:
+    for label, names in {"living": ("chelsea.png", "astronaut.png"), "things": ("coffee.png", "coins.png")}.items():
+        (tmp_path / "examples" / label).mkdir(parents=True)
+        for name in names:
+            shutil.copy(PHOTOGRAPHS / name, tmp_path / "examples" / label)
+    page = opened.open("?tab=teach")
+    empty = page.locator(".class-column").first
+    assert empty.evaluate("(column) => column.scrollWidth <= column.clientWidth")
+    page.locator(".teach input[webkitdirectory]").set_input_files(tmp_path / "examples")
+    page.wait_for_url("**episode=ep_*")
+    expect(page.locator(".class-column li")).to_have_count(4)
+    names = page.get_by_label("Name of the class").evaluate_all("(boxes) => boxes.map((box) => box.value)")
+    assert names == ["living", "things"]
+    fits = "(all) => all.every((one) => one.scrollWidth <= one.clientWidth)"
+    page.get_by_role("button", name="Add a class").click()  # with a third, each can be removed
+    assert page.locator(".class-column").evaluate_all(fits)
+
+
 def test_a_change_from_elsewhere_is_reported_and_shown(opened: Page, client: httpx.Client) -> None:
     opened.tolerated = ("412",)
     page = opened.open("?tab=teach")
@@ -312,6 +332,28 @@ def test_a_folder_a_zip_and_a_table_are_imported_filtered_and_deleted(opened: Pa
     page.wait_for_function("[...document.querySelectorAll('.items img')].every((image) => image.complete)")
     page.get_by_role("button", name="Delete", exact=True).click()
     page.wait_for_selector(".gallery h2 >> text=default")
+
+
+def test_odd_names_are_imported_and_every_other_file_is_named(
+    opened: Page, client: httpx.Client, tmp_path: Path
+) -> None:
+    page = opened.open("?tab=galleries")
+    page.get_by_label("Name of a new gallery").fill("My Photos")
+    page.get_by_role("button", name="Create").click()
+    page.wait_for_selector(".gallery h2 >> text=my-photos")
+    (tmp_path / "été (1)").mkdir()
+    for name in ("no_suffix", "猫 #1.PNG"):
+        shutil.copy(PHOTOGRAPHS / "chelsea.png", tmp_path / "été (1)" / name)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    page.locator(".drop input[type=file]").set_input_files(tmp_path)
+    page.get_by_text("1 left out").click()
+    assert "notes.txt" in page.locator(".import-report").inner_text()
+    page.get_by_role("button", name="Import 3 images").click()
+    page.wait_for_selector("text=2 images added.")
+    page.get_by_text("1 rejected").click()
+    assert "broken.jpg" in page.locator(".import-report").inner_text()
+    assert client.delete("/galleries/my-photos?confirm=my-photos").status_code == 204
 
 
 def test_an_empty_gallery_offers_the_demo_and_a_folder(opened: Page, client: httpx.Client) -> None:
