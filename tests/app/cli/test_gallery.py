@@ -1,7 +1,9 @@
 """Filling the demo gallery against the app itself."""
 
 import io
+import re
 import shlex
+from pathlib import Path
 
 import anyio
 import anyio.from_thread
@@ -51,6 +53,13 @@ def test_skin_tones_and_flags_are_left_out(images: list[DemoImage]) -> None:
     assert {"1f436", "1f3e0", "1f41f", "2b50"} <= ids
     assert not any("1f3fb" in item_id or item_id.startswith(("1f1e6", "1f3f4")) for item_id in ids)
     assert next(image.name for image in images if image.id == "1f41f") == "fish"
+
+
+def test_the_examples_find_their_images_while_the_gallery_fills(images: list[DemoImage]) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r'"gallery":"default","id":"([0-9a-f]+)"', readme))
+    assert len(named) > 4
+    assert named <= {image.id for image in images[:16]}  # the first batch
 
 
 def test_the_command_is_mounted() -> None:
