@@ -96,7 +96,7 @@ export class Importing {
   }
 }
 
-/** Files with reasons, folded under their number; null if there are none. */
+/** Files with reasons below their number, shown after a click; null if there are none. */
 function listOf(files, word) {
   if (!files.length) return null;
   return h("details", {}, h("summary", {}, `${files.length} ${word}`), h("ul", {}, files.slice(0, MOST_REASONS).map(([path, reason]) => h("li", {}, h("b", {}, path), ` ${reason}`))));
