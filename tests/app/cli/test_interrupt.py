@@ -30,6 +30,7 @@ ANSWERS = {
         "episode create photos",
         "gallery export default out.tar",
         "gallery import photos --gallery mine",
+        "gallery demo --gallery mine",
     ],
 )
 def test_a_command_that_waits_for_the_service_ends_at_once(arguments: str, tmp_path: Path) -> None:
