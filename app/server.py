@@ -1,11 +1,14 @@
 """The server process: it listens before it loads, drains before it stops, and reports its end by an exit code."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
 import socket
 import sys
+import tempfile
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -63,6 +66,7 @@ def serve(settings: Settings, build_services: BuildServices = build_default_serv
         The exit code: 0 after a signal, 3 when the start failed, 70 after a fatal device error.
     """
     keep_freed_memory()
+    _ensure_temporary_folder(settings.data_dir)
     sys.setswitchinterval(SWITCH_S)
     configure_logging(level=settings.log_level, as_json=settings.log_json)
     with logs_in_background():
@@ -70,6 +74,17 @@ def serve(settings: Settings, build_services: BuildServices = build_default_serv
     if reason:  # below the log, where a person looks
         sys.stderr.write(f"error: the service did not start: {reason}\n")
     return exit_code
+
+
+def _ensure_temporary_folder(data_dir: Path) -> None:
+    """Use a folder of the data where the system offers none, as in a container that is read-only: torch needs one."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        folder = data_dir.resolve() / "tmp"
+        with contextlib.suppress(OSError):  # the stores report a data folder that cannot be written
+            folder.mkdir(parents=True, exist_ok=True)
+        os.environ["TMPDIR"] = str(folder)  # of child processes too
 
 
 def configured(app: FastAPI, settings: Settings, limits: ConnectionLimits | None = None) -> Config:
