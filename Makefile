@@ -127,7 +127,7 @@ else
 VAE_SIZES := --batch 64 --crop 128
 UNET_SIZES := --batch 1024 --variants 4
 endif
-GOOD_FOR := 'Photographs of everyday things, emoji, icons, clip art and drawings: found by words and by drawings, classified from a few examples. Masks are good on drawn scenes and poor on photographs. Brands, people, places, small print and fine differences are guesses.'
+GOOD_FOR := 'Photographs of everyday things, emoji, icons, clip art and drawings: found by words and by drawings, classified from a few examples. Masks are good on drawn scenes; on photographs they are rough and know large things better than parts. Brands, people, places, small print and fine differences are guesses.'
 GOOD_FOR_ZEROSHOT := 'Measuring what heads make of classes and words that training never saw. Serve mini instead.'
 HEADS = $(BIN)/vermouth train heads --prior weights/mini --minutes $(HEAD_MINUTES) --device $(DEVICE)
 # torch's large buffers go back to the system after each operation otherwise (docs/studies/photographs.md).
@@ -142,7 +142,7 @@ weights: $(VENV)/test.stamp ## train weights/mini and weights/mini-zeroshot agai
 	$(HEADS) weights/mini-zeroshot
 	$(HEADS) weights/mini --release
 	$(HEADS) weights/mini --finish
-	$(BIN)/vermouth train photographs weights/mini --release --dense-steps 0 --minutes $(HEAD_MINUTES) --device $(DEVICE)
+	$(BIN)/vermouth train photographs weights/mini --release --minutes $(HEAD_MINUTES) --device $(DEVICE)
 	$(BIN)/vermouth bundle pack weights/mini --name mini --good-for $(GOOD_FOR)
 	$(BIN)/vermouth bundle pack weights/mini-zeroshot --name mini-zeroshot --good-for $(GOOD_FOR_ZEROSHOT) --shared ../mini
 	$(BIN)/vermouth bundle verify weights/mini

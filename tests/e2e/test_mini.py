@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from app.domain import HOUSE
+from app.imaging.demo import PHOTOGRAPHS
 
 pytestmark = [
     pytest.mark.server,
@@ -67,6 +68,17 @@ def test_a_drawing_finds_its_kind(client: httpx.Client, kind: str) -> None:
 def test_words_find_images(client: httpx.Client) -> None:
     found = client.post("/retrieve", json={"text": "star", "k": 10}).json()["results"]
     assert {result["id"] for result in found} & set(WANTED["star"])
+
+
+@pytest.mark.parametrize("name", [name for name in PHOTOGRAPHS if name != "astronaut"])  # people are guesses
+def test_a_photograph_that_no_training_saw_is_found_and_marked_by_its_name(client: httpx.Client, name: str) -> None:
+    asked = {"text": name, "k": 1, "filter": {"kind": "photograph"}}
+    (found,) = client.post("/retrieve", json=asked).json()["results"]
+    assert found["metadata"]["name"] == name
+    image = {"item": {"gallery": "default", "id": found["id"]}}
+    answer = client.post("/segment", json={"image": image, "classes": [*PHOTOGRAPHS, "house", "tree", "fish"]})
+    areas = {one["name"]: one["area"] for one in answer.json()["classes"]}
+    assert max(areas, key=areas.__getitem__) == name
 
 
 def test_sketch_and_words_together_lie_between(client: httpx.Client) -> None:

@@ -209,7 +209,7 @@ def test_a_sample_is_segmented_by_words_and_saved_in_every_form(opened: Page, tm
     expect(page.locator(".tip")).to_contain_text("of the image, score")
     for mode in ("Outline", "Cut out", "Fill"):
         page.get_by_role("button", name=mode, exact=True).click()
-    page.get_by_label("smallest island").fill("0.5")
+    page.get_by_label("smallest island").fill("1")
     page.wait_for_selector(".stage:not(.busy) .masks")
     files = {}
     for kind in ("COCO JSON", "polygons", "label map", "overlay", "cut-outs"):

@@ -189,7 +189,7 @@ def train_photographs_command(
     runs: RunsOption = RUNS,
     minutes: Annotated[float, typer.Option(help="Wall-clock budget of each stage.")] = 60.0,
     steps: Annotated[int, typer.Option(help="Steps of the pooled stage in all; 0 for the recipe's own.")] = 0,
-    dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all; 0 for none.")] = 1200,
+    dense_steps: Annotated[int, typer.Option(help="Steps of the dense stage in all; 0 for none.")] = 3000,
     scenes: Annotated[int, typer.Option(help="Composed scenes of the dense stage.")] = 4000,
     shares: Annotated[int, typer.Option(min=1, max=64, help="Of 64 shares of everything, for a quicker run.")] = 64,
     seed: SeedOption = 0,

@@ -31,7 +31,7 @@ from training.heads.recipe import Course, HeadPlan, HeadRecord, Joined, Run, rea
 from training.loop import Progress, Schedule
 
 PHOTOGRAPHS = Course(
-    steps=3000,
+    steps=1200,
     rate=1e-3,
     cell_dropout=0.0,
     fused_dropout=0.2,
