@@ -8,7 +8,7 @@ import { HOUSE, read, SIDE, written } from "./strokes.js";
 import { VermouthError } from "./vermouth.js";
 
 const PAGE = 24;
-const WHILE_DRAWING_MS = 60; // between queries of one stroke
+const WHILE_DRAWING_MS = 60; // least rest between an answer and the next query of one stroke
 
 export function open(shell) {
   return new Draw(shell);
@@ -39,7 +39,10 @@ class Draw {
   show() {
     const { shell } = this;
     this.live = shell.client.live({
-      onresults: (answer, ms) => this.#answered(answer, ms),
+      onresults: (answer, ms) => {
+        this.restUntil = performance.now() + Math.max(WHILE_DRAWING_MS, ms); // so that the pen mostly rises while nothing is computed
+        this.#answered(answer, ms);
+      },
       onproblem: (problem) => shell.problem(new VermouthError(problem.status, problem, problem.retry_after_s ?? null)),
       onstate: (state) => this.#connection(state),
     });
@@ -139,8 +142,7 @@ class Draw {
     if (isWhole) {
       this.shell.link({ d: this.pad.ghost ? null : written(this.pad.strokes) });
       if (!this.pad.ghost) this.state.textContent = "";
-    } else if (!this.pad.all.length || now - (this.lastSent ?? 0) < WHILE_DRAWING_MS) return; // a dot is no drawing yet
-    this.lastSent = now;
+    } else if (!this.pad.all.length || this.live.newest || now < this.restUntil) return; // a dot is no drawing yet
     this.search();
     this.penUp = isWhole ? { at: now, seq: this.live.seq } : null;
   }
