@@ -1,10 +1,12 @@
 """`vermouth eval pictures`: a running service's answers as PNGs for the documents; and the sheets they are drawn on.
 
-Queries are validation drawings and evaluation scenes, which no training of the embedded default uses.
+Queries are validation drawings, evaluation scenes and the demo's photographs, which no training of the embedded default
+uses.
 """
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ SKETCHED = "bicycle"
 SHOTS = 3
 MAX_FILE_BYTES = 150_000
 
+_PHOTOGRAPH = (240, 180)  # size of a photograph, px
 _CELL = 104  # side of a cell's image, px
 LINE = 15  # height of a line of text, px
 _GAP = 8  # around and between cells, px
@@ -70,6 +73,7 @@ def images_command(
                 "retrieve": retrieve_image(client, data, gallery),
                 "segment": segment_image(client, data, (scene, scene + 1)),
                 "fewshot": fewshot_image(client, data),
+                "photographs": photographs_image(client, gallery),
                 "sketch": _drawn(_validation(data, SKETCHED)[0]).resize((256, 256), Image.Resampling.LANCZOS),
                 "scene": Image.fromarray(compose_evaluation_scene(seen_evaluation_pool(data), scene).pixels),
             }
@@ -107,13 +111,31 @@ def segment_image(client: httpx.Client, data: DataSet, numbers: Sequence[int]) -
     rows = []
     for number in numbers:
         scene = compose_evaluation_scene(pool, number)
-        sent = {"base64": _base64(Image.fromarray(scene.pixels))}
-        body = {"image": sent, "classes": list(scene.prompts), "format": "label_map"}
-        answer = _send(client, "POST", "/segment", json=body).json()
-        with Image.open(io.BytesIO(base64.b64decode(answer["label_map"]))) as label_map:
-            labels = np.asarray(label_map)
+        labels = _labels(client, Image.fromarray(scene.pixels), scene.prompts)
         rows.append(scene_row(scene, labels, title="sent"))
     return below(rows)
+
+
+def photographs_image(client: httpx.Client, gallery: str) -> Image.Image:
+    """All photographs of the demo: the place of each by its name, and its masks by all their names."""
+    only = {"kind": "photograph"}
+    asked = {"filter": json.dumps(only), "limit": 10}
+    items = _send(client, "GET", f"/galleries/{gallery}/items", params=asked).json()["items"]
+    if not items:
+        raise DataError(f"the gallery {gallery} has no photographs: fill it with `vermouth gallery demo`")
+    names, columns = [item["metadata"]["name"] for item in items], []
+    for name, item in zip(names, items, strict=True):
+        stored = _opened(_send(client, "GET", item["image_url"]).content).convert("RGB")
+        image = ImageOps.pad(stored, _PHOTOGRAPH, color="white")
+        body = {"text": name, "gallery": gallery, "k": len(names), "filter": only}
+        found = [one["id"] for one in _send(client, "POST", "/retrieve", json=body).json()["results"]]
+        labels = _labels(client, image, names)
+        shares = [(each, (labels == number).mean()) for number, each in enumerate(names, 1)]
+        masks = ", ".join(f"{each} {share:.0%}" for each, share in shares if share) or "nothing"
+        shown = [_titled(image, f"“{name}”: place {found.index(item['id']) + 1}")]
+        shown.append(_titled(overlay(np.asarray(image), labels), masks))
+        columns.append(np.asarray(ImageOps.expand(below(shown), _GAP, "white")))
+    return Image.fromarray(np.hstack(columns))
 
 
 def fewshot_image(client: httpx.Client, data: DataSet) -> Image.Image:
@@ -141,6 +163,13 @@ def fewshot_image(client: httpx.Client, data: DataSet) -> Image.Image:
         predicted = [_predicted(queries[query][2], word, predictions[query]) for query in asked]
         rows.append([*shown, Cell(image=None, lines=[]), *predicted])
     return grid(rows)
+
+
+def _labels(client: httpx.Client, image: Image.Image, names: Sequence[str]) -> NDArray[np.uint8]:
+    body = {"image": {"base64": _base64(image)}, "classes": list(names), "format": "label_map"}
+    answer = _send(client, "POST", "/segment", json=body).json()
+    with Image.open(io.BytesIO(base64.b64decode(answer["label_map"]))) as label_map:
+        return np.asarray(label_map, np.uint8)
 
 
 def _validation(data: DataSet, word: str) -> list[DrawingRecord]:
