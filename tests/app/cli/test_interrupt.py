@@ -12,6 +12,12 @@ import pytest
 from tests.app.api.images import png
 from tests.client.scripted import Request, scripted
 
+SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
+from app.cli.main import app
+app()
+"""
 EPISODE = {"id": "ep_1", "name": "pets", "version": 1, "method": "prototype", "fingerprint": "", "expires_at": None}
 ANSWERS = {
     "GET /readyz": {"status": "ready", "features": [], "training_free": False},
@@ -50,7 +56,7 @@ def test_a_command_that_waits_for_the_service_ends_at_once(arguments: str, tmp_p
             is_over.wait(60)
 
     with scripted(answer) as url:
-        command = [sys.executable, "-c", "from app.cli.main import app; app()", *shlex.split(arguments), "--url", url]
+        command = [sys.executable, "-c", SCRIPT, *shlex.split(arguments), "--url", url]
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             assert is_asked.wait(20), process.communicate()
