@@ -57,15 +57,16 @@ def test_a_command_that_waits_for_the_service_ends_at_once(arguments: str, tmp_p
 
     with scripted(answer) as url:
         command = [sys.executable, "-c", SCRIPT, *shlex.split(arguments), "--url", url]
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        try:
-            assert is_asked.wait(20), process.communicate()
-            process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=20)
-        finally:
-            is_over.set()
-            process.kill()
-            process.wait()
+        with subprocess.Popen(
+            command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                assert is_asked.wait(20), process.communicate()
+                process.send_signal(signal.SIGINT)
+                output, errors = process.communicate(timeout=20)
+            finally:
+                is_over.set()
+                process.kill()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert errors.strip().splitlines()[-1].startswith("interrupted")
