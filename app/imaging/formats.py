@@ -34,7 +34,7 @@ MAX_SCANS = 100
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # with a length behind it, or the end
-_JPEG_FILL = b"\x55" * 64
+_JPEG_FILL = b"\xfe\x55" * 32  # long codes and short ones: of 1,800 cut files this shows all, 0x55 alone 96 of 100
 
 
 def has_image_bytes(head: bytes) -> bool:
