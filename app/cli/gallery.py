@@ -1,4 +1,4 @@
-"""`vermouth gallery`: galleries of a running service; `demo` fills one with OpenMoji from the installed package."""
+"""`vermouth gallery`: galleries of a running service; `demo` fills one from the installed packages."""
 
 import json
 import sys
@@ -48,7 +48,7 @@ def demo_command(
     wait_s: _WaitS = 600.0,
     key: Key = None,
 ) -> None:
-    """Add OpenMoji's images, skip those already added, and print a curl command to try."""
+    """Add OpenMoji's images and five photographs, skip those already added, and print a curl command to try."""
     check_gallery_name(gallery)
     console = Console(stderr=True)
     with open_client(url, key) as client:

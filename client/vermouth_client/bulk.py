@@ -26,7 +26,7 @@ from vermouth_client.models import ItemsWritten
 MAX_BATCH_BYTES = 16 << 20  # of JSON; the service takes 32 MiB a request
 _OF_ONE_ITEM = (BodyTooLarge, DeadlineExceeded, ImageTooLarge, Invalid, Malformed, TooMuchWork)
 """Refusals of a whole request that one item may cause; halves find it."""
-_SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .avif .gif .bmp .dib .tif .tiff".split())
+SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .avif .gif .bmp .dib .tif .tiff".split())
 _ID, _ODD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}"), re.compile(r"[^A-Za-z0-9._:-]+")
 Batch = list[tuple[str, bytes]]
 """Ids, and the JSON of the items."""
@@ -81,7 +81,7 @@ def folder_items(folder: str | os.PathLike[str]) -> Iterator[NewItem]:
     """
     for path in sorted(Path(folder).rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.suffix.lower() in _SUFFIXES and not any(part.startswith(".") for part in parts) and path.is_file():
+        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts) and path.is_file():
             name = "/".join(parts)
             yield NewItem(path, id=item_id(name), metadata={"path": _bytes_of(name).decode("utf-8", "replace")})
 

@@ -29,7 +29,7 @@ from vermouth_client import (
     Svg,
     folder_items,
 )
-from vermouth_client.bulk import MAX_BATCH_BYTES, Batch, Bulk, item_id
+from vermouth_client.bulk import MAX_BATCH_BYTES, SUFFIXES, Batch, Bulk, item_id
 from vermouth_client.errors import DeadlineExceeded, DiskFull, Invalid, ResponseLost, TooMuchWork
 from vermouth_client.models import ItemOutcome, ItemsWritten
 
@@ -63,6 +63,10 @@ NAMES = ["a.png", "b/c d (1).PNG", "été.webp", "猫.jpg", "-dash.jpg", f"{'x' 
 @pytest.mark.parametrize("name", [*NAMES, "..", "é", "x" * 300, os.fsdecode(b"\xff.png")])
 def test_ids_of_files_are_those_of_the_command_line(name: str) -> None:
     assert item_id(name) == files.item_id(name)
+
+
+def test_suffixes_of_images_are_those_of_the_command_line() -> None:
+    assert SUFFIXES == files.SUFFIXES
 
 
 def test_a_folder_is_the_images_in_it_with_ids_that_the_service_takes(tmp_path: Path) -> None:
