@@ -1,10 +1,11 @@
 """Clients that tools generate from the OpenAPI document: a Python one calls every route, TypeScript types compile.
 
 The tools are no dependency: `pip install openapi-python-client` and `npm install openapi-typescript typescript`
-somewhere on the PATH.
+somewhere on the PATH, and attrs and python-dateutil, which generated clients need, on the PYTHONPATH.
 """
 
 import asyncio
+import contextlib
 import json
 import shutil
 import subprocess
@@ -63,7 +64,8 @@ async def test_a_generated_python_client_calls_every_route(tmp_path: Path, monke
     try:
         async with served(new_app(FakeEncoder(), tmp_path / "data")) as port:
             client = Client(port)
-            await asyncio.to_thread(_call_everything, client)
+            with contextlib.closing(client.http):
+                await asyncio.to_thread(_call_everything, client)
     finally:
         for name in [one for one in sys.modules if one.partition(".")[0] == "generated"]:
             del sys.modules[name]
