@@ -162,8 +162,7 @@ def _requests(examples: Sequence[Example]) -> Iterator[dict[str, list[Any]]]:
 
 
 def _add(client: "Client", episode: "EpisodeReport", parts: Sequence[dict[str, list[Any]]]) -> "EpisodeReport":
-    with progress(Console(stderr=True)) as bar:
-        bar.disable = len(parts) < 2
+    with progress(Console(stderr=True), is_shown=len(parts) > 1) as bar:
         for part in bar.track(parts, description="adding examples"):
             episode = client.add_support(episode.id, part, version=episode.version)
     return episode

@@ -133,12 +133,12 @@ def _end_at_once() -> NoReturn:
     os._exit(EXIT_INTERRUPTED)
 
 
-def progress(console: "Console") -> "Progress":
+def progress(console: "Console", *, is_shown: bool = True) -> "Progress":
     """Returns a progress bar with counts and the remaining time."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
+    return Progress(*columns, console=console, disable=not is_shown)
 
 
 def read_settings(**options: object) -> "Settings":

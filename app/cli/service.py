@@ -92,8 +92,7 @@ def ask(
     refused = 0
     remaining = iter(sources)
     waiting: deque[tuple[Source, Future[T]]] = deque()
-    with progress(console) as bar, _threads() as pool:
-        bar.disable = len(sources) <= 1
+    with progress(console, is_shown=len(sources) > 1) as bar, _threads() as pool:
         task = bar.add_task(description, total=len(sources))
         while True:
             for source in islice(remaining, 2 * CONCURRENCY - len(waiting)):

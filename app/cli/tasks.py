@@ -9,7 +9,7 @@ import typer
 
 from app.cli.classset import class_of
 from app.cli.episode import episode_id
-from app.cli.output import AsCsv, AsJson, Rows
+from app.cli.output import AsCsv, AsJson, Rows, Show
 from app.cli.service import DEFAULT_URL, Key, Url, ask, connect
 from app.cli.sources import HELP, file_for, find_images, write_whole
 
@@ -40,6 +40,7 @@ def retrieve(
     sheet: Annotated[
         Path | None, typer.Option(help="Write a PNG of the results; a folder of them if there are several sources.")
     ] = None,
+    show: Show = False,
     reproducible: _Reproducible = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -57,12 +58,16 @@ def retrieve(
         for rank, one in enumerate(answer.results, start=1):
             record = {"source": name, "rank": rank, "score": one.score, "id": one.id, "metadata": one.metadata}
             rows.add(record, image_url=one.image_url)
+        if out is None and not show:
+            return
+        sheet_png = io.BytesIO()
+        answer.sheet().save(sheet_png, format="PNG")
         if out is not None:
-            sheet_png = io.BytesIO()
-            answer.sheet().save(sheet_png, format="PNG")
             write_whole(out, sheet_png.getvalue())
+        if show:
+            rows.add_image(name, sheet_png.getvalue())
 
-    with Rows(as_json=as_json, as_csv=as_csv) as rows, connect(url, key) as client:
+    with Rows(as_json=as_json, as_csv=as_csv, show=show) as rows, connect(url, key) as client:
         if not queries:
             add(text or "like", client.retrieve(**options), sheet)
 
@@ -88,6 +93,7 @@ def segment(
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Write a PNG of class indexes; a folder as above.")] = None,
     coco: Annotated[Path | None, typer.Option(help="Write a COCO document; a folder as above.")] = None,
+    show: Show = False,
     reproducible: _Reproducible = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -102,10 +108,10 @@ def segment(
     options |= {"background": background, **{name: value for name, value in chosen.items() if value is not None}}
     images = find_images(sources)
 
-    def call(image: "ImageLike") -> tuple["SegmentResponse", list[tuple[Path, str, bytes]]]:
-        """The answer, and what to write; the service has the pass of the first call in its cache."""
+    def call(image: "ImageLike") -> tuple["SegmentResponse", list[tuple[Path | None, str, bytes]]]:
+        """The answer, and what to write, or to show; the service has the pass of the first call in its cache."""
         found, files = client.segment(image, **options), []
-        if overlay is not None:
+        if overlay is not None or show:
             files.append((overlay, ".png", client.segment_png(image, overlay=True, **options)))
         if labels is not None:
             files.append((labels, ".labels.png", client.segment_png(image, **options)))
@@ -113,7 +119,7 @@ def segment(
             files.append((coco, ".json", json.dumps(client.segment_coco(image, **options)).encode()))
         return found, files
 
-    with Rows(as_json=as_json, as_csv=as_csv) as rows, connect(url, key) as client:
+    with Rows(as_json=as_json, as_csv=as_csv, show=show) as rows, connect(url, key) as client:
         for source, (answer, files) in ask(images, call, "segmenting"):
             absent = [one.name for one in answer.classes if not one.area]
             if absent and len(images) == 1:
@@ -124,7 +130,10 @@ def segment(
                     mask = one.model_dump(by_alias=True)["mask"]
                     rows.add(record | {"bbox": one.bbox and list(one.bbox)}, area=one.area, mask=mask)
             for out, suffix, content in files:
-                write_whole(file_for(out, source, images, suffix), content)
+                if out is not None:
+                    write_whole(file_for(out, source, images, suffix), content)
+                if show and suffix == ".png":
+                    rows.add_image(source.name, content)
 
 
 @classify_app.command()
