@@ -49,9 +49,7 @@ class GalleryTask:
         Returns:
             The write's `seq`, whether the gallery is new, and its state.
         """
-        # Written and read in two turns: the state shows the write, and maybe a later one.
-        seq, is_new = await self._database.run_write(self._galleries.put, name, description)
-        return seq, is_new, await self.get(name)
+        return await self._database.run_write(self._put, name, description)
 
     async def wait_for(self, seq: int, *, timeout_s: float) -> None:
         """Wait until this process has applied the write `seq`.
@@ -94,6 +92,11 @@ class GalleryTask:
     def lag(self) -> int:
         """How many writes the indexes are behind the change log; read from memory."""
         return self._indexes.lag
+
+    def _put(self, name: str, description: str | None) -> tuple[int, bool, GalleryState]:
+        # Read in the write's own turn: a read that found no place would refuse what was written.
+        seq, is_new = self._galleries.put(name, description)
+        return seq, is_new, self._state(name)
 
     def _state(self, name: str) -> GalleryState:
         """One gallery and its index. Raises NotFound."""
