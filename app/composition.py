@@ -120,7 +120,8 @@ def assemble_services(
     workers, threads = settings.workers_on(bundle.device, is_large=bundle.parameters > LARGE_PARAMETERS)
     device = DeviceExecutor(encoder, workers=workers, threads=threads)
     device.export_memory(platform.telemetry.device_memory)
-    platform.images.size_tiles(bundle.tasks["segmentation"].tile_side)
+    masks = bundle.tasks["segmentation"]
+    platform.images.size_tiles(masks.tile_side, most=masks.max_tiles)
     sides = sorted({task.resolution for task in bundle.tasks.values()})
     cache = ByteLru[CacheKey, Features](
         CACHE_BYTES if settings.feature_cache_bytes is None else settings.feature_cache_bytes

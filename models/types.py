@@ -128,6 +128,7 @@ class TaskProfile:
         timestep: diffusion time step.
         templates: prompt templates for names, each with one `{}`.
         tile: side of the square of an image that a tile of its masks shows, px; None for `resolution`.
+        max_tiles: largest number of tiles of an image.
         features: those that the task's vectors hold, in order, with their weights in the similarity of two images,
             which sum to one.
     """
@@ -136,6 +137,7 @@ class TaskProfile:
     timestep: int
     templates: tuple[str, ...]
     tile: int | None = None
+    max_tiles: int = 16
     features: Mapping[str, float] = field(default_factory=lambda: {"semantic": 1.0})
 
     @property

@@ -127,9 +127,10 @@ class ImageDecoder:
         with self._turn():
             return cast(bytes, await self._made(Product.THUMBNAIL, EncodedImage(data=data), _uncharged, size))
 
-    def size_tiles(self, side: int) -> None:
-        """Let a tile show a square of `side` px of an image from now on, whatever the size of its view."""
+    def size_tiles(self, side: int, *, most: int) -> None:
+        """Let a tile show a square of `side` px of an image from now on, and cut at most so many; see `limit_tiles`."""
         self._tile = side
+        self.limit_tiles(most)
 
     def limit_tiles(self, most: int) -> None:
         """Cut images into at most so many tiles from now on, if that is less than the limit."""

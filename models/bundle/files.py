@@ -246,7 +246,7 @@ def fingerprint(manifest: Manifest, *, numerics: str) -> str:
 
 
 def _described(manifest: Manifest, name: TaskName) -> dict[str, Any]:
-    described = manifest.tasks[name].model_dump(mode="json", exclude={"features", "tile"})
+    described = manifest.tasks[name].model_dump(mode="json", exclude={"features", "tile", "max_tiles"})
     # Without weights and tiles, which shape nothing that is stored; and as before where the vectors are.
     stored = list(manifest.compared(name))
     return described if stored == ["semantic"] else {**described, "features": stored}

@@ -222,6 +222,7 @@ class TaskConfig(_Model):
         timestep: diffusion time step.
         templates: prompts with one `{}`.
         tile: side of the square of an image that a tile of its masks shows, px; None for the resolution.
+        max_tiles: largest number of tiles of an image; tiles of larger images show more.
         features: weights of the features by which images are compared with images: the similarity is the weighted mean
             of their cosines. Sketches and texts are compared by `semantic` alone, masks by `dense`.
     """
@@ -230,6 +231,7 @@ class TaskConfig(_Model):
     timestep: int = Field(ge=0, le=999)
     templates: tuple[str, ...] = ("{}",)
     tile: int | None = Field(default=None, ge=32, le=2048)
+    max_tiles: int = Field(default=16, ge=0, le=256)
     features: dict[PooledFeature, Annotated[float, Field(gt=0, le=1000)]] = Field({"semantic": 1.0}, min_length=1)
 
 

@@ -45,6 +45,7 @@ TAPS = ("mid", "up_0", "up_1", "up_2", "up_3")
 MINI_DIMENSION = 384  # of MiniLM's embeddings, the text space
 MINI_TIMESTEP = 50
 MINI_SIDE = 128
+MINI_TILES = 9  # more would each show too little of a large photograph
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 HEAD_FILES = ("uhead.safetensors", "segmentation.safetensors")
 ADAPTERS = "expert.safetensors"  # the expert's, beside the heads
@@ -202,7 +203,7 @@ def _manifest(
 
     task = TaskConfig(resolution=side, timestep=MINI_TIMESTEP)
     # A tile that is shown larger than the backbone sees it would lose its detail.
-    masks = task if side == MINI_SIDE else task.model_copy(update={"tile": MINI_SIDE})
+    masks = task if side == MINI_SIDE else task.model_copy(update={"tile": MINI_SIDE, "max_tiles": MINI_TILES})
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=name,

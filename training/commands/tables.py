@@ -273,7 +273,7 @@ def _scene_tables(data: DataSet, frozen: FrozenParts, heads: Sequence[TrainedHea
         for index in range(scenes):
             scene = compose_evaluation_scene(pool, index)
             height, width = scene.pixels.shape[:2]
-            boxes = plan_views(height, width, profile.tile or profile.resolution)
+            boxes = plan_views(height, width, profile.tile or profile.resolution, max_tiles=profile.max_tiles)
             maps = frozen.maps(segmentation.views_of(scene.pixels, boxes, profile.resolution))
             embed = frozen.extractor.text.embeddings
             texts = segmentation.class_embeddings(embed, scene.prompts, profile.templates)

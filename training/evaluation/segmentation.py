@@ -93,7 +93,7 @@ def segmenter(loaded: LoadedBundle) -> Segment:
 
     def segment(pixels: NDArray[np.uint8], names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         height, width = pixels.shape[:2]
-        boxes = plan_views(height, width, profile.tile_side)
+        boxes = plan_views(height, width, profile.tile_side, max_tiles=profile.max_tiles)
         views = views_of(pixels, boxes, profile.resolution)
         dense = loaded.encoder.encode_images(plain_batch(views, profile.timestep)).dense.numpy()
         texts = class_embeddings(lambda strings: loaded.encoder.encode_texts(strings).pooled, names, profile.templates)
