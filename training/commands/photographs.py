@@ -10,6 +10,7 @@ import typer
 from numpy.typing import NDArray
 
 from models.bundle.build import LoadedBundle, load_bundle
+from models.bundle.pack import PHOTOGRAPH_SIDE
 from models.text import load_minilm
 from models.transforms import PREPROCESSING_VERSION
 from training.commands.reports import Row, report
@@ -28,6 +29,9 @@ def photographs_command(
     out: Annotated[Path, typer.Option(help="Folder of the JSON and Markdown.")] = Path("docs/results"),
     cache: Annotated[Path, typer.Option(help="Folder of features, each computed once.")] = DEFAULT_CACHE,
     episodes: Annotated[int, typer.Option(min=2, help="Episodes a setting.")] = 600,
+    side: Annotated[
+        list[int], typer.Option(min=32, help="Side of the views of the expert without training, px; repeatable.")
+    ] = [PHOTOGRAPH_SIDE],  # noqa: B006 - typer copies it
     masks: Annotated[int, typer.Option(min=0, help="Photographs asked for ten names; 0 leaves masks out.")] = 200,
     threads: ThreadsOption = 1,
 ) -> None:
@@ -35,7 +39,8 @@ def photographs_command(
     torch.set_num_threads(threads)
     loaded = [load_bundle(one, device="cpu") for one in bundle]
     protocols = _Protocols(data, cache.expanduser(), episodes)
-    contenders = [photographs.untrained_expert(load_minilm().embeddings), *map(photographs.served, loaded)]
+    embed = load_minilm().embeddings
+    contenders = [*(photographs.untrained_expert(embed, one) for one in side), *map(photographs.served, loaded)]
     text: list[Row] = []
     sketch: list[Row] = []
     shots: list[Row] = []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from models.bundle.build import LoadedBundle
-from models.bundle.pack import PHOTOGRAPH_SIDE, lite0_part, mini_posteriors_shape
+from models.bundle.pack import lite0_part, mini_posteriors_shape
 from models.bundle.parts import load_classifier, load_expert
 from models.encoder import TrainedNetwork
 from models.heads.posteriors import ClassPosteriors
@@ -163,8 +163,8 @@ def _parts(pooled: torch.Tensor, features: torch.Tensor, logits: torch.Tensor, p
     return {kind: values.float().numpy() for kind, values in found.items()}
 
 
-def untrained_expert(embed: Callable[[Sequence[str]], torch.Tensor]) -> Contender:
-    """The expert without training at `PHOTOGRAPH_SIDE`: its posteriors, and its features, centred."""
+def untrained_expert(embed: Callable[[Sequence[str]], torch.Tensor], side: int) -> Contender:
+    """The expert without training, on views of `side` px: its posteriors, and its features, centred."""
     expert, classifier = load_expert(lite0_part(), _NOWHERE).eval(), load_classifier(lite0_part(), _NOWHERE)
     names = embed(imagenet_names())
     posteriors = ClassPosteriors(mini_posteriors_shape(), names.shape[1]).eval()
@@ -177,9 +177,9 @@ def untrained_expert(embed: Callable[[Sequence[str]], torch.Tensor]) -> Contende
         return {"posteriors": posteriors.vectors(classifier.logits(mean)).numpy(), CENTRED: mean.numpy()}
 
     return Contender(
-        name=f"expert, no training, {PHOTOGRAPH_SIDE} px",
+        name=f"expert, no training, {side} px",
         model=f"{lite0_part()!r}, {mini_posteriors_shape()!r}",
-        side=PHOTOGRAPH_SIDE,
+        side=side,
         encode=encode,
         embed=embed,
         semantic=("posteriors",),
