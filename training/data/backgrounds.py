@@ -114,6 +114,7 @@ def _plain(generator: np.random.Generator, side: int) -> NDArray[np.float32]:
 
 TEXTURES: tuple[Family, ...] = (_noise, _gradient, _stripes, _blobs, _fibres, _dots)
 TRAINING_FAMILIES: tuple[Family, ...] = (*TEXTURES, _plain, _plain)  # twice: one scene in four
+EVEN_FAMILIES: tuple[Family, ...] = (_plain, _gradient)
 HELD_OUT_FAMILIES: tuple[Family, ...] = (_checks, _rings, _bricks)
 
 

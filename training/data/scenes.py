@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import DataError
-from training.data.backgrounds import HELD_OUT_FAMILIES, TEXTURES, TRAINING_FAMILIES, Family, render_background
+from training.data.backgrounds import (
+    EVEN_FAMILIES,
+    HELD_OUT_FAMILIES,
+    TEXTURES,
+    TRAINING_FAMILIES,
+    Family,
+    render_background,
+)
 from training.data.dataset import DataSet, ImageRecord
 
 SCENE_SIDE = 256  # side of a scene of the protocol, px
@@ -38,6 +45,8 @@ class Layout:
 EVALUATION_LAYOUT = Layout(families=(*TEXTURES, *HELD_OUT_FAMILIES), counts=(3, 5), sizes=(0.35, 0.6))
 TRAINING_LAYOUT = Layout(families=TRAINING_FAMILIES, counts=(1, 5), sizes=(0.3, 0.75))
 """Wider than the protocol's: many users send an image of a single thing on white."""
+EVEN_LAYOUT = Layout(families=EVEN_FAMILIES, counts=(1, 2), sizes=(0.3, 0.9))
+"""Tiles of these show an even ground and a part of an object, which those of other scenes hardly ever do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

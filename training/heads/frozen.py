@@ -18,7 +18,7 @@ from models.text import load_minilm
 from training.data.backgrounds import TRAINING_FAMILIES
 from training.data.dataset import DataSet
 from training.data.photographs import ImageFiles, concepts_by_thing, concepts_of, photographed_background
-from training.data.scenes import TRAINING_LAYOUT
+from training.data.scenes import EVEN_LAYOUT, TRAINING_LAYOUT
 from training.devices import CPU, batch_size, to_input
 from training.heads.caches import FrozenCaches
 from training.heads.feature_store import EXPERT_CELLS, TAP_CELLS, DeviceStore, in_batches, joined
@@ -162,7 +162,7 @@ def with_scenes(
     others: Mapping[str, tuple[NDArray[np.uint8], SceneViews]],
     scenes: int,
 ) -> HeadData:
-    """Adds scenes: composed ones, half of them on photographs, and others.
+    """Adds scenes: composed ones, half of them on photographs, half as many on even ground, and others.
 
     Args:
         data: of `photograph_features`.
@@ -170,29 +170,36 @@ def with_scenes(
         caches: of the maps; they say how large a view is.
         photographs: whose backgrounds scenes are composed on.
         others: views of the same side by the name of their cache, see `training.heads.photograph_scenes`.
-        scenes: composed, four of five of seen classes.
+        scenes: composed without those on even ground, four of five of seen classes.
     """
-    unseen, background = scenes // 5, photographed_background(photographs, is_validation=False)
+    background = photographed_background(photographs, is_validation=False)
     families = (*TRAINING_FAMILIES, *[background] * len(TRAINING_FAMILIES))
-    name = f"scenes-{scenes - unseen}-{unseen}-on-photographs-tiled-at-{caches.side}"
-    composed, shown = build_scene_views(
-        dataset,
-        caches.folder / name,
-        seen=scenes - unseen,
-        unseen=unseen,
-        side=caches.side,
-        layout=dataclasses.replace(TRAINING_LAYOUT, families=families),
-        progress=caches.progress,
-    )
-    stores = [caches.maps(name, composed)]
-    stores += [caches.maps(f"{other}-at-{caches.side}", pixels) for other, (pixels, _) in others.items()]
-    every = functools.reduce(operator.add, (views for _, views in others.values()), shown)
-    names = every.prompts()
+    layouts = {
+        "photographs": (dataclasses.replace(TRAINING_LAYOUT, families=families), scenes),
+        "even": (EVEN_LAYOUT, scenes // 2),
+    }
+    every = {}
+    for ground, (layout, count) in layouts.items():
+        unseen = count // 5
+        name = f"scenes-{count - unseen}-{unseen}-on-{ground}-tiled"
+        every[name] = build_scene_views(
+            dataset,
+            caches.folder / f"{name}-at-{caches.side}",
+            seen=count - unseen,
+            unseen=unseen,
+            side=caches.side,
+            layout=layout,
+            progress=caches.progress,
+        )
+    every |= others
+    stores = [caches.maps(f"{name}-at-{caches.side}", pixels) for name, (pixels, _) in every.items()]
+    shown = functools.reduce(operator.add, (views for _, views in every.values()))
+    names = shown.prompts()
     return HeadData(
         views=data.views,
         store=data.store,
         pixels=None,
-        scenes=every,
+        scenes=shown,
         scene_store=DeviceStore.joined(stores, data.device),
         scene_pixels=None,
         scene_names=dict(zip(names, load_minilm().embeddings(names), strict=True)),

@@ -86,10 +86,10 @@ def test_views_and_scenes_have_the_maps_that_serving_has(images: DataSet, tmp_pa
         ),
     )
     whole = with_scenes(data, images, caches, photographs=photographs, others={"clothing": clothing}, scenes=5)
-    assert len(whole.scene_store) == len(whole.scenes.labels) == 2 * 5 + 2
+    assert len(whole.scene_store) == len(whole.scenes.labels) == 2 * (5 + 2) + 2
     assert {"hat", "coat", "tie", "dress"} < set(whole.scene_names)
-    assert whole.scenes.is_unseen.tolist() == [False] * 8 + [True] * 3 + [False]
-    maps = whole.scene_store.read(torch.tensor([11]))
+    assert whole.scenes.is_unseen.tolist() == [False] * 8 + [True] * 2 + [False] * 4 + [True, False]
+    maps = whole.scene_store.read(torch.tensor([15]))
     assert maps["expert.3"].shape == (1, 320, 4, 4)
     assert maps[CLASS_MAP].shape == (1, 320, 7, 7)
 
