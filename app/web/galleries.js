@@ -40,7 +40,7 @@ class Galleries {
 
   /** Shows the galleries and the current one's items again. */
   reload() {
-    return this.#do(async () => {
+    return this.reading = this.#do(async () => {
       this.importing?.stop();
       if (this.shown !== this.shell.gallery) this.detail.replaceChildren(); // nothing goes into the one before
       await this.shell.refresh();
@@ -129,10 +129,14 @@ class Galleries {
   }
 
   #deletion(name) {
-    const button = h("button", { class: "chip danger", disabled: true, onclick: () => this.#do(async () => {
-      await this.shell.client.send("DELETE", `galleries/${name}`, { query: { confirm: this.count ? name : null } });
-      this.shell.choose("default");
-    }) }, "Delete");
+    const button = h("button", { class: "chip danger", disabled: true, onclick: async () => {
+      await this.reading; // what is still asked for would be gone
+      this.grid.replaceChildren(); // and so would images that are not here yet
+      const query = { confirm: this.count ? name : null };
+      const isGone = await this.#do(async () => !!await this.shell.client.send("DELETE", `galleries/${name}`, { query }));
+      if (isGone) this.shell.choose("default");
+      else this.#fill();
+    } }, "Delete");
     const box = h("input", { type: "text", "aria-label": `Type ${name} to delete it`, placeholder: `type “${name}” to delete`, oninput: () => { button.disabled = box.value !== name; } });
     return h("span", { class: "row" }, box, button);
   }
