@@ -353,6 +353,8 @@ def test_odd_names_are_imported_and_every_other_file_is_named(
     page.wait_for_selector("text=2 images added.")
     page.get_by_text("1 rejected").click()
     assert "broken.jpg" in page.locator(".import-report").inner_text()
+    expect(page.locator(".items .card")).to_have_count(2)
+    page.wait_for_function("[...document.querySelectorAll('.items img')].every((image) => image.complete)")
     assert client.delete("/galleries/my-photos?confirm=my-photos").status_code == 204
 
 
