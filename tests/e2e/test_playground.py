@@ -329,7 +329,7 @@ def test_a_folder_a_zip_and_a_table_are_imported_filtered_and_deleted(opened: Pa
     page.get_by_role("tab", name="Teach").click()
     page.get_by_role("tab", name="Galleries").click()  # the gallery is shown again, and what was typed stays
     expect(page.locator(".items .card")).to_have_count(4)
-    page.wait_for_function("[...document.querySelectorAll('.items img')].every((image) => image.complete)")
+    page.locator(".items img").evaluate_all("images => Promise.all(images.map((image) => image.decode()))")
     page.get_by_role("button", name="Delete", exact=True).click()
     page.wait_for_selector(".gallery h2 >> text=default")
 
@@ -354,7 +354,7 @@ def test_odd_names_are_imported_and_every_other_file_is_named(
     page.get_by_text("1 rejected").click()
     assert "broken.jpg" in page.locator(".import-report").inner_text()
     expect(page.locator(".items .card")).to_have_count(2)
-    page.wait_for_function("[...document.querySelectorAll('.items img')].every((image) => image.complete)")
+    page.locator(".items img").evaluate_all("images => Promise.all(images.map((image) => image.decode()))")
     assert client.delete("/galleries/my-photos?confirm=my-photos").status_code == 204
 
 
