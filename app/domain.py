@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from models.types import MAX_TILES, ImageBatch, ImageFeatures, TextFeatures
 from models.types import BundleInfo as BundleInfo
-from models.types import ImageBatch, ImageFeatures, TextFeatures
 
 MEGAPIXEL = 1_000_000
 MIB = 1 << 20
@@ -105,7 +105,7 @@ class Limits:
     max_k: Annotated[int, Field(ge=1, le=100_000)] = 1000
     max_classes: Annotated[int, Field(ge=1, le=255)] = 255
     max_segment_strings: Annotated[int, Field(ge=1, le=100_000)] = 2048
-    max_tiles: Annotated[int, Field(ge=0, le=256)] = 16
+    max_tiles: Annotated[int, Field(ge=0, le=256)] = MAX_TILES
     max_stitch_bytes: Annotated[int, Field(ge=MIB, le=65536 * MIB)] = 256 * MIB
     max_ways: Annotated[int, Field(ge=2, le=100_000)] = 512
     max_support_per_way: Annotated[int, Field(ge=1, le=10_000)] = 64

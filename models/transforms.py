@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from models.errors import InputError
 from models.sketch.linework import trace_linework
-from models.types import to_unit_batch
+from models.types import MAX_TILES, to_unit_batch
 
 PREPROCESSING_VERSION = "4"
 
@@ -117,7 +117,7 @@ def whole_view(height: int, width: int) -> ViewBox:
     return ViewBox(top=(height - side) / 2, left=(width - side) / 2, side=side, is_whole=True)
 
 
-def plan_views(height: int, width: int, size: int, *, max_tiles: int = 16) -> tuple[ViewBox, ...]:
+def plan_views(height: int, width: int, size: int, *, max_tiles: int = MAX_TILES) -> tuple[ViewBox, ...]:
     """Returns the views that segmentation encodes: the whole image first, then overlapping tiles.
 
     One pixel of a tile is one pixel of the input, or more if `max_tiles` would not suffice. An image that is hardly

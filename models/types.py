@@ -20,6 +20,8 @@ Vectors = NDArray[np.float32]
 LARGE_PARAMETERS = 100_000_000
 """Networks with more take seconds an image on a CPU: recording a pass of Stable Diffusion 1.5 took six minutes of CPU
 and gained nothing, and packed weights are a copy per image size (docs/adr/0048). `mini` has 10 million."""
+MAX_TILES = 16
+"""Tiles of an image beside the whole of it, where a bundle names no other number."""
 FEATURES = ("semantic", "visual", "dense")
 """Features of an image, which every bundle has."""
 
@@ -137,7 +139,7 @@ class TaskProfile:
     timestep: int
     templates: tuple[str, ...]
     tile: int | None = None
-    max_tiles: int = 16
+    max_tiles: int = MAX_TILES
     features: Mapping[str, float] = field(default_factory=lambda: {"semantic": 1.0})
 
     @property

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, Field, RootModel, field_validato
 
 from models.heads.posteriors import PosteriorsConfig
 from models.heads.uhead import Tap, UHeadConfig
+from models.types import MAX_TILES
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
@@ -231,7 +232,7 @@ class TaskConfig(_Model):
     timestep: int = Field(ge=0, le=999)
     templates: tuple[str, ...] = ("{}",)
     tile: int | None = Field(default=None, ge=32, le=2048)
-    max_tiles: int = Field(default=16, ge=0, le=256)
+    max_tiles: int = Field(default=MAX_TILES, ge=0, le=256)
     features: dict[PooledFeature, Annotated[float, Field(gt=0, le=1000)]] = Field({"semantic": 1.0}, min_length=1)
 
 
