@@ -29,7 +29,9 @@ class Rows:
         if as_json and as_csv:
             raise typer.BadParameter("--json and --csv exclude each other: choose one.")
         if show and (as_json or as_csv or not (sys.stdin.isatty() and sys.stdout.isatty())):
-            raise typer.BadParameter("--show needs a terminal, without --json and --csv: write a file instead.")
+            raise typer.BadParameter(
+                "--show needs a terminal on stdin and stdout, without --json and --csv: write a file instead."
+            )
         self._as_json, self._as_csv = as_json, as_csv
         self._console = Console()
         self._table: Table | None = None

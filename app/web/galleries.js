@@ -130,12 +130,14 @@ class Galleries {
 
   #deletion(name) {
     const button = h("button", { class: "chip danger", disabled: true, onclick: async () => {
+      button.disabled = true; // once is enough
       await this.reading; // what is still asked for would be gone
       this.grid.replaceChildren(); // and so would images that are not here yet
       const query = { confirm: this.count ? name : null };
       const isGone = await this.#do(async () => !!await this.shell.client.send("DELETE", `galleries/${name}`, { query }));
-      if (isGone) this.shell.choose("default");
-      else this.#fill();
+      if (isGone) return this.shell.choose("default");
+      button.disabled = false;
+      return this.#fill();
     } }, "Delete");
     const box = h("input", { type: "text", "aria-label": `Type ${name} to delete it`, placeholder: `type “${name}” to delete`, oninput: () => { button.disabled = box.value !== name; } });
     return h("span", { class: "row" }, box, button);
