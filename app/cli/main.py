@@ -51,6 +51,7 @@ _REMEDIES = {  # if an optional module is not installed
 }
 _EXIT_BAD_SETTINGS = 2  # as for a wrong option
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
+_TICK_S = 0.5
 
 
 class CommandError(Exception):
@@ -65,7 +66,10 @@ class LazyGroup(TyperGroup):
         name, listed, rest = super().resolve_command(ctx, args)  # refuses unknown names
         if name is None:
             return name, listed, rest
-        module = importlib.import_module(_COMMANDS[name][0])
+        path, panel, _ = _COMMANDS[name]
+        module = importlib.import_module(path)
+        if panel is _ASK:
+            _tick(_TICK_S)
         return name, get_command(getattr(module, f"{name}_app")), rest  # e.g. `db_app` of app.cli.db
 
     def invoke(self, ctx: Any) -> Any:
@@ -87,6 +91,8 @@ class LazyGroup(TyperGroup):
             if _COMMANDS[ctx.invoked_subcommand][1] is _ASK:
                 _end_at_once()
             raise typer.Exit(EXIT_INTERRUPTED) from err
+        finally:
+            _tick(0)
 
 
 # Plain tracebacks: pretty ones may print local values, among them keys.
@@ -122,6 +128,12 @@ def refuse(sentence: str, err: Exception) -> NoReturn:
     """Ends a command with one line on stderr and exit code 1."""
     typer.secho(f"error: {sentence}", err=True, fg=typer.colors.RED)
     raise typer.Exit(1) from err
+
+
+def _tick(every_s: float) -> None:
+    """Interrupt waits of the main thread for an instant, or no more at 0: Python misses a Ctrl-C just before a wait."""
+    signal.signal(signal.SIGALRM, lambda _number, _frame: None)
+    signal.setitimer(signal.ITIMER_REAL, every_s, every_s)
 
 
 def _end_at_once() -> NoReturn:
