@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import ServiceError, TooMuchWork
-from app.imaging.drawings import draw_on_canvas, open_strokes, open_svg
+from app.imaging.drawings import LEAST_SIDE, draw_on_canvas, open_strokes, open_svg
 from app.imaging.messages import (
     FRAME,
     ORDER,
@@ -161,7 +161,10 @@ def _open(request: DecodeRequest) -> OpenedImage:
     source, limits = request.source, request.limits
     if isinstance(source, StrokesImage):
         return open_strokes(source, request.size, limits)
-    return open_svg(source.text, limits) if isinstance(source, SvgImage) else open_file(source.data, limits)
+    if isinstance(source, SvgImage):
+        least_side = 1 if request.product is Product.TILED else LEAST_SIDE  # masks have the drawing's own size
+        return open_svg(source.text, limits, least_side=least_side)
+    return open_file(source.data, limits)
 
 
 def _made(request: DecodeRequest, opened: OpenedImage, work_pixels: int) -> Answer:

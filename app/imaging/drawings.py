@@ -31,7 +31,8 @@ _PX = {
     "em": 16.0, "rem": 16.0, "ex": 8.0, "ch": 8.0,
 }  # fmt: skip
 _ASPECT = re.compile(r"\s*(?:none|xM(?:in|id|ax)YM(?:in|id|ax)(?:\s+(?:meet|slice))?)\s*")
-_LEAST_SIDE, _SCALED_SIDE = 16, 256  # px; a drawing in units of one is scaled to what an encoder sees
+LEAST_SIDE = 256  # px; icons of 16 and 24 px are found less well, and look coarse (docs/adr/0056)
+_LEAST_BOX = 16  # a view box below it is in units of its own, not in px
 _MAX_DEPTH = 32  # for the renderer, which recurses
 _MAX_ELEMENTS = 20_000
 
@@ -71,8 +72,11 @@ def draw_on_canvas(source: StrokesImage) -> NDArray[np.uint8]:
     return np.asarray(canvas, dtype=np.uint8)
 
 
-def open_svg(text: str, limits: Limits) -> OpenedImage:
-    """Check an SVG of paths and basic shapes; `read` renders it at its own size.
+def open_svg(text: str, limits: Limits, *, least_side: int = 1) -> OpenedImage:
+    """Check an SVG of paths and basic shapes; `read` renders it.
+
+    Args:
+        least_side: px; a smaller drawing is scaled until its longest side has it.
 
     Raises:
         UndecodableImage: not XML.
@@ -92,10 +96,12 @@ def open_svg(text: str, limits: Limits) -> OpenedImage:
         raise UndecodableImage("The root element is not <svg>.")
     work = _work(root, limits)
     view_box = _view_box(root)
-    width, height = _canvas(root, view_box, limits)
+    own = _canvas(root, view_box, limits)
+    scale = max(1.0, least_side / max(own))
+    width, height = (max(1, round(side * scale)) for side in own)
     safe = Element("svg", {"xmlns": NAMESPACE, "width": str(width), "height": str(height)})
-    if view_box is not None:
-        safe.set("viewBox", " ".join(map(repr, view_box)))
+    if view_box is not None or scale > 1:
+        safe.set("viewBox", " ".join(map(repr, view_box or [0, 0, *own])))
     if _ASPECT.fullmatch(root.get("preserveAspectRatio", "")):
         safe.set("preserveAspectRatio", root.get("preserveAspectRatio", "").strip())
     copy_svg(root, safe)
@@ -135,7 +141,7 @@ def _view_box(root: Element) -> list[float] | None:
     return numbers
 
 
-def _canvas(root: Element, view_box: list[float] | None, limits: Limits) -> tuple[int, int]:
+def _canvas(root: Element, view_box: list[float] | None, limits: Limits) -> tuple[float, float]:
     """Width and height in px as a browser lays the document out; a side that is not stated follows the viewBox."""
     style = declarations(root)
     width, height = (_px(style.get(name, "")) or _px(root.get(name, "")) for name in ("width", "height"))
@@ -143,8 +149,8 @@ def _canvas(root: Element, view_box: list[float] | None, limits: Limits) -> tupl
         ratio = view_box[2] / view_box[3]
         if width is None and height is None:
             width, height = view_box[2:]
-            if max(width, height) < _LEAST_SIDE:
-                scale = _SCALED_SIDE / max(width, height)
+            if max(width, height) < _LEAST_BOX:
+                scale = LEAST_SIDE / max(width, height)
                 width, height = width * scale, height * scale
         width = height * ratio if width is None and height is not None else width
         height = width / ratio if height is None and width is not None else height
@@ -154,7 +160,7 @@ def _canvas(root: Element, view_box: list[float] | None, limits: Limits) -> tupl
         raise ImageTooLarge(f"A canvas side is over {limits.max_canvas_side} pixels.")
     if min(width, height) <= 0:
         raise Invalid("The SVG's width and height must be above zero.")
-    return max(1, round(width)), max(1, round(height))
+    return width, height
 
 
 def _px(length: str) -> float | None:

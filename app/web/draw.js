@@ -1,7 +1,7 @@
 import { choice, debounced, filePicker, h, iconButton, onDrop } from "./dom.js";
 import { Facets } from "./facets.js";
 import { icon } from "./icons.js";
-import { imageAt, imageOfStrokes, imagesOf, isImage, previewOf } from "./images.js";
+import { imageAt, imageOfStrokes, imagesIn, imagesOf, previewOf } from "./images.js";
 import { nameOf, Results, timingBar } from "./results.js";
 import { Sketchpad } from "./sketchpad.js";
 import { HOUSE, read, SIDE, written } from "./strokes.js";
@@ -269,8 +269,8 @@ class Draw {
     this.pad.set([]);
   }
 
-  #takeImage(files) {
-    const file = files.find(isImage);
+  async #takeImage(files) {
+    const [file] = await imagesIn(files);
     if (!file) return;
     this.#dropImage();
     if (!this.pad.isEmpty) this.pad.set([]);

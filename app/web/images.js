@@ -1,5 +1,33 @@
 /** Whether a file may be an image: by its type or suffix, or as it has none; the service looks at its bytes. */
-export const isImage = (file) => file instanceof Blob && (file.type.startsWith("image/") || /(^|\/)[^.]+$|\.(png|jpe?g|webp|avif|gif|bmp|tiff?)$/i.test(file.name ?? ""));
+export const isImage = (file) => file instanceof Blob && (file.type.startsWith("image/") || /(^|\/)[^.]+$|\.(png|jpe?g|webp|avif|gif|bmp|tiff?|svg)$/i.test(file.name ?? ""));
+
+const isSvg = (file) => file.type === "image/svg+xml" || /\.svg$/i.test(file.name ?? "");
+const SVG_SIDE = 512; // px of the longest side of an SVG, which has no pixels of its own
+
+/** The images among some files, each with pixels: the browser draws what is an SVG. */
+export async function imagesIn(files) {
+  return Promise.all([...files].filter(isImage).map(drawn));
+}
+
+/** An SVG as a PNG; one that the browser cannot draw stays as it is, and the service says why it cannot be read. */
+export async function drawn(file) {
+  if (!isSvg(file)) return file;
+  const image = new Image();
+  const address = URL.createObjectURL(new Blob([file], { type: "image/svg+xml" }));
+  try {
+    image.src = address;
+    await image.decode();
+    const scale = SVG_SIDE / Math.max(image.naturalWidth, image.naturalHeight);
+    const canvas = new OffscreenCanvas(Math.max(1, Math.round(image.naturalWidth * scale)), Math.max(1, Math.round(image.naturalHeight * scale)));
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    const png = new File([await canvas.convertToBlob()], file.name.replace(/\.svg$/i, ".png"), { type: "image/png" });
+    return Object.defineProperty(png, "webkitRelativePath", { value: file.webkitRelativePath });
+  } catch {
+    return file;
+  } finally {
+    URL.revokeObjectURL(address);
+  }
+}
 
 const previews = new WeakMap();
 

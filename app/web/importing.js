@@ -1,6 +1,6 @@
 import { filesOf, idOf, rowsOf, typed, typeOf, unzip } from "./archive.js";
 import { filePicker, h, onDrop } from "./dom.js";
-import { isImage } from "./images.js";
+import { drawn, isImage } from "./images.js";
 
 const BATCH = 16; // images a request
 const MOST_REASONS = 200;
@@ -75,7 +75,7 @@ export class Importing {
       const batch = [];
       for (const { path, id, metadata, file } of items.slice(start, start + BATCH)) {
         try {
-          batch.push({ id, metadata, image: file instanceof Blob ? file : await file() });
+          batch.push({ id, metadata, image: await drawn(file instanceof Blob ? file : await file()) });
         } catch (error) {
           rejected.push([path, error.message]);
         }

@@ -1,5 +1,5 @@
 import { choice, debounced, filePicker, h, iconButton, milliseconds, onDrop, percent, save } from "./dom.js";
-import { imagesOf, isImage, previewOf } from "./images.js";
+import { imagesIn, imagesOf, previewOf } from "./images.js";
 import { colourOf, Masks } from "./masks.js";
 import { Names } from "./names.js";
 
@@ -89,7 +89,7 @@ class Segment {
 
   async #sample(file, classes) {
     const blob = await (await this.shell.client.send("GET", `playground/sample-${file}`)).blob();
-    this.#take([new File([blob], file, { type: blob.type })]);
+    await this.#take([new File([blob], file, { type: blob.type })]);
     if (!this.names.names.length) this.names.replace(classes);
   }
 
@@ -98,8 +98,8 @@ class Segment {
     this.search();
   }
 
-  #take(files) {
-    const file = files.find(isImage);
+  async #take(files) {
+    const [file] = await imagesIn(files);
     if (!file) return;
     this.#clear();
     this.file = file;

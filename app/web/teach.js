@@ -1,6 +1,6 @@
 import { filePicker, h, iconButton, onDrop, percent, save } from "./dom.js";
 import { Episode } from "./episode.js";
-import { imagesOf, isImage, previewOf } from "./images.js";
+import { imagesIn, imagesOf, previewOf } from "./images.js";
 import { verdictOf } from "./verdict.js";
 import { VermouthError } from "./vermouth.js";
 
@@ -160,8 +160,8 @@ class Teach {
   }
 
   /** Each folder of images is a class, by name. */
-  #teachFolders(files) {
-    const images = files.filter(isImage).sort((one, other) => one.webkitRelativePath.localeCompare(other.webkitRelativePath));
+  async #teachFolders(files) {
+    const images = (await imagesIn(files)).sort((one, other) => one.webkitRelativePath.localeCompare(other.webkitRelativePath));
     for (const [label, waiting] of this.waiting) if (images.length && !waiting.length) this.waiting.delete(label);
     for (const file of images) {
       const label = file.webkitRelativePath.split("/").at(-2);
@@ -170,8 +170,8 @@ class Teach {
     this.#learn();
   }
 
-  #teach(label, files) {
-    const images = files.filter(isImage);
+  async #teach(label, files) {
+    const images = await imagesIn(files);
     if (!images.length) return this.#render();
     this.waiting.set(label, [...(this.waiting.get(label) ?? []), ...images]);
     this.#learn();
@@ -225,8 +225,8 @@ class Teach {
     });
   }
 
-  #ask(files) {
-    const added = files.filter(isImage).map((file) => ({ file, prediction: null }));
+  async #ask(files) {
+    const added = (await imagesIn(files)).map((file) => ({ file, prediction: null }));
     this.queries.push(...added);
     this.#render();
     this.work = this.work.then(() => this.#classify(added)).then(() => this.#showQueries(), (error) => this.shell.problem(error));

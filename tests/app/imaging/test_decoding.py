@@ -21,6 +21,7 @@ from app.errors import (
     UnsupportedMedia,
 )
 from app.imaging.decoding import ImageCache, ImageDecoder, PixelBudget
+from app.imaging.drawings import LEAST_SIDE
 from app.imaging.processes import DecoderProcesses
 from app.imaging.raster import DecodedImage, open_file
 from app.imaging.sources import Base64Image, EncodedImage, ImageSource, StrokesImage, SvgImage
@@ -240,7 +241,7 @@ async def test_a_crowd_before_the_pool_is_refused() -> None:
     with pytest.raises(QueueFull):
         await decoded(decoder, source)
     assert decoder._telemetry.requests_rejected.labels("decode_queue_full")._value.get() == 1
-    assert ((await first).height, (await first).width) == (9, 9)
+    assert ((await first).height, (await first).width) == (LEAST_SIDE, LEAST_SIDE)
     await decoder.stop()
 
 

@@ -27,7 +27,7 @@ from app.errors import (
 )
 from app.imaging import child
 from app.imaging import fork_server as fork_server_module
-from app.imaging.drawings import draw_on_canvas, open_strokes, open_svg
+from app.imaging.drawings import LEAST_SIDE, draw_on_canvas, open_strokes, open_svg
 from app.imaging.fork_server import ForkServer
 from app.imaging.messages import Answer, DecodeRequest, Failure, Opened, Product, pack_reply, unpack_reply
 from app.imaging.processes import DecoderProcesses
@@ -106,7 +106,7 @@ async def test_a_file_has_the_same_bits_in_a_process(processes: DecoderProcesses
 
 async def test_drawings_have_the_same_bits_in_a_process(processes: DecoderProcesses) -> None:
     assert_same(await decoded(processes, STROKES), decode_image(open_strokes(STROKES, SIZE, LIMITS), SIZE))
-    assert_same(await decoded(processes, SVG), decode_image(open_svg(SVG, LIMITS), SIZE))
+    assert_same(await decoded(processes, SVG), decode_image(open_svg(SVG, LIMITS, least_side=LEAST_SIDE), SIZE))
 
 
 async def test_tiles_and_thumbnails_have_the_same_bits_in_a_process(processes: DecoderProcesses) -> None:
