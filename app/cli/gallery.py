@@ -1,6 +1,7 @@
 """`vermouth gallery`: galleries of a running service; `demo` fills one from the installed packages."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,27 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
-from app.cli.importing.adding import Imported, add_items, check_images, import_images
-from app.cli.importing.files import Importable, SourceOptions, UnreadableFile
+from app.cli.importing.adding import Imported, check_images, existing_ids, import_images
+from app.cli.importing.files import SourceOptions, UnreadableFile
 from app.cli.importing.sources import find_sources, read_sources
 from app.cli.main import CommandError, progress
 from app.cli.output import AsCsv, AsJson, Rows, print_record
 from app.cli.service import DEFAULT_URL, Key, Url, connect
-from app.cli.service_calls import (
-    check_gallery_name,
-    existing_ids,
-    open_client,
-    problem_sentence,
-    send,
-    wait_until_ready,
-)
 from app.domain import HOUSE, Limits
 from app.errors import ServiceError
 from app.imaging.demo import DemoImage, demo_images
+from vermouth_client import Client, NewItem
+from vermouth_client.errors import NotFound
 
 gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Galleries of a running service.")
 
@@ -36,7 +31,8 @@ MAX_BATCH = 64
 _Gallery = Annotated[str, typer.Option(help="Gallery to fill; created if it does not exist.")]
 _Name = Annotated[str, typer.Argument(help="Name of the gallery.")]
 _Batch = Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Images per request.")]
-_WaitS = Annotated[float, typer.Option(min=0, help="Longest wait for the service to be ready.")]
+_WaitS = Annotated[float, typer.Option(min=0, help="Longest wait while the service starts, restarts or is busy.")]
+_GALLERY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # as the API's
 
 
 @gallery_app.command("demo")
@@ -49,11 +45,11 @@ def demo_command(
     key: Key = None,
 ) -> None:
     """Add OpenMoji's images and five photographs, skip those already added, and print a curl command to try."""
-    check_gallery_name(gallery)
+    _check_name(gallery)
     console = Console(stderr=True)
-    with open_client(url, key) as client:
-        wait_until_ready(client, wait_s)  # containers start together: the service may not listen yet
-        added, rejected = fill(client, gallery, demo_images()[:limit], batch, console)
+    # Containers start together: the service may not listen yet.
+    with connect(url, key, retry_s=wait_s, is_started=False) as client, progress(console) as bar:
+        added, rejected = fill(client, gallery, demo_images()[:limit], batch, bar)
     for line in rejected:  # not an error: the other images can be searched
         console.print(f"rejected {line}", style="yellow", markup=False)
     console.print(f"{added} images added to the gallery {gallery!r}. Draw a house and search:", markup=False)
@@ -82,7 +78,7 @@ def import_command(
     Prints what became of every file. Exit codes: 0 nothing was rejected, 1 an image was rejected or the import could
     not go on, 2 a wrong option, 130 Ctrl-C.
     """
-    check_gallery_name(gallery)
+    _check_name(gallery)
     _check_encoding(zip_names)
     found, done = find_sources(sources), Imported()
     options = SourceOptions(prefix=prefix, text=tuple(text or ()), zip_names=zip_names, note=typer.echo)
@@ -91,8 +87,8 @@ def import_command(
         _report(done, "would be added")
     else:
         try:
-            with open_client(url, key) as client, progress(Console(stderr=True)) as bar:
-                wait_until_ready(client, wait_s, is_started=True)  # a wrong URL fails at once, not after `wait_s`
+            # A wrong URL fails at once, not after `wait_s`.
+            with connect(url, key, retry_s=wait_s) as client, progress(Console(stderr=True)) as bar:
                 images = read_sources(found, replace(options, fetch=partial(_fetch, client)))
                 import_images(client, gallery, images, batch=batch, workers=workers, bar=bar, done=done)
         except KeyboardInterrupt:
@@ -102,6 +98,13 @@ def import_command(
                 _report(done, "added")
     if done.rejected:
         raise typer.Exit(1)
+
+
+def _check_name(gallery: str) -> None:
+    if not _GALLERY.fullmatch(gallery):
+        raise CommandError(
+            f"{gallery!r} is no name of a gallery: use up to 64 of a-z, 0-9, - and _, and begin with a letter or digit."
+        )
 
 
 def _check_encoding(name: str) -> None:
@@ -159,24 +162,21 @@ def delete_command(
         client.delete_gallery(name, with_items=True)
 
 
-def fill(
-    client: httpx.Client, gallery: str, images: Sequence[DemoImage], batch: int, console: Console
-) -> tuple[int, list[str]]:
+def fill(client: Client, gallery: str, images: Sequence[DemoImage], batch: int, bar: Progress) -> tuple[int, list[str]]:
     """Adds the images whose ids the gallery lacks; returns how many, and a line for each rejected one."""
     known = existing_ids(client, gallery)
     missing = [image for image in images if image.id not in known]  # only these are rendered
-    rejected: list[str] = []
-    with progress(console) as bar:
-        task = bar.add_task(f"filling {gallery}", total=len(images), completed=len(images) - len(missing))
-        for start in range(0, len(missing), batch):
-            part = [_importable(image) for image in missing[start : start + batch]]
-            rejected += add_items(client, gallery, part)
-            bar.update(task, advance=len(part))
-    return len(missing) - len(rejected), rejected
-
-
-def _importable(image: DemoImage) -> Importable:
-    return Importable(id=image.id, name=image.id, data=image.render(), metadata=image.metadata)
+    task = bar.add_task(f"filling {gallery}", total=len(images))
+    report = client.import_items(
+        gallery,
+        (NewItem(image.render(), image.id, image.metadata) for image in missing),
+        batch=batch,
+        concurrency=1,  # in order, so that the examples of the README find their images first
+        on_progress=lambda report: bar.update(
+            task, completed=len(images) - len(missing) + report.added + len(report.rejected)
+        ),
+    )
+    return report.added, [f"{one.id}: {one.detail}" for one in report.rejected]
 
 
 def curl_line(url: str, gallery: str, *, needs_key: bool = False) -> str:
@@ -194,12 +194,12 @@ def _report(done: Imported, added: str) -> None:
     typer.echo(done.table(added))
 
 
-def _fetch(client: httpx.Client, path: str) -> bytes:
+def _fetch(client: Client, gallery: str, item: str) -> bytes:
     """Returns the image of an item, for lines of an export."""
-    answer = send(client, "GET", path, accepted=(200, 404))
-    if answer.status_code == 404:
-        raise UnreadableFile(f"{path}: {problem_sentence(answer)}")
-    return answer.content
+    try:
+        return client.item_image(gallery, item)
+    except NotFound as err:
+        raise UnreadableFile(f"/galleries/{gallery}/items/{item}/image: {err.detail}") from err
 
 
 def _metadata_fault(metadata: dict[str, object]) -> str | None:

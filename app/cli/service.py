@@ -1,5 +1,6 @@
 """The service that a command calls: its options, the client, and one sentence for whatever goes wrong."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 Url = Annotated[str, typer.Option(envvar="VERMOUTH_URL", help="URL of the service.")]
 Key = Annotated[str | None, typer.Option(envvar="VERMOUTH_API_KEY", help="API key, where the service wants one.")]
 CONCURRENCY = 4
-_PROBE_S = 10.0
+_PROBE_S, _POLL_S = 10.0, 0.5
 _OF_ONE_IMAGE = frozenset(
     "body-too-large image-too-large inference-failed malformed too-much-work undecodable-image".split()
 )
@@ -29,18 +30,19 @@ _IMAGE_FIELDS = ("image", "sketch", "queries")
 
 
 @contextmanager
-def connect(url: str, key: str | None, *, retry_s: float = 60.0) -> Iterator["Client"]:
+def connect(url: str, key: str | None, *, retry_s: float = 60.0, is_started: bool = True) -> Iterator["Client"]:
     """A client of a service that answers.
 
     Args:
         retry_s: how long a call is repeated while the service loads, restarts or is busy.
+        is_started: whether the service listens already; if not, it is waited for as long.
 
     Raises:
         CommandError: no service is there, or a call inside failed.
     """
     import httpx  # here and below: help must not import a client
 
-    from vermouth_client import Client, NoAnswer, ServiceError, VermouthError
+    from vermouth_client import Client, ImportStopped, VermouthError
 
     try:
         address = httpx.URL(url)
@@ -52,18 +54,36 @@ def connect(url: str, key: str | None, *, retry_s: float = 60.0) -> Iterator["Cl
         raise CommandError("The API key holds characters that no key has: copy it again.")
     try:
         with Client(url, key=key, timeout_s=_PROBE_S, retry_s=0) as probe:
-            probe.ready()
-    except NoAnswer as err:
-        advice = f"Start it with `vermouth serve`, or name another than {url} with --url or VERMOUTH_URL."
-        raise CommandError(f"{err} {advice}") from err
-    except ServiceError as err:
-        if err.status != 503:  # else it loads or ends: the calls wait for it
-            raise CommandError(f"No Vermouth service is at {url}: {err.detail}") from err
-    try:
+            _find(probe, url, wait_s=0 if is_started else retry_s)
         with Client(url, key=key, retry_s=retry_s) as client:
-            yield client
+            try:
+                yield client
+            except ImportStopped as err:  # the cause may be the source's, or a fault of a command
+                raise err.__cause__ or err from None
     except (VermouthError, httpx.HTTPError) as err:
         raise CommandError(sentence(err)) from err
+
+
+def _find(client: "Client", url: str, *, wait_s: float) -> None:
+    """Asks whether the service is ready, until it is or the time is over. Raises CommandError if none is there."""
+    from vermouth_client import NoAnswer, ServiceError
+
+    until_s = time.monotonic() + wait_s
+    while True:
+        is_over = time.monotonic() >= until_s
+        try:
+            client.ready()
+            return
+        except NoAnswer as err:
+            if is_over:
+                advice = f"Start it with `vermouth serve`, or name another than {url} with --url or VERMOUTH_URL."
+                raise CommandError(f"{err} {advice}") from err
+        except ServiceError as err:
+            if err.status != 503:
+                raise CommandError(f"No Vermouth service is at {url}: {err.detail}") from err
+            if is_over:  # it loads or ends: the calls wait for it
+                return
+        time.sleep(_POLL_S)
 
 
 def sentence(error: BaseException) -> str:

@@ -6,13 +6,12 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from app.cli.importing.files import SUFFIXES, is_system, printable
+from app.cli.importing.files import is_system, printable
 from app.cli.main import CommandError
-
-if TYPE_CHECKING:
-    from vermouth_client import ImageLike, Strokes
+from vermouth_client import ImageLike, Item, Strokes
+from vermouth_client.bulk import SUFFIXES
 
 _ITEM = "item:"
 _DRAWINGS = frozenset({".json", ".ndjson", ".jsonl"})
@@ -24,7 +23,7 @@ class Source:
     """An image, and the name that its results have."""
 
     name: str
-    image: "ImageLike"
+    image: ImageLike
 
 
 def find_images(arguments: Sequence[str]) -> list[Source]:
@@ -62,8 +61,6 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _images_of(argument: str) -> Iterator[Source]:
-    from vermouth_client import Item
-
     path, name = Path(argument), printable(argument)
     if argument == "-":
         yield Source("stdin", sys.stdin.buffer.read())
@@ -86,8 +83,7 @@ def _images_of(argument: str) -> Iterator[Source]:
 
 
 def _is_image(file: Path, relative: Path) -> bool:
-    is_known = file.suffix.lower() in SUFFIXES or file.suffix.lower() == ".svg"
-    return is_known and not is_system(relative.as_posix()) and file.is_file()
+    return file.suffix.lower() in SUFFIXES and not is_system(relative.as_posix()) and file.is_file()
 
 
 def _drawings(path: Path) -> Iterator[Source]:
@@ -107,9 +103,7 @@ def _drawings(path: Path) -> Iterator[Source]:
     yield from found
 
 
-def _strokes(value: Any) -> "Strokes":
-    from vermouth_client import Strokes
-
+def _strokes(value: Any) -> Strokes:
     fields = value if isinstance(value, dict) else {"strokes": value}
     strokes = fields["drawing"] if "drawing" in fields else fields["strokes"]
     if not isinstance(strokes, list) or not all(isinstance(stroke, list) for stroke in strokes):

@@ -1,13 +1,16 @@
 """Imports of any number of items: what to send next, and what became of it; the clients send."""
 
 import hashlib
+import json
 import os
 import re
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from vermouth_client.calls import given, json_of
 from vermouth_client.errors import (
@@ -20,16 +23,16 @@ from vermouth_client.errors import (
     TooMuchWork,
     VermouthError,
 )
-from vermouth_client.images import ImageLike, wire
+from vermouth_client.images import ImageLike, file_or_json, wire
 from vermouth_client.models import ItemsWritten
 
-MAX_BATCH_BYTES = 16 << 20  # of JSON; the service takes 32 MiB a request
+MAX_BATCH_BYTES = 16 << 20  # unless one item has more; the service takes 32 MiB a request
 _OF_ONE_ITEM = (BodyTooLarge, DeadlineExceeded, ImageTooLarge, Invalid, Malformed, TooMuchWork)
 """Refusals of a whole request that one item may cause; halves find it."""
-SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .avif .gif .bmp .dib .tif .tiff".split())
-_ID, _ODD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}"), re.compile(r"[^A-Za-z0-9._:-]+")
-Batch = list[tuple[str, bytes]]
-"""Ids, and the JSON of the items."""
+SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .avif .gif .bmp .dib .tif .tiff .svg".split())
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")  # as the service's
+_ODD = re.compile(r"[^A-Za-z0-9._:-]+")
+_NO_BYTE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # half pairs that JSON may hold; the others are a name's bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,24 @@ class NewItem:
     id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     caption: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An item as it is sent.
+
+    Attributes:
+        fields: all but its image.
+        image: a file, or the JSON of a drawing or of another item's image.
+        size: bytes of both.
+    """
+
+    fields: dict[str, Any]
+    image: bytes | dict[str, Any]
+    size: int
+
+
+Batch = list[Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +104,40 @@ def folder_items(folder: str | os.PathLike[str]) -> Iterator[NewItem]:
         parts = path.relative_to(folder).parts
         if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts) and path.is_file():
             name = "/".join(parts)
-            yield NewItem(path, id=item_id(name), metadata={"path": _bytes_of(name).decode("utf-8", "replace")})
+            yield NewItem(path, id=item_id(name), metadata={"path": name_bytes(name).decode("utf-8", "replace")})
 
 
 def item_id(name: str) -> str:
     """An item id for a path: itself where it is one, else its valid characters and a digest."""
-    if _ID.fullmatch(name):
+    if ID.fullmatch(name):
         return name
-    plain = _ODD.sub("_", name).lstrip("._:-")[:96]
-    return f"{plain or 'item'}-{hashlib.sha256(_bytes_of(name)).hexdigest()[:12]}"
+    plain = _ODD.sub("_", name).lstrip("._:-")[:96]  # leaves room for the digest
+    return f"{plain or 'item'}-{hashlib.sha256(name_bytes(name)).hexdigest()[:12]}"
 
 
-def _bytes_of(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
+def name_bytes(name: str) -> bytes:
+    """A file's name as the system has it; half pairs of surrogates are replaced."""
+    return _NO_BYTE.sub("\N{REPLACEMENT CHARACTER}", name).encode("utf-8", "surrogateescape")
 
 
-def item_json(item: NewItem) -> bytes:
-    """The JSON of an item. Raises as `wire` and `json_of`."""
-    fields = {"id": item.id, "metadata": dict(item.metadata), "caption": item.caption}
-    return json_of({"image": wire(item.image), **given(fields)})
+def part_of(item: NewItem) -> Part:
+    """Reads an item. Raises as `wire` and `json_of`."""
+    fields = given({"id": item.id, "metadata": dict(item.metadata), "caption": item.caption})
+    image = file_or_json(item.image)
+    size = len(json_of(fields)) + len(image if isinstance(image, bytes) else json_of(image))
+    return Part(fields, image, size)
+
+
+def body_of(parts: Sequence[Part]) -> tuple[bytes, str]:
+    """The body that adds items, and its media type: a form where every image is a file, else JSON."""
+    files = [part.image for part in parts if isinstance(part.image, bytes)]
+    if len(files) < len(parts) or not parts:
+        images = [wire(part.image) if isinstance(part.image, bytes) else part.image for part in parts]
+        items = [{**part.fields, "image": image} for part, image in zip(parts, images, strict=True)]
+        return json.dumps(items).encode(), "application/json"
+    fields = json.dumps([part.fields for part in parts])
+    form = httpx.Request("POST", "", data={"items": fields}, files=[("image", ("image", file)) for file in files])
+    return form.read(), form.headers["Content-Type"]
 
 
 class Bulk:
@@ -118,7 +154,7 @@ class Bulk:
         self._skip = skip
         self._size = size
         self._again: list[Batch] = []
-        self._next: tuple[str, bytes] | None = None  # read, and too large for the batch before
+        self._next: Part | None = None  # read, and too large for the batch before
         self._failure: BaseException | None = None
 
     def next(self) -> Batch:
@@ -130,12 +166,12 @@ class Bulk:
         batch: Batch = []
         n_bytes = 0
         try:
-            for item in self._read():
-                if batch and n_bytes + len(item[1]) > MAX_BATCH_BYTES:
-                    self._next = item
+            for part in self._read():
+                if batch and n_bytes + part.size > MAX_BATCH_BYTES:
+                    self._next = part
                     break
-                batch.append(item)
-                n_bytes += len(item[1])
+                batch.append(part)
+                n_bytes += part.size
                 if len(batch) == self._size:
                     break
         except Exception as err:  # noqa: BLE001 - the source's own; what came before it is sent
@@ -158,7 +194,7 @@ class Bulk:
             middle = len(batch) // 2
             self._again += [batch[:middle], batch[middle:]]
         elif isinstance(outcome, _OF_ONE_ITEM):
-            self.report.rejected.append(Rejected(batch[0][0], outcome.code, outcome.detail))
+            self.report.rejected.append(Rejected(batch[0].fields["id"], outcome.code, outcome.detail))
         else:
             self._failure = self._failure or outcome
 
@@ -168,17 +204,17 @@ class Bulk:
             raise ImportStopped(self.report) from self._failure
         return self.report
 
-    def _read(self) -> Iterator[tuple[str, bytes]]:
+    def _read(self) -> Iterator[Part]:
         """The items to send, each with an id; counts the others."""
         if self._next is not None:
-            item, self._next = self._next, None
-            yield item
+            part, self._next = self._next, None
+            yield part
         for one in self._items:
             name = one.id or uuid.uuid4().hex
             if name in self._skip:
                 self.report.skipped += 1
                 continue
             try:
-                yield name, item_json(replace(one, id=name))
+                yield part_of(replace(one, id=name))
             except (OSError, TypeError, ValueError) as err:
                 self.report.rejected.append(Rejected(name, "unreadable", str(err)))

@@ -49,6 +49,7 @@ def call(
     *path: str,
     params: Mapping[str, Any] | None = None,
     body: Mapping[str, Any] | bytes | None = None,
+    media_type: str = "application/json",
     accept: str = "application/json",
     version: int | None = None,
     writes: bool = False,
@@ -58,7 +59,7 @@ def call(
 
     Args:
         path: segments, quoted here.
-        params, body: members that are None are left out; bytes are JSON already.
+        params, body: members that are None are left out; bytes are of the `media_type` already.
         version: for `If-Match`.
         writes: whether a POST writes, and so takes an idempotency key.
     """
@@ -67,7 +68,7 @@ def call(
         raise ValueError(f"{path!r} holds a name that is empty or dots.")
     headers = {"Accept": accept}
     if body is not None:
-        headers["Content-Type"] = "application/json"
+        headers["Content-Type"] = media_type
     if version is not None:
         headers["If-Match"] = f'"{version}"'
     if writes:

@@ -97,11 +97,13 @@ class Client(_Connected[httpx.Client]):
         batch: int = 32,
         concurrency: int = 4,
         wait_until_searchable: bool = True,
+        on_progress: Callable[[ImportReport], object] = lambda _: None,
     ) -> ImportReport:
         """Add or replace any number of items; `concurrency` batches at a time are in memory.
 
         Args:
             skip: ids that are not sent, such as `item_ids(gallery)`.
+            on_progress: is called with the one report after each batch, also of batches that end beside an error.
 
         Raises:
             ImportStopped: a request failed for good, or the source of the items did.
@@ -109,18 +111,24 @@ class Client(_Connected[httpx.Client]):
         bulk = Bulk(items, skip=skip, size=batch)
         running: dict[Future[ItemsWritten], Batch] = {}
         stop = Event()
+
+        def settle(done: Iterable[Future[ItemsWritten]]) -> None:
+            for one in done:
+                bulk.settle(running.pop(one), one.exception() or one.result())
+                on_progress(bulk.report)
+
         with ThreadPoolExecutor(concurrency) as pool:
             try:
                 while True:
                     while len(running) < concurrency and (part := bulk.next()):
-                        call = add_items(gallery, (item for _, item in part), wait=wait_until_searchable)
+                        call = add_items(gallery, part, wait=wait_until_searchable)
                         running[pool.submit(self._send, call, stop)] = part
                     if not running:
                         return bulk.result()
-                    for one in wait(running, return_when=FIRST_COMPLETED).done:
-                        bulk.settle(running.pop(one), one.exception() or one.result())
+                    settle(wait(running, return_when=FIRST_COMPLETED).done)
             finally:
-                stop.set()  # after Ctrl-C the pool waits for attempts, not for retries
+                stop.set()  # after Ctrl-C attempts under way end, and count; none begins
+                settle(wait(running).done)
 
     def _send(self, call: Call[T], stop: Event) -> T:
         attempts = Attempts(call, self._retry_s)
@@ -184,6 +192,7 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
         batch: int = 32,
         concurrency: int = 4,
         wait_until_searchable: bool = True,
+        on_progress: Callable[[ImportReport], object] = lambda _: None,
     ) -> ImportReport:
         """As `Client.import_items`; `items` are read in another thread."""
         bulk = Bulk(items, skip=skip, size=batch)
@@ -191,12 +200,13 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
         try:
             while True:
                 while len(running) < concurrency and (part := await asyncio.to_thread(bulk.next)):
-                    call = add_items(gallery, (item for _, item in part), wait=wait_until_searchable)
+                    call = add_items(gallery, part, wait=wait_until_searchable)
                     running[asyncio.create_task(self._send(call))] = part
                 if not running:
                     return bulk.result()
                 for one in (await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))[0]:
                     bulk.settle(running.pop(one), one.exception() or one.result())
+                    on_progress(bulk.report)
         finally:
             for one in running:
                 one.cancel()

@@ -1,8 +1,10 @@
 """Images as callers have them, in the service's one grammar of image inputs."""
 
 import base64
+import codecs
 import io
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")  # that PNG holds without loss
+_SVG = re.compile(rb"<(?:[\w.-]+:)?svg[\s/>]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,12 @@ ImageLike: TypeAlias = (
 
 def wire(image: ImageLike) -> dict[str, Any]:
     """The JSON of an image. Raises OSError for a file that cannot be read, TypeError and ValueError for no image."""
+    found = file_or_json(image)
+    return {"base64": base64.b64encode(found).decode()} if isinstance(found, bytes) else found
+
+
+def file_or_json(image: ImageLike) -> bytes | dict[str, Any]:
+    """The file of an image of pixels, and the JSON of any other. Raises as `wire`."""
     match image:
         case Strokes():
             return {"strokes": image.strokes, "width": image.width, "height": image.height}
@@ -55,9 +64,12 @@ def wire(image: ImageLike) -> dict[str, Any]:
         case Item():
             return {"item": {"gallery": image.gallery, "id": image.id}}
     data = file_bytes(image)
-    if data.lstrip()[:1] == b"<":
-        return {"svg": data.decode()}
-    return {"base64": base64.b64encode(data).decode()}
+    return {"svg": data.decode("utf-8-sig")} if is_svg(data) else data
+
+
+def is_svg(data: bytes) -> bool:
+    """Whether a file is an SVG document; the service takes its text in place of a file."""
+    return data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<" and _SVG.search(data) is not None
 
 
 def file_bytes(image: Any) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import EllipsisType
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 import httpx
 
 from vermouth_client import models
-from vermouth_client.bulk import NewItem, item_json
+from vermouth_client.bulk import NewItem, Part, body_of, part_of
 from vermouth_client.calls import Call, call, given, json_of, route
 from vermouth_client.images import ImageLike, file_name, wire
 
@@ -179,7 +179,7 @@ class Routes:
     @route
     def add_items(self, gallery: str, items: Sequence[NewItem], *, wait: bool = True) -> Call[models.ItemsWritten]:
         """Add or replace up to 256 items; `import_items` takes any number of them."""
-        return add_items(gallery, map(item_json, items), wait=wait)
+        return add_items(gallery, [*map(part_of, items)], wait=wait)
 
     @route
     def put_item(
@@ -362,10 +362,11 @@ class Routes:
         return replace(call(_nothing, "DELETE", "jobs", job), is_repeatable=False)
 
 
-def add_items(gallery: str, items: Iterable[bytes], *, wait: bool) -> Call[models.ItemsWritten]:
-    """The call that adds items, each as its JSON."""
-    path, body = _items(gallery), b"[" + b",".join(items) + b"]"
-    return call(_read(models.ItemsWritten), "POST", *path, params={"wait": wait}, body=body, writes=True)
+def add_items(gallery: str, parts: Sequence[Part], *, wait: bool) -> Call[models.ItemsWritten]:
+    """The call that adds items."""
+    body, media_type = body_of(parts)
+    path, params = _items(gallery), {"wait": wait}
+    return call(_read(models.ItemsWritten), "POST", *path, params=params, body=body, media_type=media_type, writes=True)
 
 
 def _items(gallery: str, *more: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-import os
+import json
 import re
 import threading
 import time
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from app.cli.importing import files
 from tests.app.api.images import png
 from tests.client.scripted import Request, scripted
 from vermouth_client import (
@@ -29,7 +29,7 @@ from vermouth_client import (
     Svg,
     folder_items,
 )
-from vermouth_client.bulk import MAX_BATCH_BYTES, SUFFIXES, Batch, Bulk, item_id
+from vermouth_client.bulk import MAX_BATCH_BYTES, Batch, Bulk
 from vermouth_client.errors import DeadlineExceeded, DiskFull, Invalid, ResponseLost, TooMuchWork
 from vermouth_client.models import ItemOutcome, ItemsWritten
 
@@ -58,15 +58,6 @@ def check(report: ImportReport) -> None:
 
 
 NAMES = ["a.png", "b/c d (1).PNG", "été.webp", "猫.jpg", "-dash.jpg", f"{'x' * 120}.gif", "100% #1.tiff"]
-
-
-@pytest.mark.parametrize("name", [*NAMES, "..", "é", "x" * 300, os.fsdecode(b"\xff.png")])
-def test_ids_of_files_are_those_of_the_command_line(name: str) -> None:
-    assert item_id(name) == files.item_id(name)
-
-
-def test_suffixes_of_images_are_those_of_the_command_line() -> None:
-    assert SUFFIXES == files.SUFFIXES
 
 
 def test_a_folder_is_the_images_in_it_with_ids_that_the_service_takes(tmp_path: Path) -> None:
@@ -102,8 +93,12 @@ async def test_the_client_for_asyncio_imports_the_same(service: dict[str, Any], 
         assert caught.value.report.added == 0
 
 
+def ids(batch: Batch) -> list[str]:
+    return [part.fields["id"] for part in batch]
+
+
 def written(batch: Batch) -> ItemsWritten:
-    return ItemsWritten(seq=1, results=[ItemOutcome(id=name, status="created") for name, _ in batch])
+    return ItemsWritten(seq=1, results=[ItemOutcome(id=name, status="created") for name in ids(batch)])
 
 
 def test_the_source_is_read_a_batch_at_a_time() -> None:
@@ -126,21 +121,21 @@ def test_the_source_is_read_a_batch_at_a_time() -> None:
 @pytest.mark.parametrize(
     "half",
     [
-        pytest.param(NewItem(bytes(MAX_BATCH_BYTES * 3 // 8)), id="image"),
+        pytest.param(NewItem(bytes(MAX_BATCH_BYTES // 2)), id="image"),
         pytest.param(NewItem(Svg("<svg>" + " " * (MAX_BATCH_BYTES // 2))), id="drawing"),
         pytest.param(NewItem(DRAWING, metadata={"text": "x" * (MAX_BATCH_BYTES // 2)}), id="metadata"),
     ],
 )
 def test_large_items_make_small_batches_and_none_is_lost_between_them(half: NewItem) -> None:
     bulk = Bulk((replace(half, id=f"i{n}") for n in range(3)), skip=(), size=5)
-    assert [[name for name, _ in bulk.next()] for _ in range(4)] == [["i0"], ["i1"], ["i2"], []]
+    assert [ids(bulk.next()) for _ in range(4)] == [["i0"], ["i1"], ["i2"], []]
 
 
 @pytest.mark.parametrize("value", [float("nan"), datetime.now(UTC), np.float32(1), {1}, b"x"])
 def test_an_item_that_json_does_not_have_is_rejected_alone(value: object) -> None:
     items = [NewItem(DRAWING, "a"), NewItem(DRAWING, "b", {"value": value}), NewItem(DRAWING, "c")]
     bulk = Bulk(items, skip=(), size=5)
-    assert [name for name, _ in bulk.next()] == ["a", "c"]
+    assert ids(bulk.next()) == ["a", "c"]
     assert [(one.id, one.code) for one in bulk.report.rejected] == [("b", "unreadable")]
 
 
@@ -158,7 +153,7 @@ def test_a_batch_whose_answer_was_lost_is_sent_again() -> None:
 def test_a_refused_batch_is_halved_down_to_the_item(refusal: type[ServiceError]) -> None:
     bulk = Bulk((NewItem(DRAWING, f"i{n}") for n in range(8)), skip=(), size=8)
     while batch := bulk.next():
-        bulk.settle(batch, refusal({}) if "i5" in dict(batch) else written(batch))
+        bulk.settle(batch, refusal({}) if "i5" in ids(batch) else written(batch))
     assert bulk.result().created == 7
     assert [(one.id, one.code) for one in bulk.report.rejected] == [("i5", refusal.code)]
 
@@ -183,12 +178,61 @@ def test_what_came_before_a_source_that_fails_is_sent() -> None:
 
     bulk = Bulk(failing(), skip=(), size=5)
     batch = bulk.next()
-    assert [name for name, _ in batch] == ["a"]
+    assert ids(batch) == ["a"]
     assert bulk.next() == []
     bulk.settle(batch, written(batch))
     with pytest.raises(ImportStopped, match="after 1 items") as caught:
         bulk.result()
     assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_files_are_sent_as_they_are_and_beside_a_drawing_as_base64() -> None:
+    bodies: list[tuple[str, bytes]] = []
+
+    def keep(request: Request) -> None:
+        bodies.append((request.headers["Content-Type"], request.body))
+        request.written()
+
+    file = bytes(range(256))
+    with scripted(keep) as url, Client(url) as client:
+        client.add_items("default", [NewItem(file, "a", {"n": 1}), NewItem(b"", "b")])
+        client.add_items("default", [NewItem(file, "a", {"n": 1}), NewItem(DRAWING, "b")])
+    assert bodies[0][0].startswith("multipart/form-data; boundary=")
+    assert file in bodies[0][1]
+    assert bodies[0][1].count(b"filename=") == 2  # an empty file too is one, which the service rejects
+    assert bodies[1][0] == "application/json"
+    assert [[*one["image"]] for one in json.loads(bodies[1][1])] == [["base64"], ["strokes", "width", "height"]]
+
+
+@pytest.mark.server
+def test_a_file_may_have_nearly_the_size_of_a_body(service: dict[str, Any]) -> None:
+    large = io.BytesIO()
+    Image.new("RGB", (3000, 3300), "tan").save(large, "BMP")
+    assert 28 << 20 < large.tell() < 32 << 20
+    with Client(**service) as client:
+        client.put_gallery("large")
+        report = client.import_items("large", [NewItem(large.getvalue(), "a"), NewItem(png(), "b")])
+        assert (report.created, report.rejected) == (2, [])
+        client.delete_gallery("large", with_items=True)
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+@pytest.mark.anyio
+async def test_progress_is_reported_after_each_batch(kind: str) -> None:
+    reported: list[int] = []
+    items = [NewItem(DRAWING, f"i{n}") for n in range(7)]
+
+    def note(report: ImportReport) -> None:
+        reported.append(report.added)
+
+    with scripted(lambda request: request.written()) as url:
+        if kind == "blocking":
+            with Client(url) as client:
+                client.import_items("default", items, batch=3, concurrency=1, on_progress=note)
+        else:
+            async with AsyncClient(url) as other:
+                await other.import_items("default", items, batch=3, concurrency=1, on_progress=note)
+    assert reported == [3, 6, 7]
 
 
 class Source:

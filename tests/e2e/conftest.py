@@ -8,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from app.cli.gallery import fill
+from app.cli.main import progress
 from app.imaging.demo import demo_images
 from tests.app.test_server import COMMAND, started
+from vermouth_client import Client
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 900
@@ -24,6 +26,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         assert connected.get("/startupz").status_code == 503
         process.wait_for("ready")
         images = demo_images()
-        added, rejected = fill(connected, "default", images, 64, Console(quiet=True))
+        with Client(str(connected.base_url)) as filler, progress(Console(quiet=True)) as bar:
+            added, rejected = fill(filler, "default", images, 64, bar)
         assert (added, rejected) == (len(images), [])
         yield connected

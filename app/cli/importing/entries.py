@@ -13,11 +13,11 @@ from app.cli.importing.files import (
     id_fault,
     is_image,
     is_system,
-    item_id,
     printable,
     split_suffix,
     too_large,
 )
+from vermouth_client.bulk import item_id
 
 MAX_SIDECAR_BYTES = 1 << 20  # metadata of an item is at most 16 KiB by default
 

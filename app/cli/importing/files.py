@@ -1,8 +1,6 @@
 """One file of an import: its kind by name and first bytes, its item id, and its limits."""
 
-import hashlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,17 +8,14 @@ from pathlib import Path, PurePosixPath
 
 from app.cli.main import CommandError
 from app.imaging.formats import has_image_bytes
+from vermouth_client.bulk import ID, SUFFIXES, name_bytes
 
-SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .avif .gif .bmp .dib .tif .tiff".split())
 SIDECARS = frozenset({".json", ".txt", ".id"})  # metadata, caption, item id of the image of that name
 MAX_FILE_BYTES = 32 << 20  # the service's default body limit
 _SYSTEM = frozenset(
     "__macosx|icon\r|@eadir|@tmp|#snapshot|#recycle|@recycle|$recycle.bin|recycler|system volume information|lost+found"
     "|thumbs.db|ehthumbs.db|ehthumbs_vista.db|desktop.ini".split("|")
 )
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")  # as the API's
-_ODD = re.compile(r"[^A-Za-z0-9._:-]+")
-_NO_BYTE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # half pairs that JSON may hold; the others are a name's bytes
 _HEAD_BYTES = 12
 
 
@@ -64,27 +59,19 @@ class SourceOptions:
         text: columns of tables that stay text.
         zip_names: encoding of names in ZIP archives that do not say theirs: many programs write UTF-8 without its flag.
         note: receives what the user should know of a source, a line each.
-        fetch: returns the image of an item of the service by its path; None without a service.
+        fetch: returns the image of an item of the service by gallery and id; None without a service.
     """
 
     prefix: str = ""
     text: tuple[str, ...] = ()
     zip_names: str = "utf-8"
     note: Callable[[str], None] = lambda _: None
-    fetch: Callable[[str], bytes] | None = None
-
-
-def item_id(name: str) -> str:
-    """Returns an item id for a file name: the name if it is a valid id, else its valid characters and a digest."""
-    if _ID.fullmatch(name):
-        return name
-    plain = _ODD.sub("_", name).lstrip("._:-")[:96]  # leaves room for the digest
-    return f"{plain or 'item'}-{hashlib.sha256(_bytes_of(name)).hexdigest()[:12]}"
+    fetch: Callable[[str, str], bytes] | None = None
 
 
 def id_fault(chosen: str) -> str | None:
     """Returns why an id is not valid, or None."""
-    if _ID.fullmatch(chosen):
+    if ID.fullmatch(chosen):
         return None
     return f"the id {printable(chosen[:40])!r} is not valid: use letters, digits and ._:-"
 
@@ -119,7 +106,7 @@ def too_large(size: int) -> str | None:
 
 def printable(name: str) -> str:
     """Returns a name for messages and metadata; control characters, undecodable bytes and half pairs are replaced."""
-    text = _bytes_of(name).decode("utf-8", "replace")
+    text = name_bytes(name).decode("utf-8", "replace")
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
@@ -145,7 +132,3 @@ def read_beside(table: Path, name: str) -> tuple[bytes, str | None]:
         return (b"", fault) if fault else (path.read_bytes(), None)
     except (OSError, ValueError, RuntimeError) as err:  # a NUL in the name, a link that leads to itself
         return b"", getattr(err, "strerror", None) or "cannot be read"
-
-
-def _bytes_of(name: str) -> bytes:
-    return _NO_BYTE.sub("\N{REPLACEMENT CHARACTER}", name).encode("utf-8", "surrogateescape")

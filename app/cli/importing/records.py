@@ -15,19 +15,19 @@ from app.cli.importing.files import (
     UnreadableFile,
     UnreadableSource,
     id_fault,
-    item_id,
     printable,
     read_beside,
     too_large,
 )
 from app.errors import Malformed
+from vermouth_client.bulk import item_id
 
 _READ = frozenset({"id", "metadata", "caption", "image", "path", "image_url"})
 # Of an item as the service exports or lists it; a new gallery gives it new ones.
 _DERIVED = frozenset(
     {"vector", "visual_vector", "sha256", "media_type", "width", "height", "created_at", "seq", "fingerprint"}
 )
-_IMAGE_PATH = re.compile(r"/galleries/[a-z0-9][a-z0-9_-]*/items/[A-Za-z0-9][A-Za-z0-9._:-]*/image(?=\?|$)")
+_IMAGE_PATH = re.compile(r"/galleries/([a-z0-9][a-z0-9_-]*)/items/([A-Za-z0-9][A-Za-z0-9._:-]*)/image(?=\?|$)")
 _MAX_LINE_BYTES = 2 * MAX_FILE_BYTES  # an image in base64, and its metadata
 
 
@@ -96,7 +96,7 @@ def _image(line: dict[str, object], path: Path, options: SourceOptions) -> bytes
         found = _IMAGE_PATH.search(url)
         if found is None:
             raise UnreadableFile("its image_url is no item's image")
-        return b"" if options.fetch is None else options.fetch(found[0])
+        return b"" if options.fetch is None else options.fetch(found[1], found[2])
     raise UnreadableFile('has no image: neither {"base64": …}, path nor image_url')
 
 

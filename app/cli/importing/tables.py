@@ -14,11 +14,11 @@ from app.cli.importing.files import (
     SourceOptions,
     UnreadableSource,
     id_fault,
-    item_id,
     printable,
     read_beside,
     status_of,
 )
+from vermouth_client.bulk import item_id
 
 _SEPARATORS = ",;\t|"
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # spreadsheets write it before the header

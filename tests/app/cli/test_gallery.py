@@ -1,12 +1,11 @@
 """Filling the demo gallery against the app itself."""
 
+import asyncio
 import io
 import re
 import shlex
 from pathlib import Path
 
-import anyio
-import anyio.from_thread
 import anyio.to_thread
 import httpx
 import pytest
@@ -14,27 +13,29 @@ from click import unstyle
 from fastapi import FastAPI
 from PIL import Image
 from rich.console import Console
+from rich.progress import Progress
 from typer.testing import CliRunner
 
 from app.api.deps import Tasks
 from app.cli.gallery import curl_line, fill
 from app.cli.main import app as vermouth_app
-from app.cli.service_calls import existing_ids
 from app.imaging.demo import DemoImage, demo_images
+from vermouth_client import Client
 
 pytest_plugins: list[str] = []
 pytestmark = pytest.mark.anyio
 
 
 class LoopTransport(httpx.BaseTransport):
-    """A synchronous client's requests, answered by an app that lives on the test's loop."""
+    """Requests of any thread, answered by an app that lives on the test's loop."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = httpx.ASGITransport(app)
+        self._loop = loop
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         request.read()
-        return anyio.from_thread.run(self._answer, request)
+        return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop).result(30)
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:
         twin = httpx.Request(request.method, request.url, headers=request.headers, content=request.content)
@@ -76,13 +77,14 @@ def test_images_are_rendered(images: list[DemoImage]) -> None:
 
 
 async def test_filling_resumes_where_it_stopped(app: FastAPI, tasks: Tasks, images: list[DemoImage]) -> None:
-    console = Console(file=io.StringIO())
+    loop = asyncio.get_running_loop()
 
     def run() -> tuple[int, int, set[str]]:
-        with httpx.Client(transport=LoopTransport(app), base_url="http://test") as client:
-            first, _ = fill(client, "emoji", images[:4], 3, console)
-            second, _ = fill(client, "emoji", images[:6], 3, console)
-            return first, second, existing_ids(client, "emoji")
+        bar = Progress(console=Console(quiet=True))
+        with Client("http://test", transport=LoopTransport(app, loop)) as client:
+            first, _ = fill(client, "emoji", images[:4], 3, bar)
+            second, _ = fill(client, "emoji", images[:6], 3, bar)
+            return first, second, client.item_ids("emoji")
 
     first, second, ids = await anyio.to_thread.run_sync(run)
     assert (first, second) == (4, 2)

@@ -1,9 +1,7 @@
 """Bulk import from every kind of source, into the app itself."""
 
 import asyncio
-import contextlib
 import csv
-import http.server
 import io
 import json
 import os
@@ -12,11 +10,9 @@ import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import anyio.to_thread
 import httpx
@@ -27,7 +23,7 @@ from rich.progress import Progress
 
 from app.api.deps import Tasks
 from app.cli.importing.adding import Imported, import_images
-from app.cli.importing.files import Importable, Skip, SourceOptions, UnreadableSource, item_id
+from app.cli.importing.files import Importable, Skip, SourceOptions, UnreadableSource
 from app.cli.importing.sources import find_sources, read_sources
 from app.main import create_app
 from app.settings import Settings
@@ -35,8 +31,12 @@ from tests.app.api.conftest import build_services
 from tests.app.api.images import png
 from tests.app.api.served import served
 from tests.app.cli.test_gallery import LoopTransport
+from tests.client.scripted import Request, scripted
+from vermouth_client import Client
+from vermouth_client.bulk import item_id
 
 pytestmark = pytest.mark.anyio
+ICON = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24'><path d='M4 4 20 20' stroke='red'/></svg>"
 NAMES = ["a.png", "b/c.png", "b/d é.PNG"]
 
 
@@ -83,23 +83,11 @@ def read_source(path: Path) -> Iterator[Importable]:
     return read_sources(find_sources([str(path)]), SourceOptions())
 
 
-class ThreadsTransport(LoopTransport):
-    """Requests of any thread, answered by an app that lives on the test's loop."""
-
-    def __init__(self, app: FastAPI, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(app)
-        self._loop = loop
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        request.read()
-        return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop).result(30)
-
-
 async def run(app: FastAPI, source: Path) -> Imported:
     loop = asyncio.get_running_loop()
 
     def work() -> Imported:
-        with httpx.Client(transport=ThreadsTransport(app, loop), base_url="http://test") as client:
+        with Client("http://test", transport=LoopTransport(app, loop)) as client:
             bar = Progress(console=Console(quiet=True))
             return import_images(client, "pets", read_source(source), batch=2, workers=2, bar=bar)
 
@@ -123,6 +111,19 @@ async def test_every_kind_of_source_is_imported_once(app: FastAPI, tasks: Tasks,
         assert [(item.id, item.metadata) for item in stored] == [(f"n{at}", {"kind": "icon"}) for at in range(3)]
     if make is make_tar:
         assert [(item.metadata["n"], item.caption) for item in stored] == [(at, "a word") for at in range(3)]
+
+
+async def test_drawings_in_a_folder_are_imported_as_svg(app: FastAPI, tasks: Tasks, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    (folder / "icon.svg").write_text(ICON)
+    (folder / "bom.SVG").write_text(f"\ufeff<?xml version='1.0'?>{ICON}")
+    (folder / "text.svg").write_text(ICON.replace("/>", "/><text>x</text>", 1))
+    (folder / "page.png").write_text("<!doctype html><p>404</p>")
+    done = await run(app, folder)
+    assert done.added == 5
+    assert [line.split(":")[0] for line in sorted(done.rejected)] == ["page.png", "text.svg"]
+    assert "<text>" in sorted(done.rejected)[1]
+    assert tasks.stores.items.item("pets", "icon.svg").width == 256
 
 
 async def test_one_line_reports_each_rejected_file(app: FastAPI, tmp_path: Path) -> None:
@@ -256,55 +257,34 @@ async def test_a_dry_run_checks_everything_and_needs_no_service(tmp_path: Path) 
     assert (found["would be added"], found["rejected"], found["in the source"]) == (1, 3, 8)
 
 
-class Stub(http.server.BaseHTTPRequestHandler):
-    """Answers that a Vermouth service, another one, or a proxy may give."""
-
-    answers: ClassVar[list[tuple[int, dict[str, str], bytes]]]
-
-    def do_GET(self) -> None:
-        status, headers, body = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        self.send_response(status)
-        for name, value in {"content-length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
-@contextlib.contextmanager
-def stub(*answers: tuple[int, dict[str, str], bytes]) -> Iterator[str]:
-    handler = type("Handler", (Stub,), {"answers": [*answers]})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-READY: tuple[int, dict[str, str], bytes] = (200, {}, b'{"status":"ready"}')
+READY: tuple[int, object, dict[str, str]] = (200, {"status": "ready", "features": [], "training_free": False}, {})
+PROXY = "is not the service, or a proxy before it answered"
 
 
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
-        ([(200, {}, b"<html>")], "no Vermouth service"),
-        ([(301, {"location": "/x"}, b"")], "no Vermouth service"),
-        ([(401, {}, b"")], "no Vermouth service"),
-        ([(502, {}, b"")], "no Vermouth service"),
-        ([READY, (401, {}, b'{"detail":"Send a known API key."}')], "Send a known API key. Set --key"),
-        ([READY, (403, {}, b"<h1>no</h1>")], "answered 403: <h1>no</h1>"),
-        ([READY, (429, {"retry-after": "0"}, b""), (403, {}, b'{"detail":"no"}')], "403: no"),
-        ([(503, {}, b'{"status":503}'), READY, (503, {}, b"x"), (403, {}, b'{"detail":"no"}')], "403: no"),
+        ([(200, b"<html>", {})], "did not answer as the service does"),
+        ([(301, b"", {"location": "/x"})], PROXY),
+        ([(401, b"", {})], PROXY),
+        ([(502, b"", {})], PROXY),
+        ([READY, (401, "unauthenticated", {})], "Why. Set --key"),
+        ([READY, (403, b"<h1>no</h1>", {})], PROXY),
+        ([READY, (429, "queue-full", {"retry-after": "0"}), (403, "forbidden", {})], "Why."),
+        ([(503, "unavailable", {}), (503, b"x", {}), (403, "forbidden", {})], "Why."),
     ],
 )
 async def test_what_refuses_is_reported_in_a_sentence(
-    answers: list[tuple[int, dict[str, str], bytes]], reason: str, tmp_path: Path
+    answers: list[tuple[int, object, dict[str, str]]], reason: str, tmp_path: Path
 ) -> None:
-    with stub(*answers) as url:
+    def answer(request: Request) -> None:
+        status, body, headers = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(body, str):
+            request.refuse(status, body, **headers)
+        else:
+            request.send(status, body, **headers)
+
+    with scripted(answer) as url:
         code, output, error = await command(make_folder(tmp_path), url)
     assert (code, output) == (1, "")
     assert error.startswith("error: ")
@@ -374,7 +354,7 @@ async def test_ctrl_c_prints_what_was_done_and_a_second_run_continues(tmp_path: 
         async with httpx.AsyncClient(base_url=url) as client:
             count = (await client.get("/galleries/default")).json()["count"]
         assert 5 <= found["added"] == count < MANY
-        assert found["added"] + found["not sent"] == found["read so far"]
+        assert found["added"] + found.get("not sent", 0) == found["read so far"]
         code, text, _ = await command(folder, url)
     assert code == 0
     assert numbers(text)["added"] + count == MANY

@@ -22,10 +22,11 @@ from typer.testing import CliRunner, Result
 
 from app.api.auth import Scope, new_key
 from app.cli.gallery import fill
-from app.cli.main import app
+from app.cli.main import app, progress
 from app.domain import HOUSE
 from app.imaging.demo import demo_images
 from tests.app.test_server import COMMAND, started
+from vermouth_client import Client
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("here")]
 ROOT = Path(__file__).parents[3]
@@ -49,7 +50,8 @@ def url(data_dir: Path) -> Iterator[str]:
         http.headers["X-API-Key"] = KEY
         wanted = {"1f638", "2b50", *(one for ids in ANIMALS.values() for one in ids)}
         images = [image for at, image in enumerate(demo_images()) if image.id in wanted or at % 60 == 0]
-        assert fill(http, "default", images, 64, Console(quiet=True)) == (len(images), [])
+        with Client(str(http.base_url), key=KEY) as client, progress(Console(quiet=True)) as bar:
+            assert fill(client, "default", images, 64, bar) == (len(images), [])
         yield str(http.base_url)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.importing.files import MAX_FILE_BYTES, Skip, UnreadableSource, item_id
+from app.cli.importing.files import MAX_FILE_BYTES, Skip, UnreadableSource
 from tests.app.cli.importing.sources import PNG, added, faults, member, read, skips, write_tar
+from vermouth_client.bulk import item_id
 
 JUNK = {
     "__MACOSX/cat/._1.png": b"\0\5\x16\7" + b"\0" * 4096,
@@ -33,7 +34,7 @@ FILES = {
     "plain": PNG,
     "README": b"text",
     "notes.txt": b"none of this name",
-    "drawing.svg": b"<svg/>",
+    "drawing.eps": b"%!PS",
 }
 
 
@@ -70,7 +71,7 @@ def test_folder_and_zip_account_for_every_file(tmp_path: Path, make: object) -> 
     assert {one.fault for one in found if one.skip is Skip.OTHER} == {
         "no image by its first bytes",
         "no image belongs to this .txt",
-        ".svg is no image format that the service reads",
+        ".eps is no image format that the service reads",
     }
 
 

@@ -20,9 +20,9 @@ def lines(root: Path, *rows: object) -> Path:
     return root / "items.ndjson"
 
 
-def fetched(path: str) -> bytes:
-    if path != URL:
-        raise UnreadableFile(f"{path}: gone")
+def fetched(gallery: str, item: str) -> bytes:
+    if f"/galleries/{gallery}/items/{item}/image" != URL:
+        raise UnreadableFile(f"{item}: gone")
     return PNG
 
 
