@@ -28,6 +28,7 @@ from vermouth_client.errors import NotFound
 gallery_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Galleries of a running service.")
 
 MAX_BATCH = 64
+_TIMEOUT_S = 300.0  # of a batch: a large bundle takes seconds an image
 _Gallery = Annotated[str, typer.Option(help="Gallery to fill; created if it does not exist.")]
 _Name = Annotated[str, typer.Argument(help="Name of the gallery.")]
 _Batch = Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Images per request.")]
@@ -48,7 +49,7 @@ def demo_command(
     _check_name(gallery)
     console = Console(stderr=True)
     # Containers start together: the service may not listen yet.
-    with connect(url, key, retry_s=wait_s, is_started=False) as client, progress(console) as bar:
+    with connect(url, key, timeout_s=_TIMEOUT_S, retry_s=wait_s, is_started=False) as client, progress(console) as bar:
         added, rejected = fill(client, gallery, demo_images()[:limit], batch, bar)
     for line in rejected:  # not an error: the other images can be searched
         console.print(f"rejected {line}", style="yellow", markup=False)
@@ -88,7 +89,10 @@ def import_command(
     else:
         try:
             # A wrong URL fails at once, not after `wait_s`.
-            with connect(url, key, retry_s=wait_s) as client, progress(Console(stderr=True)) as bar:
+            with (
+                connect(url, key, timeout_s=_TIMEOUT_S, retry_s=wait_s) as client,
+                progress(Console(stderr=True)) as bar,
+            ):
                 images = read_sources(found, replace(options, fetch=partial(_fetch, client)))
                 import_images(client, gallery, images, batch=batch, workers=workers, bar=bar, done=done)
         except KeyboardInterrupt:
@@ -166,15 +170,14 @@ def fill(client: Client, gallery: str, images: Sequence[DemoImage], batch: int, 
     """Adds the images whose ids the gallery lacks; returns how many, and a line for each rejected one."""
     known = existing_ids(client, gallery)
     missing = [image for image in images if image.id not in known]  # only these are rendered
-    task = bar.add_task(f"filling {gallery}", total=len(images))
+    there = len(images) - len(missing)
+    task = bar.add_task(f"filling {gallery}", total=len(images), completed=there)
     report = client.import_items(
         gallery,
         (NewItem(image.render(), image.id, image.metadata) for image in missing),
         batch=batch,
         concurrency=1,  # in order, so that the examples of the README find their images first
-        on_progress=lambda report: bar.update(
-            task, completed=len(images) - len(missing) + report.added + len(report.rejected)
-        ),
+        on_progress=lambda report: bar.update(task, completed=there + report.added + len(report.rejected)),
     )
     return report.added, [f"{one.id}: {one.detail}" for one in report.rejected]
 

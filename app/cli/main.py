@@ -68,7 +68,7 @@ class LazyGroup(TyperGroup):
             return name, listed, rest
         path, panel, _ = _COMMANDS[name]
         module = importlib.import_module(path)
-        if panel is _ASK:
+        if panel is _ASK and not ctx.resilient_parsing:  # which a shell's completion is
             _tick(_TICK_S)
         return name, get_command(getattr(module, f"{name}_app")), rest  # e.g. `db_app` of app.cli.db
 

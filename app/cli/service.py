@@ -30,17 +30,20 @@ _IMAGE_FIELDS = ("image", "sketch", "queries")
 
 
 @contextmanager
-def connect(url: str, key: str | None, *, retry_s: float = 60.0, is_started: bool = True) -> Iterator["Client"]:
+def connect(
+    url: str, key: str | None, *, timeout_s: float = 30.0, retry_s: float = 60.0, is_started: bool = True
+) -> Iterator["Client"]:
     """A client of a service that answers.
 
     Args:
+        timeout_s: of one attempt at a call.
         retry_s: how long a call is repeated while the service loads, restarts or is busy.
         is_started: whether the service listens already; if not, it is waited for as long.
 
     Raises:
         CommandError: no service is there, or a call inside failed.
     """
-    import httpx  # here and below: help must not import a client
+    import httpx  # here and below: help must not import a client where it need not
 
     from vermouth_client import Client, ImportStopped, VermouthError
 
@@ -55,7 +58,7 @@ def connect(url: str, key: str | None, *, retry_s: float = 60.0, is_started: boo
     try:
         with Client(url, key=key, timeout_s=_PROBE_S, retry_s=0) as probe:
             _find(probe, url, wait_s=0 if is_started else retry_s)
-        with Client(url, key=key, retry_s=retry_s) as client:
+        with Client(url, key=key, timeout_s=timeout_s, retry_s=retry_s) as client:
             try:
                 yield client
             except ImportStopped as err:  # the cause may be the source's, or a fault of a command
@@ -75,7 +78,7 @@ def _find(client: "Client", url: str, *, wait_s: float) -> None:
             client.ready()
             return
         except NoAnswer as err:
-            if is_over:
+            if is_over or isinstance(err.__cause__, ValueError | KeyError):  # another program answers there
                 advice = f"Start it with `vermouth serve`, or name another than {url} with --url or VERMOUTH_URL."
                 raise CommandError(f"{err} {advice}") from err
         except ServiceError as err:

@@ -32,6 +32,7 @@ _PX = {
 }  # fmt: skip
 _ASPECT = re.compile(r"\s*(?:none|xM(?:in|id|ax)YM(?:in|id|ax)(?:\s+(?:meet|slice))?)\s*")
 LEAST_SIDE = 256  # px; icons of 16 and 24 px are found less well, and look coarse (docs/adr/0056)
+_LEAST_PX = 1e-6
 _LEAST_BOX = 16  # a view box below it is in units of its own, not in px
 _MAX_DEPTH = 32  # for the renderer, which recurses
 _MAX_ELEMENTS = 20_000
@@ -158,7 +159,7 @@ def _canvas(root: Element, view_box: list[float] | None, limits: Limits) -> tupl
         raise Invalid("The SVG needs a width and a height in units such as px, or a viewBox.")
     if max(width, height) > limits.max_canvas_side:
         raise ImageTooLarge(f"A canvas side is over {limits.max_canvas_side} pixels.")
-    if min(width, height) <= 0:
+    if min(width, height) < _LEAST_PX:
         raise Invalid("The SVG's width and height must be above zero.")
     return width, height
 

@@ -1,7 +1,7 @@
 import { choice, debounced, filePicker, h, iconButton, onDrop } from "./dom.js";
 import { Facets } from "./facets.js";
 import { icon } from "./icons.js";
-import { imageAt, imageOfStrokes, imagesIn, imagesOf, previewOf } from "./images.js";
+import { drawn, imageAt, imageOfStrokes, imagesOf, isImage, previewOf } from "./images.js";
 import { nameOf, Results, timingBar } from "./results.js";
 import { Sketchpad } from "./sketchpad.js";
 import { HOUSE, read, SIDE, written } from "./strokes.js";
@@ -64,6 +64,7 @@ class Draw {
     this.aborter?.abort();
     if (this.pad.ghost) this.start = []; // nobody has drawn yet: the house draws itself again
     this.pad.stop();
+    this.taken = null;
     removeEventListener("paste", this.onpaste);
   }
 
@@ -270,8 +271,11 @@ class Draw {
   }
 
   async #takeImage(files) {
-    const [file] = await imagesIn(files);
-    if (!file) return;
+    const taken = files.find(isImage);
+    if (!taken) return;
+    this.taken = taken;
+    const file = await drawn(taken);
+    if (this.taken !== taken) return; // meanwhile there is another image, or a drawing
     this.#dropImage();
     if (!this.pad.isEmpty) this.pad.set([]);
     this.file = file;
@@ -288,6 +292,6 @@ class Draw {
 
   #dropImage() {
     this.preview?.remove();
-    this.preview = this.file = null;
+    this.preview = this.file = this.taken = null;
   }
 }

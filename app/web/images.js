@@ -2,11 +2,13 @@
 export const isImage = (file) => file instanceof Blob && (file.type.startsWith("image/") || /(^|\/)[^.]+$|\.(png|jpe?g|webp|avif|gif|bmp|tiff?|svg)$/i.test(file.name ?? ""));
 
 const isSvg = (file) => file.type === "image/svg+xml" || /\.svg$/i.test(file.name ?? "");
-const SVG_SIDE = 512; // px of the longest side of an SVG, which has no pixels of its own
+const SVG_SIDE = 512; // px; a smaller SVG is drawn until its longest side has it
 
 /** The images among some files, each with pixels: the browser draws what is an SVG. */
 export async function imagesIn(files) {
-  return Promise.all([...files].filter(isImage).map(drawn));
+  const images = [];
+  for (const file of files) if (isImage(file)) images.push(await drawn(file)); // a folder may hold thousands of SVGs
+  return images;
 }
 
 /** An SVG as a PNG; one that the browser cannot draw stays as it is, and the service says why it cannot be read. */
@@ -17,7 +19,7 @@ export async function drawn(file) {
   try {
     image.src = address;
     await image.decode();
-    const scale = SVG_SIDE / Math.max(image.naturalWidth, image.naturalHeight);
+    const scale = Math.max(1, SVG_SIDE / Math.max(image.naturalWidth, image.naturalHeight));
     const canvas = new OffscreenCanvas(Math.max(1, Math.round(image.naturalWidth * scale)), Math.max(1, Math.round(image.naturalHeight * scale)));
     canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
     const png = new File([await canvas.convertToBlob()], file.name.replace(/\.svg$/i, ".png"), { type: "image/png" });

@@ -1,5 +1,5 @@
 import { choice, debounced, filePicker, h, iconButton, milliseconds, onDrop, percent, save } from "./dom.js";
-import { imagesIn, imagesOf, previewOf } from "./images.js";
+import { drawn, imagesOf, isImage, previewOf } from "./images.js";
 import { colourOf, Masks } from "./masks.js";
 import { Names } from "./names.js";
 
@@ -99,8 +99,11 @@ class Segment {
   }
 
   async #take(files) {
-    const [file] = await imagesIn(files);
-    if (!file) return;
+    const taken = files.find(isImage);
+    if (!taken) return;
+    this.taken = taken;
+    const file = await drawn(taken);
+    if (this.taken !== taken) return; // meanwhile there is another image
     this.#clear();
     this.file = file;
     Object.assign(this.image, { src: previewOf(file), alt: file.name, hidden: false });

@@ -172,7 +172,7 @@ class Teach {
 
   async #teach(label, files) {
     const images = await imagesIn(files);
-    if (!images.length) return this.#render();
+    if (!images.length || !this.#labels.includes(label)) return this.#render();
     this.waiting.set(label, [...(this.waiting.get(label) ?? []), ...images]);
     this.#learn();
   }

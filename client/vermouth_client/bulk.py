@@ -156,13 +156,16 @@ class Bulk:
         self._again: list[Batch] = []
         self._next: Part | None = None  # read, and too large for the batch before
         self._failure: BaseException | None = None
+        self._is_stopped = False  # by a request; after a failure of the source, what was read is sent
 
     def next(self) -> Batch:
         """The next batch to send; empty at the end of the source, and after a failure, which may be the source's."""
-        if self._failure is not None:
+        if self._is_stopped:
             return []
         if self._again:
             return self._again.pop()
+        if self._failure is not None:
+            return []
         batch: Batch = []
         n_bytes = 0
         try:
@@ -193,10 +196,11 @@ class Bulk:
         elif isinstance(outcome, _OF_ONE_ITEM) and len(batch) > 1:
             middle = len(batch) // 2
             self._again += [batch[:middle], batch[middle:]]
-        elif isinstance(outcome, _OF_ONE_ITEM):
+        elif isinstance(outcome, _OF_ONE_ITEM) and not isinstance(outcome, DeadlineExceeded):
             self.report.rejected.append(Rejected(batch[0].fields["id"], outcome.code, outcome.detail))
         else:
             self._failure = self._failure or outcome
+            self._is_stopped = True
 
     def result(self) -> ImportReport:
         """The report, once every batch is settled. Raises ImportStopped after a failure."""

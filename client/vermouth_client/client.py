@@ -200,7 +200,7 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
         try:
             while True:
                 while len(running) < concurrency and (part := await asyncio.to_thread(bulk.next)):
-                    call = add_items(gallery, part, wait=wait_until_searchable)
+                    call = await asyncio.to_thread(add_items, gallery, part, wait=wait_until_searchable)
                     running[asyncio.create_task(self._send(call))] = part
                 if not running:
                     return bulk.result()

@@ -83,8 +83,7 @@ def file_bytes(image: Any) -> bytes:
     if hasattr(image, "__array_interface__"):
         return _png(_from_array(image))
     if hasattr(image, "read"):
-        data: bytes = image.read()
-        return data
+        return bytes(image.read())
     raise TypeError(
         f"{type(image).__name__} is no image: give a path, bytes, a file, a PIL image, an array or strokes."
     )

@@ -28,7 +28,7 @@ class Request(BaseHTTPRequestHandler):
 
     def refuse(self, status: int, code: str, **headers: str) -> None:
         """Answer with a problem document."""
-        problem = {"status": status, "code": code, "detail": "Why."}
+        problem = {"status": status, "code": code, "detail": f"Why {status}."}
         self.send(status, problem, "application/problem+json", **headers)
 
     def written(self) -> None:

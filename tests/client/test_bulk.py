@@ -149,13 +149,23 @@ def test_a_batch_whose_answer_was_lost_is_sent_again() -> None:
     assert (bulk.next(), bulk.result().created) == ([], 3)
 
 
-@pytest.mark.parametrize("refusal", [Invalid, TooMuchWork, DeadlineExceeded])
+@pytest.mark.parametrize("refusal", [Invalid, TooMuchWork])
 def test_a_refused_batch_is_halved_down_to_the_item(refusal: type[ServiceError]) -> None:
     bulk = Bulk((NewItem(DRAWING, f"i{n}") for n in range(8)), skip=(), size=8)
     while batch := bulk.next():
         bulk.settle(batch, refusal({}) if "i5" in ids(batch) else written(batch))
     assert bulk.result().created == 7
     assert [(one.id, one.code) for one in bulk.report.rejected] == [("i5", refusal.code)]
+
+
+def test_a_deadline_that_passes_for_one_item_stops_and_rejects_nothing() -> None:
+    bulk = Bulk((NewItem(DRAWING, f"i{n}") for n in range(4)), skip=(), size=4)
+    while batch := bulk.next():
+        bulk.settle(batch, DeadlineExceeded({}) if "i3" in ids(batch) else written(batch))
+    with pytest.raises(ImportStopped) as caught:
+        bulk.result()
+    assert caught.value.report.rejected == []
+    assert isinstance(caught.value.__cause__, DeadlineExceeded)
 
 
 def test_a_full_disk_stops_and_what_was_under_way_is_in_the_report() -> None:
@@ -173,14 +183,17 @@ def test_a_full_disk_stops_and_what_was_under_way_is_in_the_report() -> None:
 
 def test_what_came_before_a_source_that_fails_is_sent() -> None:
     def failing() -> Iterator[NewItem]:
-        yield NewItem(DRAWING, "a")
+        yield from (NewItem(DRAWING, "a"), NewItem(DRAWING, "b"))
         raise OSError("the disk is gone")
 
     bulk = Bulk(failing(), skip=(), size=5)
     batch = bulk.next()
-    assert ids(batch) == ["a"]
+    assert ids(batch) == ["a", "b"]
     assert bulk.next() == []
-    bulk.settle(batch, written(batch))
+    bulk.settle(batch, Invalid({}))
+    assert [ids(bulk.next()), ids(bulk.next())] == [["b"], ["a"]]
+    bulk.settle(batch[:1], Invalid({}))
+    bulk.settle(batch[1:], written(batch[1:]))
     with pytest.raises(ImportStopped, match="after 1 items") as caught:
         bulk.result()
     assert isinstance(caught.value.__cause__, OSError)

@@ -72,8 +72,8 @@ def import_images(
     def count(report: ImportReport) -> None:
         nonlocal counted
         done.added = report.added
-        done.rejected += [f"{names[one.id]}: {one.detail}" for one in report.rejected[counted:]]
-        counted = len(report.rejected)
+        new, counted = report.rejected[counted:], len(report.rejected)
+        done.rejected += [f"{names[one.id]}: {one.detail}" for one in new]
         bar.update(task, completed=done.added + len(done.rejected))
 
     try:

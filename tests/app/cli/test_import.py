@@ -268,10 +268,10 @@ PROXY = "is not the service, or a proxy before it answered"
         ([(301, b"", {"location": "/x"})], PROXY),
         ([(401, b"", {})], PROXY),
         ([(502, b"", {})], PROXY),
-        ([READY, (401, "unauthenticated", {})], "Why. Set --key"),
+        ([READY, (401, "unauthenticated", {})], "Why 401. Set --key"),
         ([READY, (403, b"<h1>no</h1>", {})], PROXY),
-        ([READY, (429, "queue-full", {"retry-after": "0"}), (403, "forbidden", {})], "Why."),
-        ([(503, "unavailable", {}), (503, b"x", {}), (403, "forbidden", {})], "Why."),
+        ([READY, (429, "queue-full", {"retry-after": "0"}), (403, "forbidden", {})], "Why 403."),
+        ([(503, "unavailable", {}), (503, b"x", {}), (403, "forbidden", {})], "Why 403."),
     ],
 )
 async def test_what_refuses_is_reported_in_a_sentence(

@@ -18,6 +18,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in
 from app.cli.main import app
 app()
 """
+BESIDE = """
+import signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def interrupt():
+    sys.stdin.readline()
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # interrupts no wait of the main thread
+    threading.Event().wait()
+
+threading.Thread(target=interrupt, daemon=True).start()
+from app.cli.main import app
+app()
+"""
 EPISODE = {"id": "ep_1", "name": "pets", "version": 1, "method": "prototype", "fingerprint": "", "expires_at": None}
 ANSWERS = {
     "GET /readyz": {"status": "ready", "features": [], "training_free": False},
@@ -26,20 +39,22 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "script"),
     [
-        "retrieve --text cat",
-        "retrieve photos --image --sheet sheets",
-        "segment photos/0.png -c cat --overlay out.png --coco out.json",
-        "classify pets photos --csv",
-        "embed photos --npy vectors.npy",
-        "episode create photos",
-        "gallery export default out.tar",
-        "gallery import photos --gallery mine",
-        "gallery demo --gallery mine",
+        ("retrieve --text cat", BESIDE),
+        ("classify pets photos --csv", BESIDE),
+        ("retrieve --text cat", SCRIPT),
+        ("retrieve photos --image --sheet sheets", SCRIPT),
+        ("segment photos/0.png -c cat --overlay out.png --coco out.json", SCRIPT),
+        ("classify pets photos --csv", SCRIPT),
+        ("embed photos --npy vectors.npy", SCRIPT),
+        ("episode create photos", SCRIPT),
+        ("gallery export default out.tar", SCRIPT),
+        ("gallery import photos --gallery mine", SCRIPT),
+        ("gallery demo --gallery mine", SCRIPT),
     ],
 )
-def test_a_command_that_waits_for_the_service_ends_at_once(arguments: str, tmp_path: Path) -> None:
+def test_a_command_that_waits_for_the_service_ends_at_once(arguments: str, script: str, tmp_path: Path) -> None:
     for folder in ("photos", "photos/a", "photos/b"):
         (tmp_path / folder).mkdir()
         for at in range(9):
@@ -56,13 +71,18 @@ def test_a_command_that_waits_for_the_service_ends_at_once(arguments: str, tmp_p
             is_over.wait(60)
 
     with scripted(answer) as url:
-        command = [sys.executable, "-c", SCRIPT, *shlex.split(arguments), "--url", url]
+        command = [sys.executable, "-c", script, *shlex.split(arguments), "--url", url]
         with subprocess.Popen(
-            command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process:
             try:
                 assert is_asked.wait(20), process.communicate()
-                process.send_signal(signal.SIGINT)
+                if script is BESIDE:
+                    assert process.stdin is not None
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+                else:
+                    process.send_signal(signal.SIGINT)
                 output, errors = process.communicate(timeout=20)
             finally:
                 is_over.set()

@@ -44,6 +44,7 @@ def test_the_view_box_gives_the_size_where_there_is_no_other() -> None:
         ),
         pytest.param(SVG.format("", ""), Invalid, id="no size"),
         pytest.param(SVG.format("width='0' height='9'", ""), Invalid, id="zero"),
+        pytest.param(SVG.format("width='1e-310' height='1e-310'", ""), Invalid, id="nearly zero"),
         pytest.param(SVG.format("width='4097' height='9'", ""), ImageTooLarge, id="canvas"),
         pytest.param(SVG.format("width='9' height='9'", "<image href='file:///etc/passwd'/>"), Invalid, id="image"),
         pytest.param(SVG.format("width='9' height='9'", "<use href='#a'/>"), Invalid, id="use"),
