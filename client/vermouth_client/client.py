@@ -3,9 +3,10 @@
 import asyncio
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event
 from typing import Any, BinaryIO, Generic, Self, TypeVar
 
@@ -103,32 +104,40 @@ class Client(_Connected[httpx.Client]):
 
         Args:
             skip: ids that are not sent, such as `item_ids(gallery)`.
-            on_progress: is called with the one report after each batch, also of batches that end beside an error.
+            on_progress: is called with the one report after each batch and at the end, also beside an error.
 
         Raises:
             ImportStopped: a request failed for good, or the source of the items did.
         """
         bulk = Bulk(items, skip=skip, size=batch)
-        running: dict[Future[ItemsWritten], Batch] = {}
+        outcomes: SimpleQueue[tuple[Batch, ItemsWritten | BaseException]] = SimpleQueue()
         stop = Event()
 
-        def settle(done: Iterable[Future[ItemsWritten]]) -> None:
-            for one in done:
-                bulk.settle(running.pop(one), one.exception() or one.result())
-                on_progress(bulk.report)
-
-        with ThreadPoolExecutor(concurrency) as pool:
+        def send(part: Batch, call: Call[ItemsWritten]) -> None:
             try:
-                while True:
-                    while len(running) < concurrency and (part := bulk.next()):
-                        call = add_items(gallery, part, wait=wait_until_searchable)
-                        running[pool.submit(self._send, call, stop)] = part
-                    if not running:
-                        return bulk.result()
-                    settle(wait(running, return_when=FIRST_COMPLETED).done)
-            finally:
-                stop.set()  # after Ctrl-C attempts under way end, and count; none begins
-                settle(wait(running).done)
+                outcomes.put((part, self._send(call, stop)))
+            except BaseException as err:  # noqa: BLE001 - the import decides what it means
+                outcomes.put((part, err))
+
+        n_running = 0
+        try:
+            with ThreadPoolExecutor(concurrency) as pool:
+                try:
+                    while True:
+                        while n_running < concurrency and (part := bulk.next()):
+                            pool.submit(send, part, add_items(gallery, part, wait=wait_until_searchable))
+                            n_running += 1
+                        if not n_running:
+                            return bulk.result()
+                        bulk.settle(*outcomes.get())
+                        n_running -= 1
+                        on_progress(bulk.report)
+                finally:
+                    stop.set()  # after Ctrl-C the pool waits for attempts, not for retries
+        finally:
+            while not outcomes.empty():
+                bulk.settle(*outcomes.get())
+            on_progress(bulk.report)
 
     def _send(self, call: Call[T], stop: Event) -> T:
         attempts = Attempts(call, self._retry_s)
@@ -211,6 +220,7 @@ class AsyncClient(_Connected[httpx.AsyncClient]):
             for one in running:
                 one.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+            on_progress(bulk.report)
 
     def live(self) -> Live:
         """Search while the user draws, in `async with`; needs the extra `live`."""

@@ -245,7 +245,7 @@ async def test_progress_is_reported_after_each_batch(kind: str) -> None:
         else:
             async with AsyncClient(url) as other:
                 await other.import_items("default", items, batch=3, concurrency=1, on_progress=note)
-    assert reported == [3, 6, 7]
+    assert reported == [3, 6, 7, 7]
 
 
 class Source:
@@ -290,6 +290,27 @@ async def test_the_client_for_asyncio_does_too() -> None:
             with pytest.raises(ImportStopped) as caught:
                 await client.import_items("default", source)
     source.check(caught.value.report)
+
+
+def test_what_is_under_way_at_ctrl_c_is_in_the_last_report() -> None:
+    is_over = threading.Event()
+    reported: list[int] = []
+
+    def answer(request: Request) -> None:
+        is_over.wait(10)
+        request.written()
+
+    def source() -> Iterator[NewItem]:
+        yield from (NewItem(DRAWING, f"i{n}") for n in range(4))
+        is_over.set()
+        raise KeyboardInterrupt  # as Python does in the main thread
+
+    def note(report: ImportReport) -> None:
+        reported.append(report.added)
+
+    with scripted(answer) as url, Client(url) as client, pytest.raises(KeyboardInterrupt):
+        client.import_items("default", source(), batch=2, concurrency=3, on_progress=note)
+    assert reported == [4]
 
 
 def test_ctrl_c_ends_an_import_that_waits_for_its_next_attempt() -> None:

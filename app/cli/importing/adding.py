@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from app.cli.importing.files import Importable, Skip
 from app.imaging.formats import has_image_bytes
-from vermouth_client import Client, ImportReport, ImportStopped, NewItem
+from vermouth_client import Client, ImportReport, NewItem
 from vermouth_client.errors import NotFound
 from vermouth_client.images import is_svg
 
@@ -76,15 +76,9 @@ def import_images(
         done.rejected += [f"{names[one.id]}: {one.detail}" for one in new]
         bar.update(task, completed=done.added + len(done.rejected))
 
-    try:
-        count(
-            client.import_items(
-                gallery, items(), batch=batch, concurrency=workers, wait_until_searchable=False, on_progress=count
-            )
-        )
-    except ImportStopped as err:
-        count(err.report)
-        raise
+    client.import_items(
+        gallery, items(), batch=batch, concurrency=workers, wait_until_searchable=False, on_progress=count
+    )
     return done
 
 
