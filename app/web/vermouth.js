@@ -171,7 +171,7 @@ export class LiveSearch {
 
   close() {
     this.isClosed = true;
-    this.socket?.close();
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.close(); // a browser warns where it was still connecting
   }
 
   connect() {
@@ -182,6 +182,7 @@ export class LiveSearch {
     const socket = new WebSocket(url);
     this.socket = socket;
     socket.onopen = () => {
+      if (this.isClosed) return socket.close();
       if (this.client.key) socket.send(JSON.stringify({ type: "auth", key: this.client.key }));
       this.onstate("open");
       this.flush();

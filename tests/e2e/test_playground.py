@@ -420,6 +420,24 @@ def test_the_page_is_small_and_allows_nothing_but_itself(opened: Page, client: h
     assert client.get("/playground/main.js").headers["content-type"].startswith("text/javascript")
 
 
+def test_live_search_closed_while_it_connects_ends_without_a_warning(opened: Page) -> None:
+    page = opened.open()
+    was_opened = page.evaluate(
+        """async () => {
+          const { Vermouth } = await import("/playground/vermouth.js");
+          const live = new Vermouth().live();
+          live.close();
+          const { socket } = live;
+          const opened = new Promise((resolve) => socket.addEventListener("open", () => resolve(true)));
+          const closed = new Promise((resolve) => socket.addEventListener("close", () => resolve(false)));
+          const wasOpened = await Promise.race([opened, closed]);
+          await closed;
+          return wasOpened;
+        }"""
+    )
+    assert was_opened
+
+
 def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
