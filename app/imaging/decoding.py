@@ -91,6 +91,8 @@ class ImageDecoder:
         self._processes = processes
         self._max_waiting = max_waiting
         self._callers = 0
+        # Behind the images of queries: those wait for a thumbnail or two, not for a page of them.
+        self._thumbnails = asyncio.Semaphore(processes.count + 1)
         self._tile: int | None = None  # as `size_tiles` set it
 
     async def decode_many(
@@ -125,7 +127,8 @@ class ImageDecoder:
     async def thumbnail(self, data: bytes, size: int) -> bytes:
         """Return a WebP of a file whose longest side is at most `size` px. Raises as `tiles`."""
         with self._turn():
-            return cast(bytes, await self._made(Product.THUMBNAIL, EncodedImage(data=data), _uncharged, size))
+            async with self._thumbnails:
+                return cast(bytes, await self._made(Product.THUMBNAIL, EncodedImage(data=data), _uncharged, size))
 
     def size_tiles(self, side: int, *, most: int) -> None:
         """Let a tile show a square of `side` px of an image from now on, and cut at most so many; see `limit_tiles`."""

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from app.errors import Conflict, NotFound, PreconditionFailed, QueueFull, ServiceError
 from app.imaging.decoding import ImageDecoder, PixelBudget
 from app.imaging.raster import DecodedImage
+from app.runtime.lru import ByteLru
 from app.stores.blobs import OpenBlob
 from app.stores.filters import Filter
 from app.stores.index.follower import Indexes
@@ -23,6 +24,9 @@ from models.types import VectorLayout
 
 T = TypeVar("T")
 MAX_WAITING_EXPORTS = 16
+THUMBNAIL_BYTES = 16 << 20
+"""Memory of the cache of thumbnails; a card of the playground takes about 3 KB."""
+_ENTRY_BYTES = 512  # overhead of a cache entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,7 @@ class ItemTask:
         self._indexes = indexes
         self._exporting = asyncio.Semaphore(1)  # parts read at once: any number of exports delays others by one part
         self._waiting_exports = 0
+        self._thumbnails = ByteLru[tuple[str, int], bytes](THUMBNAIL_BYTES)
         self.get = database.reads(items.item)
         self.open_image = database.reads(items.open_image)
         self.read_part = database.reads(OpenBlob.read)
@@ -215,8 +220,13 @@ class ItemTask:
 
     async def thumbnail(self, gallery: str, item_id: str, size: int) -> tuple[Item, bytes]:
         """One item and a WebP thumbnail of its image whose longest side is `size` px. Raises NotFound."""
-        item, data = await self._database.run(self._items.image, gallery, item_id)
-        return item, await self._decoder.thumbnail(data, size)
+        item = await self.get(gallery, item_id)
+        thumbnail = self._thumbnails.get((item.sha256, size))
+        if thumbnail is None:
+            item, data = await self._database.run(self._items.image, gallery, item_id)
+            thumbnail = await self._decoder.thumbnail(data, size)
+            self._thumbnails.put((item.sha256, size), thumbnail, len(thumbnail) + _ENTRY_BYTES)
+        return item, thumbnail
 
     async def export(self, gallery: str, render: Callable[[Sequence[Exported]], T]) -> tuple[int, AsyncIterator[T]]:
         """All items with their vectors, in parts that `render` converts in the database's pool.

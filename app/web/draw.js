@@ -176,6 +176,7 @@ class Draw {
   }
 
   #answered(answer, ms) {
+    if (answer.seq < this.penUp?.seq) return; // the whole stroke's answer is next: showing this one would slow it
     this.shell.problem(null);
     this.shell.took(answer.timings_ms.total);
     this.timing.replaceChildren(timingBar(answer.timings_ms, ms));

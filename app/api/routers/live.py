@@ -27,6 +27,8 @@ AUTH_LIMIT_S = 10.0
 """How long a connection may take to authenticate."""
 SUPERSEDED_TIMEOUT_S = 0.25
 """How long a query may run once a newer one has arrived."""
+AT_ONCE = 2
+"""How many queries of a connection may run, so that the whole stroke does not wait for a part of it."""
 _MAX_AUTH_CHARACTERS = 2048
 _CLOSE_CODES = {400: 4400, 401: 4401, 403: 4403, 422: 4422, 429: 4429}  # by HTTP status
 _TRY_AGAIN_LATER = 1013
@@ -94,27 +96,28 @@ async def _authorise(socket: WebSocket, platform: Platform) -> str | None:
 
 
 class _Session:
-    """One connection: one query runs, and the newest of those that arrive meanwhile is next."""
+    """One connection: `AT_ONCE` queries run, and the newest of those that arrive meanwhile is next."""
 
     def __init__(self, socket: WebSocket, platform: Platform, tasks: Tasks) -> None:
         self._socket = socket
         self._platform = platform
         self._tasks = tasks
         self._newest = -1  # the greatest `seq` so far
+        self._shown = -1  # the greatest whose results were sent
         self._next: LiveQuery | None = None  # the only query that waits
         self._has_come = asyncio.Event()
-        self._running: asyncio.Timeout | None = None  # of the query that runs
-        self._until_s = 0.0  # its deadline once a newer query has arrived
+        self._running: dict[asyncio.Timeout, float] = {}  # until when, s, once a newer query has arrived
 
     async def run(self) -> None:
         """Serve the connection until the client disconnects. Raises WebSocketDisconnect."""
-        worker = asyncio.create_task(self._work())
+        workers = [asyncio.create_task(self._work()) for _ in range(AT_ONCE)]
         try:
             while True:
                 await self._take(await _text_of(self._socket))
         finally:
-            worker.cancel()
-            await asyncio.gather(worker, return_exceptions=True)
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
 
     async def _take(self, text: str | None) -> None:
         """Replace the waiting query by a message's, or report the message's error."""
@@ -134,21 +137,24 @@ class _Session:
         self._newest, self._next = query.seq, query
         self._has_come.set()
         # A query that still waits in the engine's queue would answer an outdated drawing.
-        if self._running is not None and not self._running.expired():
-            self._running.reschedule(self._until_s)
+        for timeout, until_s in self._running.items():
+            if not timeout.expired():
+                timeout.reschedule(until_s)
 
     async def _work(self) -> None:
-        """Answer the newest query, in a loop; a newer one limits the running one to `SUPERSEDED_TIMEOUT_S`."""
+        """Answer the newest query, in a loop; a newer one limits the running ones to `SUPERSEDED_TIMEOUT_S`."""
         while True:
             await self._has_come.wait()
             self._has_come.clear()
             query, self._next = self._next, None
             if query is not None:
-                self._until_s = asyncio.get_running_loop().time() + SUPERSEDED_TIMEOUT_S
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(None) as self._running:
-                        await self._answered(query)
-                self._running = None
+                    async with asyncio.timeout(None) as timeout:
+                        self._running[timeout] = asyncio.get_running_loop().time() + SUPERSEDED_TIMEOUT_S
+                        try:
+                            await self._answered(query)
+                        finally:
+                            del self._running[timeout]
 
     async def _answered(self, query: LiveQuery) -> None:
         try:
@@ -156,7 +162,9 @@ class _Session:
         except Exception as err:  # noqa: BLE001 - the client gets a response to every query
             await self._send_error(query.seq, err)
         else:
-            await self._send(message)
+            if query.seq > self._shown:  # results never go back to an older drawing
+                self._shown = query.seq
+                await self._send(message)
 
     async def _send_error(self, seq: int | None, err: Exception) -> None:
         error = service_error(err)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import httpx
 import pytest
@@ -97,6 +98,24 @@ async def test_thumbnails_are_small_webp(client: httpx.AsyncClient) -> None:
     assert answer.headers["content-type"] == "image/webp"
     assert Image.open(io.BytesIO(answer.content)).size == (50, 25)
     assert (await client.get("/galleries/default/items/x/image?size=1")).status_code == 422
+
+
+async def test_a_thumbnail_is_made_once_for_each_image_and_size(client: httpx.AsyncClient) -> None:
+    async def shown(name: str, size: int) -> tuple[int, int]:
+        answer = await client.get(f"/galleries/default/items/{name}/image?size={size}")
+        return Image.open(io.BytesIO(answer.content)).size
+
+    async def decoded() -> float:
+        text = (await client.get("/metrics")).text
+        return float(re.findall(r"^vermouth_decode_seconds_count (\S+)", text, re.MULTILINE)[0])
+
+    for name in ("x", "y"):
+        await client.put(f"/galleries/default/items/{name}", files={"image": ("x.png", png(200, 100))})
+    before = await decoded()
+    assert [await shown(name, size) for size in (50, 20) for name in ("x", "x", "y")] == [(50, 25)] * 3 + [(20, 10)] * 3
+    assert await decoded() == before + 2
+    await client.put("/galleries/default/items/x", files={"image": ("x.png", png(100, 200))})
+    assert await shown("x", 50) == (25, 50)
 
 
 async def test_items_come_in_pages(client: httpx.AsyncClient) -> None:

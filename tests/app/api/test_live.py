@@ -122,16 +122,38 @@ async def test_a_query_whose_pass_runs_is_answered_though_newer_ones_came(
     encoder = FakeEncoder()
     # However slow the machine is.
     monkeypatch.setattr(live, "SUPERSEDED_TIMEOUT_S", LIMIT_S)
+    put = Watched(EntryQueue, "put", monkeypatch)
     async with served(new_app(encoder, tmp_path)) as port, opened(port) as socket:
         entered = held(encoder)
         await socket.send(query(1))
         await asyncio.wait_for(entered.wait(), LIMIT_S)
-        for seq in (2, 3):
+        await put.wait()
+        await socket.send(query(2, strokes=[[[10, 20, 200], [20, 20, 20]]]))
+        await put.wait()  # beside the first
+        for seq in (3, 4):
             await socket.send(query(seq, strokes=[[[10, 20, 200 + seq], [20, 20, 20]]]))
         await socket.send("{")
         assert (await received(socket))["problem"]["code"] == "malformed"
         encoder.gate.set()
-        assert [(await received(socket))["seq"] for _ in range(2)] == [1, 3]
+        assert [(await received(socket))["seq"] for _ in range(3)] == [1, 2, 4]
+
+
+async def test_results_of_an_older_drawing_are_not_sent_after_those_of_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = FakeEncoder()
+    monkeypatch.setattr(live, "SUPERSEDED_TIMEOUT_S", LIMIT_S)
+    async with served(new_app(encoder, tmp_path, feature_cache_bytes=1 << 20)) as port, opened(port) as socket:
+        await socket.send(query(0))
+        assert (await received(socket))["seq"] == 0
+        entered = held(encoder)
+        await socket.send(query(1, strokes=[[[10, 20, 200], [20, 20, 20]]]))
+        await asyncio.wait_for(entered.wait(), LIMIT_S)
+        await socket.send(query(2))  # a known drawing
+        assert (await received(socket))["seq"] == 2
+        await socket.send(query(3, strokes=[[[10, 20, 200], [20, 200, 20]]]))  # encoded after the first
+        encoder.gate.set()
+        assert (await received(socket))["seq"] == 3
 
 
 async def test_a_client_that_leaves_takes_its_query_out_of_the_queue(
