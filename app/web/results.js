@@ -16,8 +16,8 @@ export class Results {
   }
 
   show(results) {
-    const before = new Map([...this.cards].map(([id, card]) => [id, card.getBoundingClientRect()]));
-    this.cards = new Map(results.map((result) => [result.id, this.#updated(this.cards.get(result.id) ?? this.#card(result), result)]));
+    const before = new Map([...this.cards].map(([key, card]) => [key, card.getBoundingClientRect()]));
+    this.cards = new Map(results.map((result) => [keyOf(result), this.#updated(this.cards.get(keyOf(result)) ?? this.#card(result), result)]));
     this.list.replaceChildren(...this.cards.values());
     this.count.textContent = `${results.length} results, the best: ${nameOf(results[0])}`;
     this.#watchEnd();
@@ -26,9 +26,9 @@ export class Results {
 
   append(results) {
     for (const result of results) {
-      if (this.cards.has(result.id)) continue;
+      if (this.cards.has(keyOf(result))) continue;
       const card = this.#updated(this.#card(result), result);
-      this.cards.set(result.id, card);
+      this.cards.set(keyOf(result), card);
       this.list.append(card);
     }
     this.#watchEnd();
@@ -50,7 +50,7 @@ export class Results {
   }
 
   #glide(before) {
-    const moves = [...this.cards].map(([id, card]) => [card, before.get(id), card.getBoundingClientRect()]); // all read before the first write
+    const moves = [...this.cards].map(([key, card]) => [card, before.get(key), card.getBoundingClientRect()]); // all read before the first write
     for (const [card, from, to] of moves) {
       if (to.top > innerHeight) continue;
       if (!from) card.animate([{ opacity: 0, transform: "scale(.94)" }, { opacity: 1, transform: "none" }], { duration: 180, easing: "ease-out" });
@@ -77,6 +77,9 @@ export class Results {
     return card;
   }
 }
+
+/** What stays the same of an item: its gallery and id, without a signature. */
+const keyOf = ({ image_url: address }) => address.split("?")[0];
 
 export const nameOf = ({ id, metadata }) => String(metadata?.name ?? metadata?.title ?? id);
 

@@ -143,6 +143,22 @@ def test_results_resemble_liked_items_and_wait_on_teach_as_examples(opened: Page
     expect(page.locator(".class-column li")).to_have_count(1)
 
 
+def test_an_item_of_another_gallery_with_the_same_id_is_another_item(opened: Page, client: httpx.Client) -> None:
+    for gallery, name in (("cats", "chelsea.png"), ("cups", "coffee.png")):
+        url = f"/galleries/{gallery}"
+        assert client.put(url, json={}).status_code in (200, 201)
+        metadata = {"metadata": json.dumps({"name": gallery})}
+        image = {"image": (name, (PHOTOGRAPHS / name).read_bytes())}
+        assert client.put(f"{url}/items/1", files=image, data=metadata).is_success
+    page = opened.open("?gallery=cats&q=fish")
+    expect(page.locator(".card figcaption")).to_have_text(["cats"])
+    page.locator("#gallery").select_option("cups")
+    expect(page.locator(".card figcaption")).to_have_text(["cups"])
+    assert "/cups/items/1/" in page.locator(".card img").get_attribute("src")
+    for gallery in ("cats", "cups"):
+        assert client.delete(f"/galleries/{gallery}?confirm={gallery}").is_success
+
+
 def test_scrolling_brings_the_next_results(opened: Page) -> None:
     page = opened.open("?q=fish")
     page.wait_for_selector(".card")
