@@ -40,7 +40,7 @@ class Draw {
     const { shell } = this;
     this.live = shell.client.live({
       onresults: (answer, ms) => {
-        this.restUntil = performance.now() + Math.max(WHILE_DRAWING_MS, ms); // so that the pen mostly rises while nothing is computed
+        this.restUntil = performance.now() + Math.max(WHILE_DRAWING_MS, 2 * ms); // the pen mostly rises while nothing is computed
         this.#answered(answer, ms);
       },
       onproblem: (problem) => shell.problem(new VermouthError(problem.status, problem, problem.retry_after_s ?? null)),
