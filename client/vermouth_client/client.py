@@ -3,11 +3,10 @@
 import asyncio
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event
+from threading import Event, Lock
 from typing import Any, BinaryIO, Generic, Self, TypeVar
 
 import httpx
@@ -110,33 +109,34 @@ class Client(_Connected[httpx.Client]):
             ImportStopped: a request failed for good, or the source of the items did.
         """
         bulk = Bulk(items, skip=skip, size=batch)
-        outcomes: SimpleQueue[tuple[Batch, ItemsWritten | BaseException]] = SimpleQueue()
-        stop = Event()
+        running: set[Future[None]] = set()
+        stop, one_at_a_time = Event(), Lock()
 
         def send(part: Batch, call: Call[ItemsWritten]) -> None:
+            outcome: ItemsWritten | BaseException
             try:
-                outcomes.put((part, self._send(call, stop)))
+                outcome = self._send(call, stop)
             except BaseException as err:  # noqa: BLE001 - the import decides what it means
-                outcomes.put((part, err))
+                outcome = err
+            with one_at_a_time:  # counted here: Ctrl-C interrupts the main thread alone, at any point
+                bulk.settle(part, outcome)
 
-        n_running = 0
         try:
             with ThreadPoolExecutor(concurrency) as pool:
                 try:
                     while True:
-                        while n_running < concurrency and (part := bulk.next()):
-                            pool.submit(send, part, add_items(gallery, part, wait=wait_until_searchable))
-                            n_running += 1
-                        if not n_running:
+                        while len(running) < concurrency and (part := bulk.next()):
+                            call = add_items(gallery, part, wait=wait_until_searchable)
+                            running.add(pool.submit(send, part, call))
+                        if not running:
                             return bulk.result()
-                        bulk.settle(*outcomes.get())
-                        n_running -= 1
-                        on_progress(bulk.report)
+                        done, running = wait(running, return_when=FIRST_COMPLETED)
+                        for one in done:
+                            one.result()  # raises a defect of this module alone
+                            on_progress(bulk.report)
                 finally:
                     stop.set()  # after Ctrl-C the pool waits for attempts, not for retries
         finally:
-            while not outcomes.empty():
-                bulk.settle(*outcomes.get())
             on_progress(bulk.report)
 
     def _send(self, call: Call[T], stop: Event) -> T:
