@@ -3,7 +3,9 @@
 import asyncio
 import io
 import json
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -311,6 +313,24 @@ def test_what_is_under_way_at_ctrl_c_is_in_the_last_report() -> None:
     with scripted(answer) as url, Client(url) as client, pytest.raises(KeyboardInterrupt):
         client.import_items("default", source(), batch=2, concurrency=3, on_progress=note)
     assert reported == [4]
+
+
+def test_ctrl_c_between_an_answer_and_its_count_loses_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    settle, reported = Bulk.settle, list[int]()
+    items = (NewItem(DRAWING, f"i{n}") for n in range(2))
+
+    def interrupted(bulk: Bulk, batch: Batch, outcome: ItemsWritten | BaseException) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        settle(bulk, batch, outcome)
+
+    monkeypatch.setattr(Bulk, "settle", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with scripted(Request.written) as url, Client(url) as client, pytest.raises(KeyboardInterrupt):
+            client.import_items("default", items, batch=2, on_progress=lambda report: reported.append(report.added))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert reported[-1] == 2
 
 
 def test_ctrl_c_ends_an_import_that_waits_for_its_next_attempt() -> None:
