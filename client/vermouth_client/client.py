@@ -3,9 +3,10 @@
 import asyncio
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event, Lock
 from typing import Any, BinaryIO, Generic, Self, TypeVar
 
@@ -109,7 +110,7 @@ class Client(_Connected[httpx.Client]):
             ImportStopped: a request failed for good, or the source of the items did.
         """
         bulk = Bulk(items, skip=skip, size=batch)
-        running: set[Future[None]] = set()
+        settled = SimpleQueue[None]()  # unlike `concurrent.futures.wait`, it may be interrupted anywhere
         stop, one_at_a_time = Event(), Lock()
 
         def send(part: Batch, call: Call[ItemsWritten]) -> None:
@@ -118,22 +119,25 @@ class Client(_Connected[httpx.Client]):
                 outcome = self._send(call, stop)
             except BaseException as err:  # noqa: BLE001 - the import decides what it means
                 outcome = err
-            with one_at_a_time:  # counted here: Ctrl-C interrupts the main thread alone, at any point
-                bulk.settle(part, outcome)
+            try:
+                with one_at_a_time:  # counted here: Ctrl-C interrupts the main thread alone, at any point
+                    bulk.settle(part, outcome)
+            finally:
+                settled.put(None)
 
+        n_running = 0
         try:
             with ThreadPoolExecutor(concurrency) as pool:
                 try:
                     while True:
-                        while len(running) < concurrency and (part := bulk.next()):
-                            call = add_items(gallery, part, wait=wait_until_searchable)
-                            running.add(pool.submit(send, part, call))
-                        if not running:
+                        while n_running < concurrency and (part := bulk.next()):
+                            pool.submit(send, part, add_items(gallery, part, wait=wait_until_searchable))
+                            n_running += 1
+                        if not n_running:
                             return bulk.result()
-                        done, running = wait(running, return_when=FIRST_COMPLETED)
-                        for one in done:
-                            one.result()  # raises a defect of this module alone
-                            on_progress(bulk.report)
+                        settled.get()
+                        n_running -= 1
+                        on_progress(bulk.report)
                 finally:
                     stop.set()  # after Ctrl-C the pool waits for attempts, not for retries
         finally:
