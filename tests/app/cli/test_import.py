@@ -193,7 +193,7 @@ async def command(source: Path, url: str, *options: str) -> tuple[int | None, st
         stderr=subprocess.PIPE,
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(), 120)
+        out, err = await asyncio.wait_for(process.communicate(), 30)
     finally:
         if process.returncode is None:
             process.kill()
