@@ -13,11 +13,10 @@ from app.imaging.messages import DecodeRequest, Product
 from app.imaging.processes import Charge, DecoderProcesses
 from app.imaging.raster import DecodedImage, TiledImage
 from app.imaging.sources import Base64Image, EncodedImage, ImageSource, StrokesImage, SvgImage, decode_base64
-from app.runtime.lru import ByteLru
+from app.runtime.lru import ENTRY_BYTES, ByteLru
 from app.runtime.telemetry import Telemetry
 from models.transforms import plan_views
 
-_ENTRY_BYTES = 512  # overhead of a cache entry, so that many small ones are bounded too
 _LOOP_TEXT_BYTES = 1 << 20  # longest base64 text decoded on the event loop, in three milliseconds
 T = TypeVar("T")
 V = TypeVar("V", DecodedImage, TiledImage)
@@ -69,7 +68,7 @@ class ImageCache:
             found = self.get(data, size, kind)
             if found is None:
                 found = await make()  # if it raises, the next caller tries again
-                self._values.put((data, size, kind), found, found.size_bytes + len(data) + _ENTRY_BYTES)
+                self._values.put((data, size, kind), found, found.size_bytes + len(data) + ENTRY_BYTES)
         return found
 
 

@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+ENTRY_BYTES = 512
+"""Overhead of an entry, for sizes of `put` that bound many small values too."""
 
 
 class ByteLru(Generic[K, V]):

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from app.errors import Conflict, NotFound, PreconditionFailed, QueueFull, ServiceError
 from app.imaging.decoding import ImageDecoder, PixelBudget
 from app.imaging.raster import DecodedImage
-from app.runtime.lru import ByteLru
+from app.runtime.lru import ENTRY_BYTES, ByteLru
 from app.stores.blobs import OpenBlob
 from app.stores.filters import Filter
 from app.stores.index.follower import Indexes
@@ -26,7 +26,6 @@ T = TypeVar("T")
 MAX_WAITING_EXPORTS = 16
 THUMBNAIL_BYTES = 16 << 20
 """Memory of the cache of thumbnails; a card of the playground takes about 3 KB."""
-_ENTRY_BYTES = 512  # overhead of a cache entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +224,7 @@ class ItemTask:
         if thumbnail is None:
             item, data = await self._database.run(self._items.image, gallery, item_id)
             thumbnail = await self._decoder.thumbnail(data, size)
-            self._thumbnails.put((item.sha256, size), thumbnail, len(thumbnail) + _ENTRY_BYTES)
+            self._thumbnails.put((item.sha256, size), thumbnail, len(thumbnail) + ENTRY_BYTES)
         return item, thumbnail
 
     async def export(self, gallery: str, render: Callable[[Sequence[Exported]], T]) -> tuple[int, AsyncIterator[T]]:

@@ -62,7 +62,23 @@ def test_a_house_is_drawn_and_found_without_a_click(opened: Page) -> None:
     assert "d=" not in page.url  # nobody has drawn anything
 
 
-def test_a_fish_drawn_with_the_mouse_is_found_while_the_pen_is_down(opened: Page) -> None:
+def test_results_come_while_the_pen_is_down(opened: Page) -> None:
+    page = opened.open()
+    page.wait_for_selector(".card")
+    page.get_by_role("button", name="Clear").click()
+    page.wait_for_selector("text=Draw something")
+    box = page.locator("canvas.pad").bounding_box()
+    page.mouse.move(box["x"] + 40, box["y"] + 40)
+    page.mouse.down()
+    moves = 0
+    while not page.locator(".card").count():
+        moves += 1
+        assert moves < 5000
+        page.mouse.move(box["x"] + 40 + moves % 150, box["y"] + 40 + moves // 10 % 150)
+    page.mouse.up()
+
+
+def test_a_fish_drawn_with_the_mouse_is_found_and_comes_back_by_its_address_and_undo(opened: Page) -> None:
     page = opened.open()
     page.wait_for_selector(".card img[src]")
     opened.draw(FISH)
