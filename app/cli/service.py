@@ -15,7 +15,7 @@ from app.cli.main import CommandError, progress
 
 if TYPE_CHECKING:
     from app.cli.sources import Source
-    from vermouth_client import Client, ImageLike
+    from vermouth_client import Client, ImageLike, Item
 
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -24,7 +24,8 @@ Key = Annotated[str | None, typer.Option(envvar="VERMOUTH_API_KEY", help="API ke
 CONCURRENCY = 4
 _PROBE_S, _POLL_S = 10.0, 0.5
 _OF_ONE_IMAGE = frozenset(
-    "body-too-large image-too-large inference-failed malformed too-much-work undecodable-image".split()
+    "body-too-large image-too-large inference-failed malformed too-much-work undecodable-image"
+    " unsupported-media".split()
 )
 _IMAGE_FIELDS = ("image", "sketch", "queries")
 
@@ -128,8 +129,10 @@ def ask(
             if error is None:
                 yield source, answer.result()
                 continue
-            if not _is_of_one_image(error) or len(sources) == 1:
-                raise CommandError(f"{source.name}: {sentence(error)}") if _is_of_one_image(error) else error
+            if not _is_of_one_image(error, source.image):
+                raise error
+            if len(sources) == 1:
+                raise CommandError(f"{source.name}: {sentence(error)}")
             refused += 1
             console.print(f"refused {source.name}: {sentence(error)}", style="yellow", markup=False, highlight=False)
     if refused:
@@ -146,11 +149,18 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _is_of_one_image(error: BaseException) -> bool:
-    from vermouth_client import ServiceError
+def _is_of_one_image(error: BaseException, image: "ImageLike") -> bool:
+    from vermouth_client import Item, ServiceError
 
     if not isinstance(error, ServiceError):
         return isinstance(error, OSError | ValueError | TypeError)  # it could not be read here
     if error.code == "invalid":
         return not error.errors or str(error.errors[0].get("field")).startswith(_IMAGE_FIELDS)
+    if error.code == "not-found":  # a gallery, an episode or a class set is missing for all sources
+        return isinstance(image, Item) and error.detail in _missing(image)
     return error.code in _OF_ONE_IMAGE
+
+
+def _missing(item: "Item") -> tuple[str, str]:
+    """The sentences in which the service says that a source's item, or its gallery, does not exist."""
+    return f"There is no item {item.id!r} in gallery {item.gallery!r}.", f"There is no gallery {item.gallery!r}."

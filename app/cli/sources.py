@@ -1,10 +1,12 @@
 """Images of a command line: files, folders, drawings, items of a gallery, and stdin."""
 
+import itertools
 import json
 import sys
+import unicodedata
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,15 @@ HELP = "Image files, folders of them, drawings (.svg; .json or .ndjson of stroke
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An image, and the name that its results have."""
+    """An image, and the name that its results have.
+
+    Attributes:
+        file: begins the names of files of its results; no other source of the command has it in upper or lower case.
+    """
 
     name: str
     image: ImageLike
+    file: str = ""
 
 
 def find_images(arguments: Sequence[str]) -> list[Source]:
@@ -32,7 +39,8 @@ def find_images(arguments: Sequence[str]) -> list[Source]:
     Raises:
         CommandError: an argument is none of what `HELP` says, or there is no image in it.
     """
-    return [source for argument in arguments for source in _images_of(argument)]
+    found = [source for argument in arguments for source in _images_of(argument)]
+    return [replace(source, file=file) for source, file in zip(found, _files(found), strict=True)]
 
 
 def file_for(out: Path, source: Source, sources: Sequence[Source], suffix: str) -> Path:
@@ -40,8 +48,7 @@ def file_for(out: Path, source: Source, sources: Sequence[Source], suffix: str) 
     if len(sources) == 1:
         return out
     out.mkdir(parents=True, exist_ok=True)
-    plain = "_".join(part for part in Path(source.name.replace(":", "/")).parts if part not in ("/", ".."))
-    return out / f"{plain}{suffix}"
+    return out / f"{source.file}{suffix}"
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -58,6 +65,22 @@ def write_whole(path: Path, content: bytes) -> None:
         raise OSError(err.errno, err.strerror, str(path)) from err  # the file that the user named
     finally:
         part.unlink(missing_ok=True)
+
+
+def _files(sources: Sequence[Source]) -> Iterator[str]:
+    """A name for each source: its path with `_` for `/`, then `-2` where that is taken, as by `a/b_1` for `a_b/1`."""
+    used: set[str] = set()
+    for source in sources:
+        plain = "_".join(part for part in Path(source.name.replace(":", "/")).parts if part not in ("/", ".."))
+        names = (plain if number == 1 else f"{plain}-{number}" for number in itertools.count(1))
+        chosen = next(name for name in names if _caseless(name) not in used)
+        used.add(_caseless(chosen))
+        yield chosen
+
+
+def _caseless(name: str) -> str:
+    """Equal for names that some file systems take for one: in upper and lower case, and in any Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _images_of(argument: str) -> Iterator[Source]:

@@ -148,6 +148,37 @@ def test_a_folder_answers_for_each_image_and_reports_the_others() -> None:
     assert done.stderr.splitlines()[-1] == "error: 1 of 3 images were refused, as listed above."
 
 
+@pytest.mark.parametrize("command", ["retrieve --image -k 1", "segment -c cat -c fish", "embed", "classify pets"])
+def test_an_unsupported_file_or_a_missing_item_does_not_end_a_batch(command: str) -> None:
+    Path("mixed/a.tif").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    if command == "classify pets":
+        run("episode", "create", "pets", "--name", "pets")
+    done = run(*command.split(), "item:default/none", "item:none/x", "mixed/a.tif", "mixed/a.png", code=1)
+    assert {line.split("\t")[0] for line in done.stdout.splitlines()} == {"mixed/a.png"}
+    assert "refused item:default/none: There is no item 'none' in gallery 'default'.\n" in done.stderr
+    assert "refused item:none/x: There is no gallery 'none'.\n" in done.stderr
+    assert "refused mixed/a.tif: Images must be PNG" in done.stderr
+    assert done.stderr.endswith("error: 3 of 4 images were refused, as listed above.\n")
+    assert run(*command.split(), "mixed/a.tif", code=1).stderr.startswith("error: mixed/a.tif: Images must be PNG")
+    if command == "classify pets":
+        run("episode", "delete", "pets")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ("retrieve --gallery none", "There is no gallery 'none'."),
+        ("retrieve --like none", "There is no item 'none' in gallery 'default'."),
+        ("segment --class-set none", "There is no class set 'none'."),
+    ],
+)
+def test_what_every_source_lacks_ends_a_batch_at_once(options: str, error: str) -> None:
+    done = run(*options.split(), "item:default/1f431", "mixed/a.png", "mixed/c.svg", code=1)
+    assert done.stdout == ""
+    assert "refused" not in done.stderr
+    assert done.stderr.endswith(f"error: {error}\n")
+
+
 def test_masks_are_lines_images_and_a_coco_document() -> None:
     scene = str(ROOT / "docs/pictures/scene.png")
     written = ("--overlay", "overlay.png", "--labels", "labels.png", "--coco", "coco.json")
@@ -161,6 +192,22 @@ def test_masks_are_lines_images_and_a_coco_document() -> None:
     assert [one["area"] for one in coco.anns.values()] == [one["area"] for one in found]
     labels = np.asarray(Image.open("labels.png"))
     assert sum(one["area"] for one in coco.anns.values()) == (labels > 0).sum()
+
+
+def test_each_source_has_a_file_of_its_own(tmp_path: Path) -> None:
+    names = ("a/b_1.png", "a_b/1.png", "a/B_1.PNG", "a/b_1.png-2")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy("pets/cat/1f431.png", name)
+    written = ("--overlay", "out", "--labels", "out", "--coco", "out")
+    run(
+        "segment", *names, "../" + str(Path("a_b/1.png").absolute().relative_to(tmp_path.parent)), "-c", "cat", *written
+    )
+    plain = ("a_b_1.png", "a_b_1.png-2", "a_B_1.PNG-3", "a_b_1.png-2-2", f"{tmp_path.name}_a_b_1.png")
+    assert {one.name for one in Path("out").iterdir()} == {
+        f"{one}{suffix}" for one in plain for suffix in (".png", ".labels.png", ".json")
+    }
+    assert json.loads(Path("out/a_B_1.PNG-3.json").read_text())["images"][0]["file_name"] == "B_1.PNG"
 
 
 def test_what_is_not_found_is_named_beside_the_lines() -> None:
