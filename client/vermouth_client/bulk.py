@@ -1,7 +1,6 @@
 """Imports of any number of items: what to send next, and what became of it; the clients send."""
 
 import hashlib
-import json
 import os
 import re
 import uuid
@@ -134,8 +133,8 @@ def body_of(parts: Sequence[Part]) -> tuple[bytes, str]:
     if len(files) < len(parts) or not parts:
         images = [wire(part.image) if isinstance(part.image, bytes) else part.image for part in parts]
         items = [{**part.fields, "image": image} for part, image in zip(parts, images, strict=True)]
-        return json.dumps(items).encode(), "application/json"
-    fields = json.dumps([part.fields for part in parts])
+        return json_of(items), "application/json"
+    fields = json_of([part.fields for part in parts])
     form = httpx.Request("POST", "", data={"items": fields}, files=[("image", ("image", file)) for file in files])
     return form.read(), form.headers["Content-Type"]
 

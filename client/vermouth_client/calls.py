@@ -90,9 +90,15 @@ def given(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def json_of(fields: Mapping[str, Any]) -> bytes:
-    """A JSON object. Raises TypeError and ValueError for what JSON does not have, such as dates and NaN."""
-    return json.dumps(fields, allow_nan=False).encode()
+def json_of(value: Any) -> bytes:
+    """JSON, of NumPy's numbers and arrays too. Raises TypeError and ValueError for what JSON does not have."""
+    return json.dumps(value, allow_nan=False, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"{type(value).__name__} has no form in JSON.")
+    return value.tolist()
 
 
 class Sender(Protocol):

@@ -5,17 +5,21 @@ import codecs
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")  # that PNG holds without loss
+_CHANNELS = ((), (1,), (3,), (4,))  # what may follow [H, W]
 _SVG = re.compile(rb"<(?:[\w.-]+:)?svg[\s/>]")
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,21 @@ def wire(image: ImageLike) -> dict[str, Any]:
     return {"base64": base64.b64encode(found).decode()} if isinstance(found, bytes) else found
 
 
+def wires(argument: str, images: Sequence[ImageLike]) -> list[dict[str, Any]]:
+    """The JSON of several images. Raises as `wire` and `several`."""
+    return [*map(wire, several(argument, images))]
+
+
+def several(argument: str, values: Sequence[T]) -> list[T]:
+    """The values of an argument that takes several. Raises TypeError for one text, path or image in their place."""
+    shape = getattr(values, "shape", ())
+    is_image = bool(shape[1:]) and shape[2:] in _CHANNELS
+    is_one = isinstance(values, str | bytes | bytearray | memoryview | Mapping) or hasattr(values, "read") or is_image
+    if is_one or not isinstance(values, Iterable):
+        raise TypeError(f"{argument} takes several values, not one {type(values).__name__}: give a list.")
+    return [*values]
+
+
 def file_or_json(image: ImageLike) -> bytes | dict[str, Any]:
     """The file of an image of pixels, and the JSON of any other. Raises as `wire`."""
     match image:
@@ -73,7 +92,7 @@ def is_svg(data: bytes) -> bool:
 
 
 def file_bytes(image: Any) -> bytes:
-    """The bytes of an image file; a PIL image and an array become PNG. Raises as `wire`."""
+    """The bytes of an image file; a PIL image and an array become PNG, or TIFF from CMYK. Raises as `wire`."""
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, str | os.PathLike):
@@ -98,9 +117,14 @@ def file_name(image: Any) -> str:
 def _png(image: "Image.Image") -> bytes:
     if image.mode in ("I", "F"):  # Pillow would clip them
         raise ValueError(f"A PIL image of the mode {image.mode} has no range of values: convert it to L or I;16.")
-    file = io.BytesIO()
-    plain = image if image.mode in _MODES else image.convert("RGB")
-    plain.save(file, "PNG", compress_level=1)
+    from PIL import ImageOps
+
+    file, upright = io.BytesIO(), ImageOps.exif_transpose(image)  # PNG would lose the orientation
+    if upright.mode == "CMYK":  # with its profile, for which PNG has no place
+        upright.save(file, "TIFF", compression="tiff_lzw")
+    else:
+        plain = upright if upright.mode in _MODES else upright.convert("RGB")
+        plain.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
@@ -108,6 +132,6 @@ def _from_array(array: Any) -> "Image.Image":
     from PIL import Image
 
     shape = array.shape
-    if str(array.dtype) != "uint8" or len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,), (4,)) or 0 in shape:
+    if str(array.dtype) != "uint8" or not shape[1:] or shape[2:] not in _CHANNELS or 0 in shape:
         raise ValueError(f"An array must be [H, W] or [H, W, 1|3|4] uint8, not {[*shape]} {array.dtype}.")
     return Image.fromarray(array[..., 0] if shape[2:] == (1,) else array)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
-from vermouth_client.calls import given
+from vermouth_client.calls import given, json_of
 from vermouth_client.errors import NoAnswer, error_of
 from vermouth_client.images import Strokes, wire
 from vermouth_client.models import RetrieveResponse
@@ -74,7 +74,7 @@ class Live:
         query = {"type": "query", "seq": self._seq, **wire(drawing), "gallery": gallery, "k": k}
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._socket.send(json.dumps(query | given({"text": text, "filter": filter}), allow_nan=False))
+                await self._socket.send(json_of(query | given({"text": text, "filter": filter})).decode())
                 found: RetrieveResponse | None = await answer
                 return found
         except ConnectionClosed as err:

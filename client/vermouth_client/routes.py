@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ import httpx
 from vermouth_client import models
 from vermouth_client.bulk import NewItem, Part, body_of, part_of
 from vermouth_client.calls import Call, call, given, json_of, route
-from vermouth_client.images import ImageLike, file_name, wire
+from vermouth_client.images import ImageLike, file_name, several, wire, wires
 
 Model = TypeVar("Model", bound=models.Answer)
 _EPISODES = ("fewshot", "episodes")
@@ -65,10 +64,11 @@ class Routes:
         reproducible: bool | None = None,
     ) -> Call[models.RetrieveResponse]:
         """Search a gallery by sketch, image, text, liked items, or any of them together; best first."""
+        liked = {"positive": several("like", like), "negative": several("unlike", unlike)}
         body = {
             "sketch": None if sketch is None else wire(sketch),
             "image": None if image is None else wire(image),
-            "like": {"positive": [*like], "negative": [*unlike]} if like or unlike else None,
+            "like": None if not (like or unlike) else liked,
             **{"text": text, "text_weight": text_weight, "gallery": gallery, "k": k, "offset": offset},
             **{"filter": filter, "min_score": min_score, "caption": caption, "reproducible": reproducible},
         }
@@ -79,7 +79,7 @@ class Routes:
         self, images: Sequence[ImageLike] = (), texts: Sequence[str] = (), *, reproducible: bool | None = None
     ) -> Call[models.EmbedResponse]:
         """Unit vectors of the space that `retrieve` searches by sketch and text."""
-        body = {"images": [*map(wire, images)], "texts": [*texts], "reproducible": reproducible}
+        body = {"images": wires("images", images), "texts": several("texts", texts), "reproducible": reproducible}
         return call(_read(models.EmbedResponse), "POST", "embed", body=body)
 
     # --- segmentation
@@ -140,7 +140,7 @@ class Routes:
         self, name: str, classes: Sequence[str | Mapping[str, Any]], *, version: int | None = None
     ) -> Call[models.ClassSetReport]:
         """Create or replace a class set; with `version`, only that one."""
-        body = {"classes": [*classes]}
+        body = {"classes": several("classes", classes)}
         return call(_read(models.ClassSetReport), "PUT", "class-sets", name, body=body, version=version)
 
     @route
@@ -213,7 +213,7 @@ class Routes:
         self, gallery: str = "default", *, cursor: str | None = None, limit: int | None = None, filter: Filter = None
     ) -> Call[models.ItemPage]:
         """One page of items, by id; `next_cursor` begins the next."""
-        params = {"cursor": cursor, "limit": limit, "filter": None if filter is None else json.dumps(filter)}
+        params = {"cursor": cursor, "limit": limit, "filter": None if filter is None else json_of(filter).decode()}
         return call(_read(models.ItemPage), "GET", *_items(gallery), params=params)
 
     @route
@@ -236,7 +236,7 @@ class Routes:
         self, gallery: str, ids: Sequence[str] | None = None, *, filter: Filter = None, wait: bool = True
     ) -> Call[models.ItemsDeleted]:
         """Delete some items by id, or all that pass a filter."""
-        body = {"ids": None if ids is None else [*ids], "filter": filter}
+        body = {"ids": None if ids is None else several("ids", ids), "filter": filter}
         path, params = _items(gallery, "delete"), {"wait": wait}
         return call(_read(models.ItemsDeleted), "POST", *path, params=params, body=body, writes=True)
 
@@ -264,7 +264,7 @@ class Routes:
     ) -> Call[models.EpisodeCreated]:
         """Teach classes from examples, images by label; `queries` are classified at once."""
         options = {"name": name, "method": method, "top_k": top_k, "abstain_below": abstain_below}
-        body = {"ways": _ways(ways), "queries": [*map(wire, queries)], "ttl_seconds": ttl_seconds, **options}
+        body = {"ways": _ways(ways), "queries": wires("queries", queries), "ttl_seconds": ttl_seconds, **options}
         return call(_read(models.EpisodeCreated), "POST", *_EPISODES, body=body, writes=True)
 
     @route
@@ -279,7 +279,7 @@ class Routes:
     ) -> Call[models.ClassifyResponse]:
         """Predictions, in the queries' order."""
         options = {"top_k": top_k, "abstain_below": abstain_below, "reproducible": reproducible}
-        body = {"queries": [*map(wire, queries)], **options}
+        body = {"queries": wires("queries", queries), **options}
         return call(_read(models.ClassifyResponse), "POST", *_EPISODES, episode, "classify", body=body)
 
     @route
@@ -374,12 +374,12 @@ def _items(gallery: str, *more: str) -> tuple[str, ...]:
 
 
 def _segment(image: ImageLike, classes: Classes, format: str | None, options: SegmentOptions) -> dict[str, Any]:
-    named = None if classes is None else [*classes]
+    named = None if classes is None else several("classes", classes)
     return {"image": wire(image), "classes": named, "format": format, **options}
 
 
 def _ways(ways: Ways) -> list[dict[str, Any]]:
-    return [{"label": label, "support": [*map(wire, support)]} for label, support in ways.items()]
+    return [{"label": label, "support": wires(f"ways[{label!r}]", support)} for label, support in ways.items()]
 
 
 def _read(shape: type[Model]) -> Callable[[httpx.Response], Model]:

@@ -1,6 +1,9 @@
 """Images in, masks out: against Pillow's and COCO's own code."""
 
 import io
+import json
+from datetime import date
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from vermouth_client.images import file_bytes, wire
+from vermouth_client.calls import json_of
+from vermouth_client.images import Strokes, file_bytes, several, wire, wires
 from vermouth_client.masks import decode_rle, overlay
 from vermouth_client.models import SegmentResponse
 
@@ -48,6 +52,42 @@ def test_images_of_16_bits_keep_their_values(mode: str) -> None:
 def test_images_without_a_range_of_values_are_refused(mode: str) -> None:
     with pytest.raises(ValueError, match=f"mode {mode} has no range of values: convert it"):
         wire(Image.new(mode, (4, 3)))
+
+
+def test_pil_images_are_sent_upright() -> None:
+    image, exif = Image.fromarray(np.arange(15, dtype=np.uint8).reshape(3, 5)), Image.Exif()
+    exif[0x112] = 6  # turned by a quarter
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    sent = Image.open(io.BytesIO(file_bytes(Image.open(file))))
+    assert np.array_equal(np.asarray(sent), np.rot90(np.asarray(image), 3))
+
+
+def test_cmyk_images_are_sent_as_they_are_with_their_profile() -> None:
+    image = Image.fromarray(np.random.default_rng(5).integers(0, 256, (3, 4, 4), dtype=np.uint8), "CMYK")
+    image.info["icc_profile"] = b"a profile"
+    sent = Image.open(io.BytesIO(file_bytes(image)))
+    assert (sent.mode, sent.info["icc_profile"]) == ("CMYK", b"a profile")
+    assert np.array_equal(np.asarray(sent), np.asarray(image))
+
+
+@pytest.mark.parametrize("one", ["cat", b"cat", {"a": 1}, io.BytesIO(), Image.new("L", (3, 3)), np.zeros((3, 5, 3)), 3])
+def test_one_value_in_place_of_several_is_a_sentence(one: Any) -> None:
+    with pytest.raises(TypeError, match=r"queries takes several values, not one .*: give a list"):
+        wires("queries", one)
+
+
+def test_stacks_and_generators_are_several() -> None:
+    assert len(wires("queries", np.zeros((2, 5, 5, 3), np.uint8))) == 2  # type: ignore[arg-type]  # works all the same
+    assert several("ids", np.array(["a", "b"])) == ["a", "b"]  # type: ignore[arg-type]
+    assert several("ids", (one for one in "ab")) == ["a", "b"]  # type: ignore[arg-type]
+
+
+def test_strokes_of_numpy_are_json() -> None:
+    drawing = Strokes(np.array([[[0, 1], [2, 3]]]), np.float32(4), np.int64(5))  # type: ignore[arg-type]
+    assert json.loads(json_of(wire(drawing))) == {"strokes": [[[0, 1], [2, 3]]], "width": 4, "height": 5}
+    with pytest.raises(TypeError, match="date has no form in JSON"):
+        json_of({"a": date(2026, 1, 1)})
 
 
 def test_svg_is_known_by_its_first_letter_and_no_image_is_a_sentence() -> None:
