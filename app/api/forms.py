@@ -58,7 +58,10 @@ class Form:
                 raise _invalid(name, "is sent more than once")
             if name != repeated:
                 found[name] = value
-        return found | {name: parse_json(found[name], self.max_json_values) for name in json if name in found}
+        for name in json:
+            if name in found:
+                found[name] = parse_json(found[name], self.max_json_values, what=f"The JSON of the field {name!r}")
+        return found
 
     def repeated(self, field: str) -> list[str]:
         """All values of one text field, in order."""

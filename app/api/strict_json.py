@@ -29,8 +29,8 @@ _PIECE, _LARGE_PIECE = 64 << 10, 1 << 20  # bytes counted at once: nothing else 
 _NUL = b"\\u0000"
 
 
-def parse_json(text: str | bytes, max_values: int = MAX_JSON_VALUES) -> Any:
-    """The value of a JSON text.
+def parse_json(text: str | bytes, max_values: int = MAX_JSON_VALUES, *, what: str = "The JSON") -> Any:
+    """The value of a JSON text, which errors call `what`.
 
     Raises:
         TooMuchWork: it holds more than `max_values` numbers, or a fourth of so many lists, objects and texts.
@@ -48,7 +48,7 @@ def parse_json(text: str | bytes, max_values: int = MAX_JSON_VALUES) -> Any:
         with contextlib.suppress(ValueError):
             from_json(data, allow_inf_nan=True)
             raise Invalid("NaN and infinity are not allowed.") from err
-        raise Malformed("The JSON cannot be read.") from err
+        raise Malformed(f"{what} cannot be read: {err}.") from err
     # The search is quick; an escaped backslash before "u0000" is found too.
     if _NUL in data and (field := next(_with_nul(value, ""), None)) is not None:
         raise nul_in(field)
@@ -111,7 +111,7 @@ def _check_cost(data: bytes, most: int) -> None:
         if cost > most:
             # Hundreds of thousands of brackets that nothing closes are no JSON of any size.
             if b"]" not in data and b"}" not in data:
-                raise Malformed("The JSON cannot be read.")
+                raise Malformed("The JSON cannot be read: nothing closes its brackets.")
             objects = most // _OBJECT_COST
             raise TooMuchWork(
                 f"The JSON may hold {most} numbers, or {objects} lists, objects and texts: send less at once."

@@ -64,8 +64,12 @@ class ImageInputs:
     async def prepare_all(
         self, sources: Sequence[Source], budget: PixelBudget, profile: TaskProfile
     ) -> list[DecodedImage]:
-        """As `prepare`, but the first bad image is raised."""
-        return [result_of(outcome) for outcome in await self.prepare(sources, budget, profile)]
+        """As `prepare`, but the first bad image is raised; of several, its place is in the detail."""
+        outcomes = await self.prepare(sources, budget, profile)
+        for at, outcome in enumerate(outcomes, start=1):
+            if isinstance(outcome, ServiceError) and len(outcomes) > 1:
+                outcome.detail = f"Image {at} of {len(outcomes)}: {outcome.detail}"
+        return [result_of(outcome) for outcome in outcomes]
 
     async def tiles(self, source: Source, budget: PixelBudget, profile: TaskProfile) -> TiledImage:
         """Return the squares that segmentation encodes. Raises as `prepare_all`."""

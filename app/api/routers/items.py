@@ -186,7 +186,8 @@ async def export_items(
 @requires(Scope.READ)
 async def list_items(request: Request, tasks: TasksDep, name: GalleryPath, query: PageQuery) -> Response:
     """One page, of at most 2 MiB of metadata; pass `next_cursor` as `cursor` for the next."""
-    where = read_filter(None if query.filter is None else parse_json(query.filter))
+    given = None if query.filter is None else parse_json(query.filter, what="The JSON of the parameter 'filter'")
+    where = read_filter(given)
     page, next_cursor, total = await tasks.items.page(name, after=query.cursor, limit=query.limit, where=where)
 
     def build() -> schemas.ItemPage:

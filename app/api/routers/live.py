@@ -127,6 +127,8 @@ class _Session:
                 raise Malformed("Messages must be JSON text.")
             limits = self._platform.limits
             content = await run_if_large(self._socket, len(text), parse_json, text, limits.max_json_values)
+            if isinstance(content, dict) and content.get("type") == "auth":
+                return  # of a client that sends it whether or not a key is needed
             seq = _seq_of(content)
             query = LiveQuery.model_validate(content, strict=True, context=limits)
             if query.seq <= self._newest:

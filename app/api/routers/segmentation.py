@@ -108,15 +108,16 @@ def _segment(body: schemas.SegmentRequest | Form, limits: Limits) -> SegmentInpu
     image = body.one_image("image")
     if image is None:
         raise Invalid("The form needs a part 'image'.")
-    classes = _classes(body.repeated("classes"), limits)
+    classes = _classes(body, limits)
     fields = body.fields(repeated="classes") | ({"classes": classes} if classes else {})
     return schemas.SegmentOptions.model_validate(fields, context=limits), image
 
 
-def _classes(texts: Sequence[str], limits: Limits) -> Sequence[object]:
+def _classes(form: Form, limits: Limits) -> Sequence[object]:
     """The classes of a form's fields: names and JSON objects, or one field with a JSON array or with commas."""
+    texts, parsed = form.repeated("classes"), partial(parse_json, what="The JSON of the field 'classes'")
     if len(texts) == 1 and texts[0].lstrip().startswith("["):
-        found = parse_json(texts[0], limits.max_json_values)
+        found = parsed(texts[0], limits.max_json_values)
         return found if isinstance(found, list) else []
     if len(texts) == 1 and not texts[0].lstrip().startswith("{"):
         return [name.strip() for name in texts[0].split(",")]
@@ -125,7 +126,7 @@ def _classes(texts: Sequence[str], limits: Limits) -> Sequence[object]:
     # All objects share one limit.
     are_json = [text.lstrip().startswith("{") for text in texts]
     most = limits.max_json_values // max(1, sum(are_json))
-    return [parse_json(text, most) if is_json else text for text, is_json in zip(texts, are_json, strict=True)]
+    return [parsed(text, most) if is_json else text for text, is_json in zip(texts, are_json, strict=True)]
 
 
 def prompt_of(entry: str | schemas.ClassObject) -> ClassPrompt:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from app.api.schemas.wire import (
     FINGERPRINT,
@@ -22,11 +22,12 @@ from app.api.schemas.wire import (
     Timings,
     Wire,
     examples,
+    visible,
 )
 from app.domain import HOUSE
 
 K = Annotated[int, Field(ge=1, json_schema_extra={LIMIT: "max_k"})]
-Text = Annotated[str, Field(min_length=1, max_length=2000)]
+Text = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(visible)]
 
 
 class LikeInput(Input):

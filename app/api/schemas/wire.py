@@ -24,6 +24,7 @@ from starlette.requests import HTTPConnection
 from app.domain import Limits
 from app.imaging.sources import Base64Image, StrokesImage, SvgImage
 from app.tasks.features import ItemImage, Source
+from app.tasks.segmentation import normalised_name
 
 GALLERY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 ITEM_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
@@ -137,13 +138,18 @@ def examples(*bodies: JsonDict) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [*bodies]})
 
 
+def visible(text: str) -> str:
+    """Refuse a text of spaces and invisible characters alone."""
+    if not normalised_name(text):
+        raise PydanticCustomError("blank", "is blank")
+    return text
+
+
 # Labels and names go into logs and terminals.
 def _printable(text: str) -> str:
     if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in text):
         raise PydanticCustomError("control_characters", "holds control characters")
-    if text.isspace():
-        raise PydanticCustomError("blank", "is blank")
-    return text
+    return visible(text)
 
 
 GalleryName = Annotated[str, Field(pattern=GALLERY_PATTERN)]

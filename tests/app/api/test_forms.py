@@ -3,6 +3,8 @@
 import httpx
 import pytest
 
+from tests.app.api.images import png
+
 pytestmark = pytest.mark.anyio
 
 
@@ -83,3 +85,18 @@ async def test_parts_that_count_as_absent_are_bounded_too(client: httpx.AsyncCli
     answer = await send(client, *[part(empty, b"")] * 4096, part(b'name="text"', b"a"))
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
     assert "2048 files" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "text"),
+    [("/retrieve", "filter", "kind=emoji"), ("/retrieve", "like", "1f431"), ("/segment", "classes", "{mailbox")],
+)
+async def test_json_that_cannot_be_read_is_named_with_its_field(
+    client: httpx.AsyncClient, path: str, name: str, text: str
+) -> None:
+    file = {"image": ("a.png", png())}
+    answer = await client.post(path, files=file, data={name: text})
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
+    assert answer.json()["detail"].startswith(f"The JSON of the field '{name}' cannot be read: ")
+    listed = await client.get("/galleries/default/items", params={"filter": text})
+    assert listed.json()["detail"].startswith("The JSON of the parameter 'filter' cannot be read: ")

@@ -241,3 +241,10 @@ async def test_connections_and_messages_are_bounded(tmp_path: Path) -> None:
         async with opened(port) as again:
             await again.send(query(1))
             assert (await received(again))["type"] == "results"
+
+
+async def test_a_key_that_nobody_asks_for_is_ignored(tmp_path: Path) -> None:
+    async with served(new_app(FakeEncoder(), tmp_path)) as port, opened(port) as socket:
+        await socket.send(json.dumps({"type": "auth", "key": "vm_any"}))
+        await socket.send(query(1))
+        assert (await received(socket))["type"] == "results"

@@ -73,3 +73,26 @@ async def test_embed_gives_the_vectors_that_retrieval_searches(client: httpx.Asy
     assert body["texts"][1] == pytest.approx(text_vector("b").tolist(), abs=1e-6)
     form = await client.post("/embed", files=[("image", ("a.png", png()))], data={"texts": ["a"]})
     assert (len(form.json()["images"]), len(form.json()["texts"])) == (1, 1)
+
+
+@pytest.mark.parametrize("text", ["   ", "\u200b", "\u00a0\u2060"])
+async def test_a_blank_text_is_refused_everywhere(client: httpx.AsyncClient, text: str) -> None:
+    for answer in (
+        await client.post("/retrieve", json={"sketch": SQUARE, "text": text}),
+        await client.post("/retrieve", files={"text": (None, text)}),
+        await client.post("/embed", json={"texts": ["a", text]}),
+    ):
+        assert answer.status_code == 422, answer.text
+        assert [error["message"] for error in answer.json()["errors"]] == ["is blank"]
+    assert (await client.post("/retrieve", json={"text": "\U0001f468\u200d\U0001f469"})).status_code == 200  # an emoji
+
+
+async def test_a_bad_image_among_others_is_named_by_its_place(client: httpx.AsyncClient) -> None:
+    good, bad = ("a.png", png()), ("b.png", b"no image")
+    for path, files, place in (
+        ("/embed", [("image", good), ("image", bad), ("image", good)], "Image 2 of 3: "),
+        ("/fewshot/episodes", [("support:a", good), ("support:b", good), ("support:b", bad)], "Image 3 of 3: "),
+        ("/embed", [("image", bad)], "The bytes"),
+    ):
+        answer = await client.post(path, files=files)
+        assert answer.json()["detail"].startswith(place), answer.text
