@@ -32,6 +32,7 @@ class Draw {
     this.facets = new Facets(shell.client, () => this.search());
     this.pad = new Sketchpad({ onchange: (isWhole) => this.#drawn(isWhole) });
     this.onpaste = (event) => this.#takeImage([...event.clipboardData.files]);
+    this.searchSoon = debounced(() => this.search(), 180);
     this.element = this.#layout();
     this.start = read(shell.parameter("d") ?? ""); // what the address says
   }
@@ -84,7 +85,7 @@ class Draw {
     const picker = filePicker((files) => this.#takeImage(files));
     this.sheet = h("div", { class: "sheet" }, this.pad.canvas);
     onDrop(this.sheet, async (transfer) => this.#takeImage(await imagesOf(transfer, this.shell.client)));
-    this.words = h("input", { type: "search", placeholder: "Say it in words", "aria-label": "Words", value: this.shell.parameter("q") ?? "", oninput: debounced(() => this.search(), 180) });
+    this.words = h("input", { type: "search", placeholder: "Say it in words", "aria-label": "Words", value: this.shell.parameter("q") ?? "", oninput: () => this.#written() });
     this.balance = h("input", { type: "range", min: "0", max: "1", step: "0.05", value: "0.5", "aria-label": "Drawing against words", oninput: debounced(() => this.search(), 80) });
     this.weighing = h("label", { class: "balance" }, h("span", {}, "drawing"), this.balance, h("span", {}, "words"));
     this.likes = h("div", { class: "chips" });
@@ -146,6 +147,13 @@ class Draw {
     } else if (!this.pad.all.length || this.live.newest || now < this.restUntil) return; // a dot is no drawing yet
     this.search();
     this.penUp = isWhole ? { at: now, seq: this.live.seq } : null;
+  }
+
+  /** The first word takes the place of the house, as the first stroke does. */
+  #written() {
+    if (this.pad.ghost) this.state.textContent = "";
+    this.pad.clearGhost();
+    this.searchSoon();
   }
 
   /** Searches for what is drawn, written and chosen; a drawing goes over the WebSocket, what that cannot say over HTTP. */

@@ -95,6 +95,15 @@ export class Sketchpad {
     this.ghost = null;
   }
 
+  /** Clears what drew itself, as the first touch does. */
+  clearGhost() {
+    if (!this.ghost) return;
+    this.stop();
+    this.strokes = [];
+    this.past = [];
+    this.paint();
+  }
+
   paint() {
     const { canvas } = this;
     const side = Math.round(canvas.clientWidth * devicePixelRatio);
@@ -117,14 +126,6 @@ export class Sketchpad {
     if (this.cursor.isDown) context.fill();
   }
 
-  /** The first touch clears what drew itself. */
-  #begin() {
-    if (!this.ghost) return;
-    this.stop();
-    this.strokes = [];
-    this.past = [];
-  }
-
   #down(event) {
     if (event.button !== 0) return;
     event.preventDefault();
@@ -135,7 +136,7 @@ export class Sketchpad {
     } catch {
       // A pointer that is gone already.
     }
-    this.#begin();
+    this.clearGhost();
     this.cursor = null;
     const [x, y] = this.#point(event);
     this.isErasing = this.tool === "eraser" || event.pointerType === "eraser";
@@ -185,7 +186,7 @@ export class Sketchpad {
     if (!move && event.key !== " ") return;
     event.preventDefault();
     this.canvas.classList.remove("by-pointer");
-    this.#begin();
+    this.clearGhost();
     this.cursor ??= { x: SIDE / 2, y: SIDE / 2, isDown: false };
     const { cursor } = this;
     if (!move) {
