@@ -156,7 +156,10 @@ def _requests(examples: Sequence[Example]) -> Iterator[dict[str, list[Any]]]:
         if part and (count == MAX_REQUEST_IMAGES or size + one > MAX_REQUEST_BYTES):
             yield part
             part, count, size = {}, 0, 0
-        part.setdefault(label, []).append(source.image)
+        try:
+            part.setdefault(label, []).append(source.read())
+        except ValueError as err:
+            raise CommandError(f"{source.name}: {err}") from err
         count, size = count + 1, size + one
     yield part
 

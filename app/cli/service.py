@@ -120,7 +120,7 @@ def ask(
         task = bar.add_task(description, total=len(sources))
         while True:
             for source in islice(remaining, 2 * CONCURRENCY - len(waiting)):
-                waiting.append((source, pool.submit(lambda one: call(one.image), source)))
+                waiting.append((source, pool.submit(lambda one: call(one.read()), source)))
             if not waiting:
                 break
             source, answer = waiting.popleft()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.importing.files import is_system, printable
+from app.cli.importing.svg import utf8_svg
 from app.cli.main import CommandError
 from vermouth_client import ImageLike, Item, Strokes
 from vermouth_client.bulk import SUFFIXES
@@ -31,6 +32,22 @@ class Source:
     name: str
     image: ImageLike
     file: str = ""
+
+    def read(self) -> ImageLike:
+        """The image as it is sent, an SVG in UTF-8. Raises OSError, and ValueError for an SVG of unknown encoding."""
+        if isinstance(self.image, bytes):
+            return utf8_svg(self.image)
+        if isinstance(self.image, Path) and self.image.suffix.lower() == ".svg":
+            data = _File(utf8_svg(self.image.read_bytes()))
+            data.name = self.image.name
+            return data
+        return self.image
+
+
+class _File(bytes):
+    """A file in memory, and its name, which is part of a COCO document."""
+
+    name: str
 
 
 def find_images(arguments: Sequence[str]) -> list[Source]:
@@ -86,7 +103,7 @@ def _caseless(name: str) -> str:
 def _images_of(argument: str) -> Iterator[Source]:
     path, name = Path(argument), printable(argument)
     if argument == "-":
-        yield Source("stdin", sys.stdin.buffer.read())
+        yield from _from_stdin(sys.stdin.buffer.read())
     elif argument.startswith(_ITEM):
         gallery, _, item = argument.removeprefix(_ITEM).partition("/")
         if not gallery or not item:
@@ -100,7 +117,7 @@ def _images_of(argument: str) -> Iterator[Source]:
     elif not path.exists():
         raise CommandError(f"{name} does not exist.")
     elif path.suffix.lower() in _DRAWINGS:
-        yield from _drawings(path)
+        yield from _drawings(path.read_bytes(), name, is_lines=path.suffix.lower() != ".json")
     else:
         yield Source(name, path)
 
@@ -109,12 +126,11 @@ def _is_image(file: Path, relative: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and not is_system(relative.as_posix()) and file.is_file()
 
 
-def _drawings(path: Path) -> Iterator[Source]:
+def _drawings(data: bytes, name: str, *, is_lines: bool) -> Iterator[Source]:
     """Drawings as JSON: strokes `[[x…], [y…]]` alone, or as `strokes` with the canvas, or as Quick, Draw!'s lines."""
-    name = printable(str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix.lower() == ".json":
+        text = data.decode(json.detect_encoding(data))
+        if not is_lines:
             yield Source(name, _strokes(json.loads(text)))
             return
         lines = [line for line in text.splitlines() if line.strip()]
@@ -124,6 +140,22 @@ def _drawings(path: Path) -> Iterator[Source]:
     if not found:
         raise CommandError(f"{name} is empty.")
     yield from found
+
+
+def _from_stdin(data: bytes) -> Iterator[Source]:
+    try:
+        text = data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError:
+        text = ""
+    if not text.lstrip().startswith(("[", "{")):
+        yield Source("stdin", data)
+        return
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):  # a JSON value on each line, or none
+        yield from _drawings(data, "stdin", is_lines=True)
+    else:
+        yield from _drawings(data, "stdin", is_lines=False)
 
 
 def _strokes(value: Any) -> Strokes:

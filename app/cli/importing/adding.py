@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.progress import Progress
 
 from app.cli.importing.files import Importable, Skip
+from app.cli.importing.svg import utf8_svg
 from app.imaging.formats import has_image_bytes
 from vermouth_client import Client, ImportReport, NewItem
 from vermouth_client.errors import NotFound
@@ -121,6 +122,11 @@ def _new(images: Iterable[Importable], known: set[str], done: Imported) -> Itera
             seen.add(one.id)
             if one.id in known:
                 done.skipped[Skip.KNOWN] += 1
+                continue
+            try:
+                ready = replace(one, data=utf8_svg(one.data))
+            except ValueError as err:
+                done.rejected.append(f"{one.name}: {err}")
             else:
-                yield one
+                yield ready
     done.is_complete = True

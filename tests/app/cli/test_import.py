@@ -119,10 +119,14 @@ async def test_drawings_in_a_folder_are_imported_as_svg(app: FastAPI, tasks: Tas
     (folder / "bom.SVG").write_text(f"\ufeff<?xml version='1.0'?>{ICON}")
     (folder / "text.svg").write_text(ICON.replace("/>", "/><text>x</text>", 1))
     (folder / "page.png").write_text("<!doctype html><p>404</p>")
+    (folder / "wide.svg").write_bytes(ICON.encode("utf-16"))
+    (folder / "latin.svg").write_bytes(f"<?xml version='1.0' encoding='latin-1'?>{ICON}<!-- é -->".encode("latin-1"))
+    (folder / "other.svg").write_bytes(f"{ICON}<!-- é -->".encode("latin-1"))
     done = await run(app, folder)
-    assert done.added == 5
-    assert [line.split(":")[0] for line in sorted(done.rejected)] == ["page.png", "text.svg"]
-    assert "<text>" in sorted(done.rejected)[1]
+    assert done.added == 7
+    assert [line.split(":")[0] for line in sorted(done.rejected)] == ["other.svg", "page.png", "text.svg"]
+    assert "The SVG is not in UTF-8" in sorted(done.rejected)[0]
+    assert "<text>" in sorted(done.rejected)[2]
     assert tasks.stores.items.item("pets", "icon.svg").width == 256
 
 

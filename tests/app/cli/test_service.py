@@ -130,6 +130,47 @@ def test_words_items_and_liked_items_are_searched_for() -> None:
     assert [row[3] for row in lines("retrieve", "--text", "a fish", "--filter", named)] == ["1f431"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_drawings_are_read_in_every_encoding_and_from_stdin(encoding: str) -> None:
+    house, line = json.dumps(HOUSE), json.dumps(HOUSE) + "\r\n"
+    Path("encoded.json").write_bytes(house.encode(encoding))
+    Path("encoded.ndjson").write_bytes((2 * line).encode(encoding))
+    expected = lines("embed", "house.json", "--json", "--reproducible")[0][0].removeprefix('{"source": "house.json", ')
+    for argument, given, names in (
+        ("encoded.json", "", ["encoded.json"]),
+        ("encoded.ndjson", "", ["encoded.ndjson:1", "encoded.ndjson:2"]),
+        ("-", house, ["stdin"]),
+        ("-", 2 * line, ["stdin:1", "stdin:2"]),
+    ):
+        done = CliRunner().invoke(app, ["embed", argument, "--json", "--reproducible"], input=given.encode(encoding))
+        assert done.stdout.splitlines() == [f'{{"source": "{name}", {expected}' for name in names]
+    for nothing in ('{"a": 1}', "[[1", '{"drawing": []}\n{"drawing": 1}'):
+        done = CliRunner().invoke(app, ["embed", "-"], input=nothing.encode(encoding))
+        assert done.stderr.startswith("error: stdin holds no strokes: ")
+
+
+def test_svg_files_are_read_in_the_encoding_that_they_declare() -> None:
+    declared = "<?xml version='1.0' encoding='windows-1252'?>\n" + SVG.replace(
+        "><circle", "><title>Häuser</title><circle"
+    )
+    Path("latin.svg").write_bytes(declared.encode("cp1252"))
+    Path("wide.svg").write_bytes(SVG.encode("utf-16"))
+    Path("broken.svg").write_bytes(declared.replace("windows-1252", "utf-8").encode("cp1252"))
+    sources = ("circle.svg", "latin.svg", "wide.svg")
+    assert len({str(one["vector"]) for one in objects("embed", *sources, "--reproducible")}) == 1
+    for one in sources:
+        done = CliRunner().invoke(app, ["embed", "-", "--json", "--reproducible"], input=Path(one).read_bytes())
+        assert json.loads(done.stdout)["vector"] == objects("embed", one, "--reproducible")[0]["vector"]
+    refused = run("embed", "circle.svg", "broken.svg", code=1).stderr
+    assert "refused broken.svg: The SVG is not in utf-8: save it as UTF-8, or name its encoding in" in refused
+    run("segment", "wide.svg", "-c", "cat", "--coco", "wide.json")
+    assert json.loads(Path("wide.json").read_text())["images"][0]["file_name"] == "wide.svg"
+    made = objects("episode", "create", "a=wide.svg", "b=latin.svg")
+    run("episode", "delete", made[0]["id"])
+    error = run("episode", "create", "a=wide.svg", "b=broken.svg", code=1).stderr
+    assert error.startswith("error: broken.svg: The SVG is not in utf-8")
+
+
 def test_results_are_drawn_on_sheets() -> None:
     run("retrieve", "house.json", "--sheet", "found.png")
     assert size_of("found.png")[0] == 5 * 160
