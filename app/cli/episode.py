@@ -12,7 +12,7 @@ from rich.console import Console
 from app.cli.importing.files import is_system
 from app.cli.main import CommandError, progress
 from app.cli.output import AsCsv, AsJson, Rows
-from app.cli.service import DEFAULT_URL, Key, Url, connect
+from app.cli.service import DEFAULT_URL, Key, Url, connect, naming_refused
 from app.cli.sources import Source, find_images
 
 if TYPE_CHECKING:
@@ -72,14 +72,21 @@ def create_command(
     key: Key = None,
 ) -> None:
     """Teach two or more classes; prints the new episode's id."""
-    parts = list(_requests(_examples(examples)))
+    from vermouth_client import ServiceError  # here: help must not import a client
+
+    found = _examples(examples)
+    parts, sources = list(_requests(found)), [source for _, source in found]
     if len(parts[0]) < 2:
         raise CommandError(f"An episode has two classes or more, and only {next(iter(parts[0]))!r} is given.")
     options: dict[str, Any] = {"name": name, "method": method and method.value}
     options["ttl_seconds"] = None if ttl_hours is None else 3600 * ttl_hours
-    with Rows(as_json=as_json, as_csv=as_csv) as rows, connect(url, key) as client:
+    with Rows(as_json=as_json, as_csv=as_csv) as rows, connect(url, key) as client, naming_refused(client, sources):
         made = client.create_episode(parts[0], **options)
-        rows.add(_record(_add(client, made, parts[1:])))
+        try:
+            rows.add(_record(_add(client, made, parts[1:])))
+        except ServiceError:
+            client.delete_episode(made.id)  # it lacks examples
+            raise
 
 
 @episode_app.command("add")
@@ -92,9 +99,12 @@ def add_command(
     key: Key = None,
 ) -> None:
     """Add examples to an episode; a new label adds a class."""
-    parts = list(_requests(_examples(examples)))
+    found = _examples(examples)
+    parts, sources = list(_requests(found)), [source for _, source in found]
     with Rows(as_json=as_json, as_csv=as_csv) as rows, connect(url, key) as client:
-        rows.add(_record(_add(client, client.episode(episode_id(client, episode)), parts)))
+        known = client.episode(episode_id(client, episode))
+        with naming_refused(client, sources):
+            rows.add(_record(_add(client, known, parts)))
 
 
 @episode_app.command("delete")

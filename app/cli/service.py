@@ -140,6 +140,21 @@ def ask(
 
 
 @contextmanager
+def naming_refused(client: "Client", sources: Sequence["Source"]) -> Iterator[None]:
+    """Asks for each source alone, and so names those that are refused, where a call with all of them is."""
+    from vermouth_client import ServiceError
+
+    try:
+        yield
+    except ServiceError as err:
+        fields = [str(one.get("field")) for one in err.errors]
+        if err.code in {*_OF_ONE_IMAGE, "invalid", "not-found"} and all(one.startswith("ways") for one in fields):
+            for _ in ask(sources, lambda one: client.embed([one]), "checking the images"):
+                pass
+        raise
+
+
+@contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
     """Threads for the calls; after an error or Ctrl-C, nobody waits for those under way."""
     pool = ThreadPoolExecutor(CONCURRENCY)

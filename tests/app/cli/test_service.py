@@ -286,6 +286,30 @@ def test_classes_are_taught_from_a_folder_and_classify_images(monkeypatch: pytes
     assert "There is no episode 'pets'" in run("classify", "pets", "circle.svg", code=1).stderr
 
 
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"no image", "The bytes are not an image."),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "The SVG needs a width"),
+    ],
+)
+def test_a_refused_example_is_named(bad: bytes, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.cli.episode.MAX_REQUEST_IMAGES", 4)  # the last example is not in the first request
+    Path("pets/house/last.png").write_bytes(bad)
+    before = lines("episode", "list")
+    for sources in (["pets"], ["pets/cat", "pets/house"]):
+        labelled = sources if len(sources) == 1 else [f"{Path(one).name}={one}" for one in sources]
+        done = run("episode", "create", *labelled, code=1)
+        assert f"refused pets/house/last.png: {reason}" in done.stderr
+        assert "error: 1 of " in done.stderr.splitlines()[-1]
+    assert lines("episode", "list") == before
+    Path("pets/house/last.png").unlink()
+    (made,) = objects("episode", "create", "pets")
+    done = run("episode", "add", made["id"], "cat=pets/cat", "cat=item:default/none", code=1)
+    assert "refused item:default/none: There is no item 'none' in gallery 'default'." in done.stderr
+    run("episode", "delete", made["id"])
+
+
 def test_vectors_are_printed_and_written() -> None:
     rows = objects("embed", "circle.svg", "pets/cat", "--text", "a cat", "--npy", "vectors")
     assert [row["source"] for row in rows] == ["circle.svg", "pets/cat/1f408.png", "pets/cat/1f431.png", "a cat"]
