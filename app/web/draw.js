@@ -1,7 +1,7 @@
 import { choice, debounced, filePicker, h, iconButton, onDrop } from "./dom.js";
 import { Facets } from "./facets.js";
 import { icon } from "./icons.js";
-import { drawn, imageAt, imageOfStrokes, imagesOf, isImage, previewOf } from "./images.js";
+import { firstImage, imageAt, imageOfStrokes, imagesOf, isOfImage, named, thumbnail } from "./images.js";
 import { nameOf, Results, timingBar } from "./results.js";
 import { Sketchpad } from "./sketchpad.js";
 import { HOUSE, read, SIDE, written } from "./strokes.js";
@@ -21,6 +21,7 @@ class Draw {
     this.like = { positive: new Map(), negative: new Map() }; // id → name
     this.file = null;
     this.fileIs = "image"; // or a "sketch"
+    this.refusal = null; // the problem of a file, shown until the next search
     this.results = new Results(shell.client, {
       onmore: () => this.#more(),
       actions: [
@@ -151,14 +152,19 @@ class Draw {
 
   /** The first word takes the place of the house, as the first stroke does. */
   #written() {
+    this.#clearGhost();
+    this.searchSoon();
+  }
+
+  #clearGhost() {
     if (this.pad.ghost) this.state.textContent = "";
     this.pad.clearGhost();
-    this.searchSoon();
   }
 
   /** Searches for what is drawn, written and chosen; a drawing goes over the WebSocket, what that cannot say over HTTP. */
   async search() {
     const query = this.#query;
+    if (!this.pad.ghost) this.refusal = null;
     this.shell.link({ q: query.text });
     const isLive = query.sketch?.strokes && !query.like && query.text_weight === undefined;
     this.aborter?.abort(); // of two searches the later one wins, whichever way it goes
@@ -179,13 +185,30 @@ class Draw {
     try {
       take(await this.shell.client.retrieve(query, { signal: this.aborter.signal }));
     } catch (error) {
-      if (error.name !== "AbortError") this.shell.problem(error);
+      if (error.name === "AbortError") return;
+      if (this.file && isOfImage(error)) this.#refused(error);
+      else this.shell.problem(error);
     }
+  }
+
+  /** The service cannot read the image: the drawing before it comes back. */
+  #refused(error) {
+    const { file } = this;
+    this.#dropImage();
+    if (this.hasDrawingBefore) this.pad.undo();
+    else this.search();
+    this.#refuse(named(error, file));
+  }
+
+  /** Shows why a file is not searched for; answers of a search before it leave that in place. */
+  #refuse(error) {
+    this.refusal = error;
+    this.shell.problem(error);
   }
 
   #answered(answer, ms) {
     if (answer.seq < this.penUp?.seq) return; // the whole stroke's answer is next: showing this one would slow it
-    this.shell.problem(null);
+    this.shell.problem(this.refusal);
     this.shell.took(answer.timings_ms.total);
     this.timing.replaceChildren(timingBar(answer.timings_ms, ms));
     this.total = answer.total;
@@ -280,23 +303,29 @@ class Draw {
   }
 
   async #takeImage(files) {
-    const taken = files.find(isImage);
-    if (!taken) return;
-    this.taken = taken;
-    const file = await drawn(taken);
-    if (this.taken !== taken) return; // meanwhile there is another image, or a drawing
+    if (!files.length) return;
+    this.taken = files;
+    let file;
+    try {
+      file = await firstImage(files);
+    } catch (error) {
+      return this.#refuse(error);
+    }
+    if (this.taken !== files) return; // meanwhile there is another image, or a drawing
     this.#dropImage();
-    if (!this.pad.isEmpty) this.pad.set([]);
+    this.#clearGhost();
     this.file = file;
     this.preview = h("div", { class: "query-image" },
-      h("img", { alt: `Query: ${file.name}`, src: previewOf(file) }),
+      thumbnail(file, { alt: `Query: ${file.name}` }),
       choice("The image is", [["image", "an image"], ["sketch", "a sketch"]], this.fileIs, (kind) => {
         this.fileIs = kind;
         this.search();
       }),
       iconButton("close", "Remove the image", () => this.#clear()));
     this.sheet.append(this.preview);
-    this.search();
+    this.hasDrawingBefore = !this.pad.isEmpty;
+    if (this.hasDrawingBefore) this.pad.set([]); // searches too
+    else this.search();
   }
 
   #dropImage() {

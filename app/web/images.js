@@ -1,3 +1,9 @@
+import { h } from "./dom.js";
+import { VermouthError } from "./vermouth.js";
+
+const SHOWN = /^image\/(png|jpeg|gif|webp|avif|bmp)$/; // by every browser; the service reads more
+const OF_AN_IMAGE = ["undecodable-image", "image-too-large", "unsupported-media"]; // problems
+
 /** Whether a file may be an image: by its type or suffix, or as it has none; the service looks at its bytes. */
 export const isImage = (file) => file instanceof Blob && (file.type.startsWith("image/") || /(^|\/)[^.]+$|\.(png|jpe?g|webp|avif|gif|bmp|tiff?|svg)$/i.test(file.name ?? ""));
 
@@ -39,9 +45,39 @@ export function previewOf(file) {
   return previews.get(file);
 }
 
-/** The image files of a drop: files, or the image that is dragged from this page. */
+/** An image element of a file; the file's name where the browser cannot show it. */
+export function thumbnail(file, attributes) {
+  const image = h("img", { alt: file.name, src: previewOf(file), ...attributes, onerror: () => image.replaceWith(h("span", { class: "unseen", title: file.name }, file.name)) });
+  return image;
+}
+
+/** The first image of some files, as `drawn`; throws a problem with the file's name where there is none to show. */
+export async function firstImage(files, { mustShow = false } = {}) {
+  const picked = files.find(isImage);
+  if (!picked) throw aboutFile(files[0], "is not an image.");
+  const file = await drawn(picked);
+  const image = new Image();
+  image.src = previewOf(file);
+  try {
+    await image.decode();
+  } catch {
+    if (SHOWN.test(file.type)) throw aboutFile(picked, "is damaged, or not an image.");
+    if (mustShow) throw aboutFile(picked, "has a format that this browser cannot show.");
+  }
+  return file;
+}
+
+/** A problem that begins with the name of a file. */
+const aboutFile = (file, detail) => new VermouthError(0, { title: file.name, detail, code: "page" });
+
+export const isOfImage = (error) => OF_AN_IMAGE.includes(error.code);
+
+/** An error of the service; one that is about an image begins with the name of its file. */
+export const named = (error, file) => (isOfImage(error) ? new VermouthError(error.status, { ...error.problem, title: file.name }) : error);
+
+/** The files of a drop, or the image that is dragged from this page. */
 export async function imagesOf(transfer, client) {
-  const files = [...transfer.files].filter(isImage);
+  const files = [...transfer.files];
   const address = transfer.getData("text/uri-list");
   if (files.length || !address) return files;
   const url = new URL(address);

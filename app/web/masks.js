@@ -1,6 +1,7 @@
 import { h } from "./dom.js";
 
 export const COLOURS = ["#e5484d", "#2f80d0", "#e2a336", "#30a46c", "#8e5cd9", "#e0559b", "#12a5a0", "#c2703d", "#86a92c", "#5b6ee1", "#a8476f", "#4f9bb5"];
+export const OPACITY = 0.55; // of masks, where nobody changed it
 export const colourOf = (index) => COLOURS[(index - 1) % COLOURS.length];
 
 /** The masks of an answer of `POST /segment`, painted over its image. */
@@ -8,14 +9,15 @@ export class Masks {
   constructor() {
     this.canvas = h("canvas", { class: "masks", role: "img", "aria-label": "Masks" });
     this.mode = "fill"; // or "outline", "cut"
-    this.opacity = 0.55;
-    this.hidden = new Set(); // names
     this.lit = null; // the index that is lit
     this.clear();
   }
 
+  /** Removes the masks; what comes next is shown whole. */
   clear() {
     this.answer = this.labels = null;
+    this.opacity = OPACITY;
+    this.hidden = new Set(); // names
     this.canvas.getContext("2d").clearRect(0, 0, this.canvas.width, this.canvas.height);
   }
 

@@ -1,6 +1,6 @@
 import { choice, debounced, filePicker, h, iconButton, milliseconds, onDrop, percent, save } from "./dom.js";
-import { drawn, imagesOf, isImage, previewOf } from "./images.js";
-import { colourOf, Masks } from "./masks.js";
+import { firstImage, imagesOf, named, previewOf } from "./images.js";
+import { colourOf, Masks, OPACITY } from "./masks.js";
 import { Names } from "./names.js";
 
 const SAMPLES = [
@@ -60,8 +60,8 @@ class Segment {
   }
 
   #tools(picker) {
-    const opacity = h("input", { type: "range", min: "0.1", max: "1", step: "0.05", value: String(this.masks.opacity), oninput: () => {
-      this.masks.opacity = Number(opacity.value);
+    this.opacity = h("input", { type: "range", min: "0.1", max: "1", step: "0.05", value: String(OPACITY), oninput: () => {
+      this.masks.opacity = Number(this.opacity.value);
       this.masks.paint();
     } });
     this.island = h("input", { type: "range", min: "0", max: "1", step: "0.05", value: "0", oninput: () => {
@@ -69,12 +69,12 @@ class Segment {
       this.search();
     } });
     this.islandSize = h("span", { class: "figures" }, "0 px");
-    const modes = choice("Display", [["fill", "Fill"], ["outline", "Outline"], ["cut", "Cut out"]], "fill", (mode) => {
+    this.modes = choice("Display", [["fill", "Fill"], ["outline", "Outline"], ["cut", "Cut out"]], "fill", (mode) => {
       this.masks.mode = mode;
       this.masks.paint();
     });
     return h("div", { class: "toolbar", role: "toolbar", "aria-label": "Display", hidden: true },
-      modes, h("label", {}, "opacity", opacity), h("label", {}, "smallest island", this.island, this.islandSize),
+      this.modes, h("label", {}, "opacity", this.opacity), h("label", {}, "smallest island", this.island, this.islandSize),
       h("span", { class: "space" }), iconButton("image", "Another image", () => picker.click()), iconButton("close", "Back to the samples", () => this.#clear()));
   }
 
@@ -90,7 +90,8 @@ class Segment {
   async #sample(file, classes) {
     const blob = await (await this.shell.client.send("GET", `playground/sample-${file}`)).blob();
     await this.#take([new File([blob], file, { type: blob.type })]);
-    if (!this.names.names.length) this.names.replace(classes);
+    const areOfSample = SAMPLES.some(([, , names]) => String(names) === String(this.names.names));
+    if (!this.names.names.length || (areOfSample && !this.names.set)) this.names.replace(classes);
   }
 
   #changed() {
@@ -99,11 +100,16 @@ class Segment {
   }
 
   async #take(files) {
-    const taken = files.find(isImage);
-    if (!taken) return;
-    this.taken = taken;
-    const file = await drawn(taken);
-    if (this.taken !== taken) return; // meanwhile there is another image
+    if (!files.length) return;
+    this.taken = files;
+    let file;
+    try {
+      file = await firstImage(files, { mustShow: true });
+    } catch (error) {
+      return this.shell.problem(error);
+    }
+    if (this.taken !== files) return; // meanwhile there is another image
+    this.shell.problem(null);
     this.#clear();
     this.file = file;
     Object.assign(this.image, { src: previewOf(file), alt: file.name, hidden: false });
@@ -117,6 +123,10 @@ class Segment {
     this.aborter?.abort(); // its answer is about the image before
     this.file = null;
     this.masks.clear();
+    this.modes.firstChild.click(); // each image begins with the default display
+    this.opacity.value = String(OPACITY);
+    this.island.value = "0";
+    this.islandSize.textContent = "0 px";
     this.#light(null);
     this.image.hidden = this.tools.hidden = this.downloads.hidden = true;
     this.hint.hidden = false;
@@ -137,7 +147,7 @@ class Segment {
       this.shell.problem(null);
       this.#show(answer);
     } catch (error) {
-      if (error.name !== "AbortError") this.shell.problem(error);
+      if (error.name !== "AbortError") this.shell.problem(named(error, this.file));
     }
     if (!signal.aborted) this.stage.classList.remove("busy");
   }

@@ -82,14 +82,14 @@ class Page:
                 send("touchMove", point)
             send("touchEnd")
 
-    def drop(self, place: str, name: str, content: bytes) -> None:
-        """Drop an image file on an element."""
+    def drop(self, place: str, name: str, content: bytes, kind: str = "image/png") -> None:
+        """Drop a file of a media type on an element."""
         create = (
-            "([name, text]) => { const transfer = new DataTransfer();"
+            "([name, text, type]) => { const transfer = new DataTransfer();"
             "const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));"
-            "transfer.items.add(new File([bytes], name, { type: 'image/png' })); return transfer; }"
+            "transfer.items.add(new File([bytes], name, { type })); return transfer; }"
         )
-        transfer = self.page.evaluate_handle(create, [name, base64.b64encode(content).decode()])
+        transfer = self.page.evaluate_handle(create, [name, base64.b64encode(content).decode(), kind])
         self.page.dispatch_event(place, "drop", {"dataTransfer": transfer})
 
     def _on_screen(self, strokes: Strokes) -> Iterator[list[tuple[float, float]]]:
