@@ -66,6 +66,11 @@ def is_jpeg(data: bytes) -> bool:
     return data.startswith(b"\xff\xd8")
 
 
+def is_tiff(data: bytes) -> bool:
+    """Return whether a file begins like a TIFF."""
+    return media_type(data[:12]) == "image/tiff"
+
+
 def png_size(data: bytes) -> tuple[int, int]:
     """Return the width and height that a PNG states, px. Raises UndecodableImage if it does not begin with them."""
     if data[12:16] != b"IHDR" or len(data) < 24:
@@ -112,6 +117,7 @@ def reduced_png(data: bytes) -> tuple[bytes, bytes | None]:
 class JpegScans:
     """The scans of a JPEG: how many, whether an end marker follows, and whether they hold every coefficient."""
 
+    bits: int  # of a sample; 0 if the JPEG does not state them
     count: int
     is_ended: bool
     is_complete: bool
@@ -119,22 +125,22 @@ class JpegScans:
 
 def jpeg_scans(data: bytes) -> JpegScans:
     """Return the scans of a JPEG, a few more than `MAX_SCANS` at most; none of them is decoded."""
-    at, count, components = 2, 0, 0
+    at, count, components, bits = 2, 0, 0, 0
     exact: set[tuple[int, int]] = set()  # component and coefficient of which no more bits follow
     while count <= MAX_SCANS and (marker := _JPEG_MARKER.search(data, at)) is not None:
         kind, start = marker[0][-1], marker.end()
         if kind == _JPEG_END:
-            return JpegScans(count=count, is_ended=True, is_complete=True)
+            return JpegScans(bits=bits, count=count, is_ended=True, is_complete=True)
         at = start + int.from_bytes(data[start : start + 2])
         segment = data[start + 2 : at]
         if kind == _JPEG_SCAN and len(segment) > 2 * segment[0] + 3:
             count += 1
-            first, last, bits = segment[2 * segment[0] + 1 :][:3]
-            if not bits & 0xF:
+            first, last, successive = segment[2 * segment[0] + 1 :][:3]
+            if not successive & 0xF:
                 exact |= {(one, k) for one in segment[1 : 2 * segment[0] : 2] for k in range(first, min(last, 63) + 1)}
         elif kind in _JPEG_FRAMES and len(segment) > 5:
-            components = segment[5]
-    return JpegScans(count=count, is_ended=False, is_complete=len(exact) == 64 * components)
+            bits, components = segment[0], segment[5]
+    return JpegScans(bits=bits, count=count, is_ended=False, is_complete=len(exact) == 64 * components)
 
 
 def ended_jpegs(data: bytes) -> tuple[bytes, bytes]:

@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
 from app.errors import Invalid, UnsupportedMedia
+from app.imaging.tiff import grey_bits
 
 _EXIF_ORIENTATION = 0x0112  # its values 1 to 8 are the symmetries of a rectangle
-_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+_SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_MODES = (
+    frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB"}) | _SIXTEEN_BITS
+)
 _UNMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
 _COLOUR_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # of profiles, by the mode of the image
 _SRGB_TOLERANCE = 3  # of 255: profiles that all mean sRGB differ by rounding
@@ -33,21 +37,10 @@ def read_pixels(image: ImageFile.ImageFile, profile: bytes | None) -> NDArray[np
     image.info.pop("xmp", None)  # Pillow would orient a TIFF by it
     box = image.tile[0].extents if image.format == "GIF" and image.tile else None
     image.load()
-    pixels = _sixteen_bits(image) if image.mode.startswith("I;16") else _on_white(image, profile, box)
+    pixels = _on_white(image, profile, box)
     with contextlib.suppress(Exception):  # unreadable metadata does not spoil an image
         pixels = _oriented(pixels, _orientation(image.info))
     return np.ascontiguousarray(pixels)
-
-
-def _sixteen_bits(image: Image.Image) -> NDArray[np.uint8]:
-    # Pillow's own conversion would clip the tones to 255.
-    tones = np.asarray(image)
-    grey = (tones >> 8).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[tones == transparent] = 255
-        _check_visible(int(grey.min()) < int(grey.max()))
-    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def _on_white(image: Image.Image, profile: bytes | None, box: tuple[int, int, int, int] | None) -> NDArray[np.uint8]:
@@ -66,7 +59,10 @@ def _on_white(image: Image.Image, profile: bytes | None, box: tuple[int, int, in
 def _alpha(image: Image.Image, box: tuple[int, int, int, int] | None) -> Image.Image | None:
     """The opacity of each pixel, None if all are opaque."""
     alpha = None
-    if image.has_transparency_data:
+    if image.mode in _SIXTEEN_BITS:
+        if "transparency" in image.info:  # one tone
+            alpha = Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
         has_alpha = image.mode in ("RGBA", "LA")  # others have a transparent colour, or colours multiplied by it
         alpha = (image if has_alpha else image.convert(_UNMULTIPLIED.get(image.mode, "RGBA"))).getchannel("A")
         if image.format == "BMP" and alpha.getextrema() == (0, 0):
@@ -82,6 +78,10 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The colours of an image without its alpha, in RGB."""
     if image.mode in _UNMULTIPLIED:
         image = image.convert(_UNMULTIPLIED[image.mode])
+    if image.mode in _SIXTEEN_BITS:
+        image = _eight_bits(image)
+    if image.mode == "LAB":
+        return _lab_to_srgb().apply(image)
     if image.mode == "LA":
         image = image.getchannel("L")
     if image.mode == "P" and image.has_transparency_data:
@@ -92,6 +92,19 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if transform is not None:
         return transform.apply(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    bits, is_inverted = grey_bits(image)
+    # Pillow's own conversion would clip the tones to 255.
+    grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    return Image.fromarray(255 - grey if is_inverted else grey)
+
+
+@lru_cache(maxsize=1)
+def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
+    lab, srgb = (ImageCms.ImageCmsProfile(ImageCms.createProfile(name)) for name in ("LAB", "sRGB"))
+    return ImageCms.ImageCmsTransform(lab, srgb, "LAB", "RGB")
 
 
 @lru_cache(maxsize=8)

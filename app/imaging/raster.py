@@ -19,19 +19,23 @@ from app.imaging.formats import (
     MAX_SCANS,
     JpegScans,
     ended_jpegs,
+    has_image_bytes,
     is_foreign_format,
     is_jpeg,
     is_png,
+    is_tiff,
     jpeg_scans,
     media_type,
     png_size,
     reduced_png,
 )
 from app.imaging.pixels import read_pixels
+from app.imaging.tiff import open_tiff
 from models.errors import InputError
 from models.transforms import ViewBox, canonical_sketch, cut_view, fit_square, plan_views
 
 _PLUGINS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)  # imported once, not in each process that is forked
+_UNSUPPORTED_BMP = tuple(f"Unsupported BMP {part}" for part in ("pixel depth", "bitfields", "compression"))  # of Pillow
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -95,7 +99,7 @@ def open_file(data: bytes, limits: Limits) -> OpenedImage:
     # WebP and GIF allocate a canvas when they are opened, so Pillow itself must know the limit.
     Image.MAX_IMAGE_PIXELS = limits.max_image_pixels
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # an image has one process
-    with damage_refused("The image is damaged.", limits):
+    with damage_refused("The image is truncated or damaged.", limits):
         opened = _open_png(data, limits) if is_png(data) else _open_other(data, limits)
     if opened.width * opened.height > limits.max_image_pixels:
         raise _too_large(limits)
@@ -185,12 +189,20 @@ def _open_other(data: bytes, limits: Limits) -> OpenedImage:
     scans = jpeg_scans(data) if is_jpeg(data) else None
     if scans is not None and scans.count > MAX_SCANS:
         raise TooMuchWork(f"A JPEG may hold {MAX_SCANS} scans.")
+    if scans is not None and scans.bits not in (0, 8):
+        raise UnsupportedMedia(f"A JPEG with {scans.bits} bits a sample is not supported: save it with 8 bits.")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = open_tiff(data) if is_tiff(data) else Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as err:
         if is_foreign_format(data):
             raise UnsupportedMedia(f"Images must be {ALLOWED}.") from err
+        if has_image_bytes(data):
+            raise UndecodableImage("The image is truncated or damaged.") from err
         raise UndecodableImage("The bytes are not an image.") from err
+    except OSError as err:
+        if str(err).startswith(_UNSUPPORTED_BMP):
+            raise UnsupportedMedia("A BMP of this kind is not supported: save it with 24 bits, or as PNG.") from err
+        raise
 
     def read() -> NDArray[np.uint8]:
         # Without closing, Pillow's decoded copy would live as long as the `OpenedImage`.
