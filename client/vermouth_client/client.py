@@ -1,6 +1,7 @@
 """`Client` and `AsyncClient`: one connection pool each, and what waits; `routes` has their calls."""
 
 import asyncio
+import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +30,8 @@ class _Connected(Routes, Generic[Http]):
     """What both clients are made from.
 
     Args:
-        base_url: of the service, with the prefix it has behind a proxy.
-        key: an API key.
+        base_url: of the service, with the prefix it has behind a proxy; else `VERMOUTH_URL`, else this machine's.
+        key: an API key, else `VERMOUTH_API_KEY`.
         timeout_s: of one attempt; the service drops the work then.
         retry_s: how long a call may be tried again: after a refusal when the service asks for it, after a lost
             connection where that does nothing twice.
@@ -42,7 +43,7 @@ class _Connected(Routes, Generic[Http]):
 
     def __init__(
         self,
-        base_url: str = "http://127.0.0.1:8000",
+        base_url: str | None = None,
         *,
         key: str | None = None,
         timeout_s: float = 30.0,
@@ -50,7 +51,9 @@ class _Connected(Routes, Generic[Http]):
         headers: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
-        own = {"User-Agent": "vermouth-client"} | ({} if key is None else {"X-API-Key": key})
+        base_url = base_url or os.environ.get("VERMOUTH_URL", "http://127.0.0.1:8000")
+        key = os.environ.get("VERMOUTH_API_KEY") if key is None else key
+        own = {"User-Agent": "vermouth-client"} | ({"X-API-Key": key} if key else {})
         self._headers = {**own, **(headers or {})}
         self._timeout_s = timeout_s
         self._retry_s = retry_s

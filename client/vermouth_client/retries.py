@@ -54,7 +54,8 @@ class Attempts(Generic[T]):
         """What the last outcome means. Raises VermouthError."""
         may_be_done = self._may_be_done and self._call.is_write
         if not isinstance(outcome, httpx.Response):
-            detail = f"The service did not answer: {str(outcome) or type(outcome).__name__}."
+            origin = outcome.request.url.copy_with(path="/", query=None)
+            detail = f"The service at {origin} did not answer: {str(outcome) or type(outcome).__name__}."
             raise NoAnswer(detail, may_be_done=may_be_done) from outcome
         problem, status = problem_of(outcome), outcome.status_code
         was_deleted = self._call.method == "DELETE" and may_be_done and problem is not None and status == 404

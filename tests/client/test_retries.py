@@ -128,6 +128,24 @@ def test_an_answer_of_another_kind_says_whether_a_write_may_be_done(one: Call[An
     assert caught.value.may_be_done is may_be_done
 
 
+def test_the_address_and_the_key_come_from_the_environment_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str | None] = []
+
+    def listed(request: Request) -> None:
+        keys.append(request.headers["X-API-Key"])
+        request.send(200, {"galleries": [], "total": 0})
+
+    with scripted(listed) as url:
+        monkeypatch.setenv("VERMOUTH_URL", url)
+        monkeypatch.setenv("VERMOUTH_API_KEY", "vm_a")
+        for key in (None, "vm_b", ""):
+            with Client(key=key) as client:
+                client.galleries()
+    assert keys == ["vm_a", "vm_b", None]
+    with Client(retry_s=0) as client, pytest.raises(NoAnswer, match=f"The service at {url}/ did not answer: "):
+        client.galleries()
+
+
 def test_what_never_changes_and_what_does_not_decode_are_typed_errors() -> None:
     started_s = time.monotonic()
     with Client("ftp://127.0.0.1") as client, pytest.raises(NoAnswer, match="protocol"):
@@ -194,7 +212,9 @@ def test_a_proxys_headers_are_sent_with_the_clients() -> None:
 
 
 def test_a_lost_answer_says_whether_the_write_may_be_done() -> None:
-    for outcome, may_be_done in [(httpx.ConnectError("refused"), False), (httpx.ReadError("reset"), True)]:
+    sent = httpx.Request("PUT", "http://127.0.0.1:8000/a")
+    failures = (httpx.ConnectError("refused", request=sent), False), (httpx.ReadError("reset", request=sent), True)
+    for outcome, may_be_done in failures:
         attempts = Attempts(CHANGE, 0)
         assert attempts.wait_s(outcome) is None
         with pytest.raises(NoAnswer) as caught:
