@@ -1,5 +1,6 @@
 """`vermouth classset`: the stored class names that `segment --class-set` finds."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -49,6 +50,12 @@ def delete_command(name: _Name, url: Url = DEFAULT_URL, key: Key = None) -> None
     """Delete a class set."""
     with connect(url, key) as client:
         client.delete_class_set(name)
+
+
+def classes_of(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The classes of `--class`: one text alone lists names between commas, as one field of a form does."""
+    is_list = len(texts) == 1 and "=" not in texts[0]
+    return [class_of(one) for one in (texts[0].split(",") if is_list else texts)]
 
 
 def class_of(text: str) -> dict[str, Any]:

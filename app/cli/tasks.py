@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.classset import class_of
+from app.cli.classset import classes_of
 from app.cli.episode import episode_id
 from app.cli.output import AsCsv, AsJson, Rows, Show
 from app.cli.service import DEFAULT_URL, Key, Url, ask, connect
@@ -82,7 +82,10 @@ def retrieve(
 def segment(
     sources: _Sources,
     classes: Annotated[
-        list[str] | None, typer.Option("--class", "-c", help="Class name, or name=synonym,synonym; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--class", "-c", help="Class name, or name=synonym,synonym; repeatable. One alone may list names: cat,dog."
+        ),
     ] = None,
     class_set: Annotated[str | None, typer.Option(help="Stored class set, instead of --class.")] = None,
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence of a pixel.")] = None,
@@ -103,7 +106,7 @@ def segment(
     """Find named classes in images: a line for each class found; --json has the masks as COCO run lengths."""
     if bool(classes) == bool(class_set):
         raise typer.BadParameter("Give class names with --class, or one --class-set.")
-    options: dict[str, Any] = {"classes": [class_of(one) for one in classes or ()] or None, "class_set": class_set}
+    options: dict[str, Any] = {"classes": classes_of(classes or ()) or None, "class_set": class_set}
     chosen = {"threshold": threshold, "min_area": min_area, "reproducible": reproducible or None}
     options |= {"background": background, **{name: value for name, value in chosen.items() if value is not None}}
     images = find_images(sources)
