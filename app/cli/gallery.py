@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from app.cli.importing.adding import Imported, check_images, existing_ids, import_images
-from app.cli.importing.files import SourceOptions, UnreadableFile
+from app.cli.importing.files import Importable, SourceOptions, UnreadableFile
 from app.cli.importing.sources import find_sources, read_sources
 from app.cli.main import CommandError, progress
 from app.cli.output import AsCsv, AsJson, Rows, print_record
@@ -33,6 +33,7 @@ _Gallery = Annotated[str, typer.Option(help="Gallery to fill; created if it does
 _Name = Annotated[str, typer.Argument(help="Name of the gallery.")]
 _Batch = Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Images per request.")]
 _WaitS = Annotated[float, typer.Option(min=0, help="Longest wait while the service starts, restarts or is busy.")]
+_MAX_CAPTION_LETTERS = 1000  # as the API's
 _GALLERY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # as the API's
 
 
@@ -84,7 +85,7 @@ def import_command(
     found, done = find_sources(sources), Imported()
     options = SourceOptions(prefix=prefix, text=tuple(text or ()), zip_names=zip_names, note=typer.echo)
     if dry_run:
-        check_images(read_sources(found, options), done, _metadata_fault)
+        check_images(read_sources(found, options), done, _fault)
         _report(done, "would be added")
     else:
         try:
@@ -98,7 +99,7 @@ def import_command(
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted: the same command continues from here") from None
         finally:
-            if done.found:
+            if done.found or done.is_complete:
                 _report(done, "added")
     if done.rejected:
         raise typer.Exit(1)
@@ -205,12 +206,15 @@ def _fetch(client: Client, gallery: str, item: str) -> bytes:
         raise UnreadableFile(f"/galleries/{gallery}/items/{item}/image: {err.detail}") from err
 
 
-def _metadata_fault(metadata: dict[str, object]) -> str | None:
-    """Returns why the service would refuse metadata at its default limits, or None."""
+def _fault(one: Importable) -> str | None:
+    """Returns why the service would refuse metadata or a caption at its default limits, or None."""
     from app.api.strict_json import check_metadata  # here: help must not import the server
 
+    if len(one.caption or "") > _MAX_CAPTION_LETTERS:
+        return f"its caption has over {_MAX_CAPTION_LETTERS} letters"
     try:
-        check_metadata(metadata, "metadata", Limits())
+        check_metadata(one.metadata, "metadata", Limits())
+        check_metadata({"caption": one.caption}, "caption", Limits())
     except ServiceError as err:
         return err.detail
     return None

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 
 from rich.progress import Progress
 
@@ -60,13 +61,15 @@ def import_images(
         ImportStopped: a request failed for good, or the source is damaged; a second run continues from there.
     """
     done = Imported() if done is None else done
+    unread = iter(images)
+    first = [*islice(unread, 1)]  # a source that cannot be read creates no gallery
     known = existing_ids(client, gallery)
     names: dict[str, str] = {}
     counted = 0
     task = bar.add_task(f"importing into {gallery}", total=None)
 
     def items() -> Iterator[NewItem]:
-        for one in _new(images, known, done):
+        for one in _new(chain(first, unread), known, done):
             names[one.id] = one.name
             yield NewItem(one.data, one.id, one.metadata, one.caption)
 
@@ -92,12 +95,10 @@ def existing_ids(client: Client, gallery: str) -> set[str]:
         return set()
 
 
-def check_images(
-    images: Iterable[Importable], done: Imported, check_metadata: Callable[[dict[str, object]], str | None]
-) -> None:
+def check_images(images: Iterable[Importable], done: Imported, fault_of: Callable[[Importable], str | None]) -> None:
     """Counts what an import into an empty gallery would add, as far as that shows without the service."""
     for one in _new(images, set(), done):
-        fault = check_metadata(one.metadata)
+        fault = fault_of(one)
         if fault is None and one.data and not (has_image_bytes(one.data) or is_svg(one.data)):
             fault = "its first bytes are of no image format that the service reads"
         if fault is None:

@@ -49,11 +49,15 @@ def read_sources(sources: Sequence[tuple[Path, Reader]], options: SourceOptions)
         UnreadableSource: a source is damaged.
     """
     for path, reader in sources:
+        is_empty = True
         try:
             for one in reader(path, options):
+                is_empty = False
                 yield one if len(sources) == 1 else replace(one, name=f"{printable(path.name)}: {one.name}")
         except _UNREADABLE as err:
             raise UnreadableSource(f"{path} cannot be read: {err}") from err
+        if is_empty:
+            options.note(f"0 items found in {printable(str(path))}")
 
 
 def _expanded(argument: str) -> Iterator[Path]:

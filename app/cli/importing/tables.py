@@ -26,6 +26,7 @@ _RESERVED = frozenset({"path", "id", "caption"})
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")  # no leading zeros: 00123 is a code, not a number
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _MAX_HEADER_LETTERS = 1 << 16
+_MAX_CELL_LETTERS = 32 << 20
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
@@ -69,7 +70,8 @@ class _Table:
         separator, columns = max(headers, key=lambda one: ("path" in one[1], len(one[1])))
         if "path" not in columns:
             found = ", ".join(map(repr, map(printable, columns[:20])))
-            raise UnreadableSource(f"{path} has no column 'path'; its first line has {found}.")
+            read = f"its first line has {found}" if found else "it is empty"
+            raise UnreadableSource(f"{path} has no column 'path'; {read}.")
         twice = [name for name in columns if name and columns.count(name) > 1]
         if twice:
             raise UnreadableSource(f"{path} has two columns {printable(twice[0])!r}: rename one.")
@@ -81,6 +83,7 @@ class _Table:
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """The rows below the header with their numbers as a spreadsheet counts them."""
+        csv.field_size_limit(_MAX_CELL_LETTERS)  # of the whole process; by default a longer cell ends the table
         with self.path.open(newline="", encoding=self.encoding) as file:
             # Strict: a quote that is never closed would make one cell of all rows that follow.
             rows = csv.reader(file, delimiter=self.separator, skipinitialspace=True, strict=True)

@@ -18,10 +18,12 @@ import anyio.to_thread
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import Progress
 
 from app.api.deps import Tasks
+from app.api.schemas.wire import Caption
 from app.cli.importing.adding import Imported, import_images
 from app.cli.importing.files import Importable, Skip, SourceOptions, UnreadableSource
 from app.cli.importing.sources import find_sources, read_sources
@@ -142,12 +144,13 @@ async def test_one_line_reports_each_rejected_file(app: FastAPI, tmp_path: Path)
 
 async def test_what_would_refuse_a_whole_batch_rejects_itself_alone(app: FastAPI, tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
-    rows = [["a.png", "a", "x"], ["a.png", "b", "y" * 20_000], ["a.png", "c", "x"], ["a.png", "a", "again"]]
+    long = [["a.png", "b", "y" * 20_000], ["a.png", "d", "y" * 200_000]]
+    rows = [["a.png", "a", "x"], *long, ["a.png", "c", "x"], ["a.png", "a", "again"]]
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["path", "id", "note"], *rows])
     done = await run(app, folder / "table.csv")
-    assert (done.added, done.skipped.total(), len(done.rejected)) == (2, 0, 2)
-    assert any("metadata" in line for line in done.rejected)
+    assert (done.added, done.skipped.total(), len(done.rejected)) == (2, 0, 3)
+    assert sum("metadata" in line for line in done.rejected) == 2
     assert any("already used" in line for line in done.rejected)
 
 
@@ -234,6 +237,25 @@ async def test_the_command_fails_when_an_image_is_rejected(tmp_path: Path) -> No
         assert (code, found["added"], found["there already"], found["rejected"]) == (0, 0, 3, 0)
 
 
+async def test_an_empty_source_is_reported_and_a_broken_one_creates_no_gallery(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    zipfile.ZipFile(tmp_path / "none.zip", "w").close()
+    (tmp_path / "none.csv").write_text("path,year\n")
+    (tmp_path / "broken.csv").write_text('path,note\na.png,"open\n')
+    async with served(create_app(Settings(data_dir=tmp_path / "data"), build_services)) as port:
+        url = f"http://127.0.0.1:{port}"
+        code, _, error = await command(tmp_path / "broken.csv", url, "--gallery", "pets")
+        assert (code, "broken.csv cannot be read after row" in error) == (1, True)
+        async with httpx.AsyncClient(base_url=url) as client:
+            assert (await client.get("/galleries/pets")).status_code == 404
+        for name in ("none", "none.zip", "none.csv"):
+            for options in ([], ["--dry-run"]):
+                code, output, _ = await command(tmp_path / name, url, *options)
+                assert code == 0
+                assert f"0 items found in {tmp_path / name}\n" in output
+                assert numbers(output)["in the source"] == 0
+
+
 async def test_typed_columns_are_found_by_typed_filters(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     (folder / "table.csv").write_text("path;year;ok;sku\na.png;2020;true;007\n")
@@ -251,6 +273,10 @@ async def test_a_dry_run_checks_everything_and_needs_no_service(tmp_path: Path) 
     (folder / "broken.png").write_bytes(b"no image at all")
     (folder / "a.json").write_text('{"n": NaN}')
     (folder / "b" / "c.json").write_text('{"n": "\\ud800"}')
+    most = TypeAdapter(Caption).json_schema()["maxLength"]
+    for name, caption in (("e", "x" * most), ("f", "x" * (most + 1)), ("g", "x\0")):
+        (folder / f"{name}.png").write_bytes(png())
+        (folder / f"{name}.txt").write_text(caption)
     (folder / os.fsdecode(b"\xff.\xff")).write_bytes(b"")
     code, output, _ = await command(folder, "http://127.0.0.1:9", "--dry-run")
     assert code == 1
@@ -258,7 +284,9 @@ async def test_a_dry_run_checks_everything_and_needs_no_service(tmp_path: Path) 
     assert "rejected broken.png: its first bytes" in output
     found = numbers(output)
     assert "rejected b/c.png: Field 'metadata' holds a NUL or half a surrogate pair" in output
-    assert (found["would be added"], found["rejected"], found["in the source"]) == (1, 3, 8)
+    assert "rejected f.png: its caption has over 1000 letters" in output
+    assert "rejected g.png: Field 'caption' holds a NUL" in output
+    assert (found["would be added"], found["rejected"], found["in the source"]) == (2, 5, 14)
 
 
 READY: tuple[int, object, dict[str, str]] = (200, {"status": "ready", "features": [], "training_free": False}, {})

@@ -108,6 +108,11 @@ def test_rows_are_skipped_or_rejected_with_their_number(tmp_path: Path) -> None:
     }
 
 
+def test_a_long_cell_ends_no_table(tmp_path: Path) -> None:
+    path = table(tmp_path, f"path,note\n1.png,{200_000 * 'x'}\n2.png,y\n")
+    assert [one.metadata for one in read(path)] == [{"note": 200_000 * "x"}, {"note": "y"}]
+
+
 def test_windows_1252_is_read_and_noted(tmp_path: Path) -> None:
     path = table(tmp_path, "path;name\n1.png;caf\u00e9 \u20ac\n".encode("cp1252"))
     (one,) = read(path)
@@ -128,7 +133,7 @@ def test_a_column_without_a_name_is_noted(tmp_path: Path) -> None:
         ("path,a,a\n1.png,1,2\n", "two columns 'a'"),
         ('path,note\n1.png,"open\n2.png,x\n', "cannot be read after row 1"),
         (b"path\n\x81\xff\n", "neither UTF-8"),
-        ("", "no column 'path'"),
+        ("", "no column 'path'; it is empty.$"),
     ],
 )
 def test_what_would_be_misread_stops_the_import(tmp_path: Path, content: str | bytes, reason: str) -> None:
