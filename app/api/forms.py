@@ -107,7 +107,7 @@ class _Part:
     headers: list[tuple[str, str]] = field(default_factory=list)
     name: str = ""
     is_file: bool = False
-    is_nameless: bool = True
+    file_name: str = ""
     fault: str = ""  # unless it turns out to be empty
     chunks: list[bytes] = field(default_factory=list)
     size_bytes: int = 0
@@ -155,7 +155,7 @@ class _Parts:
         part.name = _text(options["name"], "The name of a part")
         # A part with a file name is a file, whatever its field is called.
         part.is_file = "filename" in options
-        part.is_nameless = not _text(options.get("filename", b""), "The file name of a part")
+        part.file_name = _text(options.get("filename", b""), "The file name of a part")
         if not part.is_file:
             _check_charset(parse_options_header(headers.get("content-type"))[1])
         should_be_file = any(
@@ -181,12 +181,12 @@ class _Parts:
     def _part_end(self) -> None:
         data = b"".join(self._part.chunks)
         name = self._part.name
-        if not data and self._part.is_nameless:
+        if not data and not self._part.file_name:
             return
         if self._part.fault:
             raise _invalid(name, self._part.fault)
         if self._part.is_file:
-            self.files.append((name, EncodedImage(data=data)))
+            self.files.append((name, EncodedImage(data=data, name=self._part.file_name)))
         else:
             self.texts.append((name, _text(data, f"The field {name[:100]!r}")))
 

@@ -16,9 +16,10 @@ _URI_TYPES = frozenset({"", "application/octet-stream", "binary/octet-stream"}) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedImage:
-    """A file as received: PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF bytes."""
+    """A file as received: PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF bytes; `name` is the part's of a form, or empty."""
 
     data: bytes
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,5 +75,5 @@ def _fault(text: str) -> str:
     found = _FOREIGN.search(text.rstrip("=\r\n\t"))
     if found is None:
         return "is cut short, or is no base64"
-    hint = ": was it a + that a form decoded?" if found[0] == " " else ""
+    hint = ", but may have been a + that a form decoded" if found[0] == " " else ""
     return f"has {found[0]!r} as character {found.start() + 1}, which is no letter of base64{hint}"

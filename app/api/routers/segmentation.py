@@ -93,7 +93,9 @@ async def segment(
         is_reproducible=options.reproducible,
         min_area=options.min_area,
     )
-    render: Callable[[SegmentAnswer], bytes] = _png if media_type == PNG else partial(_body, form=options.format)
+    render: Callable[[SegmentAnswer], bytes] = (
+        _png if media_type == PNG else partial(_body, form=options.format, name=getattr(source, "name", ""))
+    )
     if options.format == "overlay":
         media_type, render = negotiated(call.request.headers.get("accept", "*/*"), PNG), _overlay
     # The task renders in its worker pool: encoding large masks takes milliseconds.
@@ -144,9 +146,9 @@ def _overlay(answer: SegmentAnswer) -> bytes:
     return overlay_png(answer.labels, [entry.name for entry in answer.classes], answer.image)
 
 
-def _body(answer: SegmentAnswer, form: str) -> bytes:
+def _body(answer: SegmentAnswer, form: str, name: str) -> bytes:
     if form == "coco":
-        return schemas.CocoDocument.model_validate(_coco(answer)).model_dump_json().encode()
+        return schemas.CocoDocument.model_validate(_coco(answer, name)).model_dump_json().encode()
     height, width = answer.labels.shape
     found = [entry.region for entry in answer.classes if entry.region is not None]
     # One bit a pixel and class, or a pass over the pixels of its box: checked before any mask is encoded.
@@ -197,7 +199,7 @@ def _class(entry: ClassAnswer, answer: SegmentAnswer, form: str, *, max_corners:
     )
 
 
-def _coco(answer: SegmentAnswer) -> dict[str, object]:
+def _coco(answer: SegmentAnswer, name: str) -> dict[str, object]:
     height, width = answer.labels.shape
     annotations = [
         {
@@ -215,7 +217,7 @@ def _coco(answer: SegmentAnswer) -> dict[str, object]:
     ]
     return {
         "info": {"description": "Vermouth", "version": answer.fingerprint},
-        "images": [{"id": 1, "width": width, "height": height, "file_name": ""}],
+        "images": [{"id": 1, "width": width, "height": height, "file_name": name}],
         "annotations": annotations,
         "categories": [{"id": entry.index, "name": entry.name} for entry in answer.classes],
     }

@@ -136,6 +136,10 @@ async def test_a_coco_document_is_loaded_by_pycocotools(client: httpx.AsyncClien
     (annotation,) = document.loadAnns(document.getAnnIds(imgIds=[1]))
     assert (annotation["area"], annotation["bbox"], annotation["score"]) == (rle["area"], rle["bbox"], rle["score"])
     assert int(document.annToMask(annotation).sum()) == rle["area"]
+    assert answer.json()["images"][0]["file_name"] == ""
+    fields = {"classes": "house", "format": "coco"}
+    named = await client.post("/segment", files={"image": ("Häuser 1.png", encoded(half_dark()))}, data=fields)
+    assert named.json()["images"][0]["file_name"] == "Häuser 1.png"
 
 
 async def test_polygons_and_the_overlay_show_the_same_mask(client: httpx.AsyncClient) -> None:
