@@ -25,7 +25,7 @@ export class Notices {
       console.error(error);
       error = new VermouthError(0, { title: "This did not work", detail: error.message, code: "page" });
     }
-    if (error.status === 401 || error.status === 403) return this.askForKey(error);
+    if (error.status === 401 || error.status === 403) return this.#ask(error);
     if ((error.status === 0 && error.code !== "page") || (error.status === 503 && error.code === "unavailable")) return this.away(error.problem);
     this.#show(error);
   }
@@ -80,23 +80,37 @@ export class Notices {
     }
   }
 
-  askForKey(error = null) {
+  async askForKey() {
+    this.#ask(null, { isNeeded: await this.#needsKey() });
+  }
+
+  /** Whether the service refuses requests without a key. */
+  async #needsKey() {
+    if (this.client.hasSession) return true;
+    const response = await fetch(this.client.url("bundle"), { credentials: "omit" }).catch(() => null);
+    return !response?.ok;
+  }
+
+  /** Asks for a key, after an error that another one may avert; `isRefused` where that is about the key that was typed. */
+  #ask(error, { isNeeded = true, isRefused = false } = {}) {
     const dialog = $("#key-dialog");
     if (dialog.open) return;
-    $("#key-text").textContent = error?.status === 403 ? "The key in use may not do this. Another one may." : "This service asks for a key. It is exchanged for a session of eight hours; this page does not store it.";
-    $("#key-problem").textContent = (this.hasAsked && error?.message) || "";
+    const text = error?.status === 403 ? "The key in use may not do this. Another one may." : "This service asks for a key. It is exchanged for a session of eight hours; this page does not store it.";
+    $("#key-text").textContent = isNeeded ? text : "This service needs no key.";
+    $("#key-problem").textContent = isRefused ? (error.status === 401 ? "This key is unknown." : error.message) : "";
+    for (const element of [$("label", dialog), $(".primary", dialog)]) element.hidden = !isNeeded;
+    $(".secondary", dialog).textContent = isNeeded ? "Cancel" : "Close";
     dialog.returnValue = ""; // else Escape would mean what the last click meant
     dialog.showModal();
     dialog.onclose = async () => {
       const key = $("#key").value.trim();
       $("#key").value = "";
       if (dialog.returnValue !== "ok" || !key) return;
-      this.hasAsked = true;
       try {
         await this.onkey(key);
-        this.hasAsked = false;
       } catch (refused) {
-        this.problem(refused);
+        if (refused.status === 401 || refused.status === 403) this.#ask(refused, { isRefused: true });
+        else this.problem(refused);
       }
     };
   }

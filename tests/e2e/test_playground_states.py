@@ -39,7 +39,7 @@ def test_it_starts_asks_for_a_key_is_empty_and_outlives_a_restart(browser: Any, 
         page.get_by_role("heading", name="API key").wait_for()
         page.get_by_label("Key", exact=True).fill("vm_wrong")
         page.get_by_role("button", name="Use this key").click()
-        page.locator("#key-problem", has_text="Send a known API key").wait_for()
+        page.locator("#key-problem", has_text="This key is unknown.").wait_for()
         page.get_by_label("Key", exact=True).fill(key)
         page.keyboard.press("Enter")
         page.get_by_role("heading", name="“default” is empty").wait_for()
@@ -61,6 +61,10 @@ def test_it_waits_when_asked_to_and_shows_a_problem_in_the_services_words(browse
         seen = Page(browser, str(client.base_url), permissions=["clipboard-read", "clipboard-write"])
         seen.tolerated = BROWSERS_OWN
         page = seen.page
+        seen.open().get_by_role("button", name="Key", exact=True).click()
+        page.locator("#key-text", has_text="This service needs no key.").wait_for()
+        expect(page.get_by_label("Key", exact=True)).to_be_hidden()
+        page.get_by_role("button", name="Close", exact=True).click()
         answers = [(429, {"Retry-After": "2"}), (500, {})]
 
         def answer(route: Any) -> None:
