@@ -11,13 +11,13 @@ from PIL import Image, ImagePalette, TiffImagePlugin
 from app.errors import ServiceError, UndecodableImage, UnsupportedMedia
 
 _HEADS = {b"II\0*": b"II*\0", b"MM*\0": b"MM\0*"}  # of writers that mix up the byte orders; libtiff refuses them
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES, _COLOURS, _SAMPLE_FORMAT = (
-    256, 257, 258, 259, 262, 277, 284, 320, 339,
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES, _COLOURS, _EXTRA_SAMPLES, _SAMPLE_FORMAT = (
+    256, 257, 258, 259, 262, 277, 284, 320, 338, 339,
 )  # fmt: skip
 _NO_DECODER = frozenset({32809, 50001})  # ThunderScan and WebP, which Pillow names and its libtiff lacks
 _PHOTOMETRICS = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab", 10: "Lab"}
 _SAMPLE_FORMATS = {2: "signed", 3: "floating point", 4: "undefined", 5: "complex", 6: "complex"}
-_SEPARABLE_MODES = frozenset({"1", "L", "I;16", "I;16B", "P", "RGB", "RGBA", "CMYK", "LAB"})
+_SEPARABLE_MODES = frozenset({"1", "L", "I;16", "I;16B", "P", "RGB", "RGBA", "CMYK"})
 
 
 def open_tiff(data: bytes) -> TiffImagePlugin.TiffImageFile:
@@ -35,7 +35,8 @@ def open_tiff(data: bytes) -> TiffImagePlugin.TiffImageFile:
         raise _refusal(_tags(data)) from err
     tags = image.tag_v2
     is_unsigned = set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
-    is_separable = tags.get(_PLANES) != 2 or image.mode in _SEPARABLE_MODES
+    extra = tags.get(_EXTRA_SAMPLES, ())
+    is_separable = tags.get(_PLANES) != 2 or (image.mode in _SEPARABLE_MODES and (len(extra) < 2 or not any(extra)))
     if not is_unsigned or not is_separable or image.mode in ("F", "I") or tags.get(_COMPRESSION) in _NO_DECODER:
         raise _refusal(tags)
     if image.palette is not None and max(tags[_COLOURS]) < 256:  # of writers that take its 16 bits for 8

@@ -97,6 +97,16 @@ UNSUPPORTED: dict[str, tuple[str, NDArray[Any], dict[str, Any]]] = {
         samples(2, 8).astype("u1"),
         {"photometric": 1, "is_separate": True, "tags": {338: [2]}},
     ),
+    "planes of Lab": (
+        "Lab, 3 × 8 bits, in separate planes",
+        samples(3, 8).astype("u1"),
+        {"photometric": 8, "is_separate": True},
+    ),
+    "planes of RGB, alpha and a mask": (
+        "RGB, 5 × 8 bits, in separate planes",
+        samples(5, 8).astype("u1"),
+        {"photometric": 2, "is_separate": True, "tags": {338: [2, 0]}},
+    ),
     "a camera's raw data": ("photometric interpretation 32803, 1 × 16 bits", samples(1, 16), {"photometric": 32803}),
     "WebP in TIFF": ("RGB, 3 × 8 bits, compression 50001", samples(3, 8).astype("u1"), {"tags": {259: [50001]}}),
     "JPEG XL in TIFF": ("RGB, 3 × 8 bits, compression 52546", samples(3, 8).astype("u1"), {"tags": {259: [52546]}}),
