@@ -128,6 +128,7 @@ class Draw {
     const shown = this.file ? { [this.fileIs]: this.file } : strokes.length ? { sketch: { strokes, width: SIDE, height: SIDE } } : {};
     const isBoth = text && Object.keys(shown).length > 0;
     this.balance.disabled = !isBoth;
+    if (!isBoth) this.balance.value = "0.5"; // else it would stay where nothing is weighed
     return {
       ...shown,
       text,

@@ -7,9 +7,12 @@ const LINE = 80;
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** JSON in which what is short stands on one line. */
+const isStroke = (value) => Array.isArray(value) && value.every((part) => Array.isArray(part) && part.every(Number.isFinite));
+
+/** JSON in which what is short stands on one line, and so does each stroke. */
 function pretty(value, indent = "") {
   if (value === null || typeof value !== "object") return JSON.stringify(value);
+  if (isStroke(value)) return JSON.stringify(value).replaceAll(",", ", ");
   const [open, close] = Array.isArray(value) ? "[]" : "{}";
   const parts = (by) => (open === "[" ? value.map((one) => pretty(one, by)) : present(value).map(([name, one]) => `${JSON.stringify(name)}: ${pretty(one, by)}`));
   const line = parts("").join(", ");

@@ -1,5 +1,6 @@
 """What the playground does with first words, second images, damaged and repeated files, and keys."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,27 @@ def test_each_sample_brings_its_names_and_the_default_view_but_leaves_names_that
     page.get_by_role("button", name="Back to the samples").click()
     page.get_by_role("button", name="coffee").click()
     expect(names).to_have_text(["rocket", "sky", "tree", "cat", "moon"])
+
+
+def test_code_has_a_line_for_each_stroke(opened: Page) -> None:
+    page = opened.open()
+    page.wait_for_selector(".card")
+    opened.draw(HOUSE["strokes"])
+    page.get_by_role("button", name="Code of the current request").click()
+    for language in ("curl", "Python", "JavaScript"):
+        page.get_by_role("button", name=language, exact=True).click()
+        lines = [line.strip(" ,") for line in page.locator("#code code").inner_text().splitlines()]
+        strokes = [json.loads(line) for line in lines if line.startswith("[[") and line.endswith("]]")]
+        assert [len(stroke) for stroke in strokes] == [2] * len(HOUSE["strokes"])
+
+
+def test_the_weight_goes_back_to_the_middle_where_nothing_is_weighed(opened: Page) -> None:
+    page = opened.open()
+    page.wait_for_selector(".card")
+    opened.draw(HOUSE["strokes"])
+    words, weight = page.get_by_label("Words", exact=True), page.get_by_label("Drawing against words")
+    words.fill("fish")
+    weight.fill("1")
+    words.fill("")
+    expect(weight).to_be_disabled()
+    expect(weight).to_have_value("0.5")
