@@ -4,6 +4,7 @@ import { Importing } from "./importing.js";
 import { nameOf } from "./results.js";
 
 const PAGE = 60;
+const NAME = /^[a-z0-9][a-z0-9_-]{0,63}$/; // of a gallery
 
 export function open(shell) {
   return new Galleries(shell);
@@ -15,15 +16,8 @@ class Galleries {
     this.shell = shell;
     this.list = h("ul", { class: "gallery-list", "aria-label": "Galleries" });
     this.detail = h("section", { class: "gallery", "aria-label": "Gallery" });
-    const name = h("input", { type: "text", placeholder: "new-gallery", "aria-label": "Name of a new gallery", pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", title: "Up to 64 of a–z, 0–9, - and _; begin with a letter or digit", required: true, onchange: () => {
-      name.value = name.value.trim().toLowerCase().replace(/[^a-z0-9_-]+/g, "-"); // “My Photos” is my-photos
-    } });
-    const form = h("form", { class: "row", onsubmit: (event) => {
-      event.preventDefault();
-      this.#create(name.value);
-      name.value = "";
-    } }, name, h("button", { class: "chip" }, "Create"));
-    this.element = h("div", { class: "galleries" }, h("section", { "aria-label": "All galleries" }, this.list, form), this.detail);
+    this.form = this.#creation();
+    this.element = h("div", { class: "galleries" }, h("section", { "aria-label": "All galleries" }, this.list, this.form), this.detail);
     this.observer = new IntersectionObserver((seen) => seen.at(-1).isIntersecting && this.#next(), { rootMargin: "400px" });
   }
 
@@ -43,18 +37,44 @@ class Galleries {
     return this.reading = this.#do(async () => {
       this.importing?.stop();
       if (this.shown !== this.shell.gallery) this.detail.replaceChildren(); // nothing goes into the one before
-      await this.shell.refresh();
-      this.list.replaceChildren(...this.shell.galleries.map(({ name, count, description }) =>
-        h("li", {}, h("button", { "aria-current": String(name === this.shell.gallery), title: description || name, onclick: () => this.shell.choose(name) }, h("span", {}, name), h("span", { class: "figures" }, count.toLocaleString("en"))))));
+      await this.#list();
       await this.#show(await this.shell.client.gallery(this.shell.gallery));
     });
   }
 
-  #create(name) {
+  async #list() {
+    await this.shell.refresh();
+    this.list.replaceChildren(...this.shell.galleries.map(({ name, count, description }) =>
+      h("li", {}, h("button", { "aria-current": String(name === this.shell.gallery), title: description || name, onclick: () => this.shell.choose(name) }, h("span", {}, name), h("span", { class: "figures" }, count.toLocaleString("en"))))));
+  }
+
+  /** Shows the counts again after items were deleted; the grid stays as it is. */
+  #recount(name) {
     return this.#do(async () => {
-      await this.shell.client.json("PUT", `galleries/${name}`, { body: {} });
-      this.shell.choose(name);
+      await this.#list();
+      const report = await this.shell.client.gallery(name);
+      if (name !== this.shell.gallery) return; // another one was opened meanwhile
+      this.#count(report);
+      await this.facets.refresh();
     });
+  }
+
+  #creation() {
+    const problem = h("p", { class: "problem", id: "gallery-problem", role: "alert" });
+    const box = h("input", { type: "text", placeholder: "new-gallery", "aria-label": "Name of a new gallery", "aria-describedby": problem.id, oninput: () => problem.replaceChildren() });
+    return h("form", { class: "row", onsubmit: (event) => {
+      event.preventDefault();
+      const name = box.value.trim().toLowerCase().replace(/\s+/g, "-"); // “My Photos” is my-photos
+      if (!NAME.test(name)) {
+        box.focus();
+        return problem.replaceChildren("Name it with up to 64 of the letters a–z, digits, _ and -, the first a letter or digit.");
+      }
+      return this.#do(async () => {
+        await this.shell.client.json("PUT", `galleries/${name}`, { body: {} });
+        box.value = "";
+        this.shell.choose(name);
+      });
+    } }, box, h("button", { class: "chip" }, "Create"), problem);
   }
 
   /** Runs requests and shows the problem of one that fails. */
@@ -66,21 +86,27 @@ class Galleries {
     }
   }
 
-  async #show({ name, count, index }) {
+  #count({ count, index }) {
+    this.count = count;
+    const kind = index.kind === "flat" ? "exact index" : `${index.kind.toUpperCase()} index`;
+    this.figures.textContent = [`${count.toLocaleString("en")} items`, kind, index.recall === null ? (index.kind === "flat" ? "recall 1" : "recall not measured yet") : `recall@10 ${index.recall.toFixed(3)}`].join(" · ");
+  }
+
+  async #show(report) {
+    const { name } = report;
     if (name !== this.shell.gallery) return; // another one was opened meanwhile
     const isAgain = this.shown === name && this.detail.firstChild;
     const focused = document.activeElement;
     if (!isAgain) this.deletion = name === "default" ? null : this.#deletion(name); // what was typed there stays
     this.shown = name;
-    this.count = count;
-    const kind = index.kind === "flat" ? "exact index" : `${index.kind.toUpperCase()} index`;
-    const figures = [`${count.toLocaleString("en")} items`, kind, index.recall === null ? (index.kind === "flat" ? "recall 1" : "recall not measured yet") : `recall@10 ${index.recall.toFixed(3)}`];
+    this.figures = h("span", { class: "figures" });
+    this.#count(report);
     this.grid = h("ol", { class: "results items", "aria-label": `Items of ${name}` });
     this.end = h("div", { class: "end" });
     this.facets = new Facets(this.shell.client, () => this.#fill());
     this.importing = new Importing(this.shell, name, () => this.reload());
     this.detail.replaceChildren(
-      h("div", { class: "row" }, h("h2", {}, name), h("span", { class: "figures" }, figures.join(" · ")), this.deletion),
+      h("div", { class: "row" }, h("h2", {}, name), this.figures, this.deletion),
       this.importing.element, this.facets.element, this.grid, this.end);
     if (this.deletion?.contains(focused)) focused.focus();
     this.observer.disconnect();
@@ -123,7 +149,11 @@ class Galleries {
       h("figure", {}, image, h("figcaption", {}, name)),
       h("div", { class: "actions" }, iconButton("clear", `Delete ${name}`, () => this.#do(async () => {
         await this.shell.client.send("DELETE", `galleries/${gallery}/items/${item.id}`);
+        const next = card.nextElementSibling ?? card.previousElementSibling;
+        if (card.contains(document.activeElement)) next?.querySelector("button")?.focus();
         card.remove();
+        if (!next) await this.#fill();
+        await this.#recount(gallery);
       }))));
     return card;
   }

@@ -81,7 +81,8 @@ export class Results {
 /** What stays the same of an item: its gallery and id, without a signature. */
 const keyOf = ({ image_url: address }) => address.split("?")[0];
 
-export const nameOf = ({ id, metadata }) => String(metadata?.name ?? metadata?.title ?? id);
+/** The name of an item: of its metadata, else of its file. */
+export const nameOf = ({ id, metadata }) => String(metadata?.name ?? metadata?.title ?? (String(metadata?.path ?? "").split("/").at(-1).replace(/\.\w+$/, "") || id));
 
 /** One thin bar of where the time of a request went. */
 export function timingBar(timings, roundTripMs) {
