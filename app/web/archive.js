@@ -1,6 +1,8 @@
+import { sha256 } from "./sha256.js";
+
 /** Reads what people drop: folders, ZIP archives and CSV files, all in the browser. */
 
-/** Every file of a drop, folders included: `[{path, file}]`. */
+/** Every file of a drop, folders included: `[{path, file}]`; paths in a folder dropped alone begin inside it. */
 export async function filesOf(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.length) return [...transfer.files].map((file) => ({ path: file.name, file }));
@@ -18,8 +20,11 @@ export async function filesOf(transfer) {
     }
   };
   for (const entry of entries) await walk(entry, "");
-  return found;
+  return entries.length === 1 && entries[0].isDirectory ? found.map(({ path, file }) => ({ path: insideOf(path), file })) : found;
 }
+
+/** A path without the name of the folder that it begins with. */
+export const insideOf = (path) => path.slice(path.indexOf("/") + 1);
 
 /** The files of a ZIP archive, read when they are asked for: `[{path, file}]` with `file` a function. */
 export async function unzip(archive) {
@@ -35,7 +40,7 @@ export async function unzip(archive) {
     const [flags, method, packed, name, extra, comment, local] = [
       directory.getUint16(here + 8, true), directory.getUint16(here + 10, true), directory.getUint32(here + 20, true),
       directory.getUint16(here + 28, true), directory.getUint16(here + 30, true), directory.getUint16(here + 32, true), directory.getUint32(here + 42, true)];
-    const path = nameOf(new Uint8Array(directory.buffer, here + 46, name));
+    const path = nameOf(new Uint8Array(directory.buffer, here + 46, name)).replaceAll("\\", "/").replace(/^\.\//, "");
     here += 46 + name + extra + comment;
     if (!path.endsWith("/")) found.push({ path, file: () => unpacked(archive, { path, flags, method, packed, local }) });
   }
@@ -61,10 +66,10 @@ async function unpacked(archive, { path, flags, method, packed, local }) {
   return new File([blob], path.split("/").at(-1));
 }
 
-/** Rows of a CSV text as arrays; the separator is the one that its first line has most of. */
+/** Rows of a CSV text as arrays, blank ones too; the separator is the one that its first line has most of. */
 export function rowsOf(text) {
   const first = text.slice(0, text.search(/\r?\n|$/));
-  const separator = [",", ";", "\t"].reduce((best, each) => (first.split(each).length > first.split(best).length ? each : best));
+  const separator = [",", ";", "\t", "|"].reduce((best, each) => (first.split(each).length > first.split(best).length ? each : best));
   const rows = [];
   let [row, cell, isQuoted] = [[], "", false];
   for (let at = 0; at < text.length; at += 1) {
@@ -86,7 +91,7 @@ export function rowsOf(text) {
     } else cell += letter;
   }
   if (cell || row.length) rows.push([...row, cell]);
-  return rows.filter((each) => each.some((value) => value.trim()));
+  return rows;
 }
 
 /** How a column is best stored: `number`, `boolean` or `text`; numbers that would change their letters stay text. */
@@ -104,18 +109,14 @@ export function typed(value, type) {
   return value;
 }
 
-/** An id of the letters that the service takes, from a path. */
-export function idOf(path) {
-  const plain = path.replace(/\.\w+$/, "").normalize("NFKD").replace(/[^A-Za-z0-9._:-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "").slice(0, 100);
-  return `${plain || "i"}-${hashOf(path)}`;
-}
+const ID = /^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$/;
 
-/** 53 bits of a text: paths that differ in letters that an id cannot hold stay apart. */
-function hashOf(path) {
-  let [high, low] = [0xdeadbeef, 0x41c6ce57];
-  for (let at = 0; at < path.length; at += 1) {
-    high = Math.imul(high ^ path.charCodeAt(at), 2654435761);
-    low = Math.imul(low ^ path.charCodeAt(at), 1597334677);
-  }
-  return ((high >>> 0) * 2 ** 21 + (low >>> 11)).toString(36);
+/** Whether the service takes it as the id of an item. */
+export const isId = (id) => ID.test(id);
+
+/** The id of an image by its path, as `vermouth gallery import` makes it: itself, or its valid characters and a digest. */
+export function idOf(path) {
+  if (isId(path)) return path;
+  const plain = path.replace(/[^A-Za-z0-9._:-]+/g, "_").replace(/^[._:-]+/, "").slice(0, 96);
+  return `${plain || "item"}-${sha256(new TextEncoder().encode(path)).slice(0, 12)}`;
 }

@@ -1,6 +1,7 @@
-import { filesOf, idOf, rowsOf, typed, typeOf, unzip } from "./archive.js";
+import { filesOf, idOf, insideOf, unzip } from "./archive.js";
 import { filePicker, h, onDrop } from "./dom.js";
 import { drawn, isImage } from "./images.js";
+import { tableOf } from "./table.js";
 
 const BATCH = 16; // images a request
 const MOST_REASONS = 200;
@@ -11,10 +12,12 @@ export class Importing {
   /** `ondone()` is called after an import, which reports below what it did. */
   constructor(shell, gallery, ondone) {
     Object.assign(this, { shell, gallery, ondone });
-    const folder = filePicker((files) => this.#take(files.map((file) => ({ path: file.webkitRelativePath || file.name, file }))), { multiple: true, webkitdirectory: true, accept: null });
+    const picker = (options) => filePicker((files) => this.#take(files.map((file) => ({ path: insideOf(file.webkitRelativePath) || file.name, file }))), { multiple: true, accept: null, ...options });
+    const [folder, several] = [picker({ webkitdirectory: true }), picker()];
+    const button = (text, onclick) => h("button", { class: "secondary", onclick }, text);
     this.report = h("div", { class: "import-report", "aria-live": "polite" });
     const drop = h("div", { class: "drop" }, h("p", {}, "Drop a folder, images, a ZIP, or a CSV with its images"),
-      h("div", { class: "row" }, h("button", { class: "secondary", onclick: () => folder.click() }, "Pick a folder…"), h("button", { class: "secondary", onclick: () => this.demo() }, "Add the demo images")), folder, this.report);
+      h("div", { class: "row" }, button("Pick a folder…", () => folder.click()), button("Pick files…", () => several.click()), button("Add the demo images", () => this.demo())), folder, several, this.report);
     onDrop(drop, async (transfer) => this.#take(await filesOf(transfer)));
     this.element = drop;
     const last = shell.lastImport;
@@ -41,16 +44,18 @@ export class Importing {
     }
     const sheet = found.find(({ path }) => /\.csv$/i.test(path));
     const images = found.filter(({ path, file }) => isImage(file instanceof Blob ? file : new File([], path)));
-    const others = found.filter((one) => one !== sheet && !images.includes(one)).map(({ path }) => [path, "has no suffix of an image"]);
-    const table = sheet ? await tableOf(sheet) : null;
-    const count = images.length.toLocaleString("en");
-    const start = () => this.#import(images.map(({ path, file }) => itemOf(path, file, table)), rejected);
-    this.report.replaceChildren(...[
-      h("p", {}, `${count} images`, rejected.length ? `, ${rejected.length} unreadable` : "", "."), listOf(others, "left out"),
-      table?.element, h("button", { class: "primary", disabled: !images.length, onclick: start }, `Import ${count} images into “${this.gallery}”`)].filter(Boolean));
+    const others = found.filter((one) => one !== sheet && !images.includes(one)).map(({ path }) => [path, /\.csv$/i.test(path) ? "only one table at a time is read" : "is not an image"]);
+    const table = sheet ? await tableOf(sheet, found.map(({ path }) => path)) : null;
+    const accepted = images.filter(({ path }) => table?.fieldsOf(path) !== null);
+    rejected.push(...(table?.rejected ?? []));
+    const lists = [listOf(others, "left out"), listOf(rejected, "rejected")];
+    const count = countOf(accepted.length);
+    const start = () => this.#import(accepted.map((one) => itemOf(one, table)), rejected);
+    const content = accepted.length ? [h("p", {}, `${count}.`), ...lists, table?.element, h("button", { class: "primary", onclick: start }, `Import ${count} into “${this.gallery}”`)] : [h("p", {}, whyNone(images.length ? null : sheet, others)), ...lists];
+    this.report.replaceChildren(...content.filter(Boolean));
   }
 
-  /** Adds the images of the demo that the gallery lacks. */
+  /** Adds the images of the demo. */
   async demo() {
     try {
       const { client } = this.shell;
@@ -69,62 +74,59 @@ export class Importing {
     this.isStopped = false;
     this.report.replaceChildren(bar, h("div", { class: "row" }, line, stop));
     const startedAt = performance.now();
-    const paths = new Map(items.map(({ id, path }) => [id, path]));
-    let added = 0;
+    const paths = new Map();
+    let [added, replaced] = [0, 0];
     for (let start = 0; start < items.length && !this.isStopped; start += BATCH) {
       const batch = [];
-      for (const { path, id, metadata, file } of items.slice(start, start + BATCH)) {
+      for (const { path, id, caption, metadata, file } of items.slice(start, start + BATCH)) {
+        if (paths.has(id)) {
+          rejected.push([path, `its id “${id}” was already used in this import`]);
+          continue;
+        }
+        paths.set(id, path);
         try {
-          batch.push({ id, metadata, image: await drawn(file instanceof Blob ? file : await file()) });
+          batch.push({ id, caption, metadata, image: await drawn(file instanceof Blob ? file : await file()) });
         } catch (error) {
           rejected.push([path, error.message]);
         }
       }
       try {
         const { results } = batch.length ? await this.shell.client.addItems(this.gallery, batch) : { results: [] };
-        results.forEach((result) => (result.status === "rejected" ? rejected.push([paths.get(result.id), result.problem.detail]) : (added += 1)));
+        for (const { id, status, problem } of results) {
+          if (status === "rejected") rejected.push([paths.get(id), problem.detail]);
+          else if (status === "replaced") replaced += 1;
+          else added += 1;
+        }
       } catch (error) {
         this.shell.problem(error);
         break;
       }
       bar.value = start + BATCH;
       const left = ((performance.now() - startedAt) / (start + BATCH)) * Math.max(0, items.length - start - BATCH);
-      line.textContent = `${added.toLocaleString("en")} of ${items.length.toLocaleString("en")} added${rejected.length ? `, ${rejected.length} rejected` : ""}, about ${Math.ceil(left / 1000)} s left`;
+      line.textContent = `${added.toLocaleString("en")} of ${items.length.toLocaleString("en")} added${replaced ? `, ${replaced.toLocaleString("en")} replaced` : ""}${rejected.length ? `, ${rejected.length} rejected` : ""}, about ${Math.ceil(left / 1000)} s left`;
     }
-    this.shell.lastImport = { gallery: this.gallery, content: [h("p", {}, `${added.toLocaleString("en")} images added.`), listOf(rejected, "rejected")].filter(Boolean) };
+    const done = [added || !replaced ? `${countOf(added)} added` : null, replaced ? `${countOf(replaced)} replaced (already in the gallery)` : null].filter(Boolean).join(", ");
+    this.shell.lastImport = { gallery: this.gallery, content: [h("p", {}, `${done}.`), listOf(rejected, "rejected")].filter(Boolean) };
     this.ondone();
   }
+}
+
+const countOf = (count) => `${count.toLocaleString("en")} image${count === 1 ? "" : "s"}`;
+
+/** Why there is nothing to import. */
+function whyNone(sheet, others) {
+  if (sheet) return `“${sheet.path}” names images but has none itself: drop or pick it together with them.`;
+  return others.length === 1 ? `“${others[0][0]}” is not an image.` : "There is no image to import here.";
 }
 
 /** Files with reasons below their number, shown after a click; null if there are none. */
 function listOf(files, word) {
   if (!files.length) return null;
-  return h("details", {}, h("summary", {}, `${files.length} ${word}`), h("ul", {}, files.slice(0, MOST_REASONS).map(([path, reason]) => h("li", {}, h("b", {}, path), ` ${reason}`))));
+  return h("details", {}, h("summary", {}, `${files.length} ${word}`), h("ul", {}, files.slice(0, MOST_REASONS).map(([path, reason]) => h("li", {}, h("b", {}, path), `: ${reason}`))));
 }
 
-function itemOf(path, file, table) {
-  const name = path.split("/").at(-1).replace(/\.\w+$/, "");
+function itemOf({ path, file }, table) {
   const folder = path.split("/").at(-2);
-  return { path, file, id: idOf(path), metadata: { name, ...(folder && { folder }), ...table?.metadataOf(path) } };
-}
-
-/** A CSV as a preview with a type for each column, and the metadata that it has for an image. */
-async function tableOf({ path, file }) {
-  const [header, ...rows] = rowsOf(await (file instanceof Blob ? file : await file()).text());
-  const names = header.map((name) => name.trim().replace(/^\ufeff/, ""));
-  const key = names.findIndex((name) => /^(path|file|filename|image)$/i.test(name));
-  const types = names.map((_, at) => typeOf(rows.map((row) => row[at] ?? "")));
-  const picker = (at) => h("select", { "aria-label": `Type of ${names[at]}`, onchange: (event) => { types[at] = event.target.value; } }, ["text", "number", "boolean", "leave out"].map((type) => h("option", { selected: type === types[at] }, type)));
-  const caption = key < 0 ? `${path} has no column “path”: its values are not used` : `${rows.length} rows of ${path}; the type of each column:`;
-  const element = h("table", { class: "columns" }, h("caption", {}, caption), h("tbody", {}, names.flatMap((name, at) => (at === key ? [] : [
-    h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, picker(at)), h("td", {}, rows.slice(0, 3).map((row) => row[at] ?? "").join(", ")))]))));
-  const byPath = new Map(key < 0 ? [] : rows.map((row) => [row[key].trim().replaceAll("\\", "/").replace(/^\.\//, ""), row]));
-  const metadataOf = (image) => {
-    const row = byPath.get(image) ?? [...byPath].find(([each]) => image.endsWith(`/${each}`))?.[1] ?? [];
-    return Object.fromEntries(names.flatMap((name, at) => {
-      const value = at === key || types[at] === "leave out" ? undefined : typed(row[at] ?? "", types[at]);
-      return value === undefined ? [] : [[name, value]];
-    }));
-  };
-  return { element, metadataOf };
+  const { id = idOf(path), caption, metadata } = table?.fieldsOf(path) ?? {};
+  return { path, file, id, caption, metadata: { path, ...(folder && { folder }), ...metadata } };
 }

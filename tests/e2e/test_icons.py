@@ -67,9 +67,9 @@ def test_the_playground_draws_an_svg_of_any_kind(opened: Page, client: httpx.Cli
     client.put("/galleries/vectors").raise_for_status()
     page.goto(f"{opened.base}/?tab=galleries&gallery=vectors")
     page.wait_for_selector(".gallery h2 >> text=vectors")
-    page.locator(".drop input[type=file]").set_input_files(tmp_path / "icons")
+    page.locator(".drop input[webkitdirectory]").set_input_files(tmp_path / "icons")
     page.get_by_role("button", name="Import 2 images").click()
-    page.wait_for_selector("text=1 images added.")
+    page.wait_for_selector("text=1 image added.")
     page.get_by_text("1 rejected").click()
     assert "none.svg" in page.locator(".import-report").inner_text()
     items = client.get("/galleries/vectors/items").json()["items"]
