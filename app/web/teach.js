@@ -1,6 +1,7 @@
 import { filePicker, h, iconButton, onDrop, percent, save } from "./dom.js";
 import { Episode } from "./episode.js";
-import { imagesIn, imagesOf, previewOf } from "./images.js";
+import { imagesIn, imagesOf, isImage, isOfImage, thumbnail } from "./images.js";
+import { sha256 } from "./sha256.js";
 import { verdictOf } from "./verdict.js";
 import { VermouthError } from "./vermouth.js";
 
@@ -18,6 +19,8 @@ class Teach {
     this.episode = new Episode(shell.client);
     this.waiting = new Map([["first", []], ["second", []]]); // label → files that the episode does not have yet
     this.queries = []; // `{file, prediction}`
+    this.unread = new Map(); // file → why the service cannot read it
+    this.digests = new WeakMap(); // file → SHA-256
     this.dragged = null; // the query or example under the pointer
     this.work = Promise.resolve(); // changes are sent one after another
     this.element = this.#layout();
@@ -45,6 +48,7 @@ class Teach {
   }
 
   #layout() {
+    this.note = h("div", { class: "note soft", role: "status" });
     this.tray = h("section", { class: "tray", "aria-label": "Examples from Draw" });
     this.board = h("div", { class: "board" });
     this.verdict = h("div", { class: "verdict", "aria-live": "polite" });
@@ -68,8 +72,13 @@ class Teach {
           h("button", { class: "chip", onclick: () => this.#export() }, "Export"),
           h("button", { class: "chip", onclick: () => whole.click() }, "Import…"),
           h("button", { class: "chip", onclick: () => this.#reset() }, "New"), folder, whole),
-        this.tray, this.board, this.verdict),
+        this.note, this.tray, this.board, this.verdict),
       asking);
+  }
+
+  /** Adds a line to the note, which the next files replace. */
+  #say(...content) {
+    this.note.append(h("p", {}, ...content));
   }
 
   get #labels() {
@@ -88,9 +97,9 @@ class Teach {
     const isStored = support.length > 0;
     const name = h("input", { type: "text", value: label, "aria-label": "Name of the class", maxlength: "128", onchange: () => this.#rename(label, name.value.trim(), isStored) });
     const examples = [
-      ...support.map((one) => this.#example(this.shell.client.url(one.image_url).href, label, support.length > 1 ? () => this.#change(() => this.episode.remove(one.id)) : null)),
-      ...files.map((file) => this.#example(previewOf(file), label, () => {
-        files.splice(files.indexOf(file), 1);
+      ...support.map((one) => this.#example(h("img", { src: this.shell.client.url(one.image_url).href, alt: label, width: 64, height: 64 }), label, support.length > 1 ? () => this.#change(() => this.episode.remove(one.id)) : null)),
+      ...files.map((file) => this.#waiting(file, label, () => {
+        this.waiting.set(label, files.filter((one) => one !== file));
         this.#render();
       })),
     ];
@@ -102,8 +111,14 @@ class Teach {
     return column;
   }
 
-  #example(address, label, remove) {
-    return h("li", {}, h("img", { src: address, alt: label, width: 64, height: 64 }), remove && h("button", { class: "remove", "aria-label": `Remove this example of ${label}`, onclick: remove }, "×"));
+  #waiting(file, label, remove) {
+    const why = this.unread.get(file);
+    const shown = why ? h("span", { class: "unread" }, h("b", {}, file.name), ` is left out. ${why}`) : thumbnail(file, { alt: label, width: 64, height: 64 });
+    return this.#example(shown, label, remove);
+  }
+
+  #example(shown, label, remove) {
+    return h("li", {}, shown, remove && h("button", { class: "remove", "aria-label": `Remove this example of ${label}`, onclick: remove }, "×"));
   }
 
   /** Images that were taken on other tabs; each waits until it is put into a class. */
@@ -113,7 +128,7 @@ class Teach {
     this.tray.hidden = !examples.length;
     this.tray.replaceChildren(h("p", { class: "soft" }, "From Draw: drag each into a class, or pick one."),
       h("ol", {}, examples.map((one) => h("li", { draggable: true, ondragstart: () => { this.dragged = one; } },
-        h("img", { src: previewOf(one.file), alt: one.name, width: 64, height: 64 }), h("span", {}, one.name),
+        thumbnail(one.file, { alt: one.name, width: 64, height: 64 }), h("span", {}, one.name),
         this.#chips(this.#labels, (label) => {
           this.#take(one);
           this.#teach(label, [one.file]);
@@ -161,34 +176,76 @@ class Teach {
 
   /** Each folder of images is a class, by name. */
   async #teachFolders(files) {
+    this.note.replaceChildren();
     const images = (await imagesIn(files)).sort((one, other) => one.webkitRelativePath.localeCompare(other.webkitRelativePath));
     for (const [label, waiting] of this.waiting) if (images.length && !waiting.length) this.waiting.delete(label);
-    for (const file of images) {
-      const label = file.webkitRelativePath.split("/").at(-2);
-      this.waiting.set(label, [...(this.waiting.get(label) ?? []), file]);
-    }
+    const classes = Map.groupBy(images, (file) => file.webkitRelativePath.split("/").at(-2));
+    for (const [label, members] of classes) await this.#admit(label, members);
     this.#learn();
   }
 
   async #teach(label, files) {
-    const images = await imagesIn(files);
+    const images = await this.#images(files);
     if (!images.length || !this.#labels.includes(label)) return this.#render();
-    this.waiting.set(label, [...(this.waiting.get(label) ?? []), ...images]);
+    await this.#admit(label, images);
     this.#learn();
+  }
+
+  /** The images among files; the note names the others. */
+  #images(files) {
+    this.note.replaceChildren();
+    const others = files.filter((file) => !isImage(file));
+    if (others.length) this.#say(listed(others), others.length > 1 ? " are not images." : " is not an image.");
+    return imagesIn(files);
+  }
+
+  /** Lets images wait for a class; those that the class has already count once. */
+  async #admit(label, files) {
+    const repeated = [];
+    for (const file of files) {
+      const digest = sha256(new Uint8Array(await file.arrayBuffer()));
+      this.digests.set(file, digest);
+      const waiting = this.waiting.get(label) ?? [];
+      const support = this.episode.ways.find((way) => way.label === label)?.support ?? [];
+      if (support.some((one) => one.sha256 === digest) || waiting.some((one) => this.digests.get(one) === digest)) repeated.push(file);
+      else this.waiting.set(label, [...waiting, file]);
+    }
+    if (repeated.length) this.#say(listed(repeated), repeated.length > 1 ? " are" : " is", ` in “${label}” already: the same image counts once.`);
   }
 
   /** Sends what waits, once there are two classes. */
   #learn() {
     this.#render();
-    const full = [...this.waiting].filter(([, each]) => each.length);
+    const full = [...this.waiting].filter(([, each]) => each.some((file) => !this.unread.has(file)));
     if (!this.episode.id && full.length < 2) return; // an episode begins with two classes
     this.#change(async () => {
       const examples = [...this.waiting].flatMap(([name, each]) => each.map((file) => ({ label: name, file })));
-      if (!examples.length) return; // an earlier change took them along
-      await this.episode.add(examples);
-      for (const { label: name, file } of examples) this.waiting.set(name, this.waiting.get(name).filter((one) => one !== file));
+      await this.#sendReadable(examples, async (readable) => {
+        if (!this.episode.id && new Set(readable.map((one) => one.label)).size < 2) return;
+        await this.episode.add(readable);
+        for (const { label: name, file } of readable) this.waiting.set(name, this.waiting.get(name).filter((one) => one !== file));
+      });
       for (const { label: name } of this.episode.ways) if (!this.waiting.get(name)?.length) this.waiting.delete(name);
     });
+  }
+
+  /** Sends `{file}`s without those that the service cannot read: it names the first of them, and the others are sent again. */
+  async #sendReadable(all, send) {
+    const before = this.unread.size;
+    for (;;) {
+      const readable = all.filter(({ file }) => !this.unread.has(file));
+      if (!readable.length) break; // an earlier change took them along
+      try {
+        await send(readable);
+        break;
+      } catch (error) {
+        const [prefix, number] = /^Image (\d+) of \d+: /.exec(error.message) ?? ["", readable.length === 1 ? 1 : null];
+        if (!isOfImage(error) || number === null) throw error;
+        this.unread.set(readable[number - 1].file, error.message.slice(prefix.length));
+      }
+    }
+    const found = [...this.unread.keys()].slice(before);
+    if (found.length) this.#say(listed(found), ` cannot be read and ${found.length > 1 ? "are" : "is"} left out.`);
   }
 
   /** Sends one change after those before it, shows the episode as it is then, and classifies the queries again. */
@@ -216,17 +273,26 @@ class Teach {
   }
 
   #reset() {
-    this.work = this.work.then(() => { // after the answer that is still to come
-      this.episode = new Episode(this.shell.client);
-      this.waiting = new Map([["first", []], ["second", []]]);
-      this.queries = [];
-      this.#link();
-      this.#render();
-    });
+    this.work = this.work.then(() => this.#replace({ episode: new Episode(this.shell.client), waiting: new Map([["first", []], ["second", []]]), queries: [] })); // after the answer that is still to come
+  }
+
+  /** Shows another episode; until the next files, the one before it can be brought back. */
+  #replace(next) {
+    const { episode, waiting, queries } = this;
+    const count = episode.ways.reduce((sum, { shots }) => sum + shots, 0) + [...waiting.values()].flat().length;
+    const undo = h("button", { class: "chip", onclick: () => {
+      this.work = this.work.then(() => this.#replace({ episode, waiting, queries })).then(() => this.note.replaceChildren());
+    } }, "Undo");
+    Object.assign(this, next);
+    this.note.replaceChildren();
+    if (count) this.#say(`${count === 1 ? "One example" : `${count} examples`} and the classes are cleared. `, undo);
+    else if (queries.length > this.queries.length) this.#say("The queries are cleared. ", undo);
+    this.#link();
+    this.#render();
   }
 
   async #ask(files) {
-    const added = (await imagesIn(files)).map((file) => ({ file, prediction: null }));
+    const added = (await this.#images(files)).map((file) => ({ file, prediction: null }));
     this.queries.push(...added);
     this.#render();
     this.work = this.work.then(() => this.#classify(added)).then(() => this.#showQueries(), (error) => this.shell.problem(error));
@@ -235,13 +301,15 @@ class Teach {
   async #classify(queries) {
     if (!this.episode.id) return;
     for (let start = 0; start < queries.length; start += QUERIES_A_CALL) {
-      const part = queries.slice(start, start + QUERIES_A_CALL);
-      const files = part.map(({ file }) => file);
-      this.shell.code.show({ name: "classify", path: `fewshot/episodes/${this.episode.id}/classify`, args: [this.episode.id], query: { query: files } });
-      const answer = await this.shell.client.classify(this.episode.id, files);
-      answer.predictions.forEach((prediction, at) => { part[at].prediction = prediction; });
-      this.shell.took(answer.timings_ms.total);
+      await this.#sendReadable(queries.slice(start, start + QUERIES_A_CALL), async (part) => {
+        const files = part.map(({ file }) => file);
+        this.shell.code.show({ name: "classify", path: `fewshot/episodes/${this.episode.id}/classify`, args: [this.episode.id], query: { query: files } });
+        const answer = await this.shell.client.classify(this.episode.id, files);
+        answer.predictions.forEach((prediction, at) => { part[at].prediction = prediction; });
+        this.shell.took(answer.timings_ms.total);
+      });
     }
+    this.queries = this.queries.filter(({ file }) => !this.unread.has(file));
   }
 
   #showQueries() {
@@ -251,9 +319,9 @@ class Teach {
       const { file, prediction } = query;
       const others = this.#labels.filter((label) => label !== prediction?.label);
       return h("li", { class: "query-card", draggable: true, "data-probability": String(doubt(query)), ondragstart: () => { this.dragged = query; } },
-        h("img", { src: previewOf(file), alt: file.name, width: 96, height: 96 }),
+        thumbnail(file, { width: 96, height: 96 }),
         h("b", {}, prediction ? prediction.label : "…"),
-        h("span", { class: "figures" }, prediction ? percent(prediction.probability) : "waits for classes", h("span", { class: "abstains" }, " · abstains")),
+        h("span", { class: "figures" }, prediction ? [percent(prediction.probability), h("span", { class: "abstains" }, " · abstains")] : "waits for classes"),
         prediction ? h("div", { class: "correction" }, h("span", { class: "soft" }, "No, it is"), this.#chips(others, (label) => this.#correct(query, label))) : null);
     }));
     this.#abstain();
@@ -268,8 +336,9 @@ class Teach {
     const threshold = Number(this.slider.value);
     let count = 0;
     for (const card of this.cards.children) {
-      const isAnswered = Number(card.dataset.probability) >= threshold;
-      card.classList.toggle("abstained", !isAnswered);
+      const probability = Number(card.dataset.probability);
+      const isAnswered = probability >= threshold;
+      card.classList.toggle("abstained", probability >= 0 && !isAnswered);
       count += isAnswered;
     }
     this.answered.textContent = `${percent(threshold)}${this.queries.length ? `: ${count} of ${this.queries.length} answered` : ""}`;
@@ -304,8 +373,12 @@ class Teach {
       } catch {
         throw new VermouthError(0, { title: "Not an episode", detail: `${file.name} is not the JSON of an exported episode.`, code: "page" });
       }
-      await this.episode.imported(read);
-      this.waiting = new Map();
+      const episode = new Episode(this.shell.client);
+      await episode.imported(read);
+      this.#replace({ episode, waiting: new Map() });
     });
   }
 }
+
+/** The names of a few files, or how many there are. */
+const listed = (files) => (files.length > 3 ? `${files.length} files` : files.map(({ name }) => name).join(", "));

@@ -125,3 +125,73 @@ def test_the_weight_goes_back_to_the_middle_where_nothing_is_weighed(opened: Pag
     words.fill("")
     expect(weight).to_be_disabled()
     expect(weight).to_have_value("0.5")
+
+
+def test_a_damaged_example_is_named_and_left_out_while_the_others_are_taught(opened: Page, tmp_path: Path) -> None:
+    opened.tolerated = ("400",)
+    (tmp_path / "cut.png").write_bytes((PHOTOGRAPHS / "coffee.png").read_bytes()[:20_000])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    page = opened.open("?tab=teach")
+    first, second, queries = (page.locator(place) for place in (_column(0), _column(1), ".asking"))
+    _give(queries, tmp_path / "broken.png", PHOTOGRAPHS / "moon.png")
+    expect(queries.locator(".query-card .figures")).to_have_text(["waits for classes"] * 2)
+    _give(first, PHOTOGRAPHS / "chelsea.png", tmp_path / "cut.png")
+    _give(second, tmp_path / "broken.png", PHOTOGRAPHS / "coffee.png")
+    page.wait_for_url("**episode=ep_*")
+    expect(first.locator("li")).to_have_count(2)
+    expect(first.locator(".unread")).to_have_text("cut.png is left out. The image is truncated or damaged.")
+    expect(second.locator(".unread")).to_have_text("broken.png is left out. The bytes are not an image.")
+    expect(page.locator(".note")).to_contain_text("cut.png, broken.png cannot be read and are left out.")
+    expect(page.locator(".verdict")).to_contain_text("Give every class a second example")
+    expect(page.locator("#notice")).to_be_empty()
+    expect(queries.locator(".query-card")).to_have_count(1)
+    expect(queries.locator(".query-card .correction")).to_have_count(1)
+    first.get_by_role("button", name="Remove this example").last.click()
+    expect(first.locator("li")).to_have_count(1)
+
+
+def test_the_same_image_counts_once_in_a_class(opened: Page, tmp_path: Path) -> None:
+    page = opened.open("?tab=teach")
+    first, second = (page.locator(_column(at)) for at in range(2))
+    (tmp_path / "copy.png").write_bytes((PHOTOGRAPHS / "chelsea.png").read_bytes())
+    _give(first, PHOTOGRAPHS / "chelsea.png", tmp_path / "copy.png")
+    expect(page.locator(".note")).to_have_text("copy.png is in “first” already: the same image counts once.")
+    _give(second, PHOTOGRAPHS / "coffee.png")
+    page.wait_for_url("**episode=ep_*")
+    page.goto(page.url)  # the service knows them too
+    expect(first.locator("li")).to_have_count(1)
+    _give(first, PHOTOGRAPHS / "moon.png", tmp_path / "copy.png")
+    expect(first.locator("li")).to_have_count(2)
+    expect(page.locator(".note")).to_contain_text("copy.png")
+    _give(second, tmp_path / "copy.png")  # of another class it may be an example
+    expect(second.locator("li")).to_have_count(2)
+    expect(page.locator(".note")).to_be_empty()
+
+
+def test_cleared_classes_can_be_brought_back(opened: Page) -> None:
+    page = opened.open("?tab=teach")
+    examples = page.locator(".class-column li")
+    page.get_by_role("button", name="New", exact=True).click()
+    expect(page.locator(".note")).to_be_empty()  # there was nothing to clear
+    _give(page.locator(_column(0)), PHOTOGRAPHS / "chelsea.png", PHOTOGRAPHS / "astronaut.png")
+    _give(page.locator(_column(1)), PHOTOGRAPHS / "coffee.png")
+    page.wait_for_url("**episode=ep_*")
+    address = page.url
+    _give(page.locator(".asking"), PHOTOGRAPHS / "moon.png")
+    expect(page.locator(".query-card .correction")).to_have_count(1)
+    page.get_by_role("button", name="New", exact=True).click()
+    expect(examples).to_have_count(0)
+    expect(page.locator(".note")).to_contain_text("3 examples and the classes are cleared.")
+    page.get_by_role("button", name="Undo").click()
+    expect(examples).to_have_count(3)
+    expect(page).to_have_url(address)
+    expect(page.locator(".query-card .correction")).to_have_count(1)
+    expect(page.locator(".note")).to_be_empty()
+
+
+def _column(number: int) -> str:
+    return f".class-column >> nth={number}"
+
+
+def _give(place: Any, *files: Path) -> None:
+    place.locator("input[type=file]").set_input_files(files)
