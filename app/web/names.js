@@ -1,6 +1,19 @@
 import { h } from "./dom.js";
 import { colourOf } from "./masks.js";
 
+/** The class that `name` or `name=synonym,synonym` describes, as the API takes it. */
+function classOf(text) {
+  const [name, ...rest] = text.split("=").map((part) => part.trim());
+  const synonyms = rest.join("=").split(",").map((one) => one.trim()).filter(Boolean);
+  return synonyms.length ? { name, synonyms } : name;
+}
+
+/** The classes of a text: a comma is between names, a semicolon between classes where one has synonyms. */
+export const classesIn = (text) => text.split(/[;=]/.test(text) ? ";" : ",").map((name) => name.trim()).filter(Boolean);
+
+/** Such a text. */
+export const textOf = (names) => names.join(names.some((name) => name.includes("=")) ? ";" : ",");
+
 /** The class names to look for: typed as chips, or those of a class set that the service stores. */
 export class Names {
   /** `onchange()` is called when `names` or `set` changed. */
@@ -8,7 +21,7 @@ export class Names {
     Object.assign(this, { shell, names, onchange });
     this.set = null; // the name of the class set whose names are unchanged
     this.sets = [];
-    this.input = h("input", { type: "text", placeholder: "What to look for, then Enter", "aria-label": "Class names", onkeydown: (event) => this.#typed(event), onblur: () => this.#add() });
+    this.input = h("input", { type: "text", placeholder: "What to look for, then Enter", "aria-label": "Class names", title: "With synonyms: cat=kitten,tabby", onkeydown: (event) => this.#typed(event), onblur: () => this.#add() });
     this.chips = h("div", { class: "chips name-chips" });
     this.picker = h("select", { "aria-label": "Class set", onchange: () => this.#choose(this.picker.value) });
     this.name = h("input", { type: "text", placeholder: "name of the set", "aria-label": "Name of the class set", pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", title: "a–z, 0–9, - and _", required: true });
@@ -22,7 +35,7 @@ export class Names {
 
   /** What `POST /segment` takes for it. */
   get query() {
-    return this.set ? { class_set: this.set } : { classes: this.names };
+    return this.set ? { class_set: this.set } : { classes: this.names.map(classOf) };
   }
 
   replace(names) {
@@ -31,7 +44,7 @@ export class Names {
   }
 
   #typed(event) {
-    if (event.key === "Enter" || event.key === ",") {
+    if (event.key === "Enter" || (event.key === "," && !this.input.value.includes("="))) {
       event.preventDefault();
       this.#add();
     } else if (event.key === "Backspace" && !this.input.value && this.names.length) this.replace(this.names.slice(0, -1));
@@ -39,7 +52,7 @@ export class Names {
 
   #add() {
     const known = new Set(this.names.map((name) => name.toLowerCase()));
-    const added = this.input.value.split(",").map((name) => name.trim()).filter((name) => name && !known.has(name.toLowerCase()));
+    const added = classesIn(this.input.value).filter((name) => !known.has(name.toLowerCase()));
     this.input.value = "";
     if (added.length) this.replace([...this.names, ...added]);
   }
@@ -81,7 +94,7 @@ export class Names {
   #choose(name) {
     if (!name) return this.#changed();
     return this.#do(async (client) => {
-      this.names = (await client.json("GET", `class-sets/${name}`)).classes.map((one) => one.name);
+      this.names = (await client.json("GET", `class-sets/${name}`)).classes.map(({ name, synonyms }) => (synonyms.length ? `${name}=${synonyms.join(",")}` : name));
       this.set = name;
       this.onchange();
     });
@@ -91,7 +104,7 @@ export class Names {
     event.preventDefault();
     const name = this.name.value;
     return this.#do(async (client) => {
-      await client.json("PUT", `class-sets/${name}`, { body: { classes: this.names } });
+      await client.json("PUT", `class-sets/${name}`, { body: { classes: this.names.map(classOf) } });
       this.form.hidden = true;
       await this.#load();
       await this.#choose(name);

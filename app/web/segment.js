@@ -1,7 +1,7 @@
 import { choice, debounced, filePicker, h, iconButton, milliseconds, onDrop, percent, save } from "./dom.js";
 import { firstImage, imagesOf, named, previewOf } from "./images.js";
 import { colourOf, Masks, OPACITY } from "./masks.js";
-import { Names } from "./names.js";
+import { classesIn, Names, textOf } from "./names.js";
 
 const SAMPLES = [
   ["cat", "png", ["cat", "sofa", "dog"]],
@@ -21,7 +21,7 @@ class Segment {
     this.shell = shell;
     this.search = debounced(() => this.#run(), 250);
     this.masks = new Masks();
-    this.names = new Names(shell, (shell.parameter("classes") ?? "").split(",").map((name) => name.trim()).filter(Boolean), () => this.#changed());
+    this.names = new Names(shell, classesIn(shell.parameter("classes") ?? ""), () => this.#changed());
     this.element = this.#layout();
     this.onpaste = (event) => this.#take([...event.clipboardData.files]);
   }
@@ -95,7 +95,7 @@ class Segment {
   }
 
   #changed() {
-    this.shell.link({ classes: this.names.names.join(",") });
+    this.shell.link({ classes: textOf(this.names.names) });
     this.search();
   }
 

@@ -103,6 +103,25 @@ def test_each_sample_brings_its_names_and_the_default_view_but_leaves_names_that
     expect(names).to_have_text(["rocket", "sky", "tree", "cat", "moon"])
 
 
+def test_a_class_with_synonyms_is_one_class_also_by_its_address_and_in_a_set(
+    opened: Page, client: httpx.Client
+) -> None:
+    page = opened.open("?tab=segment")
+    page.get_by_label("Class names").press_sequentially("cat=kitten,tabby\nsofa,")
+    expect(page.locator(".chip.name")).to_have_text(["cat=kitten,tabby ×", "sofa ×"])
+    page.goto(page.evaluate("location.href"))
+    expect(page.locator(".chip.name")).to_have_text(["cat=kitten,tabby ×", "sofa ×"])
+    page.get_by_role("button", name="cat", exact=True).click()
+    expect(page.locator(".legend .name")).to_have_text(["cat", "sofa"])
+    page.get_by_role("button", name="Save as set").click()
+    page.get_by_label("Name of the class set").fill("pets")
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_role("button", name="Delete set").wait_for()
+    assert client.get("/class-sets/pets").json()["classes"][0]["synonyms"] == ["kitten", "tabby"]
+    expect(page.locator(".chip.name")).to_have_text(["cat=kitten,tabby ×", "sofa ×"])
+    assert client.delete("/class-sets/pets").is_success
+
+
 def test_code_has_a_line_for_each_stroke(opened: Page) -> None:
     page = opened.open()
     page.wait_for_selector(".card")
