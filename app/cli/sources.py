@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.importing.files import is_system, printable
-from app.cli.importing.svg import utf8_svg
 from app.cli.main import CommandError
 from vermouth_client import ImageLike, Item, Strokes
 from vermouth_client.bulk import SUFFIXES
+from vermouth_client.svg import utf8_svg
 
 _ITEM = "item:"
 _DRAWINGS = frozenset({".json", ".ndjson", ".jsonl"})

@@ -1,14 +1,14 @@
 """Images as callers have them, in the service's one grammar of image inputs."""
 
 import base64
-import codecs
 import io
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
+
+from vermouth_client.svg import is_svg, utf8_svg
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")  # that PNG holds without loss
 _CHANNELS = ((), (1,), (3,), (4,))  # what may follow [H, W]
-_SVG = re.compile(rb"<(?:[\w.-]+:)?svg[\s/>]")
 
 
 T = TypeVar("T")
@@ -82,13 +81,8 @@ def file_or_json(image: ImageLike) -> bytes | dict[str, Any]:
             return {"svg": image.text}
         case Item():
             return {"item": {"gallery": image.gallery, "id": image.id}}
-    data = file_bytes(image)
+    data = utf8_svg(file_bytes(image))
     return {"svg": data.decode("utf-8-sig")} if is_svg(data) else data
-
-
-def is_svg(data: bytes) -> bool:
-    """Whether a file is an SVG document; the service takes its text in place of a file."""
-    return data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<" and _SVG.search(data) is not None
 
 
 def file_bytes(image: Any) -> bytes:

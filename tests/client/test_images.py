@@ -92,6 +92,7 @@ def test_strokes_of_numpy_are_json() -> None:
 
 def test_svg_is_known_by_its_first_letter_and_no_image_is_a_sentence() -> None:
     assert wire(b" <svg/>") == {"svg": " <svg/>"}
+    assert wire(b"<?xml version='1.0' encoding='latin-1'?><svg>\xe4</svg>") == {"svg": "<svg>\xe4</svg>"}
     with pytest.raises(TypeError, match="int is no image: give a path"):
         wire(3)  # type: ignore[arg-type]  # the mistake
     with pytest.raises(FileNotFoundError):

@@ -8,11 +8,10 @@ from itertools import chain, islice
 from rich.progress import Progress
 
 from app.cli.importing.files import Importable, Skip
-from app.cli.importing.svg import utf8_svg
 from app.imaging.formats import has_image_bytes
 from vermouth_client import Client, ImportReport, NewItem
 from vermouth_client.errors import NotFound
-from vermouth_client.images import is_svg
+from vermouth_client.svg import is_svg, utf8_svg
 
 
 @dataclass(slots=True)

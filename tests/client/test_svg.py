@@ -4,7 +4,7 @@ import codecs
 
 import pytest
 
-from app.cli.importing.svg import utf8_svg
+from vermouth_client.svg import utf8_svg
 
 BODY = "<svg xmlns='http://www.w3.org/2000/svg'><title>Häuser 家</title></svg>"
 

@@ -3,14 +3,18 @@
 import codecs
 import re
 
-from vermouth_client.images import is_svg
-
+_SVG = re.compile(rb"<(?:[\w.-]+:)?svg[\s/>]")
 _MARKS = (  # of UTF-32 first: they begin like those of UTF-16
     *((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),
     *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"), (b"<\0", "utf-16-le"), (b"\0<", "utf-16-be")),
 )
 _DECLARED = re.compile(rb"""\s*<\?xml\s[^>]*?encoding\s*=\s*["']([A-Za-z][\w.-]*)["']""")
 _DECLARATION = re.compile(r"\s*<\?xml\s[^>]*>")
+
+
+def is_svg(data: bytes) -> bool:
+    """Whether a file is an SVG document; the service takes its text in place of a file."""
+    return data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<" and _SVG.search(data) is not None
 
 
 def utf8_svg(data: bytes) -> bytes:
