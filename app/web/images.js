@@ -7,13 +7,16 @@ const OF_AN_IMAGE = ["undecodable-image", "image-too-large", "unsupported-media"
 /** Whether a file may be an image: by its type or suffix, or as it has none; the service looks at its bytes. */
 export const isImage = (file) => file instanceof Blob && (file.type.startsWith("image/") || /(^|\/)[^.]+$|\.(png|jpe?g|webp|avif|gif|bmp|tiff?|svg)$/i.test(file.name ?? ""));
 
+/** Whether it is a file whose bytes may be an image; the browser hands out a dropped folder as a file that it cannot read. */
+export const mayBeRead = async (file) => isImage(file) && file.slice(0, 1).arrayBuffer().then(() => true, () => false);
+
 const isSvg = (file) => file.type === "image/svg+xml" || /\.svg$/i.test(file.name ?? "");
 const SVG_SIDE = 512; // px; a smaller SVG is drawn until its longest side has it
 
 /** The images among some files, each with pixels: the browser draws what is an SVG. */
 export async function imagesIn(files) {
   const images = [];
-  for (const file of files) if (isImage(file)) images.push(await drawn(file)); // a folder may hold thousands of SVGs
+  for (const file of files) if (await mayBeRead(file)) images.push(await drawn(file)); // a folder may hold thousands of SVGs
   return images;
 }
 
@@ -54,7 +57,7 @@ export function thumbnail(file, attributes) {
 /** The first image of some files, as `drawn`; throws a problem with the file's name where there is none to show. */
 export async function firstImage(files, { mustShow = false } = {}) {
   const picked = files.find(isImage);
-  if (!picked) throw aboutFile(files[0], "is not an image.");
+  if (!picked || !(await mayBeRead(picked))) throw aboutFile(picked ?? files[0], "is not an image.");
   const file = await drawn(picked);
   const image = new Image();
   image.src = previewOf(file);

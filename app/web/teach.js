@@ -1,6 +1,6 @@
 import { filePicker, h, iconButton, onDrop, percent, save } from "./dom.js";
 import { Episode } from "./episode.js";
-import { imagesIn, imagesOf, isImage, isOfImage, thumbnail } from "./images.js";
+import { imagesIn, imagesOf, isOfImage, mayBeRead, thumbnail } from "./images.js";
 import { sha256 } from "./sha256.js";
 import { verdictOf } from "./verdict.js";
 import { VermouthError } from "./vermouth.js";
@@ -192,9 +192,10 @@ class Teach {
   }
 
   /** The images among files; the note names the others. */
-  #images(files) {
+  async #images(files) {
     this.note.replaceChildren();
-    const others = files.filter((file) => !isImage(file));
+    const others = [];
+    for (const file of files) if (!(await mayBeRead(file))) others.push(file);
     if (others.length) this.#say(listed(others), others.length > 1 ? " are not images." : " is not an image.");
     return imagesIn(files);
   }

@@ -65,6 +65,28 @@ def test_a_file_that_is_no_image_is_named_and_changes_nothing(
     expect(page.locator(".samples")).to_be_visible()
 
 
+@pytest.mark.parametrize(
+    ("tab", "place", "notice"),
+    [
+        ("", ".sheet", "#notice"),
+        ("?tab=segment", ".stage", "#notice"),
+        ("?tab=teach", ".class-column", ".note"),
+        ("?tab=teach", ".asking", ".note"),
+    ],
+)
+def test_a_dropped_folder_is_named(opened: Page, tmp_path: Path, tab: str, place: str, notice: str) -> None:
+    (tmp_path / "holiday").mkdir()
+    page = opened.open(tab)
+    box = page.locator(place).first.bounding_box()
+    session = page.context.new_cdp_session(page)  # only the browser itself hands out a folder
+    dragged = {"items": [], "files": [str(tmp_path / "holiday")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": box["x"] + 20, "y": box["y"] + 20, "data": dragged}
+        session.send("Input.dispatchDragEvent", event)
+    expect(page.locator(notice)).to_contain_text("holiday")
+    expect(page.locator(notice)).to_contain_text("is not an image.")
+
+
 def test_an_image_that_the_service_cannot_read_gives_way_to_the_drawing_before_it(opened: Page) -> None:
     opened.tolerated = ("400",)
     page = opened.open()
