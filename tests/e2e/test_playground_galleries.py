@@ -154,6 +154,24 @@ def test_files_are_picked_with_the_keyboard(
     assert captions == {"h0.png": "a house", item_id("photos/tree.png"): "a tree"}  # as inside the archive
 
 
+def test_paths_begin_inside_a_folder_that_is_dropped_alone(opened: Page) -> None:
+    page = opened.open()
+    paths = page.evaluate("""async () => {
+      const { filesOf } = await import("/playground/archive.js");
+      const file = (name) => ({ isFile: true, name, file: (take) => take(new File([], name)) });
+      const reader = (parts) => ({ readEntries: (take) => take(parts.splice(0, 1)) });
+      const folder = (name, parts) => ({ isDirectory: true, name, createReader: () => reader(parts) });
+      const itemOf = (entry) => ({ webkitGetAsEntry: () => entry });
+      const dropped = async (...entries) => {
+        const found = await filesOf({ items: entries.map(itemOf) });
+        return found.map(({ path }) => path);
+      };
+      const pets = () => folder("pets", [file("a.png"), folder("cats", [file("b.png")])]);
+      return [await dropped(pets()), await dropped(pets(), file("c.png")), await dropped(file("c.png"))];
+    }""")
+    assert paths == [["a.png", "cats/b.png"], ["pets/a.png", "pets/cats/b.png", "c.png"], ["c.png"]]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
