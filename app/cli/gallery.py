@@ -102,7 +102,8 @@ def import_command(
             if done.found or done.is_complete:
                 _report(done, "added")
     if done.rejected:
-        raise typer.Exit(1)
+        count = f"{len(done.rejected)} of {done.found} items were rejected"
+        raise CommandError(f"{count}: correct those that the report names, and repeat the command.")
 
 
 def _check_name(gallery: str) -> None:

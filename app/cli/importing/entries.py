@@ -153,7 +153,10 @@ def _image(entry: Entry, chosen: str, sidecars: dict[str, Entry]) -> Importable:
         if ".txt" in sidecars:
             caption = _text(sidecars[".txt"])
             caption = caption if ".id" in sidecars else caption.strip() or None
-        return Importable(id=chosen, name=name, data=entry.data, metadata=metadata, caption=caption)
+        data = entry.data
+        if not data:
+            raise UnreadableFile("is empty")
+        return Importable(id=chosen, name=name, data=data, metadata=metadata, caption=caption)
     except UnreadableFile as err:
         return Importable(id=chosen, name=name, fault=str(err))
 

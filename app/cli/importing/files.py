@@ -129,6 +129,7 @@ def read_beside(table: Path, name: str) -> tuple[bytes, str | None]:
             other = "is a device, socket or pipe" if path.exists() else "there is no such file"
             return b"", "is a folder" if path.is_dir() else other
         fault = too_large(path.stat().st_size)
-        return (b"", fault) if fault else (path.read_bytes(), None)
+        data = b"" if fault else path.read_bytes()
+        return data, fault or (None if data else "is empty")
     except (OSError, ValueError, RuntimeError) as err:  # a NUL in the name, a link that leads to itself
         return b"", getattr(err, "strerror", None) or "cannot be read"

@@ -107,6 +107,6 @@ def _decoded(text: str) -> bytes:
         decoded = decode_base64(text)
     except Malformed as err:
         raise UnreadableFile(f"its image is not valid base64: {err.detail}") from err
-    if fault := too_large(len(decoded)):
+    if fault := too_large(len(decoded)) or (None if decoded else "is empty"):
         raise UnreadableFile(f"its image {fault}")
     return decoded

@@ -39,6 +39,7 @@ from vermouth_client.bulk import item_id
 
 pytestmark = pytest.mark.anyio
 ICON = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24'><path d='M4 4 20 20' stroke='red'/></svg>"
+REJECTED = "were rejected: correct those that the report names, and repeat the command."
 NAMES = ["a.png", "b/c.png", "b/d é.PNG"]
 
 
@@ -177,6 +178,23 @@ async def test_a_table_names_no_file_outside_its_folder(tmp_path: Path) -> None:
     assert found == [(True, None), outside, outside, (True, None)]
 
 
+async def test_an_empty_image_is_rejected_in_every_kind_of_source(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    (folder / "a.png").write_bytes(b"")
+    (folder / "table.csv").write_text("path\na.png\nb/c.png\n")
+    (folder / "lines.ndjson").write_text('{"path": "a.png"}\n{"image": {"base64": ""}}\n{"path": "b/c.png"}\n')
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
+    for source, count in ((folder, 1), (folder / "table.csv", 1), (folder / "lines.ndjson", 2)):
+        found = [one.fault for one in read_source(source) if one.skip is None]
+        assert sum(fault is not None and fault.endswith("is empty") for fault in found) == count, found
+        assert None in found
+    for name in ("x.zip", "x.tar"):
+        assert [one.fault for one in read_source(tmp_path / name)] == ["is empty"]
+
+
 async def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     for name, content in (("x.zip", b"no archive"), ("x.tar", b"no archive"), ("x.csv", b"id\n1\n"), ("x.doc", b"")):
         (tmp_path / name).write_bytes(content)
@@ -219,8 +237,9 @@ async def test_the_command_fails_when_an_image_is_rejected(tmp_path: Path) -> No
     (folder / "broken.png").write_bytes(b"no image at all")
     (folder / ".DS_Store").write_bytes(b"")
     async with served(create_app(Settings(data_dir=tmp_path / "data"), build_services)) as port:
-        code, output, _ = await command(folder, f"http://127.0.0.1:{port}")
+        code, output, error = await command(folder, f"http://127.0.0.1:{port}")
         assert code == 1
+        assert error == f"error: 1 of 6 items {REJECTED}"
         assert output.splitlines()[0] == "skipped notes.txt: no image belongs to this .txt"
         assert output.splitlines()[1].startswith("rejected broken.png: ")
         assert numbers(output) == {
@@ -232,8 +251,9 @@ async def test_the_command_fails_when_an_image_is_rejected(tmp_path: Path) -> No
             "in the source": 6,
         }
         (folder / "broken.png").unlink()
-        code, output, _ = await command(folder, f"http://127.0.0.1:{port}")
+        code, output, error = await command(folder, f"http://127.0.0.1:{port}")
         found = numbers(output)
+        assert "error" not in error
         assert (code, found["added"], found["there already"], found["rejected"]) == (0, 0, 3, 0)
 
 
@@ -278,15 +298,17 @@ async def test_a_dry_run_checks_everything_and_needs_no_service(tmp_path: Path) 
         (folder / f"{name}.png").write_bytes(png())
         (folder / f"{name}.txt").write_text(caption)
     (folder / os.fsdecode(b"\xff.\xff")).write_bytes(b"")
-    code, output, _ = await command(folder, "http://127.0.0.1:9", "--dry-run")
-    assert code == 1
+    (folder / "empty.png").write_bytes(b"")
+    code, output, error = await command(folder, "http://127.0.0.1:9", "--dry-run")
+    assert (code, error) == (1, f"error: 6 of 15 items {REJECTED}")
+    assert "rejected empty.png: is empty\n" in output
     assert "rejected a.png: Field 'metadata' holds a number that is not finite" in output
     assert "rejected broken.png: its first bytes" in output
     found = numbers(output)
     assert "rejected b/c.png: Field 'metadata' holds a NUL or half a surrogate pair" in output
     assert "rejected f.png: its caption has over 1000 letters" in output
     assert "rejected g.png: Field 'caption' holds a NUL" in output
-    assert (found["would be added"], found["rejected"], found["in the source"]) == (2, 5, 14)
+    assert (found["would be added"], found["rejected"], found["in the source"]) == (2, 6, 15)
 
 
 READY: tuple[int, object, dict[str, str]] = (200, {"status": "ready", "features": [], "training_free": False}, {})
