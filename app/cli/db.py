@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from app.cli.main import progress, read_settings, refuse
+from app.cli.main import CommandError, progress, read_settings, refuse
 from app.errors import EngineUnavailable
 from app.settings import Settings
 from app.stores.blobs import IMAGE_FOLDER, Blobs
@@ -42,7 +42,7 @@ def check(deep: Annotated[bool, typer.Option(help="Read every image too.")] = Fa
     for line in faults:
         typer.echo(line)
     if faults:
-        raise typer.Exit(1)
+        raise CommandError(f"The state has faults ({len(faults)}): docs/scale.md says how to repair each kind.")
     typer.echo("sound")
 
 
@@ -194,7 +194,7 @@ def _database(
 
 def _require_database(settings: Settings) -> None:
     if settings.database_url is None and not (settings.data_dir / SQLITE_FILE).is_file():
-        raise UnusableDatabase(f"There is no database in {settings.data_dir}.")
+        raise UnusableDatabase(f"There is no database in {settings.data_dir}: set VERMOUTH_DATA_DIR to the service's.")
 
 
 @contextmanager

@@ -162,13 +162,14 @@ def read_settings(**options: object) -> "Settings":
 
     from app.settings import Settings
 
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        given = {name: value for name, value in options.items() if value is not None}
         return Settings(**given)  # type: ignore[arg-type]  # a mapping of checked options
     except ValidationError as err:
         for entry in err.errors():
-            name = "__".join(str(part) for part in entry["loc"]).upper()
-            typer.echo(f"VERMOUTH_{name}: {entry['msg']}", err=True)
+            field = "__".join(str(part) for part in entry["loc"])
+            option = f"--{field.replace('_', '-')} or " if field in given else ""  # an option hides the variable
+            typer.echo(f"{option}VERMOUTH_{field.upper()}: {entry['msg']}", err=True)
         typer.echo("error: correct these settings, or unset them; docs/settings.md has all.", err=True)
         raise typer.Exit(_EXIT_BAD_SETTINGS) from err
 

@@ -45,7 +45,8 @@ def test_a_fault_is_reported_and_exits_with_one(state: Path) -> None:
     image.write_bytes(b"x")
     assert run("db", "check")[0] == 0
     code, output = run("db", "check", "--deep")
-    assert (code, output) == (1, f"The image {image.name} is damaged.\n")
+    error = "error: The state has faults (1): docs/scale.md says how to repair each kind."
+    assert (code, output) == (1, f"The image {image.name} is damaged.\n{error}\n")
 
 
 def test_a_state_in_use_is_reported_in_a_line(state: Path) -> None:
@@ -78,7 +79,8 @@ def test_without_a_database_nothing_is_made_and_nothing_called_sound(
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VERMOUTH_DATA_DIR", name)
-    assert run(*command) == (1, f"error: There is no database in {name}.\n")
+    error = f"error: There is no database in {name}: set VERMOUTH_DATA_DIR to the service's.\n"
+    assert run(*command) == (1, error)
     assert sorted(tmp_path.rglob("*")) == before
 
 
