@@ -50,16 +50,16 @@ class Rows:
     def add(self, record: Mapping[str, Any], **more: Any) -> None:
         """Print one record; `more` is what only JSON shows."""
         if self._as_json:
-            typer.echo(json.dumps({**record, **more}, ensure_ascii=False))
+            typer.echo(_json({**record, **more}))
         elif self._as_csv:
             rows = csv.writer(sys.stdout, lineterminator="\n")
             if self._is_first:
                 rows.writerow(record)
-            rows.writerow(json.dumps(value) if isinstance(value, dict | list) else value for value in record.values())
+            rows.writerow(_json(value) if isinstance(value, dict | list) else value for value in record.values())
         elif self._console.is_terminal:
             self._add_to_table(record)
         else:
-            typer.echo("\t".join(json.dumps(v) if isinstance(v, list) else _text(v) for v in record.values()))
+            typer.echo("\t".join(_json(v) if isinstance(v, list) else _text(v) for v in record.values()))
         self._is_first = False
 
     def add_image(self, name: str, png: bytes) -> None:
@@ -87,11 +87,15 @@ def _show(console: Console, name: str, png: bytes) -> None:
 def print_record(record: Mapping[str, Any], *, as_json: bool) -> None:
     """Prints one record: a line a field, or a JSON object."""
     if as_json:
-        typer.echo(json.dumps(record, ensure_ascii=False))
+        typer.echo(_json(record))
         return
     width = max(map(len, record))
     for name, value in record.items():
         typer.echo(f"{name:<{width}}  {_text(value)}")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _text(value: Any) -> str:
