@@ -65,7 +65,7 @@ def connect(
             except ImportStopped as err:  # the cause may be the source's, or a fault of a command
                 raise err.__cause__ or err from None
     except (VermouthError, httpx.HTTPError) as err:
-        raise CommandError(sentence(err)) from err
+        raise CommandError(sentence(err, key)) from err
 
 
 def _find(client: "Client", url: str, *, wait_s: float) -> None:
@@ -90,12 +90,14 @@ def _find(client: "Client", url: str, *, wait_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def sentence(error: BaseException) -> str:
-    """What an error of the client says, in one line."""
+def sentence(error: BaseException, key: str | None = None) -> str:
+    """What an error of the client says, in one line; of a refused key, where it was set."""
     from vermouth_client import ServiceError
 
     if not isinstance(error, ServiceError):
         return str(error) or type(error).__name__
+    if error.status == 401 and key:
+        return "The service does not know this key. Correct --key or VERMOUTH_API_KEY, whichever names it."
     fields = [f"{one.get('field')} {one.get('message')}" for one in error.errors]
     line = f"{error.detail} ({'; '.join(fields)})" if len(fields) > 1 else error.detail  # which holds a single one
     return f"{line} Set --key or VERMOUTH_API_KEY." if error.status == 401 else line

@@ -2,7 +2,7 @@
 
 import io
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +14,8 @@ from app.cli.service import DEFAULT_URL, Key, Url, ask, connect
 from app.cli.sources import HELP, file_for, find_images, write_whole
 
 if TYPE_CHECKING:
-    from vermouth_client import ImageLike
-    from vermouth_client.models import RetrieveResponse, SegmentResponse
+    from vermouth_client import Client, ImageLike
+    from vermouth_client.models import RetrieveResponse, RetrieveResult, SegmentResponse
 
 retrieve_app = typer.Typer(add_completion=False)
 segment_app = typer.Typer(add_completion=False)
@@ -23,6 +23,8 @@ classify_app = typer.Typer(add_completion=False)
 embed_app = typer.Typer(add_completion=False)
 _Sources = Annotated[list[str], typer.Argument(metavar="SOURCE", help=HELP)]
 _MaybeSources = Annotated[list[str] | None, typer.Argument(metavar="SOURCE", help=HELP)]
+_THUMBNAIL_PX = 160
+_LAST_DRAWN = "\u00ff"  # Pillow's own font has Latin letters alone
 _Reproducible = Annotated[bool, typer.Option(help="Bit-equal answers whatever the load, a little slower.")]
 
 
@@ -60,12 +62,11 @@ def retrieve(
             rows.add(record, image_url=one.image_url)
         if out is None and not show:
             return
-        sheet_png = io.BytesIO()
-        answer.sheet().save(sheet_png, format="PNG")
+        drawn = _sheet(client, answer)
         if out is not None:
-            write_whole(out, sheet_png.getvalue())
+            write_whole(out, drawn)
         if show:
-            rows.add_image(name, sheet_png.getvalue())
+            rows.add_image(name, drawn)
 
     with Rows(as_json=as_json, as_csv=as_csv, show=show) as rows, connect(url, key) as client:
         if not queries:
@@ -127,11 +128,7 @@ def segment(
             absent = [one.name for one in answer.classes if not one.area]
             if absent and len(images) == 1:
                 typer.echo(f"not found: {', '.join(absent)}", err=True)
-            for one in answer.classes:
-                if one.area:
-                    record = {"source": source.name, "class": one.name, "score": one.score, "fraction": one.fraction}
-                    mask = one.model_dump(by_alias=True)["mask"]
-                    rows.add(record | {"bbox": one.bbox and list(one.bbox)}, area=one.area, mask=mask)
+            _add_classes(rows, source.name, answer, is_complete=as_json)
             for out, suffix, content in files:
                 if out is not None:
                     write_whole(file_for(out, source, images, suffix), content)
@@ -168,7 +165,9 @@ def classify(
 def embed(
     sources: _MaybeSources = None,
     text: Annotated[list[str] | None, typer.Option("--text", "-t", help="Words to embed; repeatable.")] = None,
-    npy: Annotated[Path | None, typer.Option(help="Write the vectors as a NumPy array [N, D] float32.")] = None,
+    npy: Annotated[
+        Path | None, typer.Option(help="Write the vectors as a NumPy array [N, D] float32; print only their sources.")
+    ] = None,
     reproducible: _Reproducible = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -183,8 +182,10 @@ def embed(
     vectors: list[list[float]] = []
 
     def add(name: str, vector: list[float]) -> None:
-        rows.add({"source": name, "vector": vector})
-        if npy is not None:
+        if npy is None:
+            rows.add({"source": name, "vector": vector})
+        else:
+            rows.add({"source": name})  # in the order of the array
             vectors.append(vector)
 
     with Rows(as_json=as_json, as_csv=as_csv) as rows, connect(url, key) as client:
@@ -199,6 +200,37 @@ def embed(
         array = io.BytesIO()
         np.save(array, np.asarray(vectors, dtype=np.float32))
         write_whole(npy, array.getvalue())
+
+
+def _sheet(client: "Client", answer: "RetrieveResponse") -> bytes:
+    """The results' thumbnails as a PNG, each over its score and title."""
+    from vermouth_client.masks import contact_sheet
+
+    images = (client.item_image(answer.gallery, one.id, size=_THUMBNAIL_PX) for one in answer.results)
+    captions = [f"{one.score:.2f} {_title(one)}" for one in answer.results]
+    png = io.BytesIO()
+    contact_sheet(images, captions, size=_THUMBNAIL_PX).save(png, format="PNG")
+    return png.getvalue()
+
+
+def _title(result: "RetrieveResult") -> str:
+    """The item's name, else the file name in its path, else its id: captions are cut, and such ids begin alike."""
+    name, path = result.metadata.get("name"), result.metadata.get("path")
+    stem = PurePosixPath(path).stem if isinstance(path, str) else ""
+    title = name if isinstance(name, str) and name.strip() else stem
+    return title if title and max(title) <= _LAST_DRAWN else result.id
+
+
+def _add_classes(rows: Rows, name: str, answer: "SegmentResponse", *, is_complete: bool) -> None:
+    """A record for each class found; if complete, one of class None where there is none."""
+    found = [one for one in answer.classes if one.area]
+    for one in found:
+        record = {"source": name, "class": one.name, "score": one.score, "fraction": one.fraction}
+        mask = one.model_dump(by_alias=True)["mask"]
+        rows.add(record | {"bbox": one.bbox and list(one.bbox)}, area=one.area, mask=mask)
+    if is_complete and not found:
+        record = {"source": name, "class": None, "score": None, "fraction": 0.0}
+        rows.add(record | {"bbox": None}, area=0, mask=None)
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from app.domain import HOUSE
 from app.imaging.demo import demo_images
 from tests.app.test_server import COMMAND, started
 from vermouth_client import Client
+from vermouth_client.masks import contact_sheet
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("here")]
 ROOT = Path(__file__).parents[3]
@@ -182,6 +183,26 @@ def test_results_are_drawn_on_sheets() -> None:
     ]
 
 
+def test_a_sheet_titles_results_by_name_or_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def noted(images: Iterable[bytes], captions: Sequence[str], *, size: int) -> Image.Image:
+        drawn[:] = [caption.partition(" ")[2] for caption in captions]
+        return contact_sheet(images, captions, size=size)
+
+    monkeypatch.setattr("vermouth_client.masks.contact_sheet", noted)
+    run("retrieve", "item:default/1f431", "--image", "-k", "1", "--sheet", "x.png")
+    assert drawn == ["cat face"]
+    Path("pets/fish/рыба.png").write_bytes(Path("pets/fish/1f41f.png").read_bytes())
+    run("gallery", "import", "pets", "--gallery", "titled")
+    run("retrieve", "--text", "a fish", "-g", "titled", "--sheet", "x.png")
+    ids = [row[3] for row in lines("retrieve", "--text", "a fish", "-g", "titled")]
+    assert {"1f431", "1f41f", "1f3e0"} <= {*drawn}
+    assert len({*drawn}) == 7
+    assert {*drawn} & {*ids} == {one for one in ids if one.startswith("fish_.png-")}  # no letter that the font lacks
+    run("gallery", "delete", "titled", "--yes")
+
+
 def test_a_folder_answers_for_each_image_and_reports_the_others() -> None:
     done = run("retrieve", "mixed", "-k", "1", "--image", code=1)
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["mixed/a.png", "mixed/c.svg"]
@@ -275,6 +296,16 @@ def test_what_is_not_found_is_named_beside_the_lines() -> None:
     assert run("retrieve", "--text", "a fish").stderr == ""  # no bar of no images
 
 
+def test_an_image_without_any_class_has_an_object_too() -> None:
+    nothing = ("segment", "circle.svg", "mixed/a.png", "-c", "zeppelin", "--threshold", "1")
+    found = objects(*nothing)
+    assert [(one["source"], one["class"], one["area"]) for one in found] == [
+        ("circle.svg", None, 0),
+        ("mixed/a.png", None, 0),
+    ]
+    assert lines(*nothing) == []
+
+
 def test_class_sets_come_and_go() -> None:
     run("classset", "put", "post", "mailbox", "notebook=notepad,pad")
     assert ["post", "1", "2"] in lines("classset", "list")
@@ -325,8 +356,10 @@ def test_a_refused_example_is_named(bad: bytes, reason: str, monkeypatch: pytest
 
 
 def test_vectors_are_printed_and_written() -> None:
-    rows = objects("embed", "circle.svg", "pets/cat", "--text", "a cat", "--npy", "vectors")
+    sources = ("circle.svg", "pets/cat", "--text", "a cat", "--reproducible")
+    rows = objects("embed", *sources)
     assert [row["source"] for row in rows] == ["circle.svg", "pets/cat/1f408.png", "pets/cat/1f431.png", "a cat"]
+    assert lines("embed", *sources, "--npy", "vectors") == [[row["source"]] for row in rows]
     vectors = np.load("vectors")
     np.testing.assert_allclose(vectors, [row["vector"] for row in rows], rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-4)
@@ -351,6 +384,8 @@ def test_status_names_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(run("status", "--json").stdout)["status"] == "ready"
     monkeypatch.delenv("VERMOUTH_API_KEY")
     assert run("status", code=1).stderr.endswith("Set --key or VERMOUTH_API_KEY.\n")
+    unknown = run("status", "--key", "wrong", code=1).stderr
+    assert unknown.startswith("error: The service does not know this key. Correct --key or VERMOUTH_API_KEY")
     assert run("status", "--key", KEY).stdout
 
 
@@ -382,7 +417,7 @@ def test_status_names_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gallery delete none", "none"),
         ("classset show none", "none"),
         ("classset put x cat cat", "Class names must be unique."),
-        ("status --key wrong", "Set --key or VERMOUTH_API_KEY."),
+        ("status --key wrong", "The service does not know this key. Correct --key or VERMOUTH_API_KEY"),
         ("status --url http://127.0.0.1:9", "Start it with `vermouth serve`"),
         ("status --url 127.0.0.1:8000", "is no URL of a service"),
         ("status --url http://127.0.0.1:nine", "is no URL of a service"),
