@@ -164,7 +164,8 @@ def delete_command(
         if count and not yes:
             if not sys.stdin.isatty():
                 raise CommandError(f"{name} holds {count} items: pass --yes to delete them.")
-            typer.confirm(f"Delete {name} with its {count} items?", abort=True)
+            if not typer.confirm(f"Delete {name} with its {count} items?"):
+                raise CommandError("Nothing was deleted.")
         client.delete_gallery(name, with_items=True)
 
 

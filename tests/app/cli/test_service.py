@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -377,6 +378,14 @@ def test_a_gallery_is_imported_shown_exported_and_deleted() -> None:
     run("gallery", "delete", "pets", "--yes")
     run("gallery", "delete", "copy", "--yes")
     assert "pets" not in run("gallery", "list").stdout
+
+
+@pytest.mark.parametrize("answer", ["n\n", "\n"])
+def test_a_gallery_is_left_where_its_deletion_is_not_confirmed(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.cli.gallery.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    done = CliRunner().invoke(app, ["gallery", "delete", "default"], input=answer)
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (1, "error: Nothing was deleted.")
+    assert "default" in run("gallery", "list").stdout
 
 
 def test_status_names_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
