@@ -2,7 +2,7 @@
 
 import io
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +14,8 @@ from app.cli.service import DEFAULT_URL, Key, Url, ask, connect
 from app.cli.sources import HELP, file_for, find_images, write_whole
 
 if TYPE_CHECKING:
-    from vermouth_client import Client, ImageLike
-    from vermouth_client.models import RetrieveResponse, RetrieveResult, SegmentResponse
+    from vermouth_client import ImageLike
+    from vermouth_client.models import RetrieveResponse, SegmentResponse
 
 retrieve_app = typer.Typer(add_completion=False)
 segment_app = typer.Typer(add_completion=False)
@@ -23,8 +23,6 @@ classify_app = typer.Typer(add_completion=False)
 embed_app = typer.Typer(add_completion=False)
 _Sources = Annotated[list[str], typer.Argument(metavar="SOURCE", help=HELP)]
 _MaybeSources = Annotated[list[str] | None, typer.Argument(metavar="SOURCE", help=HELP)]
-_THUMBNAIL_PX = 160
-_LAST_DRAWN = "\u00ff"  # Pillow's own font has Latin letters alone
 _Reproducible = Annotated[bool, typer.Option(help="Bit-equal answers whatever the load, a little slower.")]
 
 
@@ -62,11 +60,12 @@ def retrieve(
             rows.add(record, image_url=one.image_url)
         if out is None and not show:
             return
-        drawn = _sheet(client, answer)
+        sheet_png = io.BytesIO()
+        answer.sheet().save(sheet_png, format="PNG")
         if out is not None:
-            write_whole(out, drawn)
+            write_whole(out, sheet_png.getvalue())
         if show:
-            rows.add_image(name, drawn)
+            rows.add_image(name, sheet_png.getvalue())
 
     with Rows(as_json=as_json, as_csv=as_csv, show=show) as rows, connect(url, key) as client:
         if not queries:
@@ -200,25 +199,6 @@ def embed(
         array = io.BytesIO()
         np.save(array, np.asarray(vectors, dtype=np.float32))
         write_whole(npy, array.getvalue())
-
-
-def _sheet(client: "Client", answer: "RetrieveResponse") -> bytes:
-    """The results' thumbnails as a PNG, each over its score and title."""
-    from vermouth_client.masks import contact_sheet
-
-    images = (client.item_image(answer.gallery, one.id, size=_THUMBNAIL_PX) for one in answer.results)
-    captions = [f"{one.score:.2f} {_title(one)}" for one in answer.results]
-    png = io.BytesIO()
-    contact_sheet(images, captions, size=_THUMBNAIL_PX).save(png, format="PNG")
-    return png.getvalue()
-
-
-def _title(result: "RetrieveResult") -> str:
-    """The item's name, else the file name in its path, else its id: captions are cut, and such ids begin alike."""
-    name, path = result.metadata.get("name"), result.metadata.get("path")
-    stem = PurePosixPath(path).stem if isinstance(path, str) else ""
-    title = name if isinstance(name, str) and name.strip() else stem
-    return title if title and max(title) <= _LAST_DRAWN else result.id
 
 
 def _add_classes(rows: Rows, name: str, answer: "SegmentResponse", *, is_complete: bool) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+_LAST_DRAWN = "\u00ff"  # Pillow's own font has Latin letters alone
 Metadata = dict[str, Any]
 Fetch = Callable[..., bytes]
 """`Client.item_image`."""
@@ -155,6 +157,13 @@ class RetrieveResult(Answer):
     metadata: Metadata
     image_url: str
 
+    @property
+    def title(self) -> str:
+        """The item's name, else the file name in its path, else its id."""
+        name, path = self.metadata.get("name"), self.metadata.get("path")
+        stem = PurePosixPath(path).stem if isinstance(path, str) else ""
+        return name if isinstance(name, str) and name.strip() else stem or self.id
+
 
 class RetrieveResponse(Answer):
     gallery: str
@@ -166,10 +175,11 @@ class RetrieveResponse(Answer):
     _fetch: Fetch | None = PrivateAttr(default=None)
 
     def sheet(self, *, size: int = 160) -> "Image.Image":
-        """The results' thumbnails with ids and scores; reads them from the service, and blocks. Needs Pillow."""
+        """The results' thumbnails with scores and titles; reads them from the service, and blocks. Needs Pillow."""
         if self._fetch is None:
             raise ValueError("These results were not read by a client: read their images with `item_image`.")
-        fetch, captions = self._fetch, [f"{one.score:.2f} {one.id}" for one in self.results]
+        fetch = self._fetch
+        captions = [f"{one.score:.2f} {one.title if max(one.title) <= _LAST_DRAWN else one.id}" for one in self.results]
         return contact_sheet((fetch(self.gallery, one.id, size=size) for one in self.results), captions, size=size)
 
     def show(self) -> None:

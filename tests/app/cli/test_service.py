@@ -191,7 +191,7 @@ def test_a_sheet_titles_results_by_name_or_file(monkeypatch: pytest.MonkeyPatch)
         drawn[:] = [caption.partition(" ")[2] for caption in captions]
         return contact_sheet(images, captions, size=size)
 
-    monkeypatch.setattr("vermouth_client.masks.contact_sheet", noted)
+    monkeypatch.setattr("vermouth_client.models.contact_sheet", noted)
     run("retrieve", "item:default/1f431", "--image", "-k", "1", "--sheet", "x.png")
     assert drawn == ["cat face"]
     Path("pets/fish/рыба.png").write_bytes(Path("pets/fish/1f41f.png").read_bytes())
