@@ -1,5 +1,6 @@
 """The base of all wire models, image inputs, and the types that several of them share."""
 
+import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,7 +25,6 @@ from starlette.requests import HTTPConnection
 from app.domain import Limits
 from app.imaging.sources import Base64Image, StrokesImage, SvgImage
 from app.tasks.features import ItemImage, Source
-from app.tasks.segmentation import normalised_name
 
 GALLERY_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 ITEM_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
@@ -138,9 +138,12 @@ def examples(*bodies: JsonDict) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [*bodies]})
 
 
+_UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})  # Unicode's categories of spaces, controls and formats
+
+
 def visible(text: str) -> str:
     """Refuse a text of spaces and invisible characters alone."""
-    if not normalised_name(text):
+    if all(unicodedata.category(letter) in _UNSEEN for letter in text):
         raise PydanticCustomError("blank", "is blank")
     return text
 
