@@ -94,25 +94,27 @@ export class Notices {
   /** Asks for a key, after an error that another one may avert; `isRefused` where that is about the key that was typed. */
   #ask(error, { isNeeded = true, isRefused = false } = {}) {
     const dialog = $("#key-dialog");
-    if (dialog.open) return;
+    // Of requests that were sent without the key that is being tried, answers still come.
+    if (dialog.open || (this.isTrying && error?.status === 401)) return;
     const text = error?.status === 403 ? "The key in use may not do this. Another one may." : "This service asks for a key. It is exchanged for a session of eight hours; this page does not store it.";
     $("#key-text").textContent = isNeeded ? text : "This service needs no key.";
     $("#key-problem").textContent = isRefused ? (error.status === 401 ? "This key is unknown." : error.message) : "";
     for (const element of [$("label", dialog), $(".primary", dialog)]) element.hidden = !isNeeded;
     $(".secondary", dialog).textContent = isNeeded ? "Cancel" : "Close";
-    dialog.returnValue = ""; // else Escape would mean what the last click meant
-    dialog.showModal();
-    dialog.onclose = async () => {
+    $("form", dialog).onsubmit = ({ submitter }) => {
       const key = $("#key").value.trim();
-      $("#key").value = "";
-      if (dialog.returnValue !== "ok" || !key) return;
-      try {
-        await this.onkey(key);
-      } catch (refused) {
-        if (refused.status === 401 || refused.status === 403) this.#ask(refused, { isRefused: true });
-        else this.problem(refused);
-      }
+      if (submitter?.value === "ok" && key) this.#try(key);
     };
+    $("#key").value = "";
+    dialog.showModal();
+  }
+
+  async #try(key) {
+    this.isTrying = true;
+    const refused = await this.onkey(key).then(() => null, (error) => error);
+    this.isTrying = false;
+    if (refused?.status === 401 || refused?.status === 403) this.#ask(refused, { isRefused: true });
+    else if (refused) this.problem(refused);
   }
 
   #show(error) {

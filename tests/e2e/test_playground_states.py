@@ -55,6 +55,35 @@ def test_it_starts_asks_for_a_key_is_empty_and_outlives_a_restart(browser: Any, 
     seen.close()
 
 
+def test_a_refusal_from_before_the_key_does_not_ask_again(browser: Any, tmp_path: Path) -> None:
+    key, entry = new_key("visitor", [Scope.READ])
+    late: list[Any] = []
+
+    def held(route: Any) -> None:  # the first request for the bundle has no key
+        late.append(route)
+        if len(late) > 1:
+            route.continue_()
+
+    def tried(route: Any) -> None:
+        late[0].fulfill(status=401, json={**PROBLEM, "status": 401})
+        page.wait_for_timeout(300)
+        route.continue_()
+
+    with started("free", tmp_path, limit_s=LIMIT_S, API_KEYS=entry) as process, process.connect() as client:
+        process.wait_for("ready")
+        seen = Page(browser, str(client.base_url))
+        seen.tolerated = BROWSERS_OWN
+        page = seen.page
+        page.route("**/bundle", held)
+        page.route("**/session", tried)
+        seen.open().get_by_label("Key", exact=True).fill(key)
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="“default” is empty").wait_for()
+        expect(page.locator("#key-dialog")).to_be_hidden()
+        assert len(late) > 1
+        seen.close()
+
+
 def test_it_waits_when_asked_to_and_shows_a_problem_in_the_services_words(browser: Any, tmp_path: Path) -> None:
     with started("free", tmp_path, limit_s=LIMIT_S) as process, process.connect() as client:
         process.wait_for("ready")
