@@ -69,6 +69,7 @@ class ImageInputs:
         for at, outcome in enumerate(outcomes, start=1):
             if isinstance(outcome, ServiceError) and len(outcomes) > 1:
                 outcome.detail = f"Image {at} of {len(outcomes)}: {outcome.detail}"
+                raise outcome
         return [result_of(outcome) for outcome in outcomes]
 
     async def tiles(self, source: Source, budget: PixelBudget, profile: TaskProfile) -> TiledImage:

@@ -92,6 +92,7 @@ async def test_a_bad_image_among_others_is_named_by_its_place(client: httpx.Asyn
     for path, files, place in (
         ("/embed", [("image", good), ("image", bad), ("image", good)], "Image 2 of 3: "),
         ("/fewshot/episodes", [("support:a", good), ("support:b", good), ("support:b", bad)], "Image 3 of 3: "),
+        ("/embed", [("image", good), ("image", bad), ("image", bad)], "Image 2 of 3: The bytes"),
         ("/embed", [("image", bad)], "The bytes"),
     ):
         answer = await client.post(path, files=files)
