@@ -16,6 +16,7 @@ ARGUMENTS = (
     "--disable-component-update --disable-sync"
 ).split()
 SLOW_MS = 60_000
+WIDE = {"width": 1280, "height": 860}
 _SIDE = 256  # of the canvas, in the units of strokes
 Strokes = Sequence[Sequence[Sequence[float]]]
 

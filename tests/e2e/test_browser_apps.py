@@ -19,7 +19,7 @@ import pytest
 from app.api.auth import Scope, new_key
 from tests.app.api.images import BAR, CROSS, png
 from tests.app.test_server import started
-from tests.e2e.browser import CHROMIUM, SLOW_MS, Page, launched
+from tests.e2e.browser import CHROMIUM, SLOW_MS, Page
 from tests.e2e.test_playground_states import BROWSERS_OWN
 
 NGINX, OPENSSL = shutil.which("nginx", path="/usr/sbin:/usr/bin"), shutil.which("openssl")
@@ -94,12 +94,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             client.put("/galleries/default/items/a", files=image, headers=headers).raise_for_status()
             base = str(client.base_url).rstrip("/")
             yield Service(base=base, key=key, page=page, foreign=foreign, public=public)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
 
 
 def test_a_page_of_an_allowed_origin_searches_and_shows_images(browser: Any, service: Service) -> None:

@@ -1,7 +1,6 @@
 """SVG icons: of few pixels and with features beyond the subset, over HTTP and in the browser."""
 
 import re
-from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import httpx
 import pytest
 
 from app.imaging.demo import demo_images
-from tests.e2e.browser import CHROMIUM, Page, expect, launched
+from tests.e2e.browser import CHROMIUM, Page, expect
 
 pytestmark = pytest.mark.server
 SIDE_PX, EVERY, LEAST = 16, 20, 0.95
@@ -44,14 +43,6 @@ def test_an_icon_is_stored_as_large_as_it_was_embedded_and_masked_at_its_own_siz
     masks = client.post("/segment", json={"image": {"svg": svg}, "classes": ["fish"]}).raise_for_status().json()
     assert (masks["width"], masks["height"]) == (SIDE_PX, SIDE_PX)
     client.delete("/galleries/icons", params={"confirm": "icons"}).raise_for_status()
-
-
-@pytest.fixture
-def opened(client: httpx.Client) -> Iterator[Page]:
-    with launched() as browser:
-        page = Page(browser, str(client.base_url), viewport={"width": 1280, "height": 860})
-        yield page
-        page.close()
 
 
 @needs_browser

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ import skimage.data
 from pycocotools.coco import COCO
 
 from app.domain import HOUSE
-from tests.e2e.browser import CHROMIUM, Page, Strokes, expect, launched
+from tests.e2e.browser import CHROMIUM, WIDE, Page, Strokes, expect
 from tests.e2e.test_mini import SKETCHES
 
 FISH: Strokes = SKETCHES["fish"]["strokes"]
 PHOTOGRAPHS = Path(skimage.data.__file__).parent
-WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 360, "height": 740}
+PHONE = {"width": 360, "height": 740}
 TABS = ["", "?tab=segment", "?tab=teach", "?tab=galleries"]
 MAX_PAGE_BYTES = 300_000
 # Playwright does not see the parts of a form that holds files.
@@ -36,19 +35,6 @@ SHOWN = """(ids) => {
   return String(cards.map((card) => card.dataset.id)) === String(ids);
 }"""
 pytestmark = [pytest.mark.server, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def opened(browser: Any, client: httpx.Client) -> Iterator[Page]:
-    page = Page(browser, str(client.base_url), viewport=WIDE, accept_downloads=True)
-    yield page
-    page.close()
 
 
 # --- Draw

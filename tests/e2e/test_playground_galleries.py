@@ -16,11 +16,11 @@ from app.cli.importing.archives import read_folder
 from app.cli.importing.files import SourceOptions
 from app.cli.importing.tables import read_table
 from tests.app.test_server import started
-from tests.e2e.browser import CHROMIUM, Page, expect, launched
+from tests.e2e.browser import CHROMIUM, Page, expect
 from vermouth_client.bulk import item_id
 
 pytestmark = [pytest.mark.server, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
-WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 360, "height": 740}
+PHONE = {"width": 360, "height": 740}
 LIMIT_S = 600
 FOLDER = ".drop input[webkitdirectory]"
 FILES = ".drop input[type=file]:not([webkitdirectory])"
@@ -43,19 +43,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     with started("free", tmp_path_factory.mktemp("data"), limit_s=LIMIT_S) as process, process.connect() as connected:
         process.wait_for("ready")
         yield connected
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def opened(browser: Any, client: httpx.Client) -> Iterator[Page]:
-    page = Page(browser, str(client.base_url), viewport=WIDE)
-    yield page
-    page.close()
 
 
 @pytest.fixture
@@ -143,9 +130,9 @@ def test_files_are_picked_with_the_keyboard(
     (tmp_path / "more.zip").write_bytes(content.getvalue())
     (tmp_path / "more.csv").write_text("file,caption\nh0.png,a house\ntree.png,a tree\n")
     page = opened.open(f"?tab=galleries&gallery={gallery}")
-    page.get_by_role("button", name="Pick files…").focus()
+    page.wait_for_load_state("networkidle")  # the gallery is shown whole: a new button would not have the focus
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Pick files…").press("Enter")
     assert chooser.value.is_multiple()
     chooser.value.set_files([tmp_path / "more.zip", tmp_path / "more.csv", folder / "house/h0.png"])
     page.get_by_role("button", name="Import 2 images").press("Enter")

@@ -1,7 +1,6 @@
 """What the playground does with first words, second images, damaged and repeated files, and keys."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,10 @@ import pytest
 import skimage.data
 
 from app.domain import HOUSE
-from tests.e2e.browser import CHROMIUM, Page, expect, launched
+from tests.e2e.browser import CHROMIUM, Page, expect
 
 PHOTOGRAPHS = Path(skimage.data.__file__).parent
-WIDE = {"width": 1280, "height": 860}
 pytestmark = [pytest.mark.server, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def opened(browser: Any, client: httpx.Client) -> Iterator[Page]:
-    page = Page(browser, str(client.base_url), viewport=WIDE)
-    yield page
-    page.close()
 
 
 def test_the_first_words_take_the_place_of_the_house(opened: Page) -> None:

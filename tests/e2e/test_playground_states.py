@@ -1,7 +1,6 @@
 """What the playground shows while the service starts, asks for a key, is busy, fails, restarts or is away."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from app.api.auth import Scope, new_key
 from tests.app.test_server import started
-from tests.e2e.browser import CHROMIUM, Page, expect, launched
+from tests.e2e.browser import CHROMIUM, Page, expect
 
 pytestmark = [pytest.mark.server, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 BROWSERS_OWN = ("Failed to load resource", "WebSocket connection to")  # lines about answers that a test provokes
@@ -20,12 +19,6 @@ PROBLEM = {
     "detail": "In the service’s words.",
     "request_id": "0123456789abcdef",
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
 
 
 def test_it_starts_asks_for_a_key_is_empty_and_outlives_a_restart(browser: Any, tmp_path: Path) -> None:
